@@ -1,0 +1,51 @@
+"""Deadlines: absolute instants on the caller's own monotonic clock."""
+
+from __future__ import annotations
+
+from typing import Mapping
+
+__all__ = ["format_grpc_timeout", "parse_grpc_timeout", "request_deadline"]
+
+_UNIT_SECONDS = {"H": 3600.0, "M": 60.0, "S": 1.0, "m": 1e-3, "u": 1e-6, "n": 1e-9}
+_MAX_DIGITS = 8
+
+
+def parse_grpc_timeout(value: str) -> float:
+    """The seconds in a ``grpc-timeout`` header: at most eight digits and a unit (``5010m``).
+
+    Raises :class:`ValueError` for anything else.
+    """
+    digits, unit = value[:-1], value[-1:]
+    if unit not in _UNIT_SECONDS or not 0 < len(digits) <= _MAX_DIGITS:
+        raise ValueError(f"not a grpc-timeout: {value[:32]!r}")
+    if not (digits.isascii() and digits.isdigit()):
+        raise ValueError(f"not a grpc-timeout: {value[:32]!r}")
+    return int(digits) * _UNIT_SECONDS[unit]
+
+
+def format_grpc_timeout(seconds: float) -> str:
+    """A ``grpc-timeout`` header for ``seconds``, in the finest unit that fits eight digits."""
+    nanoseconds = max(0, int(seconds * 1e9))
+    for unit, size in (("n", 1), ("u", 10**3), ("m", 10**6), ("S", 10**9), ("M", 60 * 10**9)):
+        if nanoseconds < size * 10**_MAX_DIGITS:
+            return f"{nanoseconds // size}{unit}"
+    return f"{min(nanoseconds // (3600 * 10**9), 10**_MAX_DIGITS - 1)}H"
+
+
+def request_deadline(
+    timeout_seconds: int, headers: Mapping[str, str], now: float
+) -> float | None:
+    """The nearer of a request's ``timeout_seconds`` and its ``grpc-timeout`` header.
+
+    ``None`` when neither was given. A ``timeout_seconds`` of zero or less means none; a
+    ``grpc-timeout`` that does not parse is taken as absent: the gateway's own limit still holds.
+    """
+    deadline = now + timeout_seconds if timeout_seconds > 0 else None
+    header = headers.get("grpc-timeout")
+    if header is None:
+        return deadline
+    try:
+        callers = now + parse_grpc_timeout(header)
+    except ValueError:
+        return deadline
+    return callers if deadline is None else min(deadline, callers)

@@ -1,0 +1,70 @@
+"""Method paths, and which handler a path belongs to."""
+
+from __future__ import annotations
+
+from typing import Generic, Iterator, TypeVar
+
+__all__ = ["Routes", "lookup_order", "split_method_path"]
+
+T = TypeVar("T")
+
+
+def split_method_path(path: str) -> tuple[str, str]:
+    """``("package.Service", "Method")`` from a method path, with or without the first slash.
+
+    Raises :class:`ValueError` for a path that names no service or no method.
+    """
+    service, slash, method = path.lstrip("/").rpartition("/")
+    if not slash or not service or not method or "/" in service:
+        raise ValueError(f"not a method path: {path[:200]!r}; expected /package.Service/Method")
+    return service, method
+
+
+def lookup_order(service: str) -> Iterator[str]:
+    """The names a service is looked up by: itself, then its dotted parents, nearest first."""
+    while service:
+        yield service
+        service = service.rpartition(".")[0]
+
+
+class Routes(Generic[T]):
+    """Handlers by method, and catch-alls by service. Not thread-safe: the owner guards it."""
+
+    def __init__(self) -> None:
+        self._methods: dict[tuple[str, str], T] = {}
+        self._services: dict[str, T] = {}
+
+    def add_method(self, path: str, handler: T) -> None:
+        """Register one method. Raises :class:`ValueError` for a bad path or a second handler."""
+        key = split_method_path(path)
+        if key in self._methods:
+            raise ValueError(f"{path} already has a handler")
+        self._methods[key] = handler
+
+    def add_service(self, service: str, handler: T) -> None:
+        """Register a catch-all. Raises :class:`ValueError` for a second one."""
+        if service in self._services:
+            raise ValueError(f"{service} already has a handler")
+        self._services[service] = handler
+
+    def services(self) -> list[str]:
+        """The names of all services that have a handler, sorted."""
+        return sorted({service for service, _ in self._methods} | set(self._services))
+
+    def find(self, path: str) -> T | None:
+        """The handler of a path.
+
+        A gateway resolves a service by its dotted parents too, so a path may name a child of
+        the service that was registered: the nearest parent's catch-all takes it.
+        """
+        try:
+            service, method = split_method_path(path)
+        except ValueError:
+            return None
+        exact = self._methods.get((service, method))
+        if exact is not None:
+            return exact
+        for name in lookup_order(service):
+            if name in self._services:
+                return self._services[name]
+        return None

@@ -1,0 +1,115 @@
+"""Status codes: gRPC's own, their HTTP counterparts, and how both travel in a response."""
+
+from __future__ import annotations
+
+from enum import IntEnum
+from typing import Mapping
+from urllib.parse import quote, unquote
+
+__all__ = [
+    "StatusCode",
+    "decode_message",
+    "encode_message",
+    "http_status",
+    "is_success",
+    "response_code",
+    "status_code",
+]
+
+
+class StatusCode(IntEnum):
+    """The gRPC status codes (google.rpc.Code)."""
+
+    OK = 0
+    CANCELLED = 1
+    UNKNOWN = 2
+    INVALID_ARGUMENT = 3
+    DEADLINE_EXCEEDED = 4
+    NOT_FOUND = 5
+    ALREADY_EXISTS = 6
+    PERMISSION_DENIED = 7
+    RESOURCE_EXHAUSTED = 8
+    FAILED_PRECONDITION = 9
+    ABORTED = 10
+    OUT_OF_RANGE = 11
+    UNIMPLEMENTED = 12
+    INTERNAL = 13
+    UNAVAILABLE = 14
+    DATA_LOSS = 15
+    UNAUTHENTICATED = 16
+
+
+_HTTP_STATUS = {
+    StatusCode.OK: 200,
+    StatusCode.CANCELLED: 499,
+    StatusCode.INVALID_ARGUMENT: 400,
+    StatusCode.DEADLINE_EXCEEDED: 504,
+    StatusCode.NOT_FOUND: 404,
+    StatusCode.ALREADY_EXISTS: 409,
+    StatusCode.PERMISSION_DENIED: 403,
+    StatusCode.RESOURCE_EXHAUSTED: 429,
+    StatusCode.FAILED_PRECONDITION: 400,
+    StatusCode.ABORTED: 409,
+    StatusCode.OUT_OF_RANGE: 400,
+    StatusCode.UNIMPLEMENTED: 501,
+    StatusCode.UNAVAILABLE: 503,
+    StatusCode.UNAUTHENTICATED: 401,
+}
+
+_STATUS_CODE = {
+    400: StatusCode.INVALID_ARGUMENT,
+    401: StatusCode.UNAUTHENTICATED,
+    403: StatusCode.PERMISSION_DENIED,
+    404: StatusCode.NOT_FOUND,
+    408: StatusCode.DEADLINE_EXCEEDED,
+    409: StatusCode.ABORTED,
+    429: StatusCode.RESOURCE_EXHAUSTED,
+    499: StatusCode.CANCELLED,
+    500: StatusCode.INTERNAL,
+    501: StatusCode.UNIMPLEMENTED,
+    502: StatusCode.UNAVAILABLE,
+    503: StatusCode.UNAVAILABLE,
+    504: StatusCode.DEADLINE_EXCEEDED,
+}
+
+
+def http_status(code: StatusCode) -> int:
+    """The HTTP status of a gRPC code, as google.rpc.Code maps it."""
+    return _HTTP_STATUS.get(code, 500)
+
+
+def is_success(status: int) -> bool:
+    """Whether a response's ``status_code`` is a success: 0 (gRPC's OK) and 2xx are."""
+    return status == 0 or 200 <= status <= 299
+
+
+def status_code(status: int) -> StatusCode:
+    """The gRPC code that comes nearest to a response's ``status_code``."""
+    if is_success(status):
+        return StatusCode.OK
+    return _STATUS_CODE.get(status, StatusCode.UNKNOWN)
+
+
+def response_code(status: int, headers: Mapping[str, str]) -> StatusCode:
+    """The exact gRPC code of a response: its ``grpc-status`` header, else its ``status_code``.
+
+    A header that contradicts the status (one a success, the other not) or that is no code at
+    all is not believed.
+    """
+    try:
+        code = StatusCode(int(headers.get("grpc-status", "")))
+    except ValueError:
+        return status_code(status)
+    if (code is StatusCode.OK) != is_success(status):
+        return status_code(status)
+    return code
+
+
+def encode_message(message: str) -> str:
+    """Percent-encode a status message for the ``grpc-message`` header (PROTOCOL-HTTP2)."""
+    return quote(message, safe=" !\"#$&'()*+,-./:;<=>?@[\\]^_`{|}~", errors="replace")
+
+
+def decode_message(value: str) -> str:
+    """Undo :func:`encode_message`; what was not encoded rightly is kept as it came."""
+    return unquote(value, errors="replace")

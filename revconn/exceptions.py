@@ -1,0 +1,113 @@
+"""The errors that revconn raises.
+
+Everything derives from :class:`RevconnError`. A wait that ran out of time raises the builtin
+:class:`TimeoutError` instead, as the standard library does.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from revconn.core.errors import ProtocolError, RevconnError
+from revconn.core.status import StatusCode, http_status, status_code
+
+__all__ = [
+    "AuthenticationError",
+    "CallError",
+    "ConfigurationError",
+    "ConnectionLost",
+    "HandshakeError",
+    "MessageTooLarge",
+    "Overloaded",
+    "ProtocolError",
+    "RequestError",
+    "RevconnError",
+]
+
+
+class ConfigurationError(RevconnError, ValueError):
+    """An argument, option or environment variable cannot be used.
+
+    ``name`` says which one, ``value`` what it was (``None`` where it is a secret), ``remedy``
+    what to do. Raised before any connection is made.
+    """
+
+    def __init__(self, name: str, value: Any, problem: str, remedy: str) -> None:
+        shown = "" if value is None else f" (got {value!r})"
+        super().__init__(f"{name}: {problem}{shown}; {remedy}")
+        self.name = name
+        self.value = value
+        self.remedy = remedy
+
+
+class ConnectionLost(RevconnError):
+    """A connection to a gateway could not be opened, or ended. Retryable.
+
+    ``target`` is the gateway's address, ``code`` the gRPC status the stream ended with
+    (``None`` where there was none), ``reason`` what happened.
+    """
+
+    def __init__(self, target: str, reason: str, code: StatusCode | None = None) -> None:
+        super().__init__(f"{target}: {reason}")
+        self.target = target
+        self.reason = reason
+        self.code = code
+
+
+class HandshakeError(ConnectionLost):
+    """The gateway refused the connection, or did not finish the handshake."""
+
+
+class AuthenticationError(HandshakeError):
+    """The gateway refused the API key."""
+
+
+class MessageTooLarge(RevconnError):
+    """A message is larger than the peer accepts. ``size`` and ``limit`` are in bytes."""
+
+    def __init__(self, size: int, limit: int) -> None:
+        super().__init__(f"message of {size:,} bytes is larger than the limit of {limit:,} bytes")
+        self.size = size
+        self.limit = limit
+
+
+class Overloaded(RevconnError):
+    """More work was offered than may be in flight at once. ``limit`` is that bound."""
+
+    def __init__(self, limit: int) -> None:
+        super().__init__(f"{limit:,} requests are in flight, which is the limit")
+        self.limit = limit
+
+
+class CallError(RevconnError):
+    """A call failed: ``status``, ``code`` and ``message`` are what came back."""
+
+    def __init__(self, status: int, message: str, code: StatusCode | None = None) -> None:
+        super().__init__(f"{status}: {message}")
+        self.status = status
+        self.code = status_code(status) if code is None else code
+        self.message = message
+
+
+class RequestError(RevconnError):
+    """Raised by a handler to fail its request with a status of its choice.
+
+    ``status`` is an HTTP status from 400 to 599 or a failing gRPC code (1 to 16, a
+    :class:`~revconn.StatusCode`); either is translated to the other, so that callers that speak
+    HTTP and callers that speak gRPC both see it. ``message`` is sent to the caller as it is.
+    """
+
+    def __init__(self, status: int, message: str = "") -> None:
+        super().__init__(f"{int(status)}: {message}")
+        if 1 <= status <= 16:
+            self.code = StatusCode(status)
+            self.status = http_status(self.code)
+        elif 400 <= status <= 599:
+            self.code = status_code(status)
+            self.status = int(status)
+        else:
+            raise ValueError(
+                f"RequestError: status {int(status)} is not a failure; use an HTTP status from"
+                " 400 to 599 or a gRPC code from 1 to 16"
+            )
+        self.message = message
