@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Mapping
+from collections.abc import Mapping
 
 __all__ = ["format_grpc_timeout", "parse_grpc_timeout", "request_deadline"]
 
@@ -32,9 +32,7 @@ def format_grpc_timeout(seconds: float) -> str:
     return f"{min(nanoseconds // (3600 * 10**9), 10**_MAX_DIGITS - 1)}H"
 
 
-def request_deadline(
-    timeout_seconds: int, headers: Mapping[str, str], now: float
-) -> float | None:
+def request_deadline(timeout_seconds: int, headers: Mapping[str, str], now: float) -> float | None:
     """The nearer of a request's ``timeout_seconds`` and its ``grpc-timeout`` header.
 
     ``None`` when neither was given. A ``timeout_seconds`` of zero or less means none; a

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Generic, Iterator, TypeVar
+from collections.abc import Iterator
+from typing import Generic, TypeVar
 
 __all__ = ["Routes", "lookup_order", "split_method_path"]
 
@@ -14,7 +15,7 @@ def split_method_path(path: str) -> tuple[str, str]:
 
     Raises :class:`ValueError` for a path that names no service or no method.
     """
-    service, slash, method = path.lstrip("/").rpartition("/")
+    service, slash, method = path.removeprefix("/").rpartition("/")
     if not slash or not service or not method or "/" in service:
         raise ValueError(f"not a method path: {path[:200]!r}; expected /package.Service/Method")
     return service, method

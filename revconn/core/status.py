@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from enum import IntEnum
-from typing import Mapping
 from urllib.parse import quote, unquote
 
 __all__ = [
@@ -111,5 +111,5 @@ def encode_message(message: str) -> str:
 
 
 def decode_message(value: str) -> str:
-    """Undo :func:`encode_message`; what was not encoded rightly is kept as it came."""
+    """Undo :func:`encode_message`; a stray ``%`` is kept, bytes that are no UTF-8 become U+FFFD."""
     return unquote(value, errors="replace")

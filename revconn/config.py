@@ -1,0 +1,202 @@
+"""Settings: frozen values, validated where they are made."""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Sequence
+from concurrent.futures import Executor, ProcessPoolExecutor
+from dataclasses import dataclass
+from typing import Callable, Union
+
+from revconn.target import Target
+from revconn.validation import (
+    refuse,
+    require_api_key,
+    require_count,
+    require_number,
+    require_seconds,
+    require_service_name,
+)
+
+__all__ = ["TLS", "Backoff", "Options", "PathOrPEM", "api_key_source", "parse_services"]
+
+PathOrPEM = Union[str, "os.PathLike[str]", bytes]
+
+
+@dataclass(frozen=True)
+class TLS:
+    """How to speak TLS to a gateway.
+
+    Each of ``ca``, ``cert`` and ``key`` is a path to a PEM file, or the PEM itself as bytes.
+    Files are read again for every connection, so renewed certificates are picked up.
+
+    ``ca``: the authorities to trust instead of the system's.
+    ``cert``, ``key``: the client's certificate chain and its private key, for mutual TLS.
+    ``server_name``: the name to expect in the gateway's certificate instead of the target's host.
+
+    Raises :class:`ConfigurationError` for a file that cannot be read, or half a key pair.
+    """
+
+    ca: PathOrPEM | None = None
+    cert: PathOrPEM | None = None
+    key: PathOrPEM | None = None
+    server_name: str | None = None
+
+    def __post_init__(self) -> None:
+        if (self.cert is None) != (self.key is None):
+            missing = "key" if self.key is None else "cert"
+            refuse(f"TLS({missing}=)", None, "is missing", "give cert and key together")
+        for name in ("ca", "cert", "key"):
+            self.read(name)
+
+    def read(self, name: str) -> bytes | None:
+        """The PEM that ``name`` stands for, as it is on disk now."""
+        source: PathOrPEM | None = getattr(self, name)
+        if source is None or isinstance(source, bytes):
+            return source
+        try:
+            with open(source, "rb") as file:
+                return file.read()
+        except OSError as error:
+            refuse(
+                f"TLS({name}=)",
+                os.fspath(source),
+                f"cannot be read: {error.strerror}",
+                "give the path of a PEM file, or its content as bytes",
+            )
+
+    def __repr__(self) -> str:
+        shown = (
+            f"{name}={'<PEM>' if isinstance(value, bytes) else repr(value)}"
+            for name, value in vars(self).items()
+            if value is not None
+        )
+        return f"TLS({', '.join(shown)})"
+
+
+@dataclass(frozen=True)
+class Backoff:
+    """How long to wait between attempts to connect: exponential, with full jitter.
+
+    Before attempt *n* + 1 the wait is drawn evenly from 0 to ``initial * multiplier ** (n - 1)``
+    seconds, at most ``maximum``: a fleet that lost its gateway at once does not return at once.
+
+    ``initial``: 1.0 seconds.
+    ``maximum``: 60.0 seconds.
+    ``multiplier``: 2.0.
+    ``stable_after``: seconds a connection must have lasted for the count to start afresh
+    (10.0); one that breaks sooner counts as a failed attempt.
+    ``max_attempts``: give up after so many failures in a row (``None``: never).
+    """
+
+    initial: float = 1.0
+    maximum: float = 60.0
+    multiplier: float = 2.0
+    stable_after: float = 10.0
+    max_attempts: int | None = None
+
+    def __post_init__(self) -> None:
+        require_seconds("Backoff(initial=)", self.initial)
+        require_seconds("Backoff(maximum=)", self.maximum)
+        require_seconds("Backoff(stable_after=)", self.stable_after, zero=True)
+        require_number("Backoff(multiplier=)", self.multiplier, at_least=1)
+        if self.maximum < self.initial:
+            refuse(
+                "Backoff(maximum=)", self.maximum, "is less than initial", "give at least initial"
+            )
+        if self.max_attempts is not None:
+            require_count("Backoff(max_attempts=)", self.max_attempts)
+
+    def ceiling(self, failures: int) -> float:
+        """The longest wait, in seconds, after so many failures in a row (at least one)."""
+        try:
+            return float(min(self.maximum, self.initial * self.multiplier ** (failures - 1)))
+        except OverflowError:
+            return float(self.maximum)
+
+    def delay(self, failures: int) -> float:
+        """A wait, in seconds, drawn for so many failures in a row."""
+        return random.uniform(0.0, self.ceiling(failures))  # noqa: S311
+
+
+@dataclass(frozen=True)
+class Options:
+    """Everything a connector is told when it is made; :class:`~revconn.Connector` documents it."""
+
+    targets: tuple[Target, ...]
+    api_key: Callable[[], str]
+    services: tuple[str, ...]
+    tls: TLS | bool | None
+    max_workers: int
+    executor: Executor | None
+    max_in_flight: int
+    max_message_bytes: int
+    heartbeat_interval: float
+    liveness_timeout: float | None
+    connect_timeout: float
+    keepalive_interval: float | None
+    keepalive_timeout: float
+    drain_timeout: float
+    backoff: Backoff
+    is_fatal: Callable[[Exception], bool]
+
+    def __post_init__(self) -> None:
+        for name in ("max_workers", "max_in_flight", "max_message_bytes"):
+            require_count(name, getattr(self, name))
+        for name in ("heartbeat_interval", "connect_timeout", "keepalive_timeout", "drain_timeout"):
+            require_seconds(name, getattr(self, name))
+        for name in ("liveness_timeout", "keepalive_interval"):
+            if getattr(self, name) is not None:
+                require_seconds(name, getattr(self, name))
+        if self.liveness_timeout is not None and self.liveness_timeout <= self.heartbeat_interval:
+            refuse(
+                "liveness_timeout",
+                self.liveness_timeout,
+                "would end before the next heartbeat",
+                f"give more than heartbeat_interval ({self.heartbeat_interval:g} s)",
+            )
+        if not isinstance(self.backoff, Backoff):
+            refuse("backoff", self.backoff, "not a Backoff", "give revconn.Backoff(…)")
+        if not callable(self.is_fatal):
+            refuse("is_fatal", self.is_fatal, "not callable", "give a function of the error")
+        if self.tls is not None and not isinstance(self.tls, (TLS, bool)):
+            refuse("tls", self.tls, "not TLS settings", "give TLS(…), True, False or None")
+        if self.executor is not None:
+            _require_threads(self.executor)
+
+    def tls_for(self, target: Target) -> TLS | None:
+        """The TLS settings for one target; ``None`` is plaintext: to loopback, or asked for."""
+        if isinstance(self.tls, TLS):
+            return self.tls
+        use_tls = not target.is_loopback if self.tls is None else self.tls
+        return TLS() if use_tls else None
+
+
+def parse_services(services: Sequence[str]) -> tuple[str, ...]:
+    """Service names, each once, in the order given."""
+    if isinstance(services, str):
+        refuse("services", services, "one text, not a list", f"write services=[{services!r}]")
+    try:
+        names = dict.fromkeys(require_service_name("services", name) for name in services)
+    except TypeError:
+        refuse("services", services, "not a list of names", 'write services=["echo.Echo"]')
+    return tuple(names)
+
+
+def api_key_source(api_key: str | Callable[[], str]) -> Callable[[], str]:
+    """A callable as it is; a key, checked now, as a callable."""
+    if callable(api_key):
+        return api_key
+    key = require_api_key(api_key)
+    return lambda: key
+
+
+def _require_threads(executor: Executor) -> None:
+    if not isinstance(executor, Executor) or isinstance(executor, ProcessPoolExecutor):
+        refuse(
+            "executor",
+            executor,
+            "cannot run handlers",
+            "give a concurrent.futures.ThreadPoolExecutor, or leave it out",
+        )

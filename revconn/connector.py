@@ -1,0 +1,372 @@
+"""The connector: what an application creates, gives its handlers to, and starts."""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import os
+import queue
+import signal
+import threading
+from collections.abc import Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Callable, TypeVar
+
+from revconn.config import TLS, Backoff, Options, api_key_source, parse_services
+from revconn.core.routing import Routes, split_method_path
+from revconn.environment import environment_options
+from revconn.exceptions import RevconnError
+from revconn.runtime.failures import is_fatal as default_is_fatal
+from revconn.runtime.handlers import Answering, Handler
+from revconn.runtime.signals import signals_into
+from revconn.runtime.state import State, StateBoard
+from revconn.runtime.supervisor import Supervisor
+from revconn.runtime.threads import is_own_thread
+from revconn.target import Target, parse_targets
+from revconn.transport.base import Transport
+from revconn.validation import refuse, require_seconds, require_service_name
+
+__all__ = ["Connector", "LinkStatus"]
+
+logger = logging.getLogger(__name__)
+
+H = TypeVar("H", bound=Handler)
+
+
+@dataclass(frozen=True)
+class LinkStatus:
+    """What one link is doing: its gateway's address, its state, its id while it has one."""
+
+    target: str
+    state: State
+    connection_id: str | None
+
+
+class Connector:
+    """Serves gRPC requests that gateways push down connections which this side opened.
+
+    Every option is keyword-only; durations are float seconds, sizes bytes.
+
+    :param targets: a gateway's address (``host:port``, ``[v6]:port``, ``unix:path``), or several:
+        one connection to each, all serving.
+    :param api_key: the key, or a callable that returns it, asked before every handshake.
+    :param services: full names of services to register, besides those that handlers name.
+    :param tls: ``None`` (TLS, except to a loopback address), a :class:`TLS`, ``True``, or
+        ``False`` for plaintext.
+    :param max_workers: how many handlers run at once (16).
+    :param executor: a :class:`~concurrent.futures.ThreadPoolExecutor` of your own to run them in;
+        it is not shut down. Default: one of the connector's.
+    :param max_in_flight: requests accepted and not yet answered (1000, as many as the reference
+        gateway keeps pending in all); more are refused with 429 at once.
+    :param max_message_bytes: the largest message sent (4 MiB, a gRPC server's default limit:
+        beyond it a gateway would end the whole stream). A larger answer fails alone.
+    :param heartbeat_interval: 30.0.
+    :param liveness_timeout: after a longer silence (a suspended machine, a starved process) the
+        gateway may have forgotten the connection, so it is replaced (90.0: that leaves 30 s of
+        the reference gateway's 120). ``None`` disables.
+    :param connect_timeout: bounds the whole handshake, up to CONNECTED (20.0).
+    :param keepalive_interval: between HTTP/2 pings on an idle connection (330.0: servers built on
+        gRPC's core refuse pings more often than every 300 s). ``None`` disables.
+    :param keepalive_timeout: how long such a ping may stay unanswered and, where the system can
+        say so, sent data unacknowledged (20.0).
+    :param drain_timeout: how long SIGTERM, :meth:`stop` and leaving a ``with`` block wait for
+        what was accepted to be answered (30.0).
+    :param backoff: :class:`Backoff`, the waits between attempts to connect.
+    :param is_fatal: says of a :class:`ConnectionLost` whether trying again is useless
+        (:func:`revconn.is_fatal`).
+
+    Raises :class:`ConfigurationError` for anything that cannot be used. All methods may be called
+    from any thread.
+    """
+
+    def __init__(
+        self,
+        targets: str | Sequence[str],
+        *,
+        api_key: str | Callable[[], str],
+        services: Sequence[str] = (),
+        tls: TLS | bool | None = None,
+        max_workers: int = 16,
+        executor: Executor | None = None,
+        max_in_flight: int = 1000,
+        max_message_bytes: int = 4 << 20,
+        heartbeat_interval: float = 30.0,
+        liveness_timeout: float | None = 90.0,
+        connect_timeout: float = 20.0,
+        keepalive_interval: float | None = 330.0,
+        keepalive_timeout: float = 20.0,
+        drain_timeout: float = 30.0,
+        backoff: Backoff = Backoff(),
+        is_fatal: Callable[[Exception], bool] = default_is_fatal,
+    ) -> None:
+        self._options = Options(
+            targets=parse_targets(targets),
+            api_key=api_key_source(api_key),
+            services=parse_services(services),
+            tls=tls,
+            max_workers=max_workers,
+            executor=executor,
+            max_in_flight=max_in_flight,
+            max_message_bytes=max_message_bytes,
+            heartbeat_interval=heartbeat_interval,
+            liveness_timeout=liveness_timeout,
+            connect_timeout=connect_timeout,
+            keepalive_interval=keepalive_interval,
+            keepalive_timeout=keepalive_timeout,
+            drain_timeout=drain_timeout,
+            backoff=backoff,
+            is_fatal=is_fatal,
+        )
+        self._routes: Routes[Handler] = Routes()
+        self._board = StateBoard()
+        self._wakeups: queue.SimpleQueue[int | None] = queue.SimpleQueue()
+        self._pid = os.getpid()
+        self._lock = threading.Lock()  # guards _supervisor, _stopped and registration
+        self._supervisor: Supervisor | None = None
+        self._stopped = False
+
+    @classmethod
+    def from_env(cls, prefix: str = "REVCONN_") -> Connector:
+        """A connector with its options from environment variables.
+
+        ``PREFIX_TARGET`` (comma-separated), ``PREFIX_API_KEY`` or ``PREFIX_API_KEY_FILE`` (read
+        again before every handshake), ``PREFIX_SERVICES`` (comma-separated), ``PREFIX_TLS``
+        (``on`` or ``off``), ``PREFIX_TLS_CA``, ``_CERT``, ``_KEY`` and ``_SERVER_NAME``.
+
+        Raises :class:`ConfigurationError` naming the variable that is missing or malformed.
+        """
+        return cls(**environment_options(prefix, os.environ))
+
+    # Handlers
+
+    def method(self, path: str) -> Callable[[H], H]:
+        """Decorate the handler of one method, ``/package.Service/Method``."""
+
+        def register(handler: H) -> H:
+            self.add_method(path, handler)
+            return handler
+
+        return register
+
+    def add_method(self, path: str, handler: Handler) -> None:
+        """Handle one method, ``/package.Service/Method``, and register its service.
+
+        ``handler(request)`` returns bytes, a protobuf message, a :class:`Response` or ``None``,
+        or raises :class:`RequestError`. It runs in a worker thread.
+
+        Raises :class:`ConfigurationError` for a bad path, a second handler of one method, or a
+        new service after the start.
+        """
+        try:
+            service, _ = split_method_path(path)
+        except (ValueError, AttributeError):
+            refuse("path", path, "not a method path", "write /package.Service/Method")
+        self._add(service, path, handler, self._routes.add_method)
+
+    def add_service(self, name: str, handler: Handler) -> None:
+        """Handle every method of a service that has no handler of its own.
+
+        Its child services too: a gateway resolves ``a.B.C`` to ``a.B`` when only that is
+        registered. Otherwise as :meth:`add_method`.
+        """
+        self._add(name, name, handler, self._routes.add_service)
+
+    def _add(
+        self, service: str, key: str, handler: Handler, add: Callable[[str, Handler], None]
+    ) -> None:
+        require_service_name("service", service)
+        if not callable(handler):
+            refuse("handler", handler, "not callable", "give a function of the request")
+        with self._lock:
+            supervisor = self._supervisor
+            if supervisor is not None and service not in supervisor.services:
+                refuse("service", service, "is new after the start", "add it before start()")
+            try:
+                add(key, handler)
+            except ValueError:
+                refuse("handler of", key, "there is one already", "register each handler once")
+
+    # Lifecycle
+
+    def start(self, block: bool = True) -> None:
+        """Connect and serve.
+
+        With ``block`` it returns when the connector was stopped. In the main thread it then also
+        handles SIGINT and SIGTERM: the first drains, the second aborts. Without ``block`` it
+        returns at once; :meth:`wait_ready` tells when a gateway has accepted the connection.
+
+        Raises :class:`ConfigurationError` when there is nothing to serve, and, when blocking, the
+        fatal error that ended it (:class:`AuthenticationError` for a refused key).
+        """
+        if not block:
+            self._launch().start()
+            return
+        with signals_into(self._wakeups):
+            supervisor = self._launch()
+            supervisor.start()
+            self._obey_signals(supervisor)
+        self.wait()
+
+    def wait_ready(self, timeout: float | None = None) -> None:
+        """Wait until at least one gateway has accepted the connection.
+
+        Raises :class:`TimeoutError` after ``timeout`` seconds, the fatal error that ended the
+        connector, or :class:`RevconnError` when it was stopped.
+        """
+        reached = self._board.wait_for((State.READY, State.DRAINING, State.CLOSED), timeout)
+        if reached is None:
+            raise TimeoutError(f"not ready within {timeout:g} s: {self!r}")
+        if reached is not State.READY:
+            self._raise_error()
+            raise RevconnError(f"stopped before it was ready: {self!r}")
+
+    def wait(self, timeout: float | None = None) -> None:
+        """Wait until the connector has ended.
+
+        Raises :class:`TimeoutError` after ``timeout`` seconds, and the fatal error that ended it,
+        if one did.
+        """
+        if is_own_thread():
+            raise RevconnError("wait() in a handler or a callback would wait for itself")
+        if self._board.wait_for((State.CLOSED,), timeout) is None:
+            raise TimeoutError(f"still running after {timeout:g} s: {self!r}")
+        self._raise_error()
+
+    def stop(self, timeout: float | None = None) -> None:
+        """Drain and end: finish what was accepted, say goodbye, and leave.
+
+        Takes at most about ``timeout`` seconds (``None``: ``drain_timeout``); what is unfinished
+        by then is answered 503. Idempotent. Called in a handler or a callback it returns at once
+        and the draining goes on.
+        """
+        seconds = self._options.drain_timeout if timeout is None else timeout
+        require_seconds("timeout", seconds, zero=True)
+        supervisor = self._end_idle()
+        if supervisor is not None:
+            supervisor.stop(seconds)
+
+    def abort(self) -> None:
+        """End at once; what is in flight is abandoned. Idempotent, and bounded to seconds."""
+        supervisor = self._end_idle()
+        if supervisor is not None:
+            supervisor.abort()
+
+    def __enter__(self) -> Connector:
+        self.start(block=False)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.stop()
+
+    # What it is doing
+
+    @property
+    def state(self) -> State:
+        """What it is doing now. One link that is ready makes a connector ready."""
+        return self._board.state
+
+    @property
+    def connection_id(self) -> str | None:
+        """The id that the (first connected) gateway gave; ``None`` while there is none."""
+        return next((link.connection_id for link in self.links if link.connection_id), None)
+
+    @property
+    def links(self) -> tuple[LinkStatus, ...]:
+        """What each link is doing, in the order of ``targets``."""
+        supervisor = self._supervisor
+        if supervisor is None:
+            state = self.state
+            return tuple(LinkStatus(str(t), state, None) for t in self._options.targets)
+        return tuple(
+            LinkStatus(str(link.target), link.state, link.connection_id)
+            for link in supervisor.links
+        )
+
+    def stats(self) -> dict[str, int]:
+        """Counters since the start (empty before): requests accepted, answered, expired, …"""
+        supervisor = self._supervisor
+        return {} if supervisor is None else supervisor.stats()
+
+    def on_state_change(self, callback: Callable[[State], object]) -> None:
+        """Call ``callback(state)`` at every change from now on, in order, from some thread.
+
+        It should return soon. An exception in it is logged and changes nothing.
+        """
+        self._board.subscribe(callback)
+
+    def __repr__(self) -> str:
+        targets = ", ".join(str(target) for target in self._options.targets)
+        return f"<Connector {targets} {self.state.name} connection_id={self.connection_id}>"
+
+    # Inside
+
+    def _launch(self) -> Supervisor:
+        with self._lock:
+            if self._supervisor is not None or self._stopped:
+                raise RevconnError("a connector starts once; make a new one")
+            services = tuple(dict.fromkeys((*self._options.services, *self._routes.services())))
+            if not services:
+                refuse("services", (), "nothing to serve", "add a handler, or name the services")
+            self._supervisor = Supervisor(
+                self._options,
+                self._transport,
+                Answering(self._routes, self._options.max_message_bytes),
+                services,
+                self._board,
+                on_end=self._end,
+            )
+        atexit.register(self._abort_at_exit)
+        return self._supervisor
+
+    def _transport(self, target: Target) -> Transport:
+        from revconn.transport.grpcio import GrpcioTransport
+
+        options = self._options
+        return GrpcioTransport(
+            target,
+            options.tls_for(target),
+            keepalive_interval=options.keepalive_interval,
+            keepalive_timeout=options.keepalive_timeout,
+        )
+
+    def _obey_signals(self, supervisor: Supervisor) -> None:
+        """Wait for the end; the first signal drains, the second aborts."""
+        first = True
+        while (number := self._wakeups.get()) is not None:
+            name = signal.Signals(number).name
+            if first:
+                logger.info("%s: finishing what was accepted, then leaving", name)
+                supervisor.begin_drain(self._options.drain_timeout)
+            else:
+                logger.warning("%s again: leaving at once", name)
+                supervisor.abort()
+            first = False
+
+    def _end(self) -> None:
+        atexit.unregister(self._abort_at_exit)
+        self._wakeups.put(None)
+
+    def _abort_at_exit(self) -> None:
+        if os.getpid() == self._pid:  # a forked child has the hook too, and none of the threads
+            self.abort()
+
+    def _end_idle(self) -> Supervisor | None:
+        """The supervisor to end; without one the connector is closed right here."""
+        with self._lock:
+            self._stopped = True
+            if self._supervisor is not None:
+                return self._supervisor
+        self._board.update(lambda state: State.CLOSED)
+        return None
+
+    def _raise_error(self) -> None:
+        error = None if self._supervisor is None else self._supervisor.error
+        if error is not None:
+            raise error

@@ -1,0 +1,67 @@
+"""Responses, encoded: success and failure, bare or in gRPC's framing as the request was."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from revconn._proto.registry_pb2 import ConnectionMessage, ForwardResponse
+from revconn.core.framing import frame
+from revconn.core.status import StatusCode, encode_message, http_status, status_code
+
+__all__ = ["encode_failure", "encode_response"]
+
+
+def encode_response(
+    request_id: str,
+    payload: bytes,
+    *,
+    status: int = 200,
+    headers: Mapping[str, str] | None = None,
+    error: str = "",
+    framed: bool = False,
+) -> bytes:
+    """The message that answers ``request_id``."""
+    if framed:
+        # A failure without a payload is what gRPC calls trailers-only: there is nothing to frame.
+        payload = frame(payload) if payload or not error else payload
+        headers = {
+            "content-type": "application/grpc",
+            "grpc-status": str(int(status_code(status))),
+            **(headers or {}),
+        }
+    response = ForwardResponse(
+        request_id=request_id,
+        status_code=status,
+        headers=headers,
+        payload=payload,
+        error_message=error,
+    )
+    return ConnectionMessage(response=response).SerializeToString()
+
+
+def encode_failure(
+    request_id: str,
+    code: StatusCode,
+    message: str,
+    *,
+    status: int | None = None,
+    headers: Mapping[str, str] | None = None,
+    payload: bytes = b"",
+    framed: bool = False,
+) -> bytes:
+    """The message that fails ``request_id``; the exact gRPC code travels in its headers.
+
+    ``status`` defaults to the code's HTTP status.
+    """
+    return encode_response(
+        request_id,
+        payload,
+        status=http_status(code) if status is None else status,
+        headers={
+            "grpc-status": str(int(code)),
+            "grpc-message": encode_message(message),
+            **(headers or {}),
+        },
+        error=message,
+        framed=framed,
+    )

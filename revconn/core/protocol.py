@@ -1,0 +1,217 @@
+"""One connection's conversation with a gateway, as a state machine.
+
+Messages that arrived and local wishes go in; what they mean and what to send come out. Time is
+passed in, nothing blocks, nothing is shared: whoever owns a :class:`Conversation` guards it.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Callable
+
+from google.protobuf.message import DecodeError
+
+from revconn._proto.registry_pb2 import (
+    ConnectionMessage,
+    ConnectionRegister,
+    ConnectionStatus,
+    ForwardRequest,
+    Heartbeat,
+)
+from revconn.core.errors import ProtocolError
+
+__all__ = ["Conversation", "Inbound", "Phase"]
+
+logger = logging.getLogger(__name__)
+
+_LONGEST_ID = 256
+_LONGEST_QUOTE = 200
+
+
+class Phase(Enum):
+    """Where a conversation stands. It only ever moves down this list."""
+
+    OPENED = "opened"
+    REGISTERING = "registering"
+    READY = "ready"
+    LEAVING = "leaving"
+    ENDED = "ended"
+
+
+@dataclass
+class Inbound:
+    """What one batch of messages meant.
+
+    ``connection_id`` is set by the batch that brought CONNECTED, ``end`` by the one that ended
+    the conversation: a :class:`ProtocolError` when the gateway broke the protocol, else the
+    gateway's own reason. ``requests`` hold even then: they came first.
+    """
+
+    requests: list[ForwardRequest] = field(default_factory=list)
+    connection_id: str | None = None
+    end: ProtocolError | str | None = None
+
+
+class Conversation:
+    """What may be said when, and what each thing heard means (protocol.md, section 2).
+
+    Wishes (:meth:`register`, :meth:`heartbeat`, :meth:`disconnect`) return the message to send
+    and raise :class:`ProtocolError` when this is not the moment for them.
+    """
+
+    def __init__(self, *, liveness_timeout: float | None) -> None:
+        self.phase = Phase.OPENED
+        self.connection_id = ""
+        self._liveness_timeout = liveness_timeout
+        self._last_heartbeat_left: float | None = None
+
+    @property
+    def established(self) -> bool:
+        """Whether answers and heartbeats may be sent."""
+        return self.phase in (Phase.READY, Phase.LEAVING)
+
+    # Wishes
+
+    def register(self, api_key: str, services: Iterable[str]) -> bytes:
+        """The first message. ``connection_id`` stays empty: the gateway gives one."""
+        self._require(self.phase is Phase.OPENED, "register")
+        self._enter(Phase.REGISTERING)
+        message = ConnectionMessage(register=ConnectionRegister(api_key=api_key, services=services))
+        return message.SerializeToString()
+
+    def heartbeat(self, unix_time: float) -> bytes:
+        """A heartbeat with the id that the gateway gave."""
+        self._require(self.established, "heartbeat")
+        message = ConnectionMessage(
+            heartbeat=Heartbeat(timestamp=int(unix_time), connection_id=self.connection_id)
+        )
+        return message.SerializeToString()
+
+    def disconnect(self) -> bytes:
+        """Say goodbye. Requests already on their way are still to be answered."""
+        self._require(self.phase is Phase.READY, "disconnect")
+        self._enter(Phase.LEAVING)
+        status = ConnectionStatus(
+            connection_id=self.connection_id, status=ConnectionStatus.DISCONNECTED
+        )
+        return ConnectionMessage(status=status).SerializeToString()
+
+    def end(self) -> None:
+        """The stream is gone: nothing is sent or heard from here on."""
+        if self.phase is not Phase.ENDED:
+            self._enter(Phase.ENDED)
+
+    # Time
+
+    def heartbeat_left(self, now: float) -> None:
+        """A heartbeat (or the registration, which counts as one) was handed to the network."""
+        self._last_heartbeat_left = now
+
+    def silent_for(self, now: float) -> float:
+        """Seconds since the last heartbeat left; 0.0 before the first."""
+        return 0.0 if self._last_heartbeat_left is None else now - self._last_heartbeat_left
+
+    def may_be_forgotten(self, now: float) -> bool:
+        """Whether the gateway may have dropped this connection's routes (section 7).
+
+        True after *any* gap between heartbeats that may have outlasted the gateway's patience:
+        later heartbeats go through and are accepted, and the routes still never return.
+        """
+        if self._liveness_timeout is None or not self.established:
+            return False
+        return self.silent_for(now) > self._liveness_timeout
+
+    # What the gateway says
+
+    def receive(self, batch: Iterable[bytes]) -> Inbound:
+        """Take in what arrived, in order. Never raises: a broken rule is in ``Inbound.end``."""
+        inbound = Inbound()
+        for data in batch:
+            if self.phase is Phase.ENDED:
+                break
+            try:
+                self._receive_one(data, inbound)
+            except ProtocolError as error:
+                inbound.end = error
+                self._enter(Phase.ENDED)
+        return inbound
+
+    def _receive_one(self, data: bytes, inbound: Inbound) -> None:
+        if self.phase is Phase.OPENED:
+            raise ProtocolError("the gateway spoke before it was spoken to")
+        try:
+            message = ConnectionMessage.FromString(data)
+        except DecodeError:
+            raise ProtocolError(
+                "the gateway sent bytes that are no ConnectionMessage", f"{len(data):,} bytes"
+            ) from None
+        kind = message.WhichOneof("message_type")
+        if kind == "request":
+            # Also before CONNECTED: a route exists from the moment the gateway registers it,
+            # and a caller's request may overtake the status.
+            if 0 < len(message.request.request_id) <= _LONGEST_ID:
+                inbound.requests.append(message.request)
+            else:
+                logger.warning("ignored a request with no id or an endless one: unanswerable")
+        elif kind == "status":
+            self._receive_status(message.status, inbound)
+        elif kind is None:
+            logger.info("ignored a message of a type newer than this schema")
+        else:
+            logger.info("ignored a %s: a gateway has no use for one here", kind)
+
+    def _receive_status(self, status: ConnectionStatus, inbound: Inbound) -> None:
+        receive = _STATUS_RECEIVERS.get(status.status)
+        if receive is None:
+            logger.info("ignored a connection status newer than this schema: %d", status.status)
+        else:
+            receive(self, status, inbound)
+
+    def _receive_connected(self, status: ConnectionStatus, inbound: Inbound) -> None:
+        given = status.connection_id
+        if not given:
+            raise ProtocolError("CONNECTED without a connection_id")
+        if len(given) > _LONGEST_ID or not given.isprintable():
+            raise ProtocolError("CONNECTED with an unusable connection_id", _quote(given))
+        if self.phase is Phase.REGISTERING:
+            self.connection_id = inbound.connection_id = given
+            self._enter(Phase.READY)
+        elif given != self.connection_id:
+            # Heartbeats must carry the one right id, and there is no telling which it is now.
+            raise ProtocolError("a second CONNECTED with another connection_id", _quote(given))
+
+    def _receive_disconnected(self, status: ConnectionStatus, inbound: Inbound) -> None:
+        inbound.end = f"the gateway said DISCONNECTED: {_quote(status.message)}"
+        self._enter(Phase.ENDED)
+
+    def _receive_error(self, status: ConnectionStatus, inbound: Inbound) -> None:
+        if self.phase is Phase.REGISTERING:
+            inbound.end = f"the gateway said ERROR: {_quote(status.message)}"
+            self._enter(Phase.ENDED)
+        else:
+            logger.warning("the gateway reported an error: %s", _quote(status.message))
+
+    # Guards
+
+    def _require(self, allowed: bool, wish: str) -> None:
+        if not allowed:
+            raise ProtocolError(f"{wish} cannot be sent while {self.phase.value}")
+
+    def _enter(self, phase: Phase) -> None:
+        logger.debug("conversation %s: %s -> %s", self.connection_id, self.phase, phase)
+        self.phase = phase
+
+
+_STATUS_RECEIVERS: dict[int, Callable[[Conversation, ConnectionStatus, Inbound], None]] = {
+    ConnectionStatus.CONNECTED: Conversation._receive_connected,
+    ConnectionStatus.DISCONNECTED: Conversation._receive_disconnected,
+    ConnectionStatus.ERROR: Conversation._receive_error,
+}
+
+
+def _quote(text: str) -> str:
+    """A peer's words for a log: shortened, and with no control characters."""
+    return repr(text[:_LONGEST_QUOTE]) if text else "(no reason given)"

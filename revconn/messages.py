@@ -1,0 +1,129 @@
+"""What a handler is given and what it gives back."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+
+from revconn._proto.registry_pb2 import ForwardRequest
+from revconn.core.framing import is_framed, unframe
+from revconn.core.status import is_success
+
+__all__ = ["Request", "Response"]
+
+
+class Request:
+    """One request from a gateway. Read-only; safe to use from any thread.
+
+    ``deadline`` is the absolute instant (``time.monotonic()``, seconds) after which the caller no
+    longer waits: the nearer of the gateway's ``timeout_seconds`` and the caller's own
+    ``grpc-timeout``. ``None``: nobody set one.
+    """
+
+    __slots__ = ("_active", "_headers", "_message", "deadline")
+
+    def __init__(self, message: ForwardRequest, deadline: float | None) -> None:
+        self._message = message
+        self._headers: dict[str, str] | None = None
+        self._active = True
+        self.deadline = deadline
+
+    @property
+    def request_id(self) -> str:
+        """The gateway's id of this request, unique among those in flight."""
+        return self._message.request_id
+
+    @property
+    def method(self) -> str:
+        """The method's path as the gateway sent it, ``/package.Service/Method``."""
+        return self._message.method_path
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        """The caller's headers, names in lower case."""
+        if self._headers is None:
+            self._headers = dict(self._message.headers)
+        return self._headers
+
+    @property
+    def payload(self) -> bytes:
+        """The method's message, bare.
+
+        Raises :class:`~revconn.ProtocolError` for a gRPC frame that is cut short or compressed.
+        """
+        payload = self._message.payload
+        return unframe(payload) if is_framed(payload) else payload
+
+    @property
+    def framed(self) -> bool:
+        """Whether the payload came in gRPC's framing; the answer then goes out in it too."""
+        return is_framed(self._message.payload)
+
+    def time_remaining(self) -> float | None:
+        """Seconds until the deadline, never negative; ``None`` without one."""
+        return None if self.deadline is None else max(0.0, self.deadline - time.monotonic())
+
+    def is_active(self) -> bool:
+        """Whether an answer is still wanted. A long handler may look now and then, and stop."""
+        return self._active
+
+    def _settle(self) -> None:
+        """Called once, by the dispatcher: answered, expired or abandoned."""
+        self._active = False
+
+    def __repr__(self) -> str:
+        return f"Request({self.method!r}, request_id={self.request_id!r})"
+
+
+class Response:
+    """A handler's answer where bytes alone do not say enough.
+
+    ``payload``: the encoded message (bytes, default empty).
+    ``status``: 200 by default; an HTTP status from 200 to 599, or 0 (gRPC's OK).
+    ``headers``: sent to the caller; names and values are text, names in lower case.
+    ``error``: the message of a failure.
+
+    Immutable; may be shared between requests and threads.
+    """
+
+    __slots__ = ("error", "headers", "payload", "status")
+
+    payload: bytes
+    status: int
+    headers: Mapping[str, str]
+    error: str
+
+    def __init__(
+        self,
+        payload: bytes = b"",
+        *,
+        status: int = 200,
+        headers: Mapping[str, str] | None = None,
+        error: str = "",
+    ) -> None:
+        if not isinstance(payload, (bytes, bytearray, memoryview)):
+            raise TypeError(
+                f"Response: payload is {type(payload).__name__}; give bytes"
+                " (message.SerializeToString() for a protobuf message)"
+            )
+        if not (status == 0 or 200 <= status <= 599):
+            raise ValueError(f"Response: status {status} is no status; give 0 or 200 to 599")
+        fields = dict(headers or {})
+        if not all(isinstance(text, str) for item in fields.items() for text in item):
+            raise TypeError("Response: headers hold something that is not text; give str to str")
+        set_slot = object.__setattr__
+        set_slot(self, "payload", bytes(payload))
+        set_slot(self, "status", int(status))
+        set_slot(self, "headers", fields)
+        set_slot(self, "error", error)
+
+    @property
+    def ok(self) -> bool:
+        """Whether the status is a success."""
+        return is_success(self.status)
+
+    def __setattr__(self, name: str, value: object) -> None:
+        raise AttributeError(f"Response is immutable; make a new one to change {name}")
+
+    def __repr__(self) -> str:
+        return f"Response({len(self.payload)} bytes, status={self.status})"

@@ -1,0 +1,1 @@
+"""The threads: links and their sessions, heartbeats, handlers."""

@@ -1,0 +1,265 @@
+"""Requests in flight: who runs them, when they expire, and that each is answered once."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Iterable
+from concurrent.futures import Executor
+from typing import Callable, NamedTuple, Protocol
+
+from revconn._proto.registry_pb2 import ForwardRequest
+from revconn.core.answers import encode_failure
+from revconn.core.deadline import request_deadline
+from revconn.core.outbound import Answer
+from revconn.core.status import StatusCode
+from revconn.messages import Request
+from revconn.runtime.threads import own_thread
+
+__all__ = ["Dispatcher", "Origin"]
+
+logger = logging.getLogger(__name__)
+
+
+class Origin(Protocol):
+    """Where requests come from and their answers go."""
+
+    def answer(self, answers: Iterable[Answer]) -> None:
+        """Queue answers; does not block."""
+
+
+class _Entry(NamedTuple):
+    """A request in flight, with its way back."""
+
+    origin: Origin
+    request: Request
+
+
+class Dispatcher:
+    """Feeds requests to a pool of workers and sees to it that each is answered exactly once.
+
+    ``answerer`` turns a request into its encoded answer; it runs user code and never raises.
+
+    A request is in flight from :meth:`accept` until it is settled: whoever settles it (its
+    handler, its deadline, the end) answers it, and nobody else does. A worker is a task in the
+    executor that takes requests until none waits: one task per request would cost a future, a
+    lock and a wake-up each.
+
+    ``_lock`` guards all state; ``_idle`` and ``_due`` are its conditions. Thread-safe.
+    """
+
+    def __init__(
+        self,
+        answerer: Callable[[Request], bytes],
+        executor: Executor,
+        *,
+        max_workers: int,
+        max_in_flight: int,
+    ) -> None:
+        self._answerer = answerer
+        self._executor = executor
+        self._max_workers = max_workers
+        self._max_in_flight = max_in_flight
+        self._lock = threading.Lock()
+        self._idle = threading.Condition(self._lock)
+        self._due = threading.Condition(self._lock)
+        self._in_flight: dict[tuple[Origin, str], Request] = {}
+        self._waiting: deque[_Entry] = deque()
+        self._workers = 0
+        self._next_due: float | None = None
+        self._closed = False
+        self._counts = dict.fromkeys(
+            ("accepted", "answered", "expired", "late", "repeated", "overloaded"), 0
+        )
+        self._timer = threading.Thread(
+            target=self._watch_deadlines, name="revconn-deadlines", daemon=True
+        )
+
+    def start(self) -> None:
+        """Start the thread that watches deadlines."""
+        self._timer.start()
+
+    # Requests come in
+
+    def accept(self, origin: Origin, messages: Iterable[ForwardRequest]) -> None:
+        """Put a batch of requests in flight; those over the limit are refused with 429 at once.
+
+        A repeated id is ignored while the first request with it is in flight: running a handler
+        twice would be worse, and the one answer serves both.
+        """
+        refused = []
+        with self._lock:
+            for message in messages:
+                if (origin, message.request_id) in self._in_flight:
+                    self._counts["repeated"] += 1
+                elif len(self._in_flight) >= self._max_in_flight or self._closed:
+                    refused.append(message.request_id)
+                else:
+                    self._admit(origin, message)
+            self._counts["overloaded"] += len(refused)
+            hired = min(self._max_workers - self._workers, len(self._waiting))
+            self._workers += hired
+        self._hire(hired)
+        if refused:
+            self._refuse(origin, refused)
+
+    def _admit(self, origin: Origin, message: ForwardRequest) -> None:
+        """Requires holding ``_lock``."""
+        deadline = request_deadline(message.timeout_seconds, message.headers, time.monotonic())
+        request = Request(message, deadline)
+        self._counts["accepted"] += 1
+        self._in_flight[origin, message.request_id] = request
+        self._waiting.append(_Entry(origin, request))
+        if deadline is not None and (self._next_due is None or deadline < self._next_due):
+            self._next_due = deadline
+            self._due.notify()
+
+    def _hire(self, count: int) -> None:
+        for started in range(count):
+            try:
+                self._executor.submit(self._work)
+            except RuntimeError as error:  # shut down: by its owner, or as the interpreter exits
+                self._dismiss(count - started, str(error))
+                return
+
+    def _dismiss(self, count: int, reason: str) -> None:
+        """The executor took no more workers; without any, what waits cannot run."""
+        with self._lock:
+            self._workers -= count
+            stranded = list(self._waiting) if self._workers == 0 else []
+        for entry in stranded:
+            self._fail(entry, StatusCode.UNAVAILABLE, "the service is shutting down")
+        if stranded:
+            logger.warning("refused %d requests: no worker to run them: %s", len(stranded), reason)
+
+    def _refuse(self, origin: Origin, request_ids: list[str]) -> None:
+        reason = f"too many requests: {self._max_in_flight:,} are in flight"
+        origin.answer(
+            Answer(encode_failure(request_id, StatusCode.RESOURCE_EXHAUSTED, reason), None)
+            for request_id in request_ids
+        )
+        logger.debug("refused %d requests: %s", len(request_ids), reason)
+
+    # Workers
+
+    def _work(self) -> None:
+        with own_thread():
+            self._work_until_idle()
+
+    def _work_until_idle(self) -> None:
+        while True:
+            with self._lock:
+                if not self._waiting:
+                    self._workers -= 1
+                    return
+                entry = self._waiting.popleft()
+            deadline = entry.request.deadline
+            if deadline is not None and deadline <= time.monotonic():
+                self._expire(entry)
+            elif entry.request.is_active():
+                self._settle(entry, self._answerer(entry.request), "answered")
+
+    # Answers go out
+
+    def _settle(self, entry: _Entry, message: bytes, outcome: str) -> bool:
+        """Answer a request unless somebody else already did."""
+        origin, request = entry
+        key = (origin, request.request_id)
+        with self._lock:
+            if self._in_flight.get(key) is not request:
+                self._counts["late"] += outcome == "answered"
+                return False
+            del self._in_flight[key]
+            request._settle()
+            self._counts[outcome] += 1
+            if not self._in_flight:
+                self._idle.notify_all()
+        origin.answer((Answer(message, request.deadline),))
+        return True
+
+    def _fail(
+        self, entry: _Entry, code: StatusCode, reason: str, outcome: str = "answered"
+    ) -> None:
+        request = entry.request
+        failure = encode_failure(request.request_id, code, reason, framed=request.framed)
+        self._settle(entry, failure, outcome)
+
+    def _expire(self, entry: _Entry) -> None:
+        self._fail(entry, StatusCode.DEADLINE_EXCEEDED, "deadline exceeded", "expired")
+
+    # Deadlines
+
+    def _watch_deadlines(self) -> None:
+        while True:
+            with self._lock:
+                if self._closed:
+                    return
+                expired = self._take_stock(time.monotonic())
+                if not expired:
+                    self._due.wait(self._until_due())
+                    continue
+            for entry in expired:
+                self._expire(entry)
+
+    def _take_stock(self, now: float) -> list[_Entry]:
+        """Who has expired; also finds the next instant to look. Requires holding ``_lock``.
+
+        Looking through all that is in flight is cheap because it is rare: most requests are
+        settled long before their deadline, so the thread sleeps for about a deadline's length
+        between two looks, where a heap would cost each request a push and a pop.
+        """
+        if self._next_due is None or self._next_due > now:
+            return []
+        expired = []
+        self._next_due = None
+        for (origin, _), request in self._in_flight.items():
+            if request.deadline is None:
+                continue
+            if request.deadline <= now:
+                expired.append(_Entry(origin, request))
+            elif self._next_due is None or request.deadline < self._next_due:
+                self._next_due = request.deadline
+        return expired
+
+    def _until_due(self) -> float | None:
+        """Requires holding ``_lock``."""
+        if self._next_due is None:
+            return None
+        return min(max(0.0, self._next_due - time.monotonic()), threading.TIMEOUT_MAX)
+
+    # The end
+
+    def wait_idle(self, timeout: float) -> bool:
+        """Wait, at most ``timeout`` seconds, until nothing is in flight."""
+        with self._lock:
+            return self._idle.wait_for(lambda: not self._in_flight, timeout)
+
+    def give_up(self) -> None:
+        """Answer 503 to everything that is still in flight, and name it in the log."""
+        with self._lock:
+            left = [_Entry(origin, request) for (origin, _), request in self._in_flight.items()]
+        for entry in left:
+            logger.warning("gave up %r: unfinished when the time to stop ran out", entry.request)
+            self._fail(entry, StatusCode.UNAVAILABLE, "the service stopped before it could answer")
+
+    def close(self) -> None:
+        """Abandon what is in flight and end the deadline thread. Idempotent."""
+        with self._lock:
+            self._closed = True
+            for request in self._in_flight.values():
+                request._settle()
+            self._in_flight.clear()
+            self._waiting.clear()
+            self._due.notify_all()
+            self._idle.notify_all()
+
+    def stats(self) -> dict[str, int]:
+        """Counters since the start, and how much is in flight and waiting now."""
+        with self._lock:
+            return {
+                **self._counts,
+                "in_flight": len(self._in_flight),
+                "waiting": len(self._waiting),
+            }

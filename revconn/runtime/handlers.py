@@ -1,0 +1,131 @@
+"""Users' handlers: finding one, running it, and making an answer of whatever it does."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any, Callable, NamedTuple, Union
+
+from revconn.core.answers import encode_failure, encode_response
+from revconn.core.errors import ProtocolError
+from revconn.core.routing import Routes
+from revconn.core.status import StatusCode, is_success, status_code
+from revconn.exceptions import MessageTooLarge, RequestError
+from revconn.messages import Request, Response
+
+__all__ = ["Answering", "Handler", "HandlerResult"]
+
+logger = logging.getLogger(__name__)
+
+HandlerResult = Union[bytes, bytearray, memoryview, Response, None, Any]
+Handler = Callable[[Request], HandlerResult]
+
+
+class _Failure(NamedTuple):
+    """Why a request has no payload to answer with."""
+
+    code: StatusCode
+    message: str
+    status: int | None = None
+
+
+_INTERNAL_ERROR = _Failure(StatusCode.INTERNAL, "internal error")
+
+
+class Answering:
+    """Turns a request into its encoded answer. Never raises; called by many threads at once."""
+
+    def __init__(self, routes: Routes[Handler], max_message_bytes: int) -> None:
+        self._routes = routes
+        self._max_message_bytes = max_message_bytes
+
+    def __call__(self, request: Request) -> bytes:
+        """Run the request's handler and encode what came of it."""
+        try:
+            return self._encode(request, self._run(request))
+        except MessageTooLarge as error:
+            logger.error("%r: the answer was not sent: %s", request, error)
+            failure = _Failure(StatusCode.INTERNAL, f"response: {error}")
+        except Exception:
+            logger.exception("%r: the answer cannot be encoded", request)
+            failure = _INTERNAL_ERROR
+        return _encode(request, failure)
+
+    def _run(self, request: Request) -> bytes | Response | _Failure:
+        handler = self._routes.find(request.method)
+        if handler is None:
+            return _Failure(StatusCode.UNIMPLEMENTED, f"unknown method {request.method[:200]}", 404)
+        try:
+            request.payload  # noqa: B018 - raises for a broken frame, before the handler sees it
+        except ProtocolError as error:
+            return _Failure(StatusCode.INVALID_ARGUMENT, str(error))
+        try:
+            return _as_response(handler(request))
+        except RequestError as error:
+            return _Failure(error.code, error.message, error.status)
+        except _WrongResult as error:
+            logger.error("%r: handler %s returned %s", request, _name(handler), error)
+        except BaseException:
+            logger.exception("%r: handler %s failed", request, _name(handler))
+        return _INTERNAL_ERROR
+
+    def _encode(self, request: Request, outcome: bytes | Response | _Failure) -> bytes:
+        answer = _encode(request, outcome)
+        if len(answer) > self._max_message_bytes:
+            raise MessageTooLarge(len(answer), self._max_message_bytes)
+        return answer
+
+
+class _WrongResult(Exception):
+    """A handler returned something that is no answer."""
+
+
+def _as_response(result: HandlerResult) -> bytes | Response:
+    if isinstance(result, (bytes, Response)):
+        return result
+    if result is None:
+        return b""
+    if isinstance(result, (bytearray, memoryview)):
+        return bytes(result)
+    serialize = getattr(result, "SerializeToString", None)
+    if serialize is None:
+        raise _WrongResult(
+            f"{type(result).__name__}; return bytes, a protobuf message, a Response or None"
+        )
+    encoded: bytes = serialize()
+    return encoded
+
+
+def _encode(request: Request, outcome: bytes | Response | _Failure) -> bytes:
+    if isinstance(outcome, bytes):
+        return encode_response(request.request_id, outcome, framed=request.framed)
+    if isinstance(outcome, _Failure):
+        return encode_failure(
+            request.request_id,
+            outcome.code,
+            outcome.message,
+            status=outcome.status,
+            framed=request.framed,
+        )
+    if is_success(outcome.status):
+        return encode_response(
+            request.request_id,
+            outcome.payload,
+            # 0 is gRPC's OK, and the reference gateway takes it for an HTTP status.
+            status=outcome.status or 200,
+            headers=outcome.headers,
+            error=outcome.error,
+            framed=request.framed,
+        )
+    return encode_failure(
+        request.request_id,
+        status_code(outcome.status),
+        outcome.error,
+        status=outcome.status,
+        headers=outcome.headers,
+        payload=outcome.payload,
+        framed=request.framed,
+    )
+
+
+def _name(handler: Handler) -> str:
+    return getattr(handler, "__qualname__", repr(handler))

@@ -1,0 +1,73 @@
+"""The timer thread of one session: the handshake's deadline, then heartbeats."""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import Callable, Protocol
+
+__all__ = ["Beating", "HeartbeatTimer"]
+
+
+class Beating(Protocol):
+    """What the timer keeps alive. Each is called from the timer's thread and must not block."""
+
+    def handshake_overdue(self) -> None:
+        """The handshake did not end in time."""
+
+    def beat(self) -> None:
+        """A heartbeat is due."""
+
+    def check_liveness(self) -> None:
+        """Look whether this machine was silent for too long."""
+
+
+class HeartbeatTimer:
+    """Beats at ``interval`` on a monotonic schedule; a late beat does not shift the next one.
+
+    Between beats it looks every ``check_interval`` seconds whether the machine was asleep.
+    ``clock`` and ``wait`` (which waits so many seconds and says whether to stop) are replaced by
+    tests. Owned by one thread; :meth:`established` and :meth:`stop` may be called from any.
+    """
+
+    def __init__(
+        self,
+        session: Beating,
+        *,
+        handshake_timeout: float,
+        interval: float,
+        check_interval: float,
+        clock: Callable[[], float] = time.monotonic,
+        wait: Callable[[float], bool] | None = None,
+    ) -> None:
+        self._session = session
+        self._handshake_timeout = handshake_timeout
+        self._interval = interval
+        self._check_interval = check_interval
+        self._clock = clock
+        self._settled = threading.Event()
+        self._stopped = threading.Event()
+        self._wait = wait or self._stopped.wait
+
+    def established(self) -> None:
+        """The handshake is done: start to beat."""
+        self._settled.set()
+
+    def stop(self) -> None:
+        """Wake the thread and let it end. Idempotent."""
+        self._stopped.set()
+        self._settled.set()
+
+    def run(self) -> None:
+        """The thread's body."""
+        if not self._settled.wait(self._handshake_timeout):
+            self._session.handshake_overdue()
+            return
+        next_beat = self._clock() + self._interval
+        while not self._wait(min(self._check_interval, max(0.0, next_beat - self._clock()))):
+            self._session.check_liveness()
+            now = self._clock()
+            if now >= next_beat:
+                self._session.beat()
+                missed = (now - next_beat) // self._interval
+                next_beat += (missed + 1) * self._interval

@@ -1,0 +1,142 @@
+"""The outbound queue between the threads that answer and the one that sends."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterable
+
+from revconn.core.outbound import Answer, Outbound
+from revconn.runtime import clock
+
+__all__ = ["Line", "Outbox"]
+
+_BATCH_BYTES = 1 << 20
+_ROOM_BYTES = 16 << 20
+
+
+class Outbox:
+    """What one link has to send. It lasts as long as the link; a :class:`Line` as long as a stream.
+
+    ``_lock`` guards everything here and in the lines; ``_changed`` is its condition.
+    Thread-safe.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._changed = threading.Condition(self._lock)
+        self._outbound = Outbound()
+        self._line: Line | None = None
+
+    def put(self, answers: Iterable[Answer]) -> None:
+        """Queue answers. They wait for the next stream when there is none now."""
+        with self._lock:
+            for answer in answers:
+                self._outbound.put(answer)
+            self._changed.notify_all()
+
+    def open_line(self) -> Line:
+        """Attach a new stream. The previous one, if any, gets nothing more."""
+        line = Line(self)
+        with self._lock:
+            self._line = line
+            self._outbound.start_over(time.monotonic())
+            self._changed.notify_all()
+        return line
+
+    def wait_flushed(self, timeout: float) -> bool:
+        """Wait, at most ``timeout`` seconds, until everything was handed to the network."""
+        with self._lock:
+            return self._changed.wait_for(self._flushed, timeout)
+
+    @property
+    def expired(self) -> int:
+        """How many answers were dropped because their deadline passed before they could leave."""
+        with self._lock:
+            return self._outbound.expired
+
+    def _flushed(self) -> bool:
+        """Requires holding ``_lock``."""
+        assert self._lock.locked()
+        idle = self._line is None or self._line.resting
+        return idle and not self._outbound
+
+
+class Line:
+    """One stream's view of the outbox: a :class:`~revconn.transport.base.Source`.
+
+    Only control messages leave until :meth:`let_answers_through`; nothing does after
+    :meth:`close`. Guarded by the outbox's lock.
+    """
+
+    def __init__(self, outbox: Outbox) -> None:
+        self._outbox = outbox
+        self._answering = False
+        self._closed = False
+        self._control_taken = False
+        self.resting = True
+        self.control_left_at: float | None = None
+
+    def put_control(self, message: bytes) -> None:
+        """Send ``message`` before every answer that waits."""
+        with self._outbox._lock:
+            if self._outbox._line is self and not self._closed:
+                self._outbox._outbound.put_control(message)
+                self._outbox._changed.notify_all()
+
+    def let_answers_through(self) -> None:
+        """The handshake is done."""
+        with self._outbox._lock:
+            self._answering = True
+            self._outbox._changed.notify_all()
+
+    def take(self) -> list[bytes] | None:
+        """The next batch for the sender thread; ``None`` once closed."""
+        with self._outbox._lock:
+            self._rest()
+            while not self._closed:
+                batch = self._next_batch()
+                if batch:
+                    self.resting = False
+                    self._outbox._changed.notify_all()
+                    return batch
+                self._outbox._changed.wait()
+            return None
+
+    def wait_for_room(self) -> None:
+        """Hold back whoever reads from the peer while too much waits to be sent to it."""
+        with self._outbox._lock:
+            self._outbox._changed.wait_for(
+                lambda: self._closed or self._outbox._outbound.answer_bytes <= _ROOM_BYTES
+            )
+
+    def close(self) -> None:
+        """Nothing more goes out on this stream; its sender ends. Idempotent."""
+        with self._outbox._lock:
+            self._closed = True
+            self.resting = True
+            if self._outbox._line is self:
+                self._outbox._line = None
+                self._outbox._outbound.take_control()
+            self._outbox._changed.notify_all()
+
+    def _rest(self) -> None:
+        """The previous batch has left. Requires holding the outbox's lock."""
+        assert self._outbox._lock.locked()
+        self.resting = True
+        if self._control_taken:
+            self.control_left_at = clock.with_suspend()
+            self._control_taken = False
+        self._outbox._changed.notify_all()
+
+    def _next_batch(self) -> list[bytes]:
+        """Requires holding the outbox's lock."""
+        assert self._outbox._lock.locked()
+        outbound = self._outbox._outbound
+        if self._outbox._line is not self:
+            return []
+        batch = outbound.take_control()
+        self._control_taken = bool(batch)
+        if self._answering:
+            batch += outbound.take_answers(_BATCH_BYTES)
+        return batch

@@ -1,0 +1,187 @@
+"""One stream's life: handshake, receive loop, heartbeats, teardown."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from typing import Callable, NoReturn, Protocol
+
+from revconn._proto.registry_pb2 import ForwardRequest
+from revconn.config import Options
+from revconn.core.protocol import Conversation, Phase
+from revconn.core.status import StatusCode
+from revconn.exceptions import AuthenticationError, ConnectionLost, HandshakeError
+from revconn.runtime import clock
+from revconn.runtime.failures import remedy
+from revconn.runtime.heartbeat import HeartbeatTimer
+from revconn.runtime.outbox import Line
+from revconn.transport.base import Stream, StreamEnded
+
+__all__ = ["Session", "SessionOwner"]
+
+logger = logging.getLogger(__name__)
+
+_LONGEST_CHECK = 5.0
+_JOIN_TIMEOUT = 5.0
+
+
+class SessionOwner(Protocol):
+    """Whom a session tells, from the thread that runs it."""
+
+    def session_ready(self, session: Session) -> None:
+        """CONNECTED arrived."""
+
+    def requests_arrived(self, requests: list[ForwardRequest]) -> None:
+        """A batch of requests arrived."""
+
+
+class Session:
+    """Runs one stream from its opening to its end, in the thread that calls :meth:`run`.
+
+    ``_lock`` guards the conversation and ``_retired``; no I/O happens under it.
+    """
+
+    def __init__(
+        self,
+        target: str,
+        name: str,
+        open_stream: Callable[[Line], Stream],
+        line: Line,
+        options: Options,
+        owner: SessionOwner,
+    ) -> None:
+        self._target = target
+        self._name = name
+        self._line = line
+        self._options = options
+        self._owner = owner
+        self._stream = open_stream(line)
+        self._lock = threading.Lock()
+        self._conversation = Conversation(liveness_timeout=options.liveness_timeout)
+        self._retired: ConnectionLost | None = None
+        self._timer = HeartbeatTimer(
+            self,
+            handshake_timeout=options.connect_timeout,
+            interval=options.heartbeat_interval,
+            check_interval=min(_LONGEST_CHECK, options.heartbeat_interval),
+        )
+        self.ready_since: float | None = None
+
+    @property
+    def connection_id(self) -> str:
+        """The id that the gateway gave; empty before CONNECTED."""
+        return self._conversation.connection_id
+
+    # The thread that runs it
+
+    def run(self, api_key: str, services: tuple[str, ...]) -> NoReturn:
+        """Register and serve until the stream ends.
+
+        Always raises: :class:`ConnectionLost`, or :class:`HandshakeError` when CONNECTED never
+        came.
+        """
+        timer = threading.Thread(
+            target=self._timer.run, name=f"revconn-heartbeat-{self._name}", daemon=True
+        )
+        timer.start()
+        try:
+            with self._lock:
+                registration = self._conversation.register(api_key, services)
+            self._line.put_control(registration)
+            self._stream.open()
+            while True:
+                self._take_in(self._stream.receive())
+                self._line.wait_for_room()
+        except StreamEnded as ended:
+            raise self._retired or self._loss(ended.details, ended.code) from None
+        finally:
+            self._tear_down(timer)
+
+    def _take_in(self, batch: list[bytes]) -> None:
+        with self._lock:
+            inbound = self._conversation.receive(batch)
+        if inbound.connection_id is not None:
+            self._become_ready()
+        if inbound.requests:
+            self._owner.requests_arrived(inbound.requests)
+        if inbound.end is not None:
+            raise self._loss(str(inbound.end))
+
+    def _become_ready(self) -> None:
+        self.ready_since = time.monotonic()
+        self._line.let_answers_through()
+        self._timer.established()
+        self._owner.session_ready(self)
+
+    def _loss(self, reason: str, code: StatusCode | None = None) -> ConnectionLost:
+        if self.ready_since is not None:
+            return ConnectionLost(self._target, reason, code)
+        if code is not None:
+            reason = ": ".join(part for part in (code.name, reason) if part)
+        advice = remedy(code)
+        if advice is not None:
+            reason = f"{reason}; {advice}"
+        refused = code in (StatusCode.UNAUTHENTICATED, StatusCode.PERMISSION_DENIED)
+        kind = AuthenticationError if refused else HandshakeError
+        return kind(self._target, reason, code)
+
+    def _tear_down(self, timer: threading.Thread) -> None:
+        with self._lock:
+            self._conversation.end()
+        self._timer.stop()
+        self._line.close()
+        self._stream.close()
+        self._stream.join(_JOIN_TIMEOUT)
+        timer.join(_JOIN_TIMEOUT)
+
+    # Any thread
+
+    def say_goodbye(self) -> bool:
+        """Send DISCONNECTED and go on serving until the gateway ends the stream.
+
+        False when there is no established connection to take leave of.
+        """
+        with self._lock:
+            if self._conversation.phase is not Phase.READY:
+                return False
+            goodbye = self._conversation.disconnect()
+        self._line.put_control(goodbye)
+        return True
+
+    def retire(self, reason: str) -> None:
+        """End the stream at once; :meth:`run` raises with this reason. The first one counts."""
+        with self._lock:
+            if self._retired is None:
+                self._retired = self._loss(reason)
+        self._line.close()
+        self._stream.close()
+
+    # The timer's thread
+
+    def handshake_overdue(self) -> None:
+        """The gateway took the connection and never said CONNECTED."""
+        self.retire(f"no CONNECTED within {self._options.connect_timeout:g} s")
+
+    def beat(self) -> None:
+        """Send a heartbeat, ahead of all answers that wait."""
+        with self._lock:
+            if not self._conversation.established:
+                return
+            heartbeat = self._conversation.heartbeat(time.time())
+        self._line.put_control(heartbeat)
+
+    def check_liveness(self) -> None:
+        """Retire the stream after a silence that the gateway may not have waited out."""
+        now = clock.with_suspend()
+        left_at = self._line.control_left_at
+        with self._lock:
+            if left_at is not None:
+                self._conversation.heartbeat_left(left_at)
+            forgotten = self._conversation.may_be_forgotten(now)
+            silence = self._conversation.silent_for(now)
+        if forgotten:
+            self.retire(
+                f"no heartbeat left this machine for {silence:.0f} s: the gateway may have"
+                " forgotten the connection"
+            )

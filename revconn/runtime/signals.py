@@ -1,0 +1,39 @@
+"""SIGINT and SIGTERM while a blocking start runs in the main thread."""
+
+from __future__ import annotations
+
+import queue
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+__all__ = ["signals_into"]
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+@contextmanager
+def signals_into(wakeups: queue.SimpleQueue[Any]) -> Iterator[None]:
+    """Put the number of each signal into ``wakeups`` instead of what it did before.
+
+    Does nothing outside the main thread, where Python delivers no signals. A handler runs between
+    any two bytecodes of the main thread, so it must take no lock that thread may hold:
+    ``SimpleQueue.put`` is the one reentrant way to wake somebody.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def receive(number: int, frame: FrameType | None) -> None:
+        wakeups.put(number)
+
+    previous = {number: signal.signal(number, receive) for number in _SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            # None: a handler that was not set from Python and cannot be put back.
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)

@@ -1,0 +1,96 @@
+"""What a connector is doing, and telling others when that changes."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import deque
+from collections.abc import Iterable
+from enum import Enum
+from typing import Callable
+
+__all__ = ["State", "StateBoard", "combine"]
+
+logger = logging.getLogger(__name__)
+
+
+class State(Enum):
+    """What a connector (or one of its links) is doing now."""
+
+    IDLE = "idle"
+    CONNECTING = "connecting"
+    READY = "ready"
+    BACKING_OFF = "backing off"
+    DRAINING = "draining"
+    CLOSED = "closed"
+
+
+def combine(states: Iterable[State]) -> State:
+    """A connector's state by its links': one that is ready makes it ready."""
+    present = set(states)
+    for state in (State.READY, State.CONNECTING, State.BACKING_OFF, State.IDLE):
+        if state in present:
+            return state
+    return State.CLOSED
+
+
+class StateBoard:
+    """The current state; waits for one; tells callbacks each change once, in order.
+
+    ``_lock`` guards all state, ``_changed`` is its condition. Callbacks run without it, in
+    whichever thread made the change or is just telling an earlier one. Thread-safe.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._changed = threading.Condition(self._lock)
+        self._state = State.IDLE
+        self._callbacks: list[Callable[[State], object]] = []
+        self._untold: deque[State] = deque()
+        self._telling = False
+
+    @property
+    def state(self) -> State:
+        """The state now."""
+        with self._lock:
+            return self._state
+
+    def subscribe(self, callback: Callable[[State], object]) -> None:
+        """Call ``callback`` with each new state from now on."""
+        with self._lock:
+            self._callbacks.append(callback)
+
+    def update(self, choose: Callable[[State], State]) -> None:
+        """Move to ``choose(current)``, which runs under the lock, unless it is where we are."""
+        with self._lock:
+            state = choose(self._state)
+            if state is self._state:
+                return
+            self._state = state
+            self._untold.append(state)
+            self._changed.notify_all()
+        self._tell()
+
+    def wait_for(self, states: Iterable[State], timeout: float | None) -> State | None:
+        """The state once it is one of ``states``; ``None`` when ``timeout`` seconds ran out."""
+        wanted = frozenset(states)
+        with self._lock:
+            if self._changed.wait_for(lambda: self._state in wanted, timeout):
+                return self._state
+        return None
+
+    def _tell(self) -> None:
+        while True:
+            with self._lock:
+                if self._telling or not self._untold:
+                    return
+                self._telling = True
+                state = self._untold.popleft()
+                callbacks = list(self._callbacks)
+            for callback in callbacks:
+                try:
+                    callback(state)
+                except Exception:
+                    logger.exception("a state callback failed")
+            with self._lock:
+                self._telling = False

@@ -1,0 +1,186 @@
+"""A connector's life: its links and its dispatcher, from the start to the last goodbye."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from concurrent.futures import Executor, ThreadPoolExecutor
+from typing import Callable
+
+from revconn._proto.registry_pb2 import ForwardRequest
+from revconn.config import Options
+from revconn.exceptions import RevconnError
+from revconn.messages import Request
+from revconn.runtime.dispatch import Dispatcher
+from revconn.runtime.link import Link
+from revconn.runtime.state import State, StateBoard, combine
+from revconn.runtime.threads import is_own_thread
+from revconn.target import Target
+from revconn.transport.base import Transport
+
+__all__ = ["Supervisor"]
+
+logger = logging.getLogger(__name__)
+
+_QUIET_WAIT = 5.0
+_LINGER = 5.0
+_FLUSH_WAIT = 1.0
+_ABORT_WAIT = 5.0
+
+
+class Supervisor:
+    """Starts and ends what serves: links, dispatcher, executor. Lives once.
+
+    ``_lock`` guards ``_living``, ``_ending`` and ``_error``; nothing is called under it.
+    ``on_end`` is called once, last of all, in whichever thread ended it.
+    """
+
+    def __init__(
+        self,
+        options: Options,
+        transport: Callable[[Target], Transport],
+        answerer: Callable[[Request], bytes],
+        services: tuple[str, ...],
+        board: StateBoard,
+        on_end: Callable[[], None],
+    ) -> None:
+        self.services = services
+        self.links = tuple(
+            Link(target, transport(target), self, options) for target in options.targets
+        )
+        self._board = board
+        self._on_end = on_end
+        self._own_executor: ThreadPoolExecutor | None = None
+        executor: Executor | None = options.executor
+        if executor is None:
+            executor = self._own_executor = ThreadPoolExecutor(
+                options.max_workers, thread_name_prefix="revconn-handler"
+            )
+        self._dispatcher = Dispatcher(
+            answerer,
+            executor,
+            max_workers=options.max_workers,
+            max_in_flight=options.max_in_flight,
+        )
+        self._lock = threading.Lock()
+        self._living = len(self.links)
+        self._ending = False
+        self._error: Exception | None = None
+        self._ended = threading.Event()
+
+    def start(self) -> None:
+        """Start every thread. Returns at once."""
+        self._dispatcher.start()
+        for link in self.links:
+            link.start()
+
+    def stats(self) -> dict[str, int]:
+        """The counters of the dispatcher and, added up, of the links."""
+        totals = self._dispatcher.stats()
+        for link in self.links:
+            for name, count in link.stats().items():
+                totals[name] = totals.get(name, 0) + count
+        return totals
+
+    @property
+    def error(self) -> Exception | None:
+        """Why it ended, when nobody asked it to."""
+        with self._lock:
+            return None if self._ending else self._error
+
+    # The end
+
+    def begin_drain(self, timeout: float) -> None:
+        """Finish what was accepted, leave, and abort after ``timeout`` seconds. Returns at once.
+
+        Only the first call counts.
+        """
+        with self._lock:
+            if self._ending:
+                return
+            self._ending = True
+        threading.Thread(
+            target=self._drain, args=(timeout,), name="revconn-drain", daemon=True
+        ).start()
+
+    def stop(self, timeout: float) -> None:
+        """Drain, and block until it ended, at most about ``timeout`` seconds.
+
+        In a thread that the draining waits for (a handler's, a callback's) it returns at once.
+        """
+        self.begin_drain(timeout)
+        if not is_own_thread() and not self._ended.wait(timeout + 2 * _FLUSH_WAIT):
+            self.abort()
+
+    def abort(self) -> None:
+        """End at once: what is in flight is abandoned. Waits, bounded, for the links to end."""
+        with self._lock:
+            self._ending = True
+        for link in self.links:
+            link.abort()
+        if not is_own_thread():
+            self._ended.wait(_ABORT_WAIT)
+
+    def wait(self, timeout: float | None) -> bool:
+        """Whether it ended, at the latest after ``timeout`` seconds (``None``: no limit)."""
+        return self._ended.wait(timeout)
+
+    def _drain(self, timeout: float) -> None:
+        deadline = time.monotonic() + timeout
+        self._board.update(lambda state: state if state is State.CLOSED else State.DRAINING)
+        # A gateway that knows no draining loses what is on its way when it reads DISCONNECTED:
+        # leave in a quiet moment if there is one.
+        self._become_quiet(min(deadline, time.monotonic() + _QUIET_WAIT))
+        for link in self.links:
+            link.leave()
+        while not self._ended.wait(_clamp(deadline - time.monotonic(), _LINGER)):
+            if time.monotonic() >= deadline:
+                self._dispatcher.give_up()
+                self._become_quiet(time.monotonic() + _FLUSH_WAIT)
+                break
+            if self._become_quiet(time.monotonic()):
+                break  # all is answered, and this gateway does not end the stream
+        self.abort()
+
+    def _become_quiet(self, deadline: float) -> bool:
+        """Wait until nothing is in flight and every answer has left, or until ``deadline``."""
+        quiet = self._dispatcher.wait_idle(_clamp(deadline - time.monotonic()))
+        for link in self.links:
+            quiet &= link.wait_flushed(_clamp(deadline - time.monotonic()))
+        return quiet
+
+    # The links, in their threads
+
+    def requests_arrived(self, link: Link, requests: list[ForwardRequest]) -> None:
+        """A batch of requests arrived."""
+        self._dispatcher.accept(link, requests)
+
+    def link_changed(self, link: Link) -> None:
+        """A link's state is another."""
+        states = [each.state for each in self.links]
+        final = (State.DRAINING, State.CLOSED)
+        self._board.update(lambda state: state if state in final else combine(states))
+
+    def link_ended(self, link: Link, error: Exception | None) -> None:
+        """A link's thread is about to end; the last one ends everything."""
+        if error is not None:
+            unforeseen = not isinstance(error, RevconnError)
+            logger.error(
+                "gave up %s: %s", link.target, error, exc_info=error if unforeseen else None
+            )
+        with self._lock:
+            self._living -= 1
+            self._error = self._error or error
+            if self._living:
+                return
+        self._dispatcher.close()
+        if self._own_executor is not None:
+            self._own_executor.shutdown(wait=False)
+        self._board.update(lambda state: State.CLOSED)
+        self._ended.set()
+        self._on_end()
+
+
+def _clamp(seconds: float, most: float = threading.TIMEOUT_MAX) -> float:
+    return max(0.0, min(seconds, most))

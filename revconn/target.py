@@ -1,0 +1,86 @@
+"""Gateways' addresses."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from revconn.validation import refuse
+
+__all__ = ["Target", "parse_targets"]
+
+_TARGET_REMEDY = (
+    'write host:port, such as "gateway.example.com:443" ([::1]:50051 for IPv6, unix:/path for a'
+    " socket); TLS is chosen by tls=, not by the address"
+)
+_HOST_PORT = re.compile(
+    r"(?:\[(?P<v6>[0-9A-Fa-f:.%\w]+)\]|(?P<name>[^\s:/\[\]@]+)):(?P<port>\d{1,6})"
+)
+
+
+@dataclass(frozen=True)
+class Target:
+    """A gateway's address: ``host:port``, ``[v6]:port``, ``dns:///host:port`` or ``unix:path``."""
+
+    address: str
+    host: str
+    port: int | None
+
+    @classmethod
+    def parse(cls, text: Any) -> Target:
+        """Raises :class:`ConfigurationError` for anything else."""
+        if not isinstance(text, str) or not text.strip():
+            refuse("targets", text, "not a gateway's address", _TARGET_REMEDY)
+        address = text.strip()
+        if address.startswith("unix:") and len(address) > len("unix:"):
+            return cls(address, "localhost", None)
+        matched = _HOST_PORT.fullmatch(address[len("dns:///") :] if _is_dns(address) else address)
+        if matched is None:
+            problem = "a URL, not an address" if "://" in address else "not host:port"
+            refuse("targets", text, problem, _TARGET_REMEDY)
+        port = int(matched["port"])
+        if not 1 <= port <= 65535:
+            refuse("targets", text, f"port {port} does not exist", "use a port from 1 to 65535")
+        host = matched["v6"] or matched["name"]
+        if matched["v6"] and not _is_ip(host):
+            refuse("targets", text, f"{host} is not an IPv6 address", _TARGET_REMEDY)
+        return cls(address, host, port)
+
+    @property
+    def is_loopback(self) -> bool:
+        """Whether the address cannot leave this machine."""
+        if self.port is None or self.host == "localhost":
+            return True
+        return _is_ip(self.host) and ipaddress.ip_address(self.host).is_loopback
+
+    def __str__(self) -> str:
+        return self.address
+
+
+def parse_targets(targets: str | Sequence[str]) -> tuple[Target, ...]:
+    """One target or several; no target twice."""
+    texts = [targets] if isinstance(targets, str) else targets
+    try:
+        parsed = tuple(Target.parse(text) for text in texts)
+    except TypeError:
+        refuse("targets", targets, "neither an address nor a list of them", _TARGET_REMEDY)
+    if not parsed:
+        refuse("targets", targets, "names no gateway", _TARGET_REMEDY)
+    if len(set(parsed)) < len(parsed):
+        refuse("targets", targets, "names a gateway twice", "name each gateway once")
+    return parsed
+
+
+def _is_dns(address: str) -> bool:
+    return address.startswith("dns:///")
+
+
+def _is_ip(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host.partition("%")[0])
+    except ValueError:
+        return False
+    return True

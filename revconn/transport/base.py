@@ -1,0 +1,64 @@
+"""What a stream to a gateway is, whatever carries it."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Protocol
+
+from revconn.core.status import StatusCode
+
+__all__ = ["Source", "Stream", "StreamEnded", "Transport"]
+
+
+class Source(Protocol):
+    """Where a stream's sender thread draws messages from."""
+
+    def take(self) -> list[bytes] | None:
+        """Everything that waits to be sent, blocking until there is something.
+
+        ``None`` ends the sending half of the stream. Calling again says that the previous batch
+        was handed to the network.
+        """
+
+
+class StreamEnded(Exception):
+    """The stream is over: the gRPC ``code`` it ended with, and ``details`` for an operator."""
+
+    def __init__(self, code: StatusCode, details: str) -> None:
+        super().__init__(f"{code.name}: {details}")
+        self.code = code
+        self.details = details
+
+
+class Stream(ABC):
+    """One bidirectional gRPC stream. A stream owns its sender thread, which drains a Source."""
+
+    @abstractmethod
+    def open(self) -> None:
+        """Connect and begin to send. Blocks at most as long as its transport's timeouts say.
+
+        Raises :class:`StreamEnded`, also when :meth:`close` was called meanwhile.
+        """
+
+    @abstractmethod
+    def receive(self) -> list[bytes]:
+        """Every message that has arrived, at least one; blocks until there is one.
+
+        Raises :class:`StreamEnded`. Called by one thread.
+        """
+
+    @abstractmethod
+    def close(self) -> None:
+        """End the stream at once and wake who is blocked in it. Any thread; idempotent."""
+
+    @abstractmethod
+    def join(self, timeout: float) -> None:
+        """Wait, at most ``timeout`` seconds, until the threads of a closed stream have ended."""
+
+
+class Transport(ABC):
+    """Makes streams to one gateway."""
+
+    @abstractmethod
+    def stream(self, source: Source, name: str) -> Stream:
+        """A stream that is not open yet; ``name`` names its threads."""

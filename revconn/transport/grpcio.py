@@ -1,0 +1,145 @@
+"""Streams over grpcio's public API: portable, and slower than a socket of our own."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import grpc
+
+from revconn.config import TLS
+from revconn.core.status import StatusCode
+from revconn.target import Target
+from revconn.transport.base import Source, Stream, StreamEnded, Transport
+
+__all__ = ["GrpcioTransport", "explain"]
+
+_METHOD = "/registry.RegistryService/EstablishConnection"
+
+
+class GrpcioTransport(Transport):
+    """Opens each stream on a channel of its own.
+
+    A channel that is kept would answer at once from its own backoff, with an old error, when
+    revconn's backoff says that it is time to try again.
+    """
+
+    def __init__(
+        self,
+        target: Target,
+        tls: TLS | None,
+        *,
+        keepalive_interval: float | None,
+        keepalive_timeout: float,
+    ) -> None:
+        self._target = target
+        self._tls = tls
+        self._options: list[tuple[str, int | str]] = [
+            ("grpc.max_receive_message_length", -1),
+            ("grpc.max_send_message_length", -1),
+            ("grpc.use_local_subchannel_pool", 1),
+            ("grpc.enable_retries", 0),
+        ]
+        if keepalive_interval is not None:
+            self._options += [
+                ("grpc.keepalive_time_ms", int(keepalive_interval * 1000)),
+                ("grpc.keepalive_timeout_ms", int(keepalive_timeout * 1000)),
+                ("grpc.keepalive_permit_without_calls", 1),
+                ("grpc.http2.max_pings_without_data", 0),
+            ]
+
+    def stream(self, source: Source, name: str) -> Stream:
+        """A stream on a channel of its own, which is made when the stream is opened."""
+        return _GrpcioStream(self, source, name)
+
+    def channel(self) -> grpc.Channel:
+        """A new channel to the target."""
+        if self._tls is None:
+            return grpc.insecure_channel(self._target.address, self._options)
+        credentials = grpc.ssl_channel_credentials(
+            self._tls.read("ca"), self._tls.read("key"), self._tls.read("cert")
+        )
+        options: Sequence[tuple[str, int | str]] = self._options
+        if self._tls.server_name is not None:
+            options = [*options, ("grpc.ssl_target_name_override", self._tls.server_name)]
+        return grpc.secure_channel(self._target.address, credentials, options)
+
+
+class _GrpcioStream(Stream):
+    """``_lock`` guards ``_channel``, ``_call`` and ``_closed``."""
+
+    def __init__(self, transport: GrpcioTransport, source: Source, name: str) -> None:
+        self._transport = transport
+        self._source = source
+        self._name = name
+        self._lock = threading.Lock()
+        self._closed = False
+        self._channel: grpc.Channel | None = None
+        self._call: Any = None  # both a grpc.Call and an iterator of bytes
+        self._sender: threading.Thread | None = None
+
+    def open(self) -> None:
+        channel = self._transport.channel()
+        call: Any = channel.stream_stream(_METHOD)(self._outgoing())  # type: ignore[arg-type]
+        with self._lock:
+            self._channel, self._call = channel, call
+            closed = self._closed
+        if closed:  # close() came while the channel was being made
+            self._hang_up(channel, call)
+
+    def _outgoing(self) -> Iterator[bytes]:
+        """What grpcio's own consumer thread iterates over: that thread is the sender."""
+        self._sender = threading.current_thread()
+        self._sender.name = f"revconn-sender-{self._name}"
+        while True:
+            batch = self._source.take()
+            if batch is None:
+                return
+            yield from batch
+
+    def receive(self) -> list[bytes]:
+        assert self._call is not None, "open() comes first"
+        try:
+            return [next(self._call)]
+        except StopIteration:
+            raise StreamEnded(StatusCode.OK, "the gateway ended the stream") from None
+        except grpc.RpcError as error:
+            code = StatusCode(error.code().value[0])
+            raise StreamEnded(code, explain(error.details() or "")) from None
+
+    def close(self) -> None:
+        with self._lock:
+            self._closed = True
+            channel, call = self._channel, self._call
+            self._channel = None
+        if channel is not None and call is not None:
+            self._hang_up(channel, call)
+
+    @staticmethod
+    def _hang_up(channel: grpc.Channel, call: Any) -> None:
+        call.cancel()
+        channel.close()
+
+    def join(self, timeout: float) -> None:
+        if self._sender is not None and self._sender is not threading.current_thread():
+            self._sender.join(timeout)
+
+
+_EXPLANATIONS = (
+    ("Hostname Verification", "the gateway's certificate is for another name"),
+    ("Peer name", "the gateway's certificate is for another name"),
+    ("certificate has expired", "the gateway's certificate has expired"),
+    ("not yet valid", "the gateway's certificate is not yet valid"),
+    ("CERTIFICATE_VERIFY_FAILED", "the gateway's certificate is not trusted"),
+    ("WRONG_VERSION_NUMBER", "the gateway does not speak TLS on this port"),
+    ("Cannot check peer: missing selected ALPN", "the gateway does not offer HTTP/2 over TLS"),
+)
+
+
+def explain(details: str) -> str:
+    """What grpcio says of why a call failed, led by what they mean where that is known."""
+    for sign, meaning in _EXPLANATIONS:
+        if sign in details:
+            return f"{meaning} ({details})"
+    return details

@@ -1,0 +1,177 @@
+"""A gateway on a real socket that says exactly what a test tells it to."""
+
+from __future__ import annotations
+
+import itertools
+import queue
+from concurrent.futures import ThreadPoolExecutor
+
+import grpc
+
+from revconn._proto.registry_pb2 import (
+    ConnectionMessage,
+    ConnectionStatus,
+    ForwardRequest,
+    ForwardResponse,
+)
+
+_TIMEOUT = 10.0
+_METHOD = "EstablishConnection"
+_SERVICE = "registry.RegistryService"
+
+
+class Peer:
+    """One connector's stream, seen from the gateway's side."""
+
+    def __init__(self, context: grpc.ServicerContext) -> None:
+        self._context = context
+        self._to_say: queue.Queue = queue.Queue()
+        self._heard: queue.Queue = queue.Queue()
+
+    # What the test makes the gateway say
+
+    def say(self, message: ConnectionMessage | bytes) -> None:
+        """Send a message, or bytes that need not be one."""
+        data = message if isinstance(message, bytes) else message.SerializeToString()
+        self._to_say.put(data)
+
+    def connected(self, connection_id: str = "id-1") -> None:
+        self.status(ConnectionStatus.CONNECTED, connection_id)
+
+    def status(self, status: int, connection_id: str = "", message: str = "") -> None:
+        self.say(
+            ConnectionMessage(
+                status=ConnectionStatus(connection_id=connection_id, status=status, message=message)
+            )
+        )
+
+    def request(
+        self,
+        request_id: str = "r1",
+        method: str = "/echo.Echo/Say",
+        payload: bytes = b"",
+        timeout_seconds: int = 30,
+        **headers: str,
+    ) -> None:
+        names = {name.replace("_", "-"): value for name, value in headers.items()}
+        self.say(
+            ConnectionMessage(
+                request=ForwardRequest(
+                    request_id=request_id,
+                    method_path=method,
+                    payload=payload,
+                    timeout_seconds=timeout_seconds,
+                    headers=names,
+                )
+            )
+        )
+
+    def end(self, code: grpc.StatusCode = grpc.StatusCode.OK, details: str = "") -> None:
+        """End the stream with a status."""
+        self._to_say.put((code, details))
+
+    # What the connector said
+
+    def hears(self, kind: str, timeout: float = _TIMEOUT):
+        """The next message, which must be of this kind; heartbeats are passed over."""
+        message = self.hears_any(timeout)
+        while message.WhichOneof("message_type") == "heartbeat" != kind:
+            message = self.hears_any(timeout)
+        assert message.WhichOneof("message_type") == kind, message
+        return getattr(message, kind)
+
+    def hears_any(self, timeout: float = _TIMEOUT) -> ConnectionMessage:
+        """The next message; fails when the connector hung up or says nothing."""
+        heard = self._heard.get(timeout=timeout)
+        assert heard is not None, "the connector hung up"
+        return heard
+
+    def hears_hang_up(self, timeout: float = _TIMEOUT) -> None:
+        """Wait until the connector's half of the stream has ended."""
+        while self._heard.get(timeout=timeout) is not None:
+            pass
+
+    def answer(self, request_id: str = "r1", timeout: float = _TIMEOUT) -> ForwardResponse:
+        """The next answer, which must be to this request."""
+        response = self.hears("response", timeout)
+        assert response.request_id == request_id, response
+        return response
+
+    # The gateway's threads
+
+    def serve(self, received):
+        listener = ThreadPoolExecutor(1)
+        listener.submit(self._listen, received)
+        listener.shutdown(wait=False)
+        while True:
+            item = self._to_say.get()
+            if isinstance(item, tuple):
+                code, details = item
+                if code is not grpc.StatusCode.OK:
+                    self._context.abort(code, details)
+                return
+            yield item
+
+    def _listen(self, received) -> None:
+        try:
+            for data in received:
+                self._heard.put(ConnectionMessage.FromString(data))
+        except Exception:
+            pass  # the stream broke: for the test that is a hang-up like any other
+        self._heard.put(None)
+        self._to_say.put((grpc.StatusCode.OK, ""))
+
+
+class ScriptedGateway:
+    """Listens on loopback; each connection comes out of :meth:`accept`."""
+
+    def __init__(self, port: int = 0, credentials: grpc.ServerCredentials | None = None) -> None:
+        self._peers: queue.Queue = queue.Queue()
+        self._accepted = itertools.count()
+        self._pool = ThreadPoolExecutor(64)
+        self._server = grpc.server(
+            self._pool,
+            options=[
+                ("grpc.so_reuseport", 0),
+                ("grpc.max_receive_message_length", -1),
+                ("grpc.max_send_message_length", -1),
+            ],
+        )
+        handler = grpc.stream_stream_rpc_method_handler(self._establish)
+        self._server.add_generic_rpc_handlers(
+            (grpc.method_handlers_generic_handler(_SERVICE, {_METHOD: handler}),)
+        )
+        address = f"127.0.0.1:{port}"
+        if credentials is None:
+            self.port = self._server.add_insecure_port(address)
+        else:
+            self.port = self._server.add_secure_port(address, credentials)
+        self.address = f"127.0.0.1:{self.port}"
+        self._server.start()
+
+    def _establish(self, received, context):
+        peer = Peer(context)
+        self._peers.put(peer)
+        return peer.serve(received)
+
+    def accept(self, timeout: float = _TIMEOUT) -> Peer:
+        """The next connector that opens a stream."""
+        return self._peers.get(timeout=timeout)
+
+    def accept_ready(self, connection_id: str = "id-1") -> Peer:
+        """The next connector, after a handshake that went well."""
+        peer = self.accept()
+        peer.hears("register")
+        peer.connected(connection_id)
+        return peer
+
+    def stop(self) -> None:
+        """Break every stream and stop listening."""
+        self._server.stop(0).wait(_TIMEOUT)
+        self._pool.shutdown(wait=False)
+
+    def __enter__(self) -> ScriptedGateway:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.stop()
