@@ -1,0 +1,1 @@
+"""What one answered request costs: `python -m benchmarks`, see README.md."""

@@ -1,0 +1,87 @@
+// Command loadgen keeps a fixed number of echo requests in flight and measures a window of time.
+//
+// Without -connect it is the gateway of a reverse connection: it listens, accepts one connector
+// and pushes requests down its stream. With -connect it is an ordinary client of a gRPC server.
+//
+// It prints one JSON object per line: {"event": "listening", "address": …} once it accepts a
+// connector, "window-start" and "window-end" at those moments, and "result" at the end.
+package main
+
+import (
+	"encoding/json"
+	"flag"
+	"fmt"
+	"os"
+	"runtime/debug"
+	"time"
+)
+
+const (
+	methodPath     = "/echo.Echo/Say"
+	connectTimeout = 10 * time.Second
+	drainTimeout   = 5 * time.Second
+)
+
+type options struct {
+	connect           string
+	inFlight          int
+	payload           []byte
+	warmup            time.Duration
+	window            time.Duration
+	heartbeatInterval time.Duration
+}
+
+func main() {
+	var o options
+	var payloadBytes int
+	flag.StringVar(&o.connect, "connect", "", "be a client of the gRPC server at this address")
+	flag.IntVar(&o.inFlight, "in-flight", 64, "requests kept in flight")
+	flag.IntVar(&payloadBytes, "payload", 64, "bytes per request")
+	warmup := flag.Float64("warmup", 0.5, "seconds of load before the window")
+	seconds := flag.Float64("seconds", 3, "length of the measured window")
+	heartbeat := flag.Float64("heartbeat-interval", 1,
+		"seconds between heartbeats, as the connector was told")
+	flag.Parse()
+	o.payload = protobufBytes(payloadBytes)
+	o.warmup, o.window = duration(*warmup), duration(*seconds)
+	o.heartbeatInterval = duration(*heartbeat)
+
+	// Few and large collections: the load generator must not be what is measured.
+	debug.SetGCPercent(800)
+
+	run := runGateway
+	if o.connect != "" {
+		run = runClient
+	}
+	result, err := run(o)
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "loadgen:", err)
+		os.Exit(1)
+	}
+	emit(result)
+}
+
+func duration(seconds float64) time.Duration {
+	return time.Duration(seconds * float64(time.Second))
+}
+
+// protobufBytes begins like a protobuf message, with the tag of a length-delimited field 1: a
+// payload that begins with 0x00 or 0x01 would be taken for one with gRPC's prefix.
+func protobufBytes(size int) []byte {
+	payload := make([]byte, size)
+	for i := range payload {
+		payload[i] = byte('a' + i%26)
+	}
+	if size > 0 {
+		payload[0] = 0x0a
+	}
+	return payload
+}
+
+func emit(event any) {
+	line, err := json.Marshal(event)
+	if err != nil {
+		panic(err)
+	}
+	os.Stdout.Write(append(line, '\n'))
+}

@@ -1,0 +1,223 @@
+"""The load generator for machines without Go: slower, with the same flags and output.
+
+See go/loadgen/main.go for what it prints. Against the faster peers this one is the bottleneck,
+so requests per second say little; the peer's CPU time per request is still comparable.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import queue
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import grpc
+
+from revconn._proto.registry_pb2 import (
+    ConnectionMessage,
+    ConnectionStatus,
+    ForwardRequest,
+    ForwardResponse,
+)
+
+METHOD_PATH = "/echo.Echo/Say"
+CONNECTION_ID = "6f0f1f9e-3c59-4f0c-9d6e-2b1a7c5d8e43"
+HEADERS = {"content-type": "application/grpc", "te": "trailers", "user-agent": "grpc-python"}
+CONNECT_TIMEOUT = 10.0
+DRAIN_TIMEOUT = 5.0
+
+
+class Meter:
+    """The measured window, and what was seen in it. List appends are the only shared writes."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        self._options = options
+        self.measuring = False
+        self.over = False
+        self.latencies: list[float] = []
+        self.errors: list[str] = []
+        self.heartbeats = 0
+        self.lateness = 0.0
+
+    def run(self) -> None:
+        time.sleep(self._options.warmup)
+        emit({"event": "window-start"})
+        started, cpu = time.perf_counter(), time.process_time()
+        self.measuring = True
+        time.sleep(self._options.seconds)
+        self.measuring, self.over = False, True
+        self._seconds = time.perf_counter() - started
+        self._cpu = time.process_time() - cpu
+        emit({"event": "window-end"})
+
+    def answered(self, latency: float) -> None:
+        if self.measuring:
+            self.latencies.append(latency)
+
+    def result(self) -> dict[str, object]:
+        latencies = sorted(self.latencies) or [0.0]
+        return {
+            "event": "result",
+            "requests": len(self.latencies),
+            "seconds": self._seconds,
+            "requests_per_second": len(self.latencies) / self._seconds,
+            "p50_seconds": latencies[int(0.50 * (len(latencies) - 1))],
+            "p99_seconds": latencies[int(0.99 * (len(latencies) - 1))],
+            "errors": len(self.errors),
+            "first_error": self.errors[0] if self.errors else "",
+            "cpu_seconds": self._cpu,
+            "heartbeats": self.heartbeats,
+            "heartbeat_lateness_seconds": self.lateness,
+        }
+
+
+class Gateway:
+    """The gateway's end of one reverse connection; its stream's two threads share ``_pending``."""
+
+    def __init__(self, options: argparse.Namespace, payload: bytes, meter: Meter) -> None:
+        self._options = options
+        self._payload = payload
+        self._meter = meter
+        self._pending: dict[str, float] = {}
+        self._free: queue.SimpleQueue[bool] = queue.SimpleQueue()
+        self.connected = threading.Event()
+        self.drained = threading.Event()
+
+    def establish(
+        self, messages: Iterator[ConnectionMessage], context: grpc.ServicerContext
+    ) -> Iterator[ConnectionMessage]:
+        if not next(messages).register.services:
+            context.abort(grpc.StatusCode.INVALID_ARGUMENT, "register first, with a service")
+        status = ConnectionStatus(
+            status=ConnectionStatus.CONNECTED, connection_id=CONNECTION_ID, message="welcome"
+        )
+        yield ConnectionMessage(status=status)
+        threading.Thread(target=self._receive, args=(messages,), daemon=True).start()
+        self.connected.set()
+        for number in itertools.count():
+            if number >= self._options.in_flight:
+                self._free.get()
+            request = ForwardRequest(
+                request_id=f"{number:08x}-0000-4000-8000-000000000000",
+                method_path=METHOD_PATH,
+                headers=HEADERS,
+                payload=self._payload,
+                timeout_seconds=30,
+            )
+            self._pending[request.request_id] = time.perf_counter()
+            yield ConnectionMessage(request=request)
+
+    def _receive(self, messages: Iterator[ConnectionMessage]) -> None:
+        last_beat = time.monotonic()
+        try:
+            for message in messages:
+                kind = message.WhichOneof("message_type")
+                if kind == "response":
+                    self._check(message.response)
+                elif kind == "heartbeat" and message.heartbeat.connection_id == CONNECTION_ID:
+                    last_beat = self._beat(last_beat)
+                    self._meter.heartbeats += 1
+                else:
+                    self._meter.errors.append(f"unexpected {kind}")
+                if self._meter.over and not self._pending:
+                    break
+        except grpc.RpcError as error:
+            self._meter.errors.append(f"the peer's stream ended: {error!r}")
+        self._meter.errors.extend("never answered" for _ in self._pending)
+        self._beat(last_beat)
+        self.drained.set()
+
+    def _check(self, response: ForwardResponse) -> None:
+        sent_at = self._pending.pop(response.request_id, None)
+        if sent_at is None:
+            self._meter.errors.append(f"unknown request id {response.request_id!r}")
+            return
+        self._meter.answered(time.perf_counter() - sent_at)
+        if response.status_code != 200 or response.payload != self._payload:
+            self._meter.errors.append(f"status {response.status_code}: {response.error_message}")
+        if not self._meter.over:
+            self._free.put(True)
+
+    def _beat(self, last_beat: float) -> float:
+        now = time.monotonic()
+        late = now - last_beat - self._options.heartbeat_interval
+        self._meter.lateness = max(self._meter.lateness, late)
+        return now
+
+
+def drive_connector(options: argparse.Namespace, payload: bytes, meter: Meter) -> None:
+    gateway = Gateway(options, payload, meter)
+    server = grpc.server(ThreadPoolExecutor(max_workers=2))
+    handler = grpc.stream_stream_rpc_method_handler(
+        gateway.establish,
+        request_deserializer=ConnectionMessage.FromString,
+        response_serializer=ConnectionMessage.SerializeToString,
+    )
+    server.add_generic_rpc_handlers(
+        (
+            grpc.method_handlers_generic_handler(
+                "registry.RegistryService", {"EstablishConnection": handler}
+            ),
+        )
+    )
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    emit({"event": "listening", "address": f"127.0.0.1:{port}"})
+    if not gateway.connected.wait(CONNECT_TIMEOUT):
+        raise SystemExit(f"no connector registered within {CONNECT_TIMEOUT} s")
+    meter.run()
+    if not gateway.drained.wait(DRAIN_TIMEOUT):
+        server.stop(grace=None)
+        gateway.drained.wait()
+
+
+def call_server(options: argparse.Namespace, payload: bytes, meter: Meter) -> None:
+    def repeat() -> None:
+        while not meter.over:
+            started = time.perf_counter()
+            try:
+                answer = say(payload, timeout=CONNECT_TIMEOUT, wait_for_ready=True)
+            except grpc.RpcError as error:
+                meter.errors.append(repr(error))
+                return
+            meter.answered(time.perf_counter() - started)
+            if answer != payload:
+                meter.errors.append("wrong payload")
+
+    with grpc.insecure_channel(options.connect) as channel:
+        say: grpc.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(METHOD_PATH)
+        callers = [threading.Thread(target=repeat) for _ in range(options.in_flight)]
+        for caller in callers:
+            caller.start()
+        meter.run()
+        for caller in callers:
+            caller.join()
+
+
+def emit(event: dict[str, object]) -> None:
+    print(json.dumps(event), flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--connect", default="")
+    parser.add_argument("--in-flight", type=int, default=64)
+    parser.add_argument("--payload", type=int, default=64)
+    parser.add_argument("--warmup", type=float, default=0.5)
+    parser.add_argument("--seconds", type=float, default=3.0)
+    parser.add_argument("--heartbeat-interval", type=float, default=1.0)
+    options = parser.parse_args()
+    # Begins like a protobuf: 0x00 or 0x01 would be taken for gRPC's prefix.
+    payload = (b"\x0a" + b"x" * options.payload)[: options.payload]
+    meter = Meter(options)
+    drive = call_server if options.connect else drive_connector
+    drive(options, payload, meter)
+    emit(meter.result())
+
+
+if __name__ == "__main__":
+    main()
