@@ -40,7 +40,7 @@ imports: $(VENV)/dev.stamp  ## who may import whom (setup.cfg, [importlinter])
 
 docs: $(VENV)/dev.stamp  ## build docs/_build/html, warnings as errors
 	@echo "make docs: docs/_build/html"
-	@$(BIN)/python -m sphinx -W --keep-going -n -q -b html docs docs/_build/html
+	@$(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build/html
 
 coverage: $(VENV)/dev.stamp  ## branch coverage: 95 % of revconn, 100 % of revconn.core
 	@echo "make coverage: the tests under coverage"

@@ -1,0 +1,103 @@
+"""What users get when they install revconn."""
+
+from __future__ import annotations
+
+import email
+import pathlib
+import shutil
+import subprocess
+import sys
+import zipfile
+from collections.abc import Iterator
+from email.message import Message
+
+import pytest
+from packaging.requirements import Requirement
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+PACKAGED = ["setup.py", "setup.cfg", "pyproject.toml", "LICENSE", "README.md"]
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Iterator[zipfile.ZipFile]:
+    """A wheel, built from a copy so that nothing is left in the source tree."""
+    source = tmp_path_factory.mktemp("source")
+    for name in PACKAGED:
+        if (ROOT / name).exists():
+            shutil.copy(ROOT / name, source)
+    for package in ("revconn", "tests"):
+        shutil.copytree(
+            ROOT / package, source / package, ignore=shutil.ignore_patterns("__pycache__")
+        )
+    build = ["-m", "pip", "wheel", "--no-deps", "--no-index", "--no-build-isolation", "--quiet"]
+    subprocess.run([sys.executable, *build, "--wheel-dir", source, source], check=True)
+    (path,) = source.glob("*.whl")
+    with zipfile.ZipFile(path) as archive:
+        yield archive
+
+
+@pytest.fixture(scope="module")
+def metadata(wheel: zipfile.ZipFile) -> Message:
+    (path,) = [name for name in wheel.namelist() if name.endswith(".dist-info/METADATA")]
+    return email.message_from_bytes(wheel.read(path))
+
+
+def test_the_wheel_is_pure_python_and_holds_revconn_alone(wheel: zipfile.ZipFile) -> None:
+    assert str(wheel.filename).endswith("-py3-none-any.whl")
+    tops = {name.split("/")[0] for name in wheel.namelist()}
+    assert {top for top in tops if not top.endswith(".dist-info")} == {"revconn"}
+
+
+def test_every_module_of_the_source_tree_is_in_the_wheel(wheel: zipfile.ZipFile) -> None:
+    modules = {path.relative_to(ROOT).as_posix() for path in (ROOT / "revconn").rglob("*.py")}
+    assert modules == {name for name in wheel.namelist() if name.endswith(".py")}
+
+
+def test_the_types_are_in_the_wheel(wheel: zipfile.ZipFile) -> None:
+    assert {"revconn/py.typed", "revconn/_proto/registry_pb2.pyi"} <= set(wheel.namelist())
+
+
+def test_the_wheel_installs_the_revconn_command(wheel: zipfile.ZipFile) -> None:
+    (path,) = [name for name in wheel.namelist() if name.endswith("entry_points.txt")]
+    assert "revconn = revconn.cli:main" in wheel.read(path).decode()
+
+
+def test_the_wheel_carries_the_license(wheel: zipfile.ZipFile, metadata: Message) -> None:
+    assert "Apache-2.0" in (metadata["License"], metadata["License-Expression"])
+    assert any(name.endswith("LICENSE") for name in wheel.namelist())
+
+
+def test_every_runtime_dependency_has_both_bounds(metadata: Message) -> None:
+    requirements = [Requirement(line) for line in metadata.get_all("Requires-Dist", [])]
+    runtime = [need for need in requirements if "extra" not in str(need.marker)]
+    bounds: dict[str, set[str]] = {}
+    for need in runtime:
+        bounds.setdefault(need.name, set()).update(spec.operator for spec in need.specifier)
+    assert bounds == {name: {">=", "<"} for name in ("grpcio", "protobuf", "tenacity")}
+
+
+# An application that has a registry.proto of its own, in which the same names mean other things.
+OTHER_SCHEMA = """
+from google.protobuf import descriptor_pb2, descriptor_pool
+
+file = descriptor_pb2.FileDescriptorProto(name="registry.proto", package="registry")
+message = file.message_type.add(name="Heartbeat")
+field = descriptor_pb2.FieldDescriptorProto
+message.field.add(name="pulse", number=1, type=field.TYPE_STRING, label=field.LABEL_OPTIONAL)
+pool = descriptor_pool.Default()
+pool.AddSerializedFile(file.SerializeToString())
+fields = pool.FindMessageTypeByName("registry.Heartbeat").fields_by_name
+assert list(fields) == ["pulse"], list(fields)
+"""
+OURS = """
+from revconn._proto.registry_pb2 import ConnectionMessage, Heartbeat
+
+sent = ConnectionMessage(heartbeat=Heartbeat(timestamp=7, connection_id="id"))
+received = ConnectionMessage.FromString(sent.SerializeToString())
+assert received.heartbeat.timestamp == 7
+"""
+
+
+@pytest.mark.parametrize("script", [OTHER_SCHEMA + OURS, OURS + OTHER_SCHEMA + OURS])
+def test_an_application_with_another_registry_proto_does_not_collide(script: str) -> None:
+    subprocess.run([sys.executable, "-c", script], check=True, cwd=ROOT)
