@@ -131,6 +131,7 @@ class Options:
     max_workers: int
     executor: Executor | None
     max_in_flight: int
+    max_in_flight_bytes: int
     max_message_bytes: int
     heartbeat_interval: float
     liveness_timeout: float | None
@@ -142,7 +143,7 @@ class Options:
     is_fatal: Callable[[Exception], bool]
 
     def __post_init__(self) -> None:
-        for name in ("max_workers", "max_in_flight", "max_message_bytes"):
+        for name in ("max_workers", "max_in_flight", "max_in_flight_bytes", "max_message_bytes"):
             require_count(name, getattr(self, name))
         for name in ("heartbeat_interval", "connect_timeout", "keepalive_timeout", "drain_timeout"):
             require_seconds(name, getattr(self, name))

@@ -60,6 +60,8 @@ class Connector:
         it is not shut down. Default: one of the connector's.
     :param max_in_flight: requests accepted and not yet answered (1000, as many as the reference
         gateway keeps pending in all); more are refused with 429 at once.
+    :param max_in_flight_bytes: payload bytes accepted and not yet answered (64 MiB); beyond them
+        gateways are held back by flow control instead of filling this machine's memory.
     :param max_message_bytes: the largest message sent (4 MiB, a gRPC server's default limit:
         beyond it a gateway would end the whole stream). A larger answer fails alone.
     :param heartbeat_interval: 30.0.
@@ -91,6 +93,7 @@ class Connector:
         max_workers: int = 16,
         executor: Executor | None = None,
         max_in_flight: int = 1000,
+        max_in_flight_bytes: int = 64 << 20,
         max_message_bytes: int = 4 << 20,
         heartbeat_interval: float = 30.0,
         liveness_timeout: float | None = 90.0,
@@ -109,6 +112,7 @@ class Connector:
             max_workers=max_workers,
             executor=executor,
             max_in_flight=max_in_flight,
+            max_in_flight_bytes=max_in_flight_bytes,
             max_message_bytes=max_message_bytes,
             heartbeat_interval=heartbeat_interval,
             liveness_timeout=liveness_timeout,

@@ -59,6 +59,11 @@ class Request:
         """Whether the payload came in gRPC's framing; the answer then goes out in it too."""
         return is_framed(self._message.payload)
 
+    @property
+    def payload_bytes(self) -> int:
+        """The size of the payload as it came, in bytes."""
+        return len(self._message.payload)
+
     def time_remaining(self) -> float | None:
         """Seconds until the deadline, never negative; ``None`` without one."""
         return None if self.deadline is None else max(0.0, self.deadline - time.monotonic())

@@ -40,6 +40,9 @@ class _Entry(NamedTuple):
 class Dispatcher:
     """Feeds requests to a pool of workers and sees to it that each is answered exactly once.
 
+    ``saturated`` is true while more than ``max_in_flight_bytes`` of payload are in flight;
+    ``on_relief`` is called when that ends, from whichever thread ended it.
+
     ``answerer`` turns a request into its encoded answer; it runs user code and never raises.
 
     A request is in flight from :meth:`accept` until it is settled: whoever settles it (its
@@ -57,17 +60,23 @@ class Dispatcher:
         *,
         max_workers: int,
         max_in_flight: int,
+        max_in_flight_bytes: int,
+        on_relief: Callable[[], None],
     ) -> None:
         self._answerer = answerer
         self._executor = executor
         self._max_workers = max_workers
         self._max_in_flight = max_in_flight
+        self._max_in_flight_bytes = max_in_flight_bytes
+        self._on_relief = on_relief
         self._lock = threading.Lock()
         self._idle = threading.Condition(self._lock)
         self._due = threading.Condition(self._lock)
         self._in_flight: dict[tuple[Origin, str], Request] = {}
         self._waiting: deque[_Entry] = deque()
         self._workers = 0
+        self._bytes = 0
+        self.saturated = False
         self._next_due: float | None = None
         self._closed = False
         self._counts = dict.fromkeys(
@@ -112,6 +121,8 @@ class Dispatcher:
         self._counts["accepted"] += 1
         self._in_flight[origin, message.request_id] = request
         self._waiting.append(_Entry(origin, request))
+        self._bytes += len(message.payload)
+        self.saturated = self._bytes > self._max_in_flight_bytes
         if deadline is not None and (self._next_due is None or deadline < self._next_due):
             self._next_due = deadline
             self._due.notify()
@@ -174,9 +185,15 @@ class Dispatcher:
             del self._in_flight[key]
             request._settle()
             self._counts[outcome] += 1
+            self._bytes -= request.payload_bytes
+            relieved = self.saturated and self._bytes <= self._max_in_flight_bytes
+            if relieved:
+                self.saturated = False
             if not self._in_flight:
                 self._idle.notify_all()
         origin.answer((Answer(message, request.deadline),))
+        if relieved:
+            self._on_relief()
         return True
 
     def _fail(

@@ -33,6 +33,10 @@ class LinkOwner(Protocol):
     services: tuple[str, ...]
     """The names to register."""
 
+    @property
+    def saturated(self) -> bool:
+        """Whether so much is in flight that gateways should send no more for now."""
+
     def requests_arrived(self, link: Link, requests: list[ForwardRequest]) -> None:
         """A batch of requests arrived."""
 
@@ -62,7 +66,7 @@ class Link:
         self._owner = owner
         self._options = options
         self._backoff = options.backoff
-        self._outbox = Outbox()
+        self._outbox = Outbox(lambda: owner.saturated)
         self._lock = threading.Lock()
         self._session: Session | None = None
         self._leaving = False
@@ -95,6 +99,10 @@ class Link:
     def answer(self, answers: Iterable[Answer]) -> None:
         """Queue answers for this gateway. Does not block."""
         self._outbox.put(answers)
+
+    def relieve(self) -> None:
+        """Nothing is saturated any more: the gateway may send again."""
+        self._outbox.nudge()
 
     def wait_flushed(self, timeout: float) -> bool:
         """Wait, at most ``timeout`` seconds, until every queued answer has left."""

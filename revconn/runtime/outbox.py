@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterable
+from typing import Callable
 
 from revconn.core.outbound import Answer, Outbound
 from revconn.runtime import clock
@@ -20,9 +21,13 @@ class Outbox:
 
     ``_lock`` guards everything here and in the lines; ``_changed`` is its condition.
     Thread-safe.
+
+    ``saturated`` says whether so much is in flight that the peer should send no more; when that
+    ends, :meth:`nudge` has to be called.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, saturated: Callable[[], bool] = lambda: False) -> None:
+        self._saturated = saturated
         self._lock = threading.Lock()
         self._changed = threading.Condition(self._lock)
         self._outbound = Outbound()
@@ -43,6 +48,13 @@ class Outbox:
             self._outbound.start_over(time.monotonic())
             self._changed.notify_all()
         return line
+
+    def nudge(self) -> None:
+        """Wake the sender: there is room again, or the transport has its own to say."""
+        with self._lock:
+            if self._line is not None:
+                self._line.nudged = True
+                self._changed.notify_all()
 
     def wait_flushed(self, timeout: float) -> bool:
         """Wait, at most ``timeout`` seconds, until everything was handed to the network."""
@@ -75,6 +87,7 @@ class Line:
         self._closed = False
         self._control_taken = False
         self.resting = True
+        self.nudged = False
         self.control_left_at: float | None = None
 
     def put_control(self, message: bytes) -> None:
@@ -91,24 +104,32 @@ class Line:
             self._outbox._changed.notify_all()
 
     def take(self) -> list[bytes] | None:
-        """The next batch for the sender thread; ``None`` once closed."""
+        """The next batch for the sender thread, empty when nudged; ``None`` once closed."""
         with self._outbox._lock:
             self._rest()
             while not self._closed:
                 batch = self._next_batch()
-                if batch:
-                    self.resting = False
+                if batch or self.nudged:
+                    self.nudged = False
+                    self.resting = not batch
                     self._outbox._changed.notify_all()
                     return batch
                 self._outbox._changed.wait()
             return None
 
+    def nudge(self) -> None:
+        """Make :meth:`take` return."""
+        self._outbox.nudge()
+
+    def has_room(self) -> bool:
+        """Whether the peer may send more: not while requests or answers have piled up."""
+        piled_up = self._outbox._outbound.answer_bytes > _ROOM_BYTES
+        return not piled_up and not self._outbox._saturated()
+
     def wait_for_room(self) -> None:
-        """Hold back whoever reads from the peer while too much waits to be sent to it."""
+        """Hold back whoever reads from the peer until there is room, or the line is closed."""
         with self._outbox._lock:
-            self._outbox._changed.wait_for(
-                lambda: self._closed or self._outbox._outbound.answer_bytes <= _ROOM_BYTES
-            )
+            self._outbox._changed.wait_for(lambda: self._closed or self.has_room())
 
     def close(self) -> None:
         """Nothing more goes out on this stream; its sender ends. Idempotent."""

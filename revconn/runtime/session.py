@@ -92,7 +92,6 @@ class Session:
             self._stream.open()
             while True:
                 self._take_in(self._stream.receive())
-                self._line.wait_for_room()
         except StreamEnded as ended:
             raise self._retired or self._loss(ended.details, ended.code) from None
         finally:

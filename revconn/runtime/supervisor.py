@@ -62,6 +62,8 @@ class Supervisor:
             executor,
             max_workers=options.max_workers,
             max_in_flight=options.max_in_flight,
+            max_in_flight_bytes=options.max_in_flight_bytes,
+            on_relief=self._relieve,
         )
         self._lock = threading.Lock()
         self._living = len(self.links)
@@ -149,6 +151,15 @@ class Supervisor:
         for link in self.links:
             quiet &= link.wait_flushed(_clamp(deadline - time.monotonic()))
         return quiet
+
+    @property
+    def saturated(self) -> bool:
+        """Whether so much is in flight that gateways should send no more for now."""
+        return self._dispatcher.saturated
+
+    def _relieve(self) -> None:
+        for link in self.links:
+            link.relieve()
 
     # The links, in their threads
 

@@ -16,9 +16,21 @@ class Source(Protocol):
     def take(self) -> list[bytes] | None:
         """Everything that waits to be sent, blocking until there is something.
 
-        ``None`` ends the sending half of the stream. Calling again says that the previous batch
-        was handed to the network.
+        ``None`` ends the sending half of the stream; an empty list only wakes the sender (see
+        :meth:`nudge`). Calling again says that the previous batch was handed to the network.
         """
+
+    def nudge(self) -> None:
+        """Make :meth:`take` return now, with an empty list if nothing waits. Any thread."""
+
+    def has_room(self) -> bool:
+        """Whether the peer may send more: neither requests nor answers have piled up.
+
+        When room comes back :meth:`take` returns.
+        """
+
+    def wait_for_room(self) -> None:
+        """Block until :meth:`has_room`, or until the stream is to end."""
 
 
 class StreamEnded(Exception):

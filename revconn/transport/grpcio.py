@@ -100,6 +100,7 @@ class _GrpcioStream(Stream):
 
     def receive(self) -> list[bytes]:
         assert self._call is not None, "open() comes first"
+        self._source.wait_for_room()
         try:
             return [next(self._call)]
         except StopIteration:
