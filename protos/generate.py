@@ -10,26 +10,45 @@ from grpc_tools import protoc
 
 PROTOS = pathlib.Path(__file__).resolve().parent
 OUTPUT = PROTOS.parent / "revconn" / "_proto"
-SCHEMAS = ["registry"]
+PACKAGE = "revconn._proto"
 
 
 def main():
-    for schema in SCHEMAS:
-        arguments = ["protoc", f"-I{PROTOS}", f"--python_out={OUTPUT}", f"--pyi_out={OUTPUT}"]
-        if protoc.main([*arguments, f"{schema}.proto"]) != 0:
-            raise SystemExit(f"{schema}.proto does not compile")
-        use_own_pool(OUTPUT / f"{schema}_pb2.py", schema)
+    compile_messages("registry")
+    compile_messages("demo")
+    compile_stubs("demo")
 
 
-def use_own_pool(path, schema):
-    """An application may have compiled the same schema itself: stay out of the shared pool."""
-    source = path.read_text()
-    source, pools = re.subn(
-        r"_descriptor_pool\.Default\(\)", "_descriptor_pool.DescriptorPool()", source
+def compile_messages(schema):
+    run(schema, f"--python_out={OUTPUT}", f"--pyi_out={OUTPUT}")
+    # An application may have compiled the same schema itself: stay out of the shared pool.
+    patch(
+        OUTPUT / f"{schema}_pb2.py",
+        (r"_descriptor_pool\.Default\(\)", "_descriptor_pool.DescriptorPool()"),
+        (f"'{schema}_pb2'", f"'{PACKAGE}.{schema}_pb2'"),
     )
-    source, names = re.subn(f"'{schema}_pb2'", f"'revconn._proto.{schema}_pb2'", source)
-    if (pools, names) != (1, 1):
-        raise SystemExit(f"{path.name}: the generator's output has changed; adapt generate.py")
+
+
+def compile_stubs(schema):
+    run(schema, f"--grpc_python_out={OUTPUT}")
+    patch(
+        OUTPUT / f"{schema}_pb2_grpc.py",
+        (f"^import {schema}_pb2 as", f"from {PACKAGE} import {schema}_pb2 as"),
+    )
+
+
+def run(schema, *outputs):
+    if protoc.main(["protoc", f"-I{PROTOS}", *outputs, f"{schema}.proto"]) != 0:
+        raise SystemExit(f"{schema}.proto does not compile")
+
+
+def patch(path, *replacements):
+    """Replace each pattern, which must occur exactly once."""
+    source = path.read_text()
+    for pattern, replacement in replacements:
+        source, count = re.subn(pattern, replacement, source, flags=re.MULTILINE)
+        if count != 1:
+            raise SystemExit(f"{path.name}: the generator's output has changed; adapt generate.py")
     path.write_text(source)
 
 
