@@ -6,7 +6,6 @@ import atexit
 import logging
 import os
 import queue
-import signal
 import threading
 from collections.abc import Sequence
 from concurrent.futures import Executor
@@ -20,7 +19,7 @@ from revconn.environment import environment_options
 from revconn.exceptions import RevconnError
 from revconn.runtime.failures import is_fatal as default_is_fatal
 from revconn.runtime.handlers import Answering, Handler
-from revconn.runtime.signals import signals_into
+from revconn.runtime.signals import obey_signals, signals_into
 from revconn.runtime.state import State, StateBoard
 from revconn.runtime.supervisor import Supervisor
 from revconn.runtime.threads import is_own_thread
@@ -210,7 +209,11 @@ class Connector:
         with signals_into(self._wakeups):
             supervisor = self._launch()
             supervisor.start()
-            self._obey_signals(supervisor)
+            obey_signals(
+                self._wakeups,
+                drain=lambda: supervisor.begin_drain(self._options.drain_timeout),
+                abort=supervisor.abort,
+            )
         self.wait()
 
     def wait_ready(self, timeout: float | None = None) -> None:
@@ -339,19 +342,6 @@ class Connector:
             keepalive_interval=options.keepalive_interval,
             keepalive_timeout=options.keepalive_timeout,
         )
-
-    def _obey_signals(self, supervisor: Supervisor) -> None:
-        """Wait for the end; the first signal drains, the second aborts."""
-        first = True
-        while (number := self._wakeups.get()) is not None:
-            name = signal.Signals(number).name
-            if first:
-                logger.info("%s: finishing what was accepted, then leaving", name)
-                supervisor.begin_drain(self._options.drain_timeout)
-            else:
-                logger.warning("%s again: leaving at once", name)
-                supervisor.abort()
-            first = False
 
     def _end(self) -> None:
         atexit.unregister(self._abort_at_exit)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 import queue
 import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import Any
+from typing import Any, Callable
 
-__all__ = ["signals_into"]
+__all__ = ["obey_signals", "signals_into"]
+
+logger = logging.getLogger(__name__)
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -37,3 +40,27 @@ def signals_into(wakeups: queue.SimpleQueue[Any]) -> Iterator[None]:
         for number, handler in previous.items():
             # None: a handler that was not set from Python and cannot be put back.
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
+
+
+def obey_signals(
+    wakeups: queue.SimpleQueue[int | None],
+    drain: Callable[[], object],
+    abort: Callable[[], object],
+) -> int | None:
+    """Until ``None`` comes: call ``drain`` for the first signal, ``abort`` for every later one.
+
+    ``drain`` must return at once. Returns the signal that aborted, if one did.
+    """
+    draining = False
+    aborted_by: int | None = None
+    while (number := wakeups.get()) is not None:
+        name = signal.Signals(number).name
+        if not draining:
+            logger.info("%s: finishing what was accepted, then leaving", name)
+            draining = True
+            drain()
+        else:
+            logger.warning("%s again: leaving at once", name)
+            aborted_by = aborted_by or number
+            abort()
+    return aborted_by
