@@ -1,0 +1,71 @@
+"""A connector's first message, and what is wrong with it."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any, NamedTuple
+
+import grpc.aio
+from google.protobuf.message import DecodeError
+
+from revconn._proto.registry_pb2 import ConnectionMessage, ConnectionRegister
+from revconn.core.status import StatusCode
+from revconn.gateway.keys import ApiKeys
+
+__all__ = ["Refused", "Registration", "receive_registration"]
+
+REGISTER_TIMEOUT = 10.0  # seconds from the opening of a stream to its first message
+
+
+class Refused(Exception):
+    """A connector may not register; it is told the code and the message."""
+
+    def __init__(self, code: StatusCode, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message
+
+
+class Registration(NamedTuple):
+    """Who registered what: the number of the API key, and the services' names, each once."""
+
+    key: int
+    services: tuple[str, ...]
+
+
+async def receive_registration(
+    context: grpc.aio.ServicerContext[Any, Any], keys: ApiKeys
+) -> Registration:
+    """Wait for a stream's first message and check it. Raises :class:`Refused`."""
+    try:
+        received = await asyncio.wait_for(context.read(), REGISTER_TIMEOUT)
+    except asyncio.TimeoutError:
+        problem = f"no register message came within {REGISTER_TIMEOUT:g} seconds"
+        raise Refused(StatusCode.DEADLINE_EXCEEDED, problem) from None
+    if not isinstance(received, bytes):
+        raise Refused(StatusCode.INVALID_ARGUMENT, "the stream ended before a register message")
+    return check_registration(received, keys)
+
+
+def check_registration(received: bytes, keys: ApiKeys) -> Registration:
+    """What the first message of a stream registers. Raises :class:`Refused`."""
+    try:
+        message = ConnectionMessage.FromString(received)
+    except DecodeError:
+        raise Refused(StatusCode.INVALID_ARGUMENT, "not a ConnectionMessage") from None
+    kind = message.WhichOneof("message_type")
+    if kind != "register":
+        problem = f"the first message must be register, not {kind or 'an unset one'}"
+        raise Refused(StatusCode.INVALID_ARGUMENT, problem)
+    key = keys.identify(message.register.api_key)
+    if key is None:
+        raise Refused(StatusCode.UNAUTHENTICATED, "Invalid token")
+    return Registration(key, _services(message.register))
+
+
+def _services(register: ConnectionRegister) -> tuple[str, ...]:
+    for name in register.services:
+        if not name.isprintable() or not name or "/" in name or " " in name:
+            problem = f"{name[:200]!r} is not a service name; register package.Service"
+            raise Refused(StatusCode.INVALID_ARGUMENT, problem)
+    return tuple(dict.fromkeys(register.services))

@@ -1,0 +1,125 @@
+"""The gateway's server, on asyncio: what listens, and what ends it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+import grpc.aio
+
+from revconn.core.status import StatusCode
+from revconn.gateway.keys import ApiKeys
+from revconn.gateway.pending import PendingRequests
+from revconn.gateway.proxy import Proxy
+from revconn.gateway.registry import Registry
+from revconn.gateway.statuses import set_status
+from revconn.gateway.stream import ConnectorStreams
+
+__all__ = ["Serving", "Settings"]
+
+logger = logging.getLogger(__name__)
+
+_SERVICE = "registry.RegistryService"
+_POLL_INTERVAL = 0.02  # seconds between two looks at whether the last call is answered
+_LONGEST_EXPIRY_INTERVAL = 1.0
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a gateway was made with; see :class:`revconn.gateway.Gateway`."""
+
+    host: str
+    port: int
+    keys: ApiKeys
+    tls: grpc.ServerCredentials | None
+    heartbeat_timeout: float
+    request_timeout: float
+    max_pending: int
+    max_message_bytes: int
+
+
+class Serving:
+    """One server, from its start to its stop. It belongs to the thread whose loop made it."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self.registry = Registry()
+        self._pending = PendingRequests(settings.max_pending)
+        self._server = grpc.aio.server(options=_options(settings))
+        streams = ConnectorStreams(
+            settings.keys, self.registry, self._pending, queue_size=settings.max_pending + 1
+        )
+        handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
+            "EstablishConnection": grpc.stream_stream_rpc_method_handler(streams.establish),
+            "Register": grpc.unary_unary_rpc_method_handler(_refuse_register),
+        }
+        proxy = Proxy(self.registry, self._pending, settings.request_timeout)
+        # Asked in this order: the proxy takes what nobody before it took.
+        self._server.add_generic_rpc_handlers(
+            (grpc.method_handlers_generic_handler(_SERVICE, handlers), proxy)
+        )
+
+    async def start(self) -> str:
+        """Listen; the address, with the real port. Raises :class:`OSError` when that fails."""
+        wanted = f"{self._settings.host}:{self._settings.port}"
+        port = self._bind(wanted)
+        if port is None:
+            raise OSError(
+                f"cannot listen on {wanted}: the port is taken, or the host is not this machine's"
+            )
+        await self._server.start()
+        return f"{self._settings.host}:{port}"
+
+    def _bind(self, address: str) -> int | None:
+        try:
+            if self._settings.tls is None:
+                return self._server.add_insecure_port(address)
+            return self._server.add_secure_port(address, self._settings.tls)
+        except RuntimeError:  # which says no more than that it failed
+            return None
+
+    async def stop(self, grace: float) -> None:
+        """Take nothing new, give calls ``grace`` seconds to be answered, end everything."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + grace
+        stopped = asyncio.ensure_future(self._server.stop(grace))
+        while len(self._pending) and loop.time() < deadline:
+            await asyncio.sleep(_POLL_INTERVAL)
+        for connection in self.registry.connections:
+            connection.end(StatusCode.UNAVAILABLE, "the gateway is stopping")
+        await stopped
+
+    async def expire(self) -> None:
+        """End the streams of connectors that fell silent, until cancelled."""
+        timeout = self._settings.heartbeat_timeout
+        while True:
+            for connection in self.registry.expired(time.monotonic(), timeout):
+                connection.end(StatusCode.UNAVAILABLE, f"no heartbeat for {timeout:g} seconds")
+            await asyncio.sleep(min(_LONGEST_EXPIRY_INTERVAL, timeout / 4))
+
+
+async def _refuse_register(_request: bytes, context: grpc.aio.ServicerContext[Any, Any]) -> bytes:
+    problem = "this gateway does not dial services; open EstablishConnection instead"
+    set_status(context, StatusCode.UNIMPLEMENTED, problem)
+    return b""
+
+
+def _options(settings: Settings) -> list[tuple[str, int]]:
+    return [
+        # Two gateways on one port would each get half of the connections, and say nothing.
+        ("grpc.so_reuseport", 0),
+        ("grpc.max_receive_message_length", settings.max_message_bytes),
+        ("grpc.max_send_message_length", -1),
+        # Connectors may keep their link warm as often as they like.
+        ("grpc.http2.min_recv_ping_interval_without_data_ms", 1),
+        ("grpc.http2.min_ping_interval_without_data_ms", 1),
+        ("grpc.http2.max_ping_strikes", 0),
+        ("grpc.keepalive_permit_without_calls", 1),
+        # A peer that vanished without a word also blocks whoever writes to it: find out.
+        ("grpc.keepalive_time_ms", max(10_000, int(settings.heartbeat_timeout * 500))),
+        ("grpc.http2.max_pings_without_data", 0),
+    ]
