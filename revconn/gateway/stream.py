@@ -187,6 +187,7 @@ class _Stream:
     def _receive_heartbeat(self, heartbeat: Heartbeat) -> None:
         if heartbeat.connection_id == self._connection.id:
             self._connection.last_heartbeat = time.monotonic()
+            logger.debug("connection %s: heartbeat", self._connection.id)
         else:
             logger.warning(
                 "connection %s: ignored a heartbeat for %.64r, which is not its id",
