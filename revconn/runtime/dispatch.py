@@ -22,6 +22,8 @@ __all__ = ["Dispatcher", "Origin"]
 
 logger = logging.getLogger(__name__)
 
+_LINGER = 0.1
+
 
 class Origin(Protocol):
     """Where requests come from and their answers go."""
@@ -47,10 +49,11 @@ class Dispatcher:
 
     A request is in flight from :meth:`accept` until it is settled: whoever settles it (its
     handler, its deadline, the end) answers it, and nobody else does. A worker is a task in the
-    executor that takes requests until none waits: one task per request would cost a future, a
-    lock and a wake-up each.
+    executor that takes requests until none came for a while: one task per request would cost a
+    future, a queue and a wake-up each.
 
-    ``_lock`` guards all state; ``_idle`` and ``_due`` are its conditions. Thread-safe.
+    ``_lock`` guards all state; ``_idle``, ``_due`` and ``_work_arrived`` are its conditions.
+    Thread-safe.
     """
 
     def __init__(
@@ -72,9 +75,11 @@ class Dispatcher:
         self._lock = threading.Lock()
         self._idle = threading.Condition(self._lock)
         self._due = threading.Condition(self._lock)
+        self._work_arrived = threading.Condition(self._lock)
         self._in_flight: dict[tuple[Origin, str], Request] = {}
         self._waiting: deque[_Entry] = deque()
         self._workers = 0
+        self._parked = 0
         self._bytes = 0
         self.saturated = False
         self._next_due: float | None = None
@@ -108,9 +113,9 @@ class Dispatcher:
                 else:
                     self._admit(origin, message)
             self._counts["overloaded"] += len(refused)
-            hired = min(self._max_workers - self._workers, len(self._waiting))
-            self._workers += hired
-        self._hire(hired)
+            hire = self._call_worker()
+        if hire:
+            self._hire()
         if refused:
             self._refuse(origin, refused)
 
@@ -127,24 +132,6 @@ class Dispatcher:
             self._next_due = deadline
             self._due.notify()
 
-    def _hire(self, count: int) -> None:
-        for started in range(count):
-            try:
-                self._executor.submit(self._work)
-            except RuntimeError as error:  # shut down: by its owner, or as the interpreter exits
-                self._dismiss(count - started, str(error))
-                return
-
-    def _dismiss(self, count: int, reason: str) -> None:
-        """The executor took no more workers; without any, what waits cannot run."""
-        with self._lock:
-            self._workers -= count
-            stranded = list(self._waiting) if self._workers == 0 else []
-        for entry in stranded:
-            self._fail(entry, StatusCode.UNAVAILABLE, "the service is shutting down")
-        if stranded:
-            logger.warning("refused %d requests: no worker to run them: %s", len(stranded), reason)
-
     def _refuse(self, origin: Origin, request_ids: list[str]) -> None:
         reason = f"too many requests: {self._max_in_flight:,} are in flight"
         origin.answer(
@@ -155,22 +142,70 @@ class Dispatcher:
 
     # Workers
 
+    def _call_worker(self) -> bool:
+        """Wake a parked worker for what waits; true when one is to be hired instead.
+
+        Called for each batch, and by each worker that leaves more behind: only as many threads
+        wake as find something to do. Requires holding ``_lock``.
+        """
+        if not self._waiting:
+            return False
+        if self._parked:
+            self._work_arrived.notify()
+            return False
+        hire = self._workers < self._max_workers
+        self._workers += hire
+        return hire
+
+    def _hire(self) -> None:
+        try:
+            self._executor.submit(self._work)
+        except RuntimeError as error:  # shut down: by its owner, or as the interpreter exits
+            self._dismiss(str(error))
+
+    def _dismiss(self, reason: str) -> None:
+        """The executor took no more workers; without any, what waits cannot run."""
+        stranded: list[_Entry] = []
+        with self._lock:
+            self._workers -= 1
+            if not self._workers:
+                stranded += self._waiting
+                self._waiting.clear()
+        for entry in stranded:
+            self._fail(entry, StatusCode.UNAVAILABLE, "the service is shutting down")
+        if stranded:
+            logger.warning("refused %d requests: no worker to run them: %s", len(stranded), reason)
+
     def _work(self) -> None:
         with own_thread():
-            self._work_until_idle()
-
-    def _work_until_idle(self) -> None:
-        while True:
-            with self._lock:
-                if not self._waiting:
-                    self._workers -= 1
+            while True:
+                entry = self._next_entry()
+                if entry is None:
                     return
-                entry = self._waiting.popleft()
-            deadline = entry.request.deadline
-            if deadline is not None and deadline <= time.monotonic():
-                self._expire(entry)
-            elif entry.request.is_active():
-                self._settle(entry, self._answerer(entry.request), "answered")
+                self._serve(entry)
+
+    def _next_entry(self) -> _Entry | None:
+        """The next request; ``None`` when none came for a while: the thread is given back."""
+        with self._lock:
+            while not self._waiting:
+                self._parked += 1
+                called = self._work_arrived.wait(_LINGER)
+                self._parked -= 1
+                if self._closed or not (called or self._waiting):
+                    self._workers -= 1
+                    return None
+            entry = self._waiting.popleft()
+            hire = self._call_worker()
+        if hire:
+            self._hire()
+        return entry
+
+    def _serve(self, entry: _Entry) -> None:
+        request = entry.request
+        if request.deadline is not None and request.deadline <= time.monotonic():
+            self._expire(entry)
+        elif request.is_active():
+            self._settle(entry, self._answerer(request), "answered")
 
     # Answers go out
 
@@ -271,6 +306,7 @@ class Dispatcher:
             self._waiting.clear()
             self._due.notify_all()
             self._idle.notify_all()
+            self._work_arrived.notify_all()
 
     def stats(self) -> dict[str, int]:
         """Counters since the start, and how much is in flight and waiting now."""
