@@ -21,6 +21,8 @@ from revconn.validation import (
 
 __all__ = ["TLS", "Backoff", "Options", "PathOrPEM", "api_key_source", "parse_services"]
 
+TRANSPORTS = ("auto", "http2", "grpcio")
+
 PathOrPEM = Union[str, "os.PathLike[str]", bytes]
 
 
@@ -128,6 +130,7 @@ class Options:
     api_key: Callable[[], str]
     services: tuple[str, ...]
     tls: TLS | bool | None
+    transport: str
     max_workers: int
     executor: Executor | None
     max_in_flight: int
@@ -163,6 +166,8 @@ class Options:
             refuse("is_fatal", self.is_fatal, "not callable", "give a function of the error")
         if self.tls is not None and not isinstance(self.tls, (TLS, bool)):
             refuse("tls", self.tls, "not TLS settings", "give TLS(…), True, False or None")
+        if self.transport not in TRANSPORTS:
+            refuse("transport", self.transport, "unknown", f"give one of {', '.join(TRANSPORTS)}")
         if self.executor is not None:
             _require_threads(self.executor)
 

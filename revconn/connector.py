@@ -54,6 +54,8 @@ class Connector:
     :param services: full names of services to register, besides those that handlers name.
     :param tls: ``None`` (TLS, except to a loopback address), a :class:`TLS`, ``True``, or
         ``False`` for plaintext.
+    :param transport: ``"http2"`` (a socket and h2: the fast one), ``"grpcio"``, or ``"auto"``,
+        which is http2.
     :param max_workers: how many handlers run at once (16).
     :param executor: a :class:`~concurrent.futures.ThreadPoolExecutor` of your own to run them in;
         it is not shut down. Default: one of the connector's.
@@ -89,6 +91,7 @@ class Connector:
         api_key: str | Callable[[], str],
         services: Sequence[str] = (),
         tls: TLS | bool | None = None,
+        transport: str = "auto",
         max_workers: int = 16,
         executor: Executor | None = None,
         max_in_flight: int = 1000,
@@ -108,6 +111,7 @@ class Connector:
             api_key=api_key_source(api_key),
             services=parse_services(services),
             tls=tls,
+            transport=transport,
             max_workers=max_workers,
             executor=executor,
             max_in_flight=max_in_flight,
@@ -333,10 +337,14 @@ class Connector:
         return self._supervisor
 
     def _transport(self, target: Target) -> Transport:
-        from revconn.transport.grpcio import GrpcioTransport
-
+        # Imported here: an application pays for, and depends on, only the one it uses.
+        kind: type[Transport]
+        if self._options.transport == "grpcio":
+            from revconn.transport.grpcio import GrpcioTransport as kind
+        else:
+            from revconn.transport.http2 import Http2Transport as kind
         options = self._options
-        return GrpcioTransport(
+        return kind(
             target,
             options.tls_for(target),
             keepalive_interval=options.keepalive_interval,

@@ -56,6 +56,17 @@ class Target:
             return True
         return _is_ip(self.host) and ipaddress.ip_address(self.host).is_loopback
 
+    @property
+    def authority(self) -> str:
+        """What HTTP/2 calls the gateway."""
+        return self.address.rpartition("dns:///")[2] if self.port is not None else "localhost"
+
+    @property
+    def unix_path(self) -> str:
+        """The socket's path, for a target without a port."""
+        path = self.address[len("unix:") :]
+        return path[2:] if path.startswith("//") else path
+
     def __str__(self) -> str:
         return self.address
 

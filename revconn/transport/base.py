@@ -5,9 +5,16 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import Protocol
 
+from revconn.config import TLS
 from revconn.core.status import StatusCode
+from revconn.target import Target
 
-__all__ = ["Source", "Stream", "StreamEnded", "Transport"]
+__all__ = ["LARGEST_MESSAGE", "METHOD", "Source", "Stream", "StreamEnded", "Transport"]
+
+METHOD = "/registry.RegistryService/EstablishConnection"
+
+LARGEST_MESSAGE = 256 << 20
+"""Bytes; a gateway may send 100 MB at once, and no peer may make us allocate without bound."""
 
 
 class Source(Protocol):
@@ -59,6 +66,12 @@ class Stream(ABC):
         Raises :class:`StreamEnded`. Called by one thread.
         """
 
+    def check(self, now: float) -> None:  # noqa: B027 - most transports have nothing to look for
+        """Called every few seconds (``now``: monotonic) by a thread that must not block.
+
+        A transport that has to find silent peers by itself looks for them here.
+        """
+
     @abstractmethod
     def close(self) -> None:
         """End the stream at once and wake who is blocked in it. Any thread; idempotent."""
@@ -69,7 +82,21 @@ class Stream(ABC):
 
 
 class Transport(ABC):
-    """Makes streams to one gateway."""
+    """Makes streams to one gateway.
+
+    ``tls``: ``None`` is plaintext. ``keepalive_interval`` and ``keepalive_timeout`` are seconds
+    between HTTP/2 pings (``None``: none), and until one that is not answered ends the connection.
+    """
+
+    @abstractmethod
+    def __init__(
+        self,
+        target: Target,
+        tls: TLS | None,
+        *,
+        keepalive_interval: float | None,
+        keepalive_timeout: float,
+    ) -> None: ...
 
     @abstractmethod
     def stream(self, source: Source, name: str) -> Stream:

@@ -11,11 +11,9 @@ import grpc
 from revconn.config import TLS
 from revconn.core.status import StatusCode
 from revconn.target import Target
-from revconn.transport.base import Source, Stream, StreamEnded, Transport
+from revconn.transport.base import LARGEST_MESSAGE, METHOD, Source, Stream, StreamEnded, Transport
 
 __all__ = ["GrpcioTransport", "explain"]
-
-_METHOD = "/registry.RegistryService/EstablishConnection"
 
 
 class GrpcioTransport(Transport):
@@ -36,7 +34,7 @@ class GrpcioTransport(Transport):
         self._target = target
         self._tls = tls
         self._options: list[tuple[str, int | str]] = [
-            ("grpc.max_receive_message_length", -1),
+            ("grpc.max_receive_message_length", LARGEST_MESSAGE),
             ("grpc.max_send_message_length", -1),
             ("grpc.use_local_subchannel_pool", 1),
             ("grpc.enable_retries", 0),
@@ -81,7 +79,7 @@ class _GrpcioStream(Stream):
 
     def open(self) -> None:
         channel = self._transport.channel()
-        call: Any = channel.stream_stream(_METHOD)(self._outgoing())  # type: ignore[arg-type]
+        call: Any = channel.stream_stream(METHOD)(self._outgoing())  # type: ignore[arg-type]
         with self._lock:
             self._channel, self._call = channel, call
             closed = self._closed

@@ -1,0 +1,228 @@
+"""One gRPC stream over a socket: a receiving thread, a sending one, and an engine between."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+
+from revconn.config import TLS
+from revconn.core.errors import ProtocolError
+from revconn.core.frames import Goaway
+from revconn.core.status import StatusCode
+from revconn.target import Target
+from revconn.transport.base import LARGEST_MESSAGE, METHOD, Source, Stream, StreamEnded, Transport
+from revconn.transport.http2.dial import Dialer
+from revconn.transport.http2.engine import Engine
+from revconn.transport.http2.wire import Wire
+
+__all__ = ["Http2Transport"]
+
+logger = logging.getLogger(__name__)
+
+_SEND_STALL = 30.0
+
+
+class Http2Transport(Transport):
+    """Opens each stream on a connection of its own."""
+
+    def __init__(
+        self,
+        target: Target,
+        tls: TLS | None,
+        *,
+        keepalive_interval: float | None,
+        keepalive_timeout: float,
+    ) -> None:
+        self.target = target
+        self.scheme = "http" if tls is None else "https"
+        self.dialer = Dialer(target, tls, keepalive_timeout)
+        self.keepalive_interval = keepalive_interval
+        self.keepalive_timeout = keepalive_timeout
+
+    def stream(self, source: Source, name: str) -> Stream:
+        """A stream that dials when it is opened."""
+        return _Http2Stream(self, source, name)
+
+    def heed(self, goaway: Goaway) -> None:
+        """A gateway wants a connection to end: say so, and ping less if that was the reason."""
+        if goaway.is_too_many_pings and self.keepalive_interval is not None:
+            self.keepalive_interval *= 2
+            logger.warning(
+                "%s finds keepalive pings too frequent: the interval is %g s from now on",
+                self.target,
+                self.keepalive_interval,
+            )
+        else:
+            logger.info("%s is going away (%s)", self.target, goaway)
+
+
+class _Http2Stream(Stream):
+    """The thread that calls :meth:`receive` reads the wire; ``_sender`` alone writes it.
+
+    ``_lock`` guards ``_wire``, ``_closed`` and ``_failure``. The watch's three instants are plain
+    floats, each written by one thread.
+    """
+
+    def __init__(self, transport: Http2Transport, source: Source, name: str) -> None:
+        self._transport = transport
+        self._source = source
+        self._engine = Engine(LARGEST_MESSAGE)
+        self._lock = threading.Lock()
+        self._wire: Wire | None = None
+        self._closed = False
+        self._failure: StreamEnded | None = None
+        self._writable = threading.Event()
+        self._sender = threading.Thread(
+            target=self._send, name=f"revconn-sender-{name}", daemon=True
+        )
+        self._warned = False
+        self._heard_at = 0.0
+        self._pinged_at: float | None = None
+        self._sending_since: float | None = None
+
+    # The receiving thread
+
+    def open(self) -> None:
+        """Dial, and begin the stream."""
+        wire = self._transport.dialer.dial(self._is_closed)
+        with self._lock:
+            if not self._closed:
+                self._wire = wire
+        if self._wire is None:  # close() came while dialling
+            wire.release()
+            raise StreamEnded(StatusCode.CANCELLED, "closed")
+        target = self._transport.target
+        self._engine.open_stream(self._transport.scheme, target.authority, METHOD, {})
+        self._heard_at = time.monotonic()
+        self._sender.start()
+
+    def receive(self) -> list[bytes]:
+        """Every message that one read of the wire completed."""
+        wire = self._wire
+        assert wire is not None, "open() comes first"
+        while True:
+            if self._engine.end is not None:
+                raise StreamEnded(*self._engine.end)
+            try:
+                data = wire.read()
+                messages = self._take_in(data)
+            except ProtocolError as error:
+                raise self._fail(StatusCode.INTERNAL, str(error)) from None
+            except OSError as error:
+                raise self._fail(StatusCode.UNAVAILABLE, _network_words(error)) from None
+            if messages:
+                return messages
+
+    def _take_in(self, data: bytes) -> list[bytes]:
+        if not data:
+            raise OSError("the gateway closed the connection")
+        self._heard_at = time.monotonic()
+        messages, wants_write = self._engine.receive(data, self._source.has_room())
+        if self._engine.goaway is not None and not self._warned:
+            self._warned = True
+            self._transport.heed(self._engine.goaway)
+        if wants_write:
+            self._writable.set()
+            self._source.nudge()
+        return messages
+
+    # The sending thread
+
+    def _send(self) -> None:
+        try:
+            while self._send_some():
+                pass
+        except OSError as error:
+            self._fail(StatusCode.UNAVAILABLE, _network_words(error))
+
+    def _send_some(self) -> bool:
+        """Write what there is to write; false at the end."""
+        self._writable.clear()
+        more = True
+        if not self._engine.waiting_for_window:
+            batch = self._source.take()
+            if batch is None:
+                self._engine.end_stream()
+                more = False
+            elif batch:
+                self._engine.put(batch)
+        if self._source.has_room():
+            self._engine.grant()
+        self._sending_since = time.monotonic()
+        wrote = self._write_output()
+        if more and not wrote and self._engine.waiting_for_window:
+            self._writable.wait()
+        self._sending_since = None
+        return more and not self._is_closed()
+
+    def _write_output(self) -> bool:
+        wire = self._wire
+        assert wire is not None
+        wrote = False
+        while True:
+            output = self._engine.take_output()
+            if not output:
+                return wrote
+            wire.write(output)
+            wrote = True
+
+    # Any thread
+
+    def check(self, now: float) -> None:
+        """Ping a quiet peer; give up one that is silent or does not read."""
+        stalled_since = self._sending_since
+        if stalled_since is not None and now - stalled_since > _SEND_STALL:
+            self._fail(
+                StatusCode.UNAVAILABLE,
+                f"the gateway has not read anything for {now - stalled_since:.0f} s",
+            )
+        interval = self._transport.keepalive_interval
+        if interval is None:
+            return
+        if self._pinged_at is None or self._heard_at > self._pinged_at:
+            if now - self._heard_at >= interval:
+                self._pinged_at = now
+                self._engine.ping()
+                self._writable.set()
+                self._source.nudge()
+        elif now - self._pinged_at > self._transport.keepalive_timeout:
+            self._fail(
+                StatusCode.UNAVAILABLE,
+                f"no answer to a ping within {self._transport.keepalive_timeout:g} s",
+            )
+
+    def close(self) -> None:
+        """End the stream at once."""
+        self._fail(StatusCode.CANCELLED, "closed")
+
+    def join(self, timeout: float) -> None:
+        """Wait for the sender, then give back the socket."""
+        if self._sender.ident is not None and self._sender is not threading.current_thread():
+            self._sender.join(timeout)
+        with self._lock:
+            wire, self._wire = self._wire, None
+        if wire is not None:
+            wire.release()
+
+    def _fail(self, code: StatusCode, reason: str) -> StreamEnded:
+        """Close the wire; the first reason counts, whichever thread finds it."""
+        with self._lock:
+            self._closed = True
+            if self._failure is None:
+                end = self._engine.end
+                self._failure = StreamEnded(*end) if end else StreamEnded(code, reason)
+            failure, wire = self._failure, self._wire
+        if wire is not None:
+            wire.close()
+        self._writable.set()
+        self._source.nudge()
+        return failure
+
+    def _is_closed(self) -> bool:
+        with self._lock:
+            return self._closed
+
+
+def _network_words(error: OSError) -> str:
+    return error.strerror or str(error) or type(error).__name__

@@ -1,0 +1,131 @@
+"""A connected socket, bare or under TLS: one thread reads it, one writes it."""
+
+from __future__ import annotations
+
+import socket
+import ssl
+import threading
+from abc import ABC, abstractmethod
+from contextlib import suppress
+
+__all__ = ["PlainWire", "TLSWire", "Wire"]
+
+READ_BYTES = 256 << 10
+
+
+class Wire(ABC):
+    """Blocking reads and writes; :meth:`close` from any thread wakes both."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._socket = sock
+
+    @abstractmethod
+    def read(self) -> bytes:
+        """What has arrived; empty at the end. Raises :class:`OSError`."""
+
+    @abstractmethod
+    def write(self, data: bytes) -> None:
+        """Hand all of ``data`` to the network. Raises :class:`OSError`."""
+
+    def close(self) -> None:
+        """End both directions at once. Idempotent."""
+        with suppress(OSError):  # the peer may have been faster
+            self._socket.shutdown(socket.SHUT_RDWR)
+
+    def release(self) -> None:
+        """Give back the descriptor, once no thread uses it any more."""
+        self._socket.close()
+
+
+class PlainWire(Wire):
+    """Nothing between us and the socket."""
+
+    def read(self) -> bytes:
+        """What has arrived."""
+        return self._socket.recv(READ_BYTES)
+
+    def write(self, data: bytes) -> None:
+        """All of ``data``."""
+        self._socket.sendall(data)
+
+
+class TLSWire(Wire):
+    """TLS in memory, so that reading and writing need no common lock around the socket.
+
+    OpenSSL's objects are not safe to read and write at once: ``_lock`` guards ``_tls`` and its
+    two buffers, and no I/O happens under it.
+    """
+
+    def __init__(self, sock: socket.socket, context: ssl.SSLContext, server_name: str) -> None:
+        super().__init__(sock)
+        self._lock = threading.Lock()
+        self._incoming = ssl.MemoryBIO()
+        self._outgoing = ssl.MemoryBIO()
+        self._tls = context.wrap_bio(self._incoming, self._outgoing, server_hostname=server_name)
+
+    @property
+    def alpn(self) -> str | None:
+        """The protocol that was agreed on."""
+        return self._tls.selected_alpn_protocol()
+
+    def handshake(self) -> bool:
+        """One round of the handshake; true when it is done. Raises :class:`OSError`.
+
+        Called before any other thread knows the wire.
+        """
+        try:
+            self._tls.do_handshake()
+            done = True
+        except ssl.SSLWantReadError:
+            done = False
+        finally:
+            # Also when it failed: the alert tells the peer why.
+            self._flush()
+        if not done:
+            self._feed(self._socket.recv(READ_BYTES))
+        return done
+
+    def read(self) -> bytes:
+        """What has arrived, decrypted."""
+        while True:
+            with self._lock:
+                data = self._decrypt()
+            if data is not None:
+                return data
+            received = self._socket.recv(READ_BYTES)
+            with self._lock:
+                self._feed(received)
+
+    def write(self, data: bytes) -> None:
+        """All of ``data``, encrypted."""
+        with self._lock:
+            self._tls.write(data)
+            encrypted = self._outgoing.read()
+        self._socket.sendall(encrypted)
+
+    def _decrypt(self) -> bytes | None:
+        """Everything that can be decrypted now; ``None`` when more has to arrive first."""
+        parts = []
+        try:
+            while True:
+                part = self._tls.read(READ_BYTES)
+                if not part:
+                    break
+                parts.append(part)
+        except ssl.SSLWantReadError:
+            if not parts:
+                return None
+        except ssl.SSLEOFError:
+            pass  # the peer closed without TLS's own goodbye: HTTP/2 does not need it
+        return b"".join(parts)
+
+    def _feed(self, received: bytes) -> None:
+        if received:
+            self._incoming.write(received)
+        else:
+            self._incoming.write_eof()
+
+    def _flush(self) -> None:
+        data = self._outgoing.read()
+        if data:
+            self._socket.sendall(data)
