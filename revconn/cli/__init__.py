@@ -7,12 +7,12 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from revconn.cli import gateway, serve
+from revconn.cli import demo, gateway, serve
 from revconn.exceptions import ConfigurationError
 
 __all__ = ["main"]
 
-_COMMANDS = (gateway, serve)
+_COMMANDS = (demo, gateway, serve)
 
 
 class _Parser(argparse.ArgumentParser):

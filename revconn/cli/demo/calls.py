@@ -1,0 +1,109 @@
+"""Calls through the gateway: many with their latency, and probes while it is away."""
+
+from __future__ import annotations
+
+import time
+
+from revconn.cli.demo.client import Caller, Outcome
+from revconn.cli.demo.screen import Screen
+from revconn.cli.demo.summary import milliseconds, percentiles
+from revconn.cli.demo.watch import DemoFailed, Watch
+
+__all__ = ["Probes", "call_many"]
+
+_NAME = "world"
+_REDRAW_INTERVAL = 0.05
+_LATEST = 1000  # calls that the live figures are taken from
+_BAR_WIDTH = 24
+_PROBE_INTERVAL = 0.05
+_PROBES_SHOWN = 48
+
+
+def call_many(
+    caller: Caller, watch: Watch, screen: Screen, *, requests: int, padding: bytes
+) -> list[float]:
+    """Call so many times, one after the other; the latencies. Every reply is checked."""
+    latencies: list[float] = []
+    started = drawn = time.monotonic()
+    for number in range(1, requests + 1):
+        outcome = caller.hello(_NAME, padding)
+        watch.look()
+        _check(outcome, padding, watch.registrations[-1])
+        latencies.append(outcome.latency)
+        if number == 1:
+            took = milliseconds(outcome.latency)
+            screen.say(f'Hello(name="{_NAME}")  ──▶  "{outcome.reply.greeting}"  {took}')
+        now = time.monotonic()
+        if now - drawn >= _REDRAW_INTERVAL:
+            drawn = now
+            screen.live(_progress(screen, number, requests, latencies[-_LATEST:], watch))
+    screen.end_live()
+    rate = requests / (time.monotonic() - started)
+    screen.success(f"{requests:,} calls, all answered: {percentiles(latencies)}, {rate:,.0f}/s")
+    return latencies
+
+
+def _check(outcome: Outcome, padding: bytes, connection_id: str) -> None:
+    if not outcome.ok:
+        raise DemoFailed(f"a call failed: {outcome.status}: {outcome.message}")
+    reply = outcome.reply
+    if reply.greeting != f"Hello, {_NAME}!" or reply.padding != padding:
+        raise DemoFailed(f"a reply is not what the handler returned: {reply.greeting!r}")
+    if reply.connection_id != connection_id:
+        raise DemoFailed(
+            f"a call was answered on connection {reply.connection_id}, not on {connection_id}"
+        )
+
+
+def _progress(
+    screen: Screen, made: int, requests: int, latencies: list[float], watch: Watch
+) -> str:
+    filled = _BAR_WIDTH * made // requests
+    bar = screen.style("█" * filled, "green") + screen.style("░" * (_BAR_WIDTH - filled), "dim")
+    heartbeats = f"{screen.style('♥', 'red')} {watch.heartbeats}"
+    return f"{bar} {made:,}/{requests:,}  {percentiles(latencies)}  {heartbeats}"
+
+
+class Probes:
+    """Calls at a steady pace while nobody knows whether they will be answered."""
+
+    def __init__(self, caller: Caller, watch: Watch, screen: Screen) -> None:
+        self._caller = caller
+        self._watch = watch
+        self._screen = screen
+        self._marks = ""
+        self.failed = 0
+
+    def until_answered(self, seconds: float) -> Outcome:
+        """Call until a call is answered; that one. Raises :class:`DemoFailed` if none is."""
+        deadline = time.monotonic() + seconds
+        while True:
+            outcome = self._call()
+            if outcome.ok:
+                return outcome
+            if time.monotonic() > deadline:
+                raise DemoFailed(
+                    f"no call was answered within {seconds:g} seconds after the gateway was"
+                    f" killed; the last one failed: {outcome.status}: {outcome.message}"
+                )
+
+    def more(self, count: int) -> None:
+        """Call so many times more."""
+        for _ in range(count):
+            self._call()
+
+    def _call(self) -> Outcome:
+        outcome = self._caller.hello(_NAME)
+        self._watch.look(_PROBE_INTERVAL)
+        self.failed += not outcome.ok
+        self._marks += "●" if outcome.ok else "×"
+        self._screen.live(self.timeline)
+        return outcome
+
+    @property
+    def timeline(self) -> str:
+        """A mark for each of the latest calls."""
+        latest = self._marks[-_PROBES_SHOWN:]
+        failed = self._screen.style("×", "red")
+        answered = self._screen.style("●", "green")
+        return "calls  " + "".join(failed if mark == "×" else answered for mark in latest)

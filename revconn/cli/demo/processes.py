@@ -1,0 +1,113 @@
+"""The demo's other processes: the commands that a user would run, and what they say."""
+
+from __future__ import annotations
+
+import os
+import queue
+import random
+import socket
+import subprocess
+import sys
+import threading
+from collections import deque
+from collections.abc import Sequence
+from typing import NamedTuple
+
+__all__ = ["Child", "Said", "free_port"]
+
+_END_TIMEOUT = 10.0
+_KILL_TIMEOUT = 5.0
+_READER_TIMEOUT = 5.0
+
+
+class Said(NamedTuple):
+    """A line that a child wrote; ``None`` when it has ended."""
+
+    child: Child
+    line: str | None
+
+
+class Child:
+    """A ``revconn`` command in a process of its own; every line it writes goes into ``said``.
+
+    For one thread to use; :meth:`end` and :meth:`kill` are idempotent and bounded.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        arguments: Sequence[str],
+        environment: dict[str, str],
+        said: queue.SimpleQueue[Said],
+    ) -> None:
+        self.name = name
+        self.command = " ".join(("revconn", *arguments))
+        self.expected_to_end = False
+        self._last_lines: deque[str] = deque(maxlen=5)
+        self._said = said
+        self._process = subprocess.Popen(  # noqa: S603 - our own commands
+            [sys.executable, "-m", "revconn", *arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, "no_grpc_proxy": "127.0.0.1", **environment},
+            encoding="utf-8",
+            errors="replace",
+        )
+        self._reader = threading.Thread(target=self._read, name=f"revconn-demo-{name}", daemon=True)
+        self._reader.start()
+
+    @property
+    def pid(self) -> int:
+        """The process's id."""
+        return self._process.pid
+
+    def _read(self) -> None:
+        assert self._process.stdout is not None
+        with self._process.stdout as lines:
+            for line in lines:
+                self._last_lines.append(line.rstrip())
+                self._said.put(Said(self, line.rstrip()))
+        self._said.put(Said(self, None))
+
+    def end(self) -> int:
+        """Ask it to end (SIGTERM), kill it if it does not; its exit code."""
+        self.expected_to_end = True
+        try:
+            self._process.terminate()
+            self._process.wait(_END_TIMEOUT)
+        except subprocess.TimeoutExpired:
+            pass
+        finally:
+            code = self.kill()
+        return code
+
+    def kill(self) -> int:
+        """Kill it (SIGKILL) and reap it; its exit code."""
+        self.expected_to_end = True
+        self._process.kill()
+        code = self._process.wait(_KILL_TIMEOUT)
+        self._reader.join(_READER_TIMEOUT)
+        return code
+
+    def obituary(self) -> str:
+        """With which exit code it ended, and its last words."""
+        code = self._process.wait(_KILL_TIMEOUT)
+        last_words = self._last_lines[-1] if self._last_lines else "it said nothing"
+        return f"the {self.name} process ended with exit code {code}: {last_words}"
+
+
+def free_port() -> int:
+    """A port on 127.0.0.1 that nothing listens on.
+
+    Below the range that systems take ports of outgoing connections from: it is needed twice, and
+    one of those may have taken it in between.
+    """
+    for port in random.sample(range(10_000, 32_768), 100):
+        with socket.socket() as probe:
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return port
+    raise OSError("no free port on 127.0.0.1 between 10,000 and 32,768")

@@ -1,0 +1,179 @@
+"""The demo from beginning to end: each step does something real and checks what came of it."""
+
+from __future__ import annotations
+
+import contextlib
+import secrets
+import time
+from collections.abc import Sequence
+from types import TracebackType
+
+from revconn.cli.demo.calls import Probes, call_many
+from revconn.cli.demo.client import Caller, Outcome
+from revconn.cli.demo.greeter import HEARTBEAT_INTERVAL
+from revconn.cli.demo.processes import Child, free_port
+from revconn.cli.demo.screen import Screen
+from revconn.cli.demo.summary import Tally, show_summary
+from revconn.cli.demo.watch import DemoFailed, Watch
+
+__all__ = ["Demo"]
+
+_START_TIMEOUT = 30.0
+_HEARTBEAT_TIMEOUT = 10.0
+_RETURN_TIMEOUT = 30.0
+_HEARTBEATS = 3
+_PROBES_AFTER_RETURN = 10
+
+
+class Demo:
+    """Runs once, in one thread: ``with Demo(…) as demo: demo.run()``. Leaving ends everything."""
+
+    def __init__(self, screen: Screen, *, requests: int, payload: int, restart: bool) -> None:
+        self._screen = screen
+        self._watch = Watch(screen)
+        self._requests = requests
+        self._padding = bytes(payload)
+        self._restart = restart
+        self._address = f"127.0.0.1:{free_port()}"
+        self._key = secrets.token_urlsafe(16)
+        self._tally = Tally()
+        self._cleanup = contextlib.ExitStack()
+        self._cleanup.callback(screen.end_live)
+        self._caller = self._cleanup.enter_context(Caller(self._address))
+
+    def __enter__(self) -> Demo:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._cleanup.close()
+
+    def run(self) -> None:
+        """Show everything. Raises :class:`DemoFailed` when something did not work."""
+        started = time.monotonic()
+        self._screen.title("revconn: a service that opens no port answers ordinary gRPC calls")
+        gateway = self._start_gateway()
+        connector = self._start_connector()
+        self._watch_heartbeats()
+        self._call("An ordinary gRPC client calls the service through the gateway")
+        self._provoke_errors()
+        if self._restart:
+            gateway = self._lose_gateway(gateway)
+            self._call("The same client calls again, and the same connector process answers")
+        self._leave(connector, gateway)
+        self._tally.duration = time.monotonic() - started
+        self._tally.heartbeats = self._watch.heartbeats
+        self._tally.connection_ids = self._watch.registrations
+        show_summary(self._screen, self._tally, self._address, gateway.pid, connector.pid)
+
+    # The steps
+
+    def _start_gateway(self) -> Child:
+        self._screen.step("A gateway listens")
+        gateway = self._launch_gateway()
+        self._watch.wait_until(
+            lambda: self._watch.gateways_listening == 1,
+            _START_TIMEOUT,
+            "the gateway did not start",
+        )
+        return gateway
+
+    def _start_connector(self) -> Child:
+        self._screen.step("A connector dials out to it and registers the service demo.Greeter")
+        connector = self._launch(
+            "connector",
+            ["serve", "revconn.cli.demo.greeter:connector"],
+            {"REVCONN_TARGET": self._address, "REVCONN_API_KEY": self._key},
+        )
+        self._watch.wait_until(
+            lambda: len(self._watch.registrations) == 1,
+            _START_TIMEOUT,
+            "the connector did not register",
+        )
+        self._screen.success(f"registered, with the id {self._watch.registrations[-1]}")
+        return connector
+
+    def _watch_heartbeats(self) -> None:
+        while self._watch.heartbeats < _HEARTBEATS:
+            seen = self._watch.heartbeats
+            self._screen.live(f"{self._hearts(seen)} heartbeats")
+            self._watch.wait_until(
+                lambda seen=seen: self._watch.heartbeats > seen,  # type: ignore[misc]
+                _HEARTBEAT_TIMEOUT,
+                "no heartbeat reached the gateway",
+            )
+        self._screen.end_live()
+        hearts = self._hearts(self._watch.heartbeats)
+        self._screen.say(f"{hearts} heartbeats, {HEARTBEAT_INTERVAL:g} s apart")
+
+    def _hearts(self, count: int) -> str:
+        return self._screen.style(" ".join("♥" * count), "red")
+
+    def _call(self, title: str) -> None:
+        self._screen.step(title)
+        self._tally.latencies += call_many(
+            self._caller,
+            self._watch,
+            self._screen,
+            requests=self._requests,
+            padding=self._padding,
+        )
+
+    def _provoke_errors(self) -> None:
+        self._screen.step("Errors come back with the status they were given")
+        self._expect("INVALID_ARGUMENT", 'Hello(name="")', self._caller.hello(""))
+        self._expect("UNIMPLEMENTED", "Goodbye(…)", self._caller.goodbye("world"))
+        self._screen.success("both with the exact status")
+
+    def _expect(self, status: str, call: str, outcome: Outcome) -> None:
+        self._screen.say(f"{call:<15} ──▶  {outcome.status}: {outcome.message}")
+        if outcome.status != status:
+            raise DemoFailed(f"{call} was to fail with {status}, not with {outcome.status}")
+        self._tally.errors += 1
+
+    def _lose_gateway(self, gateway: Child) -> Child:
+        self._screen.step("The gateway is killed and started again; the connector is left alone")
+        self._screen.command(f"kill -KILL {gateway.pid}")
+        gateway.kill()
+        killed_at = time.monotonic()
+        probes = Probes(self._caller, self._watch, self._screen)
+        probes.more(1)
+        successor = self._launch_gateway()
+        outcome = probes.until_answered(_RETURN_TIMEOUT)
+        self._tally.time_to_return = time.monotonic() - killed_at
+        self._tally.failed_in_outage = probes.failed
+        probes.more(_PROBES_AFTER_RETURN)
+        self._screen.end_live()
+        self._screen.say(probes.timeline)
+        new_id = outcome.reply.connection_id
+        if new_id in self._watch.registrations[:1]:
+            raise DemoFailed(f"the connector came back with its old id, {new_id}")
+        self._screen.success(
+            f"answered again after {self._tally.time_to_return:.2f} s; the new id is {new_id}"
+        )
+        return successor
+
+    def _leave(self, connector: Child, gateway: Child) -> None:
+        self._screen.step("Both are asked to leave (SIGTERM)")
+        for child in (connector, gateway):
+            code = child.end()
+            self._watch.look()
+            if code != 0:
+                raise DemoFailed(f"the {child.name} left with exit code {code}, not 0")
+        self._screen.success("both finished what they had accepted, and left")
+
+    # Processes
+
+    def _launch_gateway(self) -> Child:
+        arguments = ["gateway", "--address", self._address, "--log-level", "debug"]
+        return self._launch("gateway", arguments, {"REVCONN_API_KEYS": self._key})
+
+    def _launch(self, name: str, arguments: Sequence[str], environment: dict[str, str]) -> Child:
+        child = Child(name, arguments, environment, self._watch.said)
+        self._cleanup.callback(child.end)
+        self._screen.command(child.command)
+        return child
