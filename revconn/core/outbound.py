@@ -26,7 +26,7 @@ class Outbound:
         self._control: deque[bytes] = deque()
         self._answers: deque[Answer] = deque()
         self.answer_bytes = 0
-        self.expired = 0
+        self.undelivered = 0
 
     def __len__(self) -> int:
         return len(self._control) + len(self._answers)
@@ -46,16 +46,21 @@ class Outbound:
         self._control.clear()
         return taken
 
-    def take_answers(self, most_bytes: int) -> list[bytes]:
-        """The oldest answers, up to ``most_bytes`` together (but at least one)."""
-        taken: list[bytes] = []
+    def take_answers(self, enough_bytes: int) -> list[Answer]:
+        """The oldest answers, until they are ``enough_bytes`` together or none is left."""
+        taken: list[Answer] = []
         size = 0
-        while self._answers and size < most_bytes:
-            message = self._answers.popleft().message
-            size += len(message)
-            taken.append(message)
+        while self._answers and size < enough_bytes:
+            answer = self._answers.popleft()
+            size += len(answer.message)
+            taken.append(answer)
         self.answer_bytes -= size
         return taken
+
+    def put_back(self, answers: list[Answer]) -> None:
+        """Queue answers that were taken, and may not have left, ahead of the others again."""
+        self._answers.extendleft(reversed(answers))
+        self.answer_bytes += sum(len(answer.message) for answer in answers)
 
     def start_over(self, now: float) -> None:
         """A new connection begins: drop what belonged to the last one, and expired answers.
@@ -65,6 +70,6 @@ class Outbound:
         """
         self._control.clear()
         alive = [a for a in self._answers if a.deadline is None or a.deadline > now]
-        self.expired += len(self._answers) - len(alive)
+        self.undelivered += len(self._answers) - len(alive)
         self._answers = deque(alive)
         self.answer_bytes = sum(len(answer.message) for answer in alive)

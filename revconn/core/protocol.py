@@ -67,6 +67,7 @@ class Conversation:
         self.connection_id = ""
         self._liveness_timeout = liveness_timeout
         self._last_heartbeat_left: float | None = None
+        self._longest_gap = 0.0
 
     @property
     def established(self) -> bool:
@@ -78,8 +79,8 @@ class Conversation:
     def register(self, api_key: str, services: Iterable[str]) -> bytes:
         """The first message. ``connection_id`` stays empty: the gateway gives one."""
         self._require(self.phase is Phase.OPENED, "register")
-        self._enter(Phase.REGISTERING)
         message = ConnectionMessage(register=ConnectionRegister(api_key=api_key, services=services))
+        self._enter(Phase.REGISTERING)
         return message.SerializeToString()
 
     def heartbeat(self, unix_time: float) -> bytes:
@@ -108,11 +109,18 @@ class Conversation:
 
     def heartbeat_left(self, now: float) -> None:
         """A heartbeat (or the registration, which counts as one) was handed to the network."""
+        self._longest_gap = self.longest_silence(now)
         self._last_heartbeat_left = now
 
-    def silent_for(self, now: float) -> float:
-        """Seconds since the last heartbeat left; 0.0 before the first."""
-        return 0.0 if self._last_heartbeat_left is None else now - self._last_heartbeat_left
+    def longest_silence(self, now: float) -> float:
+        """The longest gap between two heartbeats, in seconds, and the one that lasts counts too.
+
+        A heartbeat that waited while the machine slept leaves as soon as it wakes: the gap that
+        it ends has to be remembered.
+        """
+        if self._last_heartbeat_left is None:
+            return 0.0
+        return max(self._longest_gap, now - self._last_heartbeat_left)
 
     def may_be_forgotten(self, now: float) -> bool:
         """Whether the gateway may have dropped this connection's routes (section 7).
@@ -122,7 +130,7 @@ class Conversation:
         """
         if self._liveness_timeout is None or not self.established:
             return False
-        return self.silent_for(now) > self._liveness_timeout
+        return self.longest_silence(now) > self._liveness_timeout
 
     # What the gateway says
 
@@ -144,7 +152,7 @@ class Conversation:
             raise ProtocolError("the gateway spoke before it was spoken to")
         try:
             message = ConnectionMessage.FromString(data)
-        except DecodeError:
+        except (DecodeError, UnicodeDecodeError):  # the latter from protobuf without its C code
             raise ProtocolError(
                 "the gateway sent bytes that are no ConnectionMessage", f"{len(data):,} bytes"
             ) from None

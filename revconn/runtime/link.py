@@ -88,7 +88,7 @@ class Link:
 
     def stats(self) -> dict[str, int]:
         """Counters since the start."""
-        return {"connections": self._connections, "undelivered": self._outbox.expired}
+        return {"connections": self._connections, "undelivered": self._outbox.undelivered}
 
     # Any thread
 
@@ -154,6 +154,7 @@ class Link:
             error = failure
         if self._ended_on_request():
             error = None
+        self._outbox.close()
         self._enter(State.CLOSED)
         self._owner.link_ended(self, error)
 

@@ -32,6 +32,7 @@ class Outbox:
         self._changed = threading.Condition(self._lock)
         self._outbound = Outbound()
         self._line: Line | None = None
+        self._closed = False
 
     def put(self, answers: Iterable[Answer]) -> None:
         """Queue answers. They wait for the next stream when there is none now."""
@@ -57,28 +58,39 @@ class Outbox:
                 self._changed.notify_all()
 
     def wait_flushed(self, timeout: float) -> bool:
-        """Wait, at most ``timeout`` seconds, until everything was handed to the network."""
+        """Wait, at most ``timeout`` seconds, until everything was handed to the network.
+
+        True at once when no stream will follow: nothing can be flushed any more.
+        """
         with self._lock:
             return self._changed.wait_for(self._flushed, timeout)
 
+    def close(self) -> None:
+        """There will be no other stream: nobody need wait for what is still queued."""
+        with self._lock:
+            self._closed = True
+            self._changed.notify_all()
+
     @property
-    def expired(self) -> int:
+    def undelivered(self) -> int:
         """How many answers were dropped because their deadline passed before they could leave."""
         with self._lock:
-            return self._outbound.expired
+            return self._outbound.undelivered
 
     def _flushed(self) -> bool:
         """Requires holding ``_lock``."""
         assert self._lock.locked()
         idle = self._line is None or self._line.resting
-        return idle and not self._outbound
+        return self._closed or (idle and not self._outbound)
 
 
 class Line:
     """One stream's view of the outbox: a :class:`~revconn.transport.base.Source`.
 
     Only control messages leave until :meth:`let_answers_through`; nothing does after
-    :meth:`close`. Guarded by the outbox's lock.
+    :meth:`close`. Answers that were taken and may not have left by then wait for the next line:
+    a gateway that gets one twice ignores it. Guarded by the outbox's lock; ``control_left_at``
+    (:func:`~revconn.runtime.clock.with_suspend`) may be read without.
     """
 
     def __init__(self, outbox: Outbox) -> None:
@@ -86,6 +98,7 @@ class Line:
         self._answering = False
         self._closed = False
         self._control_taken = False
+        self._answers_taken: list[Answer] = []
         self.resting = True
         self.nudged = False
         self.control_left_at: float | None = None
@@ -123,7 +136,8 @@ class Line:
 
     def has_room(self) -> bool:
         """Whether the peer may send more: not while requests or answers have piled up."""
-        piled_up = self._outbox._outbound.answer_bytes > _ROOM_BYTES
+        # Before the handshake's end no answer can leave: they must not keep its last step out.
+        piled_up = self._answering and self._outbox._outbound.answer_bytes > _ROOM_BYTES
         return not piled_up and not self._outbox._saturated()
 
     def wait_for_room(self) -> None:
@@ -136,6 +150,8 @@ class Line:
         with self._outbox._lock:
             self._closed = True
             self.resting = True
+            self._outbox._outbound.put_back(self._answers_taken)
+            self._answers_taken = []
             if self._outbox._line is self:
                 self._outbox._line = None
                 self._outbox._outbound.take_control()
@@ -145,6 +161,7 @@ class Line:
         """The previous batch has left. Requires holding the outbox's lock."""
         assert self._outbox._lock.locked()
         self.resting = True
+        self._answers_taken = []
         if self._control_taken:
             self.control_left_at = clock.with_suspend()
             self._control_taken = False
@@ -156,8 +173,8 @@ class Line:
         outbound = self._outbox._outbound
         if self._outbox._line is not self:
             return []
-        batch = outbound.take_control()
-        self._control_taken = bool(batch)
+        control = outbound.take_control()
+        self._control_taken = bool(control)
         if self._answering:
-            batch += outbound.take_answers(_BATCH_BYTES)
-        return batch
+            self._answers_taken = outbound.take_answers(_BATCH_BYTES)
+        return control + [answer.message for answer in self._answers_taken]

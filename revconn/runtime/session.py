@@ -178,7 +178,7 @@ class Session:
             if left_at is not None:
                 self._conversation.heartbeat_left(left_at)
             forgotten = self._conversation.may_be_forgotten(now)
-            silence = self._conversation.silent_for(now)
+            silence = self._conversation.longest_silence(now)
         if forgotten:
             self.retire(
                 f"no heartbeat left this machine for {silence:.0f} s: the gateway may have"

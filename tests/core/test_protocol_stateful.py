@@ -1,0 +1,189 @@
+"""Any order of messages, times and wishes, against a model that fits on a page."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import pytest
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from revconn._proto.registry_pb2 import (
+    ConnectionMessage,
+    ConnectionRegister,
+    ConnectionStatus,
+    EventMessage,
+    ForwardRequest,
+    ForwardResponse,
+    Heartbeat,
+)
+from revconn.core.errors import ProtocolError
+from revconn.core.protocol import Conversation, Inbound, Phase
+
+LIVENESS_TIMEOUT = 90.0
+IDS = ["", "id-1", "id-2", "x" * 256, "x" * 257, "a\nb", "é"]
+USABLE_IDS = {"id-1", "id-2", "x" * 256, "é"}
+ANSWERABLE_IDS = {*USABLE_IDS, "a\nb"}
+STATUSES = [
+    ConnectionStatus.CONNECTED,
+    ConnectionStatus.CONNECTED,
+    ConnectionStatus.DISCONNECTED,
+    ConnectionStatus.ERROR,
+    77,
+]
+
+
+class Said(NamedTuple):
+    """One message of a gateway: its bytes, and what the model needs to know of it."""
+
+    data: bytes
+    kind: str
+    id: str = ""
+    status: int = -1
+
+
+def said_status(status: int, connection_id: str, message: str) -> Said:
+    fields = ConnectionStatus(status=status, connection_id=connection_id, message=message)
+    data = ConnectionMessage(status=fields).SerializeToString()
+    return Said(data, "status", connection_id, status)
+
+
+def said_request(request_id: str) -> Said:
+    fields = ForwardRequest(request_id=request_id, method_path="/a.B/C", timeout_seconds=-1)
+    return Said(ConnectionMessage(request=fields).SerializeToString(), "request", request_id)
+
+
+IGNORED = [
+    ConnectionMessage(),
+    ConnectionMessage(register=ConnectionRegister(api_key="k")),
+    ConnectionMessage(response=ForwardResponse(request_id="id-1")),
+    ConnectionMessage(heartbeat=Heartbeat(connection_id="id-2")),
+    ConnectionMessage(event=EventMessage(event_type="e")),
+]
+GARBAGE = [b"\xff", b"\x12\x7f", b"\x2a\x02\x0a\x05", b"HTTP/1.1 400 Bad Request\r\n"]
+
+ANYTHING_SAID = st.one_of(
+    st.builds(said_status, st.sampled_from(STATUSES), st.sampled_from(IDS), st.text(max_size=5)),
+    st.builds(said_request, st.sampled_from(IDS)),
+    st.sampled_from([Said(message.SerializeToString(), "ignored") for message in IGNORED]),
+    st.sampled_from([Said(data, "garbage") for data in GARBAGE]),
+)
+GOOD_HANDSHAKE = st.builds(
+    said_status, st.just(ConnectionStatus.CONNECTED), st.just("id-1"), st.just("")
+)
+TIMES = st.floats(min_value=-1e9, max_value=4e9)
+
+
+class ConversationMachine(RuleBasedStateMachine):
+    """``phase`` and ``id`` are the model; ``conversation`` is what it is held against."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conversation = Conversation(liveness_timeout=LIVENESS_TIMEOUT)
+        self.phase = Phase.OPENED
+        self.id = ""
+        self.left_at: float | None = None
+
+    # Wishes
+
+    @rule()
+    def wish_to_register(self) -> None:
+        if self.phase is not Phase.OPENED:
+            with pytest.raises(ProtocolError):
+                self.conversation.register("key", ["a.B"])
+            return
+        message = ConnectionMessage.FromString(self.conversation.register("key", ["a.B"]))
+        assert message.register.connection_id == ""
+        self.phase = Phase.REGISTERING
+
+    @rule(unix_time=TIMES)
+    def wish_for_a_heartbeat(self, unix_time: float) -> None:
+        if self.phase not in (Phase.READY, Phase.LEAVING):
+            with pytest.raises(ProtocolError):
+                self.conversation.heartbeat(unix_time)
+            return
+        message = ConnectionMessage.FromString(self.conversation.heartbeat(unix_time))
+        assert message.heartbeat == Heartbeat(timestamp=int(unix_time), connection_id=self.id)
+        assert self.id in USABLE_IDS
+
+    @rule()
+    def wish_to_disconnect(self) -> None:
+        if self.phase is not Phase.READY:
+            with pytest.raises(ProtocolError):
+                self.conversation.disconnect()
+            return
+        message = ConnectionMessage.FromString(self.conversation.disconnect())
+        assert message.status.connection_id == self.id
+        self.phase = Phase.LEAVING
+
+    @precondition(lambda self: self.phase is not Phase.OPENED)
+    @rule()
+    def the_stream_ends(self) -> None:
+        self.conversation.end()
+        self.phase = Phase.ENDED
+
+    # The gateway
+
+    @precondition(lambda self: self.phase is Phase.REGISTERING)
+    @rule(connected=GOOD_HANDSHAKE)
+    def the_gateway_connects(self, connected: Said) -> None:
+        self.hear([connected])
+
+    @rule(batch=st.lists(ANYTHING_SAID, max_size=6))
+    def hear(self, batch: list[Said]) -> None:
+        inbound = self.conversation.receive([said.data for said in batch])
+        id_before = self.id
+        expected = []
+        for said in batch:
+            if self.phase is Phase.ENDED:
+                break
+            if self.phase is Phase.OPENED or said.kind == "garbage":
+                self.phase = Phase.ENDED
+            elif said.kind == "request" and said.id in ANSWERABLE_IDS:
+                expected.append(said.id)
+            elif said.kind == "status":
+                self.model_status(said)
+        assert [message.request_id for message in inbound.requests] == expected
+        assert inbound.connection_id == (self.id if self.id != id_before else None)
+
+    def model_status(self, said: Said) -> None:
+        if said.status == ConnectionStatus.CONNECTED:
+            if self.phase is Phase.REGISTERING and said.id in USABLE_IDS:
+                self.id = said.id
+                self.phase = Phase.READY
+            elif said.id != self.id or not said.id:
+                self.phase = Phase.ENDED
+        elif said.status == ConnectionStatus.DISCONNECTED or (
+            said.status == ConnectionStatus.ERROR and self.phase is Phase.REGISTERING
+        ):
+            self.phase = Phase.ENDED
+
+    @precondition(lambda self: self.phase is Phase.ENDED)
+    @rule(batch=st.lists(ANYTHING_SAID))
+    def hear_after_the_end(self, batch: list[Said]) -> None:
+        assert self.conversation.receive([said.data for said in batch]) == Inbound()
+
+    # Time
+
+    @rule(now=TIMES)
+    def a_heartbeat_leaves(self, now: float) -> None:
+        self.conversation.heartbeat_left(now)
+        self.left_at = now
+
+    @rule(later=st.floats(min_value=LIVENESS_TIMEOUT + 1, max_value=1e9))
+    def time_passes(self, later: float) -> None:
+        established = self.phase in (Phase.READY, Phase.LEAVING)
+        now = (self.left_at or 0.0) + later
+        forgotten = self.conversation.may_be_forgotten(now)
+        assert forgotten == (established and self.left_at is not None)
+
+    # Always
+
+    @invariant()
+    def it_stands_where_the_model_stands(self) -> None:
+        assert self.conversation.phase is self.phase
+        assert self.conversation.connection_id == self.id
+        assert self.conversation.established == (self.phase in (Phase.READY, Phase.LEAVING))
+
+
+TestConversation = ConversationMachine.TestCase

@@ -1,0 +1,342 @@
+from __future__ import annotations
+
+import random
+import threading
+import time
+
+import pytest
+
+from revconn.core.outbound import Answer
+from revconn.runtime import clock
+from revconn.runtime.outbox import Line, Outbox
+from tests.support.threads import TIMEOUT, in_thread, signal_waits
+
+MIB = 1 << 20
+ROOM = 16 * MIB
+
+
+@pytest.fixture
+def outbox() -> Outbox:
+    return Outbox()
+
+
+def put(outbox: Outbox, *messages: bytes, deadline: float | None = None) -> None:
+    outbox.put(Answer(message, deadline) for message in messages)
+
+
+def open_line(outbox: Outbox) -> Line:
+    """A line whose handshake is done."""
+    line = outbox.open_line()
+    line.let_answers_through()
+    return line
+
+
+# What leaves, and when
+
+
+def test_a_batch_is_everything_that_waits_control_messages_first(outbox: Outbox) -> None:
+    line = open_line(outbox)
+    put(outbox, b"a1", b"a2")
+    line.put_control(b"heartbeat")
+    line.put_control(b"goodbye")
+    assert line.take() == [b"heartbeat", b"goodbye", b"a1", b"a2"]
+
+
+def test_a_batch_of_answers_ends_at_a_mebibyte(outbox: Outbox) -> None:
+    line = open_line(outbox)
+    put(outbox, b"x" * MIB, b"y")
+    line.put_control(b"heartbeat")
+    assert line.take() == [b"heartbeat", b"x" * MIB]
+    assert line.take() == [b"y"]
+
+
+def test_before_the_handshake_is_done_only_control_messages_leave(outbox: Outbox) -> None:
+    put(outbox, b"answer")
+    line = outbox.open_line()
+    line.put_control(b"register")
+    assert line.take() == [b"register"]
+    asleep = signal_waits(outbox._changed)
+    sender = in_thread(line.take)
+    assert asleep.acquire(timeout=TIMEOUT)
+    line.let_answers_through()
+    assert sender.result(TIMEOUT) == [b"answer"]
+
+
+@pytest.mark.parametrize("kind", ["answer", "control"])
+def test_a_sleeping_sender_wakes_for_what_is_queued(outbox: Outbox, kind: str) -> None:
+    line = open_line(outbox)
+    asleep = signal_waits(outbox._changed)
+    sender = in_thread(line.take)
+    assert asleep.acquire(timeout=TIMEOUT)
+    if kind == "answer":
+        put(outbox, b"new")
+    else:
+        line.put_control(b"new")
+    assert sender.result(TIMEOUT) == [b"new"]
+
+
+def test_a_nudge_wakes_the_sender_empty_handed_once(outbox: Outbox) -> None:
+    line = open_line(outbox)
+    asleep = signal_waits(outbox._changed)
+    sender = in_thread(line.take)
+    assert asleep.acquire(timeout=TIMEOUT)
+    line.nudge()
+    assert sender.result(TIMEOUT) == []
+    put(outbox, b"answer")
+    assert line.take() == [b"answer"]
+    sender = in_thread(line.take)
+    assert asleep.acquire(timeout=TIMEOUT)
+    line.close()
+    assert sender.result(TIMEOUT) is None
+
+
+def test_a_nudge_without_a_stream_does_nothing(outbox: Outbox) -> None:
+    outbox.nudge()
+    line = outbox.open_line()
+    line.put_control(b"register")
+    assert line.take() == [b"register"]
+
+
+# One line after the other
+
+
+def test_an_old_line_gets_nothing_once_a_new_one_is_open(outbox: Outbox) -> None:
+    old = open_line(outbox)
+    asleep = signal_waits(outbox._changed)
+    sender = in_thread(old.take)
+    assert asleep.acquire(timeout=TIMEOUT)
+    new = open_line(outbox)
+    put(outbox, b"answer")
+    new.put_control(b"register")
+    assert new.take() == [b"register", b"answer"]
+    old.close()
+    assert sender.result(TIMEOUT) is None
+
+
+def test_control_messages_never_reach_another_stream_than_their_own(outbox: Outbox) -> None:
+    old = open_line(outbox)
+    old.put_control(b"old heartbeat")
+    old.close()
+    old.put_control(b"after the end")
+    new = open_line(outbox)
+    old.put_control(b"after the next began")
+    new.put_control(b"register")
+    assert new.take() == [b"register"]
+
+
+def test_closing_an_old_line_leaves_the_new_one_alone(outbox: Outbox) -> None:
+    old = outbox.open_line()
+    new = open_line(outbox)
+    new.put_control(b"register")
+    old.close()
+    put(outbox, b"answer")
+    assert new.take() == [b"register", b"answer"]
+
+
+def test_closing_wakes_the_sender_and_ends_it_for_good(outbox: Outbox) -> None:
+    line = open_line(outbox)
+    asleep = signal_waits(outbox._changed)
+    sender = in_thread(line.take)
+    assert asleep.acquire(timeout=TIMEOUT)
+    line.close()
+    line.close()
+    assert sender.result(TIMEOUT) is None
+    put(outbox, b"answer")
+    assert line.take() is None
+
+
+def test_answers_wait_for_the_next_stream(outbox: Outbox) -> None:
+    open_line(outbox).close()
+    put(outbox, b"a1")
+    assert open_line(outbox).take() == [b"a1"]
+
+
+def test_answers_that_may_not_have_left_go_out_again_before_the_others(outbox: Outbox) -> None:
+    line = open_line(outbox)
+    put(outbox, b"left")
+    assert line.take() == [b"left"]
+    put(outbox, b"a1", b"a2")
+    line.put_control(b"heartbeat")
+    assert line.take() == [b"heartbeat", b"a1", b"a2"]
+    put(outbox, b"a3")
+    line.close()
+    assert open_line(outbox).take() == [b"a1", b"a2", b"a3"]
+
+
+def test_the_sender_of_a_closed_line_takes_nothing_away_from_the_next(outbox: Outbox) -> None:
+    old = open_line(outbox)
+    put(outbox, b"a1")
+    assert old.take() == [b"a1"]
+    old.close()
+    assert old.take() is None
+    assert open_line(outbox).take() == [b"a1"]
+
+
+def test_late_answers_leave_on_a_living_stream_and_are_dropped_at_a_new_one(
+    outbox: Outbox,
+) -> None:
+    line = open_line(outbox)
+    late = time.monotonic() - 1
+    put(outbox, b"late", deadline=late)
+    assert line.take() == [b"late"]
+    assert line.nudge() is None
+    assert line.take() == []
+    put(outbox, b"late", deadline=late)
+    put(outbox, b"in time", deadline=late + 1000)
+    line.close()
+    assert outbox.undelivered == 0
+    assert open_line(outbox).take() == [b"in time"]
+    assert outbox.undelivered == 1
+
+
+# When the last control message left
+
+
+def test_a_control_message_has_left_when_the_sender_comes_back_for_more(
+    outbox: Outbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 1000.0
+    monkeypatch.setattr(clock, "with_suspend", lambda: now)
+    line = open_line(outbox)
+    line.put_control(b"register")
+    line.take()
+    assert line.control_left_at is None
+    put(outbox, b"answer")
+    line.take()
+    assert line.control_left_at == 1000.0
+    now = 1001.0
+    line.nudge()
+    line.take()
+    assert line.control_left_at == 1000.0, "an answer is no heartbeat"
+
+
+# Flushing
+
+
+def test_an_empty_outbox_is_flushed_with_and_without_a_stream(outbox: Outbox) -> None:
+    assert outbox.wait_flushed(0)
+    open_line(outbox)
+    assert outbox.wait_flushed(0)
+
+
+def test_it_is_flushed_when_the_sender_comes_back_for_more(outbox: Outbox) -> None:
+    line = open_line(outbox)
+    put(outbox, b"answer")
+    assert not outbox.wait_flushed(0)
+    line.take()
+    assert not outbox.wait_flushed(0), "it was taken, and may not have left"
+    asleep = signal_waits(outbox._changed)
+    waiter = in_thread(outbox.wait_flushed, TIMEOUT)
+    assert asleep.acquire(timeout=TIMEOUT)
+    sender = in_thread(line.take)
+    assert waiter.result(TIMEOUT) is True
+    line.close()
+    assert sender.result(TIMEOUT) is None
+
+
+def test_what_waits_for_the_next_stream_is_not_flushed(outbox: Outbox) -> None:
+    line = open_line(outbox)
+    put(outbox, b"answer")
+    line.take()
+    line.close()
+    assert not outbox.wait_flushed(0)
+
+
+def test_nobody_waits_for_a_flush_once_no_stream_will_follow(outbox: Outbox) -> None:
+    put(outbox, b"answer")
+    asleep = signal_waits(outbox._changed)
+    waiter = in_thread(outbox.wait_flushed, TIMEOUT)
+    assert asleep.acquire(timeout=TIMEOUT)
+    outbox.close()
+    assert waiter.result(TIMEOUT) is True
+
+
+# Room
+
+
+def test_there_is_room_until_more_than_sixteen_mebibytes_wait(outbox: Outbox) -> None:
+    line = open_line(outbox)
+    put(outbox, b"x" * ROOM)
+    assert line.has_room()
+    line.wait_for_room()
+    put(outbox, b"y")
+    assert not line.has_room()
+
+
+@pytest.mark.parametrize("relief", ["the sender takes", "the line closes"])
+def test_whoever_waits_for_room_wakes_when(outbox: Outbox, relief: str) -> None:
+    line = open_line(outbox)
+    put(outbox, b"x" * (ROOM + 1))
+    asleep = signal_waits(outbox._changed)
+    reader = in_thread(line.wait_for_room)
+    assert asleep.acquire(timeout=TIMEOUT)
+    assert not reader.done()
+    if relief == "the sender takes":
+        line.take()
+    else:
+        line.close()
+    reader.result(TIMEOUT)
+
+
+def test_answers_that_piled_up_do_not_keep_the_next_handshake_from_ending(outbox: Outbox) -> None:
+    put(outbox, b"x" * (ROOM + 1))
+    line = outbox.open_line()
+    line.wait_for_room()
+    line.let_answers_through()
+    assert not line.has_room()
+
+
+def test_there_is_no_room_while_too_much_is_in_flight(outbox: Outbox) -> None:
+    saturated = True
+    outbox = Outbox(lambda: saturated)
+    line = open_line(outbox)
+    assert not line.has_room()
+    asleep = signal_waits(outbox._changed)
+    reader = in_thread(line.wait_for_room)
+    assert asleep.acquire(timeout=TIMEOUT)
+    saturated = False
+    outbox.nudge()
+    reader.result(TIMEOUT)
+    assert line.take() == [], "a transport's sender learns of it too"
+
+
+# Everything at once
+
+
+def test_no_answer_is_lost_or_out_of_order_while_streams_break(outbox: Outbox) -> None:
+    each, producers = 3000, 4
+    dice = random.Random(7)
+    lines: list[Line] = []
+    taken = threading.Semaphore(0)
+    arrived: dict[bytes, None] = {}
+
+    def produce(producer: int) -> None:
+        for number in range(each):
+            put(outbox, b"%d %d" % (producer, number))
+
+    def break_lines() -> None:
+        while len(arrived) < each * producers:
+            taken.acquire(timeout=TIMEOUT)
+            lines[-1].close()
+
+    helpers = [in_thread(produce, producer) for producer in range(producers)]
+    lines.append(open_line(outbox))
+    helpers.append(in_thread(break_lines))
+    while len(arrived) < each * producers:
+        batch = lines[-1].take()
+        if batch is None:
+            lines.append(open_line(outbox))
+            continue
+        breaks = dice.random() < 0.5
+        sent = dice.randrange(len(batch)) if breaks else len(batch)
+        arrived.update(dict.fromkeys(batch[:sent]))
+        if breaks:
+            lines[-1].close()
+        taken.release()
+    for helper in helpers:
+        helper.result(TIMEOUT)
+    for producer in range(producers):
+        mark = b"%d " % producer
+        assert [message for message in arrived if message.startswith(mark)] == [
+            b"%d %d" % (producer, number) for number in range(each)
+        ]
