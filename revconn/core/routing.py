@@ -48,6 +48,9 @@ class Routes(Generic[T]):
             raise ValueError(f"{service} already has a handler")
         self._services[service] = handler
 
+    def __bool__(self) -> bool:
+        return bool(self._methods or self._services)
+
     def services(self) -> list[str]:
         """The names of all services that have a handler, sorted."""
         return sorted({service for service, _ in self._methods} | set(self._services))

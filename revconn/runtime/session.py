@@ -35,6 +35,9 @@ class SessionOwner(Protocol):
     def requests_arrived(self, requests: list[ForwardRequest]) -> None:
         """A batch of requests arrived."""
 
+    def watch(self) -> None:
+        """A few seconds have passed; called from the timer's thread."""
+
 
 class Session:
     """Runs one stream from its opening to its end, in the thread that calls :meth:`run`.
@@ -172,6 +175,8 @@ class Session:
 
     def check_liveness(self) -> None:
         """Retire the stream after a silence that the gateway may not have waited out."""
+        self._stream.check(time.monotonic())
+        self._owner.watch()
         now = clock.with_suspend()
         left_at = self._line.control_left_at
         with self._lock:

@@ -10,9 +10,11 @@ from typing import Callable
 
 from revconn._proto.registry_pb2 import ForwardRequest
 from revconn.config import Options
+from revconn.core.routing import Routes
 from revconn.exceptions import RevconnError
-from revconn.messages import Request
 from revconn.runtime.dispatch import Dispatcher
+from revconn.runtime.handlers import Answering, Handler
+from revconn.runtime.inline import InlineRunner
 from revconn.runtime.link import Link
 from revconn.runtime.state import State, StateBoard, combine
 from revconn.runtime.threads import is_own_thread
@@ -40,7 +42,8 @@ class Supervisor:
         self,
         options: Options,
         transport: Callable[[Target], Transport],
-        answerer: Callable[[Request], bytes],
+        routes: Routes[Handler],
+        inline_routes: Routes[Handler],
         services: tuple[str, ...],
         board: StateBoard,
         on_end: Callable[[], None],
@@ -58,12 +61,15 @@ class Supervisor:
                 options.max_workers, thread_name_prefix="revconn-handler"
             )
         self._dispatcher = Dispatcher(
-            answerer,
+            Answering(routes, options.max_message_bytes),
             executor,
             max_workers=options.max_workers,
             max_in_flight=options.max_in_flight,
             max_in_flight_bytes=options.max_in_flight_bytes,
             on_relief=self._relieve,
+        )
+        self._inline = InlineRunner(
+            inline_routes, Answering(inline_routes, options.max_message_bytes)
         )
         self._lock = threading.Lock()
         self._living = len(self.links)
@@ -78,10 +84,10 @@ class Supervisor:
             link.start()
 
     def stats(self) -> dict[str, int]:
-        """The counters of the dispatcher and, added up, of the links."""
+        """The counters of everything that counts, added up."""
         totals = self._dispatcher.stats()
-        for link in self.links:
-            for name, count in link.stats().items():
+        for counters in (self._inline.stats(), *(link.stats() for link in self.links)):
+            for name, count in counters.items():
                 totals[name] = totals.get(name, 0) + count
         return totals
 
@@ -165,7 +171,13 @@ class Supervisor:
 
     def requests_arrived(self, link: Link, requests: list[ForwardRequest]) -> None:
         """A batch of requests arrived."""
-        self._dispatcher.accept(link, requests)
+        pooled = self._inline.serve(link, requests)
+        if pooled:
+            self._dispatcher.accept(link, pooled)
+
+    def watch(self) -> None:
+        """A few seconds have passed; called from a timer's thread."""
+        self._inline.watch(time.monotonic())
 
     def link_changed(self, link: Link) -> None:
         """A link's state is another."""

@@ -1,0 +1,107 @@
+"""Handlers that promised not to block: run in the receiving thread, and watched."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from typing import Callable
+
+from revconn._proto.registry_pb2 import ForwardRequest
+from revconn.core.answers import encode_failure
+from revconn.core.deadline import request_deadline
+from revconn.core.outbound import Answer
+from revconn.core.routing import Routes
+from revconn.core.status import StatusCode
+from revconn.messages import Request
+from revconn.runtime.dispatch import Origin
+from revconn.runtime.handlers import Handler
+
+__all__ = ["InlineRunner"]
+
+logger = logging.getLogger(__name__)
+
+_PATIENCE = 0.1
+
+
+class InlineRunner:
+    """Serves a batch of requests on the spot and answers it as one.
+
+    While an inline handler runs, its gateway's connection hears nothing. One that takes longer
+    than 0.1 s is named in the log: once, afterwards or by :meth:`watch` while it is stuck.
+
+    ``_lock`` guards the counters and ``_named``; ``_running`` holds an entry for each thread,
+    which that thread alone writes.
+    """
+
+    def __init__(self, routes: Routes[Handler], answerer: Callable[[Request], bytes]) -> None:
+        self._routes = routes
+        self._answerer = answerer
+        self._lock = threading.Lock()
+        self._named: set[str] = set()
+        self._running: dict[int, tuple[str, float]] = {}
+        self._accepted = 0
+        self._expired = 0
+
+    def serve(self, origin: Origin, messages: list[ForwardRequest]) -> list[ForwardRequest]:
+        """Serve the requests that have an inline handler; the others are returned."""
+        if not self._routes:
+            return messages
+        others: list[ForwardRequest] = []
+        answers: list[Answer] = []
+        for message in messages:
+            if self._routes.find(message.method_path) is None:
+                others.append(message)
+            else:
+                answers.append(self._answer(message))
+        if answers:
+            with self._lock:
+                self._accepted += len(answers)
+            origin.answer(answers)
+        return others
+
+    def watch(self, now: float) -> None:
+        """Name handlers that are stuck now. Any thread."""
+        for method, since in list(self._running.values()):
+            if now - since > _PATIENCE:
+                self._name(method, now - since)
+
+    def stats(self) -> dict[str, int]:
+        """Counters since the start."""
+        with self._lock:
+            answered = self._accepted - self._expired
+            return {"accepted": self._accepted, "answered": answered, "expired": self._expired}
+
+    def _answer(self, message: ForwardRequest) -> Answer:
+        start = time.monotonic()
+        deadline = request_deadline(message.timeout_seconds, message.headers, start)
+        request = Request(message, deadline)
+        if deadline is not None and deadline <= start:
+            with self._lock:
+                self._expired += 1
+            code = StatusCode.DEADLINE_EXCEEDED
+            failure = encode_failure(
+                message.request_id, code, "deadline exceeded", framed=request.framed
+            )
+            return Answer(failure, deadline)
+        thread = threading.get_ident()
+        self._running[thread] = (message.method_path, start)
+        answer = self._answerer(request)
+        del self._running[thread]
+        request._settle()
+        took = time.monotonic() - start
+        if took > _PATIENCE:
+            self._name(message.method_path, took)
+        return Answer(answer, deadline)
+
+    def _name(self, method: str, seconds: float) -> None:
+        with self._lock:
+            if method in self._named:
+                return
+            self._named.add(method)
+        logger.warning(
+            "the inline handler of %s blocked for %.1f s, and the whole connection with it:"
+            " register it without inline=True",
+            method,
+            seconds,
+        )
