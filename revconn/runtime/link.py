@@ -40,6 +40,9 @@ class LinkOwner(Protocol):
     def requests_arrived(self, link: Link, requests: list[ForwardRequest]) -> None:
         """A batch of requests arrived."""
 
+    def watch(self) -> None:
+        """A few seconds have passed; called from a timer's thread."""
+
     def link_changed(self, link: Link) -> None:
         """The link's state is another."""
 
@@ -263,3 +266,7 @@ class Link:
     def requests_arrived(self, requests: list[ForwardRequest]) -> None:
         """A batch of requests arrived."""
         self._owner.requests_arrived(self, requests)
+
+    def watch(self) -> None:
+        """A few seconds have passed; called from the session's timer thread."""
+        self._owner.watch()
