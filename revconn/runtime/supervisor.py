@@ -181,9 +181,11 @@ class Supervisor:
 
     def link_changed(self, link: Link) -> None:
         """A link's state is another."""
-        states = [each.state for each in self.links]
+        combined = combine(each.state for each in self.links)
+        if combined is State.CLOSED:
+            return  # link_ended says so, once it is known why
         final = (State.DRAINING, State.CLOSED)
-        self._board.update(lambda state: state if state in final else combine(states))
+        self._board.update(lambda state: state if state in final else combined)
 
     def link_ended(self, link: Link, error: Exception | None) -> None:
         """A link's thread is about to end; the last one ends everything."""
