@@ -4,9 +4,17 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from typing import Any, Callable
 
 import pytest
 from hypothesis import settings
+
+from revconn import Connector
+from tests.support.certificates import Authority
+from tests.support.connectors import QUICK, TRANSPORTS
+from tests.support.fault_proxy import FaultProxy
+from tests.support.programs import Program
+from tests.support.scripted_gateway import ScriptedGateway
 
 JOIN_TIMEOUT = 10.0
 
@@ -26,3 +34,57 @@ def no_thread_left_behind() -> Iterator[None]:
         thread.join(JOIN_TIMEOUT)
     running = [thread.name for thread in left if thread.is_alive()]
     assert not running, f"the test left threads running: {running}"
+
+
+@pytest.fixture
+def gateway() -> Iterator[ScriptedGateway]:
+    """A gateway that says what the test tells it to."""
+    with ScriptedGateway() as gateway:
+        yield gateway
+
+
+@pytest.fixture
+def proxy(gateway: ScriptedGateway) -> Iterator[FaultProxy]:
+    """A proxy in front of the gateway, for breaking connections."""
+    with FaultProxy(gateway.port) as proxy:
+        yield proxy
+
+
+@pytest.fixture(scope="session")
+def authority() -> Authority:
+    """Whom the tests' certificates are issued by."""
+    return Authority()
+
+
+@pytest.fixture(params=list(TRANSPORTS))
+def transport_options(request: pytest.FixtureRequest) -> dict[str, Any]:
+    """The options that choose a transport; the test runs once with each."""
+    return TRANSPORTS[request.param]
+
+
+@pytest.fixture
+def new_connector(transport_options: dict[str, Any]) -> Iterator[Callable[..., Connector]]:
+    """``new_connector(targets, **options)``: one with short times, aborted after the test."""
+    made: list[Connector] = []
+
+    def make(targets: str | list[str], **options: Any) -> Connector:
+        made.append(Connector(targets, **{**QUICK, **transport_options, **options}))
+        return made[-1]
+
+    yield make
+    for connector in made:
+        connector.abort()
+
+
+@pytest.fixture
+def new_program(transport_options: dict[str, Any]) -> Iterator[Callable[..., Program]]:
+    """``new_program(body, target, **options)``: see Program; killed after the test."""
+    started: list[Program] = []
+
+    def start(body: str, target: str | list[str], **options: Any) -> Program:
+        started.append(Program(body, target, **{**transport_options, **options}))
+        return started[-1]
+
+    yield start
+    for program in started:
+        program.close()

@@ -46,7 +46,7 @@ class LinkOwner(Protocol):
     def link_changed(self, link: Link) -> None:
         """The link's state is another."""
 
-    def link_ended(self, link: Link, error: Exception | None) -> None:
+    def link_ended(self, link: Link, error: BaseException | None) -> None:
         """The link's thread is about to end: with an error, or because it was told to."""
 
 
@@ -142,7 +142,7 @@ class Link:
             self._stay_connected()
 
     def _stay_connected(self) -> None:
-        error: Exception | None = None
+        error: BaseException | None = None
         retrying = tenacity.Retrying(
             retry=tenacity.retry_if_exception(self._is_retryable),
             stop=self._gives_up,
@@ -153,7 +153,7 @@ class Link:
         )
         try:
             retrying(self._connect_and_serve)
-        except Exception as failure:  # noqa: BLE001 - it is raised from start() and wait()
+        except BaseException as failure:  # noqa: BLE001 - it is raised from start() and wait()
             error = failure
         if self._ended_on_request():
             error = None

@@ -17,7 +17,7 @@ from revconn.runtime.handlers import Answering, Handler
 from revconn.runtime.inline import InlineRunner
 from revconn.runtime.link import Link
 from revconn.runtime.state import State, StateBoard, combine
-from revconn.runtime.threads import is_own_thread
+from revconn.runtime.threads import is_own_thread, own_thread
 from revconn.target import Target
 from revconn.transport.base import Transport
 
@@ -34,7 +34,7 @@ _ABORT_WAIT = 5.0
 class Supervisor:
     """Starts and ends what serves: links, dispatcher, executor. Lives once.
 
-    ``_lock`` guards ``_living``, ``_ending`` and ``_error``; nothing is called under it.
+    ``_lock`` guards ``_living``, ``_ending`` and ``_failure``; nothing is called under it.
     ``on_end`` is called once, last of all, in whichever thread ended it.
     """
 
@@ -74,7 +74,7 @@ class Supervisor:
         self._lock = threading.Lock()
         self._living = len(self.links)
         self._ending = False
-        self._error: Exception | None = None
+        self._failure: BaseException | None = None
         self._ended = threading.Event()
 
     def start(self) -> None:
@@ -92,10 +92,10 @@ class Supervisor:
         return totals
 
     @property
-    def error(self) -> Exception | None:
-        """Why it ended, when nobody asked it to."""
+    def error(self) -> BaseException | None:
+        """Why it ended, once it has, when nobody had asked it to."""
         with self._lock:
-            return None if self._ending else self._error
+            return None if self._living else self._failure
 
     # The end
 
@@ -105,7 +105,7 @@ class Supervisor:
         Only the first call counts.
         """
         with self._lock:
-            if self._ending:
+            if self._ending or not self._living:
                 return
             self._ending = True
         threading.Thread(
@@ -135,7 +135,10 @@ class Supervisor:
         return self._ended.wait(timeout)
 
     def _drain(self, timeout: float) -> None:
-        deadline = time.monotonic() + timeout
+        with own_thread():  # it tells callbacks that it drains, and they may call stop()
+            self._finish_and_leave(time.monotonic() + timeout)
+
+    def _finish_and_leave(self, deadline: float) -> None:
         self._board.update(lambda state: state if state is State.CLOSED else State.DRAINING)
         # A gateway that knows no draining loses what is on its way when it reads DISCONNECTED:
         # leave in a quiet moment if there is one.
@@ -181,13 +184,15 @@ class Supervisor:
 
     def link_changed(self, link: Link) -> None:
         """A link's state is another."""
-        combined = combine(each.state for each in self.links)
-        if combined is State.CLOSED:
-            return  # link_ended says so, once it is known why
-        final = (State.DRAINING, State.CLOSED)
-        self._board.update(lambda state: state if state in final else combined)
+        self._board.update(self._combined)
 
-    def link_ended(self, link: Link, error: Exception | None) -> None:
+    def _combined(self, state: State) -> State:
+        if state in (State.DRAINING, State.CLOSED):
+            return state
+        combined = combine(link.state for link in self.links)
+        return state if combined is State.CLOSED else combined  # link_ended says when it is over
+
+    def link_ended(self, link: Link, error: BaseException | None) -> None:
         """A link's thread is about to end; the last one ends everything."""
         if error is not None:
             unforeseen = not isinstance(error, RevconnError)
@@ -196,9 +201,11 @@ class Supervisor:
             )
         with self._lock:
             self._living -= 1
-            self._error = self._error or error
+            self._failure = self._failure or error
             if self._living:
                 return
+            if self._ending:
+                self._failure = None
         self._dispatcher.close()
         if self._own_executor is not None:
             self._own_executor.shutdown(wait=False)

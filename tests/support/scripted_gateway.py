@@ -66,6 +66,11 @@ class Peer:
             )
         )
 
+    def requests(self, *request_ids: str, **fields) -> None:
+        """Several requests, alike but for their ids."""
+        for request_id in request_ids:
+            self.request(request_id, **fields)
+
     def end(self, code: grpc.StatusCode = grpc.StatusCode.OK, details: str = "") -> None:
         """End the stream with a status."""
         self._to_say.put((code, details))
@@ -91,11 +96,22 @@ class Peer:
         while self._heard.get(timeout=timeout) is not None:
             pass
 
+    def hears_goodbye(self, timeout: float = _TIMEOUT) -> None:
+        """Wait for DISCONNECTED, and end the stream, as a gateway does with nothing in flight."""
+        goodbye = self.hears("status", timeout)
+        assert goodbye.status == ConnectionStatus.DISCONNECTED, goodbye
+        self.end()
+
     def answer(self, request_id: str = "r1", timeout: float = _TIMEOUT) -> ForwardResponse:
         """The next answer, which must be to this request."""
         response = self.hears("response", timeout)
         assert response.request_id == request_id, response
         return response
+
+    def answers(self, count: int, timeout: float = _TIMEOUT) -> dict[str, ForwardResponse]:
+        """The next answers, by the ids of their requests."""
+        responses = [self.hears("response", timeout) for _ in range(count)]
+        return {response.request_id: response for response in responses}
 
     # The gateway's threads
 
@@ -116,7 +132,7 @@ class Peer:
         try:
             for data in received:
                 self._heard.put(ConnectionMessage.FromString(data))
-        except Exception:
+        except Exception:  # noqa: BLE001
             pass  # the stream broke: for the test that is a hang-up like any other
         self._heard.put(None)
         self._to_say.put((grpc.StatusCode.OK, ""))
