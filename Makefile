@@ -11,7 +11,7 @@ ARGS ?=
 .PHONY: help demo test lint format types imports docs bench proto matrix coverage clean
 
 help:  ## list the targets
-	@sed -n 's/^\([a-z]*\):.*## /\1: /p' $(MAKEFILE_LIST) | awk -F': ' '{printf "make %-9s %s\n", $$1, $$2}'
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: $(VENV)/run.stamp  ## a gateway, a connector and a client on real sockets (ARGS="--requests 100")
 	@echo "make demo: calls through a gateway into a handler, and a gateway that dies and comes back"
