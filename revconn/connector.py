@@ -17,6 +17,7 @@ from revconn.config import TLS, Backoff, Options, api_key_source, parse_services
 from revconn.core.routing import Routes, split_method_path
 from revconn.environment import environment_options
 from revconn.exceptions import RevconnError
+from revconn.proxy import proxy_for
 from revconn.runtime.failures import is_fatal as default_is_fatal
 from revconn.runtime.handlers import Handler
 from revconn.runtime.signals import obey_signals, signals_into
@@ -56,6 +57,8 @@ class Connector:
         ``False`` for plaintext.
     :param transport: ``"http2"`` (a socket and h2: the fast one), ``"grpcio"``, or ``"auto"``,
         which is http2.
+    :param proxy: the URL of an HTTP proxy to tunnel through, ``http://[user:password@]host:port``;
+        ``None`` asks the environment (``HTTPS_PROXY``, ``NO_PROXY``), ``False`` uses none.
     :param max_workers: how many handlers run at once (16).
     :param executor: a :class:`~concurrent.futures.ThreadPoolExecutor` of your own to run them in;
         it is not shut down. Default: one of the connector's.
@@ -92,6 +95,7 @@ class Connector:
         services: Sequence[str] = (),
         tls: TLS | bool | None = None,
         transport: str = "auto",
+        proxy: str | bool | None = None,
         max_workers: int = 16,
         executor: Executor | None = None,
         max_in_flight: int = 1000,
@@ -112,6 +116,7 @@ class Connector:
             services=parse_services(services),
             tls=tls,
             transport=transport,
+            proxy=proxy,
             max_workers=max_workers,
             executor=executor,
             max_in_flight=max_in_flight,
@@ -357,6 +362,7 @@ class Connector:
         return kind(
             target,
             options.tls_for(target),
+            proxy_for(target, options.proxy),
             keepalive_interval=options.keepalive_interval,
             keepalive_timeout=options.keepalive_timeout,
         )

@@ -7,6 +7,7 @@ from typing import Protocol
 
 from revconn.config import TLS
 from revconn.core.status import StatusCode
+from revconn.proxy import Proxy
 from revconn.target import Target
 
 __all__ = ["LARGEST_MESSAGE", "METHOD", "Source", "Stream", "StreamEnded", "Transport"]
@@ -84,8 +85,9 @@ class Stream(ABC):
 class Transport(ABC):
     """Makes streams to one gateway.
 
-    ``tls``: ``None`` is plaintext. ``keepalive_interval`` and ``keepalive_timeout`` are seconds
-    between HTTP/2 pings (``None``: none), and until one that is not answered ends the connection.
+    Without ``tls`` it is plaintext, without ``proxy`` straight. ``keepalive_interval`` and
+    ``keepalive_timeout`` are seconds between HTTP/2 pings (``None``: none), and until one that is
+    not answered ends the connection.
     """
 
     @abstractmethod
@@ -93,6 +95,7 @@ class Transport(ABC):
         self,
         target: Target,
         tls: TLS | None,
+        proxy: Proxy | None,
         *,
         keepalive_interval: float | None,
         keepalive_timeout: float,

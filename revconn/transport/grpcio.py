@@ -10,6 +10,7 @@ import grpc
 
 from revconn.config import TLS
 from revconn.core.status import StatusCode
+from revconn.proxy import Proxy
 from revconn.target import Target
 from revconn.transport.base import LARGEST_MESSAGE, METHOD, Source, Stream, StreamEnded, Transport
 
@@ -27,6 +28,7 @@ class GrpcioTransport(Transport):
         self,
         target: Target,
         tls: TLS | None,
+        proxy: Proxy | None,
         *,
         keepalive_interval: float | None,
         keepalive_timeout: float,
@@ -39,6 +41,10 @@ class GrpcioTransport(Transport):
             ("grpc.use_local_subchannel_pool", 1),
             ("grpc.enable_retries", 0),
         ]
+        if proxy is None:
+            self._options.append(("grpc.enable_http_proxy", 0))
+        else:
+            self._options.append(("grpc.http_proxy", proxy.url))
         if keepalive_interval is not None:
             self._options += [
                 ("grpc.keepalive_time_ms", int(keepalive_interval * 1000)),

@@ -13,9 +13,11 @@ from typing import Any, Callable
 
 from revconn.config import TLS
 from revconn.core.status import StatusCode
+from revconn.proxy import Proxy
 from revconn.target import Target
 from revconn.transport.base import StreamEnded
 from revconn.transport.http2.tls import client_context, explain
+from revconn.transport.http2.tunnel import tunnel
 from revconn.transport.http2.wire import PlainWire, TLSWire, Wire
 
 __all__ = ["Dialer"]
@@ -29,9 +31,12 @@ _Address = tuple[int, Any]
 class Dialer:
     """Connects to one target. Each call is on its own: names and certificates are read afresh."""
 
-    def __init__(self, target: Target, tls: TLS | None, user_timeout: float) -> None:
+    def __init__(
+        self, target: Target, tls: TLS | None, proxy: Proxy | None, user_timeout: float
+    ) -> None:
         self._target = target
         self._tls = tls
+        self._proxy = proxy
         self._user_timeout = user_timeout
 
     def dial(self, cancelled: Callable[[], bool]) -> Wire:
@@ -45,37 +50,39 @@ class Dialer:
             raise _unavailable(f"cannot connect: {error.strerror or error}") from None
         try:
             self._tune(sock)
-            if self._tls is None:
-                sock.settimeout(None)
-                return PlainWire(sock)
-            return self._wrap(sock, self._tls, cancelled)
+            sock.settimeout(_POLL)
+            wire = self._agree(sock, cancelled)
+            sock.settimeout(None)
         except BaseException:
             sock.close()
             raise
+        return wire
 
     def _connect(self, cancelled: Callable[[], bool]) -> socket.socket:
-        if self._target.port is None:
-            addresses: list[_Address] = [(socket.AF_UNIX, self._target.unix_path)]
-        else:
-            addresses = _interleave(_resolve(self._target.host, self._target.port, cancelled))
-        return _race(addresses, cancelled)
+        host, port = self._target.host, self._target.port
+        if port is None:
+            return _race([(socket.AF_UNIX, self._target.unix_path)], cancelled)
+        if self._proxy is not None:
+            host, port = self._proxy.host, self._proxy.port
+        return _race(_interleave(_resolve(host, port, cancelled)), cancelled)
 
-    def _wrap(self, sock: socket.socket, tls: TLS, cancelled: Callable[[], bool]) -> Wire:
-        wire = TLSWire(sock, client_context(tls), tls.server_name or self._target.host)
-        sock.settimeout(_POLL)
-        while True:
+    def _agree(self, sock: socket.socket, cancelled: Callable[[], bool]) -> Wire:
+        if self._proxy is not None:
             try:
-                if wire.handshake():
-                    break
-            except socket.timeout:
-                pass
-            except (OSError, ValueError) as error:
-                raise _unavailable(explain(error, tls)) from None
-            if cancelled():
-                raise _unavailable("no answer to the TLS handshake")
+                tunnel(sock, self._proxy, self._target, cancelled)
+            except OSError as error:
+                raise _unavailable(str(error)) from None
+        if self._tls is None:
+            return PlainWire(sock)
+        try:
+            wire = TLSWire(
+                sock, client_context(self._tls), self._tls.server_name or self._target.host
+            )
+            _shake_hands(wire, cancelled)
+        except (OSError, ValueError) as error:
+            raise _unavailable(explain(error)) from None
         if wire.alpn != "h2":
             raise _unavailable("the gateway speaks TLS, but not HTTP/2 (it chose no ALPN h2)")
-        sock.settimeout(None)
         return wire
 
     def _tune(self, sock: socket.socket) -> None:
@@ -87,6 +94,16 @@ class Dialer:
         if user_timeout is not None:
             milliseconds = int(self._user_timeout * 1000)
             sock.setsockopt(socket.IPPROTO_TCP, user_timeout, milliseconds)
+
+
+def _shake_hands(wire: TLSWire, cancelled: Callable[[], bool]) -> None:
+    while True:
+        try:
+            if wire.handshake():
+                return
+        except socket.timeout:
+            if cancelled():
+                raise _unavailable("no answer to the TLS handshake") from None
 
 
 def _unavailable(reason: str) -> StreamEnded:

@@ -10,6 +10,7 @@ from revconn.config import TLS
 from revconn.core.errors import ProtocolError
 from revconn.core.frames import Goaway
 from revconn.core.status import StatusCode
+from revconn.proxy import Proxy
 from revconn.target import Target
 from revconn.transport.base import LARGEST_MESSAGE, METHOD, Source, Stream, StreamEnded, Transport
 from revconn.transport.http2.dial import Dialer
@@ -30,13 +31,14 @@ class Http2Transport(Transport):
         self,
         target: Target,
         tls: TLS | None,
+        proxy: Proxy | None,
         *,
         keepalive_interval: float | None,
         keepalive_timeout: float,
     ) -> None:
         self.target = target
         self.scheme = "http" if tls is None else "https"
-        self.dialer = Dialer(target, tls, keepalive_timeout)
+        self.dialer = Dialer(target, tls, proxy, keepalive_timeout)
         self.keepalive_interval = keepalive_interval
         self.keepalive_timeout = keepalive_timeout
 

@@ -64,7 +64,7 @@ _REASONS = (
 )
 
 
-def explain(error: Exception, tls: TLS) -> str:
+def explain(error: Exception) -> str:
     """What a failed handshake means, and what to do about it."""
     if isinstance(error, ssl.SSLCertVerificationError) and error.verify_code in _VERIFY_CODES:
         return f"{_VERIFY_CODES[error.verify_code]} ({error.verify_message})"
