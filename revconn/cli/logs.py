@@ -27,6 +27,7 @@ def add_log_level(parser: argparse.ArgumentParser) -> None:
 def set_up_logging(level: str) -> None:
     """Send log lines from ``level`` on to stderr."""
     logging.basicConfig(level=level.upper(), format=_FORMAT, stream=sys.stderr)
+    logging.getLogger("hpack").setLevel(logging.INFO)  # it would log every byte of every header
 
 
 class LogLine(NamedTuple):

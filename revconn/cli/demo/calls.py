@@ -60,7 +60,7 @@ def _progress(
 ) -> str:
     filled = _BAR_WIDTH * made // requests
     bar = screen.style("█" * filled, "green") + screen.style("░" * (_BAR_WIDTH - filled), "dim")
-    heartbeats = f"{screen.style('♥', 'red')} {watch.heartbeats}"
+    heartbeats = f"{screen.style('♥', 'red')} {len(watch.heartbeats)}"
     return f"{bar} {made:,}/{requests:,}  {percentiles(latencies)}  {heartbeats}"
 
 
@@ -104,6 +104,8 @@ class Probes:
     def timeline(self) -> str:
         """A mark for each of the latest calls."""
         latest = self._marks[-_PROBES_SHOWN:]
+        cut = "…" if len(latest) < len(self._marks) else ""
         failed = self._screen.style("×", "red")
         answered = self._screen.style("●", "green")
-        return "calls  " + "".join(failed if mark == "×" else answered for mark in latest)
+        marks = "".join(failed if mark == "×" else answered for mark in latest)
+        return f"calls  {cut}{marks}"

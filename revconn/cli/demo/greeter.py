@@ -7,9 +7,7 @@ import os
 from revconn import Backoff, Connector, Request, RequestError, StatusCode
 from revconn._proto.demo_pb2 import HelloReply, HelloRequest
 
-__all__ = ["HEARTBEAT_INTERVAL", "connector"]
-
-HEARTBEAT_INTERVAL = 0.5  # so short that it can be watched
+__all__ = ["connector"]
 
 
 def connector() -> Connector:
@@ -17,7 +15,7 @@ def connector() -> Connector:
     made = Connector(
         os.environ["REVCONN_TARGET"],
         api_key=os.environ["REVCONN_API_KEY"],
-        heartbeat_interval=HEARTBEAT_INTERVAL,
+        heartbeat_interval=0.5,  # so short that one can watch
         backoff=Backoff(initial=0.2, maximum=1.0),
     )
 

@@ -10,7 +10,6 @@ from types import TracebackType
 
 from revconn.cli.demo.calls import Probes, call_many
 from revconn.cli.demo.client import Caller, Outcome
-from revconn.cli.demo.greeter import HEARTBEAT_INTERVAL
 from revconn.cli.demo.processes import Child, free_port
 from revconn.cli.demo.screen import Screen
 from revconn.cli.demo.summary import Tally, show_summary
@@ -56,6 +55,8 @@ class Demo:
         """Show everything. Raises :class:`DemoFailed` when something did not work."""
         started = time.monotonic()
         self._screen.title("revconn: a service that opens no port answers ordinary gRPC calls")
+        self._screen.say("Three processes on this machine: a gateway; a connector, which dials out")
+        self._screen.say("to it and runs the handlers; and this one, an ordinary gRPC client.")
         gateway = self._start_gateway()
         connector = self._start_connector()
         self._watch_heartbeats()
@@ -66,8 +67,7 @@ class Demo:
             self._call("The same client calls again, and the same connector process answers")
         self._leave(connector, gateway)
         self._tally.duration = time.monotonic() - started
-        self._tally.heartbeats = self._watch.heartbeats
-        self._tally.connection_ids = self._watch.registrations
+        self._tally.heartbeats = len(self._watch.heartbeats)
         show_summary(self._screen, self._tally, self._address, gateway.pid, connector.pid)
 
     # The steps
@@ -75,11 +75,7 @@ class Demo:
     def _start_gateway(self) -> Child:
         self._screen.step("A gateway listens")
         gateway = self._launch_gateway()
-        self._watch.wait_until(
-            lambda: self._watch.gateways_listening == 1,
-            _START_TIMEOUT,
-            "the gateway did not start",
-        )
+        self._watch.wait_for(self._watch.listening, 1, _START_TIMEOUT, "the gateway did not listen")
         return gateway
 
     def _start_connector(self) -> Child:
@@ -89,29 +85,24 @@ class Demo:
             ["serve", "revconn.cli.demo.greeter:connector"],
             {"REVCONN_TARGET": self._address, "REVCONN_API_KEY": self._key},
         )
-        self._watch.wait_until(
-            lambda: len(self._watch.registrations) == 1,
-            _START_TIMEOUT,
-            "the connector did not register",
+        self._watch.wait_for(
+            self._watch.registrations, 1, _START_TIMEOUT, "the connector did not register"
         )
         self._screen.success(f"registered, with the id {self._watch.registrations[-1]}")
         return connector
 
     def _watch_heartbeats(self) -> None:
-        while self._watch.heartbeats < _HEARTBEATS:
-            seen = self._watch.heartbeats
-            self._screen.live(f"{self._hearts(seen)} heartbeats")
-            self._watch.wait_until(
-                lambda seen=seen: self._watch.heartbeats > seen,  # type: ignore[misc]
-                _HEARTBEAT_TIMEOUT,
-                "no heartbeat reached the gateway",
+        times = self._watch.heartbeats
+        hearts = self._screen.style(" ♥", "red")
+        for count in range(1, _HEARTBEATS + 1):
+            self._watch.wait_for(
+                times, count, _HEARTBEAT_TIMEOUT, "the next heartbeat did not reach the gateway"
             )
+            self._screen.live(f"heartbeats{hearts * count}")
         self._screen.end_live()
-        hearts = self._hearts(self._watch.heartbeats)
-        self._screen.say(f"{hearts} heartbeats, {HEARTBEAT_INTERVAL:g} s apart")
-
-    def _hearts(self, count: int) -> str:
-        return self._screen.style(" ".join("♥" * count), "red")
+        apart = (times[-1] - times[0]) / (len(times) - 1)
+        shown = hearts * len(times)
+        self._screen.success(f"heartbeats reach the gateway, {apart:.2f} s apart {shown}")
 
     def _call(self, title: str) -> None:
         self._screen.step(title)
@@ -146,11 +137,14 @@ class Demo:
         outcome = probes.until_answered(_RETURN_TIMEOUT)
         self._tally.time_to_return = time.monotonic() - killed_at
         self._tally.failed_in_outage = probes.failed
+        self._watch.wait_for(
+            self._watch.registrations, 2, _RETURN_TIMEOUT, "the connector did not register again"
+        )
         probes.more(_PROBES_AFTER_RETURN)
         self._screen.end_live()
         self._screen.say(probes.timeline)
         new_id = outcome.reply.connection_id
-        if new_id in self._watch.registrations[:1]:
+        if new_id == self._watch.registrations[0]:
             raise DemoFailed(f"the connector came back with its old id, {new_id}")
         self._screen.success(
             f"answered again after {self._tally.time_to_return:.2f} s; the new id is {new_id}"

@@ -12,12 +12,12 @@ from revconn.cli.demo.screen import Screen
 __all__ = ["Tally", "milliseconds", "percentile", "percentiles", "show_summary"]
 
 _PICTURE = """\
-   caller            gateway              connector           handler
-┌───────────┐     ┌───────────┐         ┌───────────┐     ┌───────────┐
-│ gRPC stub │     │ :{port:<9}│◀──dials─│ opens     │     │           │
-│           │ ──▶ │           │         │ no port   │ ──▶ │ hello()   │
-│ pid {own:<6}│     │ pid {gateway:<6}│─calls──▶│ pid {connector:<6}│     │           │
-└───────────┘     └───────────┘         └───────────┘     └───────────┘"""
+    caller            gateway               connector           handler
+┌────────────┐     ┌────────────┐         ┌────────────┐     ┌───────────┐
+│ gRPC stub  │     │ port {port:<5} │◀──dials─│ opens      │     │           │
+│            │ ──▶ │            │         │ no port    │ ──▶ │  hello()  │
+│ pid {own:<7}│     │ pid {gateway:<7}│─calls──▶│ pid {connector:<7}│     │           │
+└────────────┘     └────────────┘         └────────────┘     └───────────┘"""
 
 
 @dataclass
@@ -27,7 +27,6 @@ class Tally:
     latencies: list[float] = field(default_factory=list)
     errors: int = 0
     heartbeats: int = 0
-    connection_ids: list[str] = field(default_factory=list)
     failed_in_outage: int = 0
     time_to_return: float | None = None
     duration: float = 0.0
@@ -51,13 +50,12 @@ def show_summary(
     figures = [
         ("calls", f"{made:,} made, {made:,} answered; {percentiles(tally.latencies)}"),
         ("errors", f"{tally.errors} provoked, {tally.errors} returned with their exact status"),
-        ("heartbeats", f"{tally.heartbeats}"),
-        ("connections", ", then ".join(tally.connection_ids)),
+        ("heartbeats", f"{tally.heartbeats} reached the gateway"),
     ]
     if tally.time_to_return is not None:
         outage = (
-            f"back {tally.time_to_return:.2f} s after the gateway was killed;"
-            f" {tally.failed_in_outage} calls failed meanwhile"
+            f"calls answered again {tally.time_to_return:.2f} s after the gateway was killed;"
+            f" {tally.failed_in_outage} failed"
         )
         figures.append(("outage", outage))
     for name, value in figures:

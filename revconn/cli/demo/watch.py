@@ -5,7 +5,7 @@ from __future__ import annotations
 import queue
 import re
 import time
-from typing import Callable
+from collections.abc import Sequence
 
 from revconn.cli.demo.processes import Said
 from revconn.cli.demo.screen import Screen
@@ -13,7 +13,7 @@ from revconn.cli.logs import LogLine
 
 __all__ = ["DemoFailed", "Watch"]
 
-_LISTENING = re.compile(r"gateway listening on \S+")
+_LISTENING = re.compile(r"gateway listening on (?P<address>\S+)")
 _REGISTERED = re.compile(r"connection (?P<id>\S+) from \S+ registered demo\.Greeter")
 _HEARTBEAT = re.compile(r"connection \S+: heartbeat")
 
@@ -28,16 +28,16 @@ class Watch:
     Shows those of level INFO and above, and raises :class:`DemoFailed` as soon as a child has
     ended that was not asked to.
 
-    ``gateways_listening``: how many times a gateway said that it listens.
+    ``listening``: the addresses that gateways said they listen on, in order.
     ``registrations``: the ids of the connections that registered with it, in order.
-    ``heartbeats``: how many of them reached it.
+    ``heartbeats``: when (monotonic seconds) each heartbeat was reported to have reached it.
     """
 
     def __init__(self, screen: Screen) -> None:
         self.said: queue.SimpleQueue[Said] = queue.SimpleQueue()
-        self.gateways_listening = 0
+        self.listening: list[str] = []
         self.registrations: list[str] = []
-        self.heartbeats = 0
+        self.heartbeats: list[float] = []
         self._screen = screen
 
     def look(self, seconds: float = 0.0) -> None:
@@ -46,10 +46,13 @@ class Watch:
         while self._take(deadline):
             pass
 
-    def wait_until(self, condition: Callable[[], bool], seconds: float, what: str) -> None:
-        """Wait until something said has made ``condition`` true; ``what`` names the failure."""
+    def wait_for(self, things: Sequence[object], count: int, seconds: float, what: str) -> None:
+        """Wait until so many of ``things`` (one of the lists above) are there.
+
+        Raises :class:`DemoFailed`, saying ``what``, when they are not in time.
+        """
         deadline = time.monotonic() + seconds
-        while not condition():
+        while len(things) < count:
             if not self._take(deadline):
                 raise DemoFailed(f"{what} within {seconds:g} seconds")
 
@@ -68,12 +71,11 @@ class Watch:
     def _read(self, name: str, line: LogLine | None) -> None:
         if line is None:
             return
-        registered = _REGISTERED.fullmatch(line.message)
-        if registered is not None:
-            self.registrations.append(registered["id"])
+        if matched := _LISTENING.fullmatch(line.message):
+            self.listening.append(matched["address"])
+        elif matched := _REGISTERED.fullmatch(line.message):
+            self.registrations.append(matched["id"])
         elif _HEARTBEAT.fullmatch(line.message):
-            self.heartbeats += 1
-        elif _LISTENING.fullmatch(line.message):
-            self.gateways_listening += 1
+            self.heartbeats.append(time.monotonic())
         if line.level != "DEBUG":
             self._screen.log(name, line.message)
