@@ -101,3 +101,10 @@ assert received.heartbeat.timestamp == 7
 @pytest.mark.parametrize("script", [OTHER_SCHEMA + OURS, OURS + OTHER_SCHEMA + OURS])
 def test_an_application_with_another_registry_proto_does_not_collide(script: str) -> None:
     subprocess.run([sys.executable, "-c", script], check=True, cwd=ROOT)
+
+
+def test_importing_revconn_imports_neither_grpc_nor_the_gateway() -> None:
+    script = (
+        "import revconn, sys; sys.exit(not {'grpc', 'revconn.gateway'}.isdisjoint(sys.modules))"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True, cwd=ROOT)
