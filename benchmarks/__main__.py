@@ -41,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.json:
         run = {"facts": facts, "missing": missing, "figures": [asdict(each) for each in figures]}
         options.json.write_text(json.dumps(run, indent=1), encoding="utf-8")
-    missed = report.missed_bars(figures) if options.check else []
+    missed = report.missed_bars(figures, missing) if options.check else []
     for bar in missed:
         print(f"MISSED: {bar}")
     return 1 if missed else 0
@@ -81,7 +81,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--in-flight", type=_numbers, default=[1, 64, 256], metavar="N,M", help="default: 1,64,256"
     )
     parser.add_argument("--payload", type=int, default=64, help="bytes per request (64)")
-    parser.add_argument("--seconds", type=float, default=3.0, help="the measured window (3)")
+    parser.add_argument("--seconds", type=float, default=2.5, help="the measured window (2.5)")
     parser.add_argument("--rounds", type=int, default=3, help="rounds to take the median of (3)")
     parser.add_argument("--loadgen", choices=["go", "python"], default="go", help="default: go")
     parser.add_argument("--json", type=pathlib.Path, metavar="FILE", help="every figure of the run")

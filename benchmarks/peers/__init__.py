@@ -31,7 +31,17 @@ def _python(module: str, *arguments: str) -> tuple[str, ...]:
 PEERS = {
     peer.name: peer
     for peer in [
-        Peer("revconn", "this library's Connector", _python("connector")),
+        Peer("revconn", "this library's Connector as it comes", _python("connector")),
+        Peer(
+            "revconn-inline",
+            "the same with an inline handler",
+            _python("connector", "--inline"),
+        ),
+        Peer(
+            "revconn-grpcio",
+            "the same over grpcio",
+            _python("connector", "--transport", "grpcio"),
+        ),
         Peer("literal", "the guide's client, a thread per request", _python("literal")),
         Peer("bare", "a grpcio stream answered in the receive loop", _python("bare")),
         Peer("server", "not reverse: grpc.server called directly", _python("server"), True),

@@ -10,7 +10,9 @@ import pytest
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 
-@pytest.mark.parametrize("peer", ["revconn", "literal", "bare", "server"])
+@pytest.mark.parametrize(
+    "peer", ["revconn", "revconn-inline", "revconn-grpcio", "literal", "bare", "server"]
+)
 def test_a_peer_answers_everything_and_its_cpu_time_is_counted(peer, tmp_path):
     figures = tmp_path / "figures.json"
     command = [sys.executable, "-m", "benchmarks", "--loadgen=python", f"--peers={peer}"]

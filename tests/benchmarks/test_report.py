@@ -43,13 +43,29 @@ def test_a_late_heartbeat_under_any_load_misses_the_bar():
 
 def test_a_wrong_answer_misses_the_bar():
     run = [figures("revconn", cpu_seconds=1.0, errors=2), figures("literal", cpu_seconds=2.0)]
-    assert missed_bars(run) == ["revconn had 2 errors with 256 in flight: status 500"]
+    assert missed_bars(run) == ["revconn: 2 errors with 256 in flight: status 500"]
+
+
+def test_a_variant_of_the_connector_has_the_same_bars():
+    run = [figures(peer, cpu_seconds=1.0) for peer in ("revconn", "revconn-grpcio")]
+    run.append(figures("literal", cpu_seconds=1.2))
+    assert [bar.split()[0] for bar in missed_bars(run)] == ["revconn", "revconn-grpcio"]
+
+
+def test_a_peer_that_is_not_the_library_has_no_bars():
+    run = [figures("revconn", cpu_seconds=1.0), figures("literal", cpu_seconds=1.6)]
+    assert missed_bars([*run, figures("bare", cpu_seconds=9.0, lateness=5.0, errors=1)]) == []
 
 
 def test_a_bar_that_was_not_measured_is_missed():
-    assert missed_bars([figures("revconn", cpu_seconds=1.0)]) == [
-        "revconn and literal were not both measured with 256 in flight"
-    ]
+    unmeasured = "revconn and literal were not both measured with 256 in flight"
+    assert missed_bars([figures("revconn", cpu_seconds=1.0)]) == [unmeasured]
+
+
+def test_a_variant_that_failed_has_missed_its_bars():
+    run = [figures("revconn", cpu_seconds=1.0), figures("literal", cpu_seconds=1.6)]
+    missing = {"go": "no `go` on PATH", "revconn-grpcio": "Traceback"}
+    assert missed_bars(run, missing) == ["revconn-grpcio could not be measured"]
 
 
 def test_the_ratio_is_the_median_of_what_each_round_gave():
