@@ -7,6 +7,7 @@ import logging
 import os
 import queue
 import threading
+import weakref
 from collections.abc import Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
@@ -136,10 +137,10 @@ class Connector:
         self._handled: set[str] = set()
         self._board = StateBoard()
         self._wakeups: queue.SimpleQueue[int | None] = queue.SimpleQueue()
-        self._pid = os.getpid()
         self._lock = threading.Lock()  # guards _supervisor, _stopped and registration
         self._supervisor: Supervisor | None = None
         self._stopped = False
+        self._forked = False
 
     @classmethod
     def from_env(cls, prefix: str = "REVCONN_") -> Connector:
@@ -333,6 +334,7 @@ class Connector:
 
     def _launch(self) -> Supervisor:
         with self._lock:
+            self._refuse_fork()
             if self._supervisor is not None or self._stopped:
                 raise RevconnError("a connector starts once; make a new one")
             named = (*self._routes.services(), *self._inline_routes.services())
@@ -348,7 +350,8 @@ class Connector:
                 self._board,
                 on_end=self._end,
             )
-        atexit.register(self._abort_at_exit)
+        atexit.register(self.abort)
+        _started.add(self)
         return self._supervisor
 
     def _transport(self, target: Target) -> Transport:
@@ -368,12 +371,18 @@ class Connector:
         )
 
     def _end(self) -> None:
-        atexit.unregister(self._abort_at_exit)
+        atexit.unregister(self.abort)
         self._wakeups.put(None)
 
-    def _abort_at_exit(self) -> None:
-        if os.getpid() == self._pid:  # a forked child has the hook too, and none of the threads
-            self.abort()
+    def _forsake(self) -> None:
+        """In a forked child: no thread of ours is here, and any lock may be held for ever."""
+        supervisor, self._supervisor = self._supervisor, None
+        self._lock = threading.Lock()
+        self._board = StateBoard(State.CLOSED)
+        self._forked = self._stopped = True
+        if supervisor is not None:
+            for link in supervisor.links:
+                link.forsake()
 
     def _end_idle(self) -> Supervisor | None:
         """The supervisor to end; without one the connector is closed right here."""
@@ -384,7 +393,27 @@ class Connector:
         self._board.update(lambda state: State.CLOSED)
         return None
 
+    def _refuse_fork(self) -> None:
+        if self._forked:
+            raise RevconnError(
+                "this connector was started before a fork and serves in the parent only;"
+                " make and start one in each child, after the fork"
+            )
+
     def _raise_error(self) -> None:
+        self._refuse_fork()
         error = None if self._supervisor is None else self._supervisor.error
         if error is not None:
             raise error
+
+
+_started: weakref.WeakSet[Connector] = weakref.WeakSet()
+
+
+def _after_fork_in_child() -> None:
+    for connector in _started:
+        connector._forsake()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)

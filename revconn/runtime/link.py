@@ -130,6 +130,12 @@ class Link:
         if session is not None:
             session.retire("stopped")
 
+    def forsake(self) -> None:
+        """In a forked child: let go of the stream. Takes no lock: its owner may be gone."""
+        session = self._session
+        if session is not None:
+            session.forsake()
+
     def join(self, timeout: float) -> None:
         """Wait, at most ``timeout`` seconds, for the thread to end. A no-op in that thread."""
         if self._thread.ident is not None and self._thread is not threading.current_thread():

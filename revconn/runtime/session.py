@@ -11,7 +11,12 @@ from revconn._proto.registry_pb2 import ForwardRequest
 from revconn.config import Options
 from revconn.core.protocol import Conversation, Phase
 from revconn.core.status import StatusCode
-from revconn.exceptions import AuthenticationError, ConnectionLost, HandshakeError
+from revconn.exceptions import (
+    AuthenticationError,
+    ConfigurationError,
+    ConnectionLost,
+    HandshakeError,
+)
 from revconn.runtime import clock
 from revconn.runtime.failures import remedy
 from revconn.runtime.heartbeat import HeartbeatTimer
@@ -97,6 +102,8 @@ class Session:
                 self._take_in(self._stream.receive())
         except StreamEnded as ended:
             raise self._retired or self._loss(ended.details, ended.code) from None
+        except ConfigurationError as error:  # a certificate's file that is just being replaced, say
+            raise self._loss(str(error)) from None
         finally:
             self._tear_down(timer)
 
@@ -158,6 +165,10 @@ class Session:
                 self._retired = self._loss(reason)
         self._line.close()
         self._stream.close()
+
+    def forsake(self) -> None:
+        """In a forked child: let go of the stream. Takes no lock."""
+        self._stream.forsake()
 
     # The timer's thread
 

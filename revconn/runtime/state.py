@@ -41,10 +41,10 @@ class StateBoard:
     whichever thread made the change or is just telling an earlier one. Thread-safe.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, state: State = State.IDLE) -> None:
         self._lock = threading.Lock()
         self._changed = threading.Condition(self._lock)
-        self._state = State.IDLE
+        self._state = state
         self._callbacks: list[Callable[[State], object]] = []
         self._untold: deque[State] = deque()
         self._telling = False
@@ -74,6 +74,8 @@ class StateBoard:
     def wait_for(self, states: Iterable[State], timeout: float | None) -> State | None:
         """The state once it is one of ``states``; ``None`` when ``timeout`` seconds ran out."""
         wanted = frozenset(states)
+        if timeout is not None:
+            timeout = min(timeout, threading.TIMEOUT_MAX)
         with self._lock:
             if self._changed.wait_for(lambda: self._state in wanted, timeout):
                 return self._state
@@ -87,10 +89,16 @@ class StateBoard:
                 self._telling = True
                 state = self._untold.popleft()
                 callbacks = list(self._callbacks)
-            for callback in callbacks:
-                try:
-                    callback(state)
-                except Exception:
-                    logger.exception("a state callback failed")
-            with self._lock:
-                self._telling = False
+            try:
+                for callback in callbacks:
+                    _call(callback, state)
+            finally:
+                with self._lock:
+                    self._telling = False
+
+
+def _call(callback: Callable[[State], object], state: State) -> None:
+    try:
+        callback(state)
+    except (Exception, SystemExit):  # sys.exit() in it would end a thread that is not its own
+        logger.exception("a state callback failed")

@@ -198,6 +198,11 @@ class _Http2Stream(Stream):
         """End the stream at once."""
         self._fail(StatusCode.CANCELLED, "closed")
 
+    def forsake(self) -> None:
+        """Close the child's copy of the socket: the connection must not outlive the parent."""
+        if self._wire is not None:
+            self._wire.release()
+
     def join(self, timeout: float) -> None:
         """Wait for the sender, then give back the socket."""
         if self._sender.ident is not None and self._sender is not threading.current_thread():
