@@ -99,3 +99,12 @@ def test_the_services_are_those_of_methods_and_catch_alls_once_each() -> None:
     routes.add_service("a.B", "")
     routes.add_service("z.Z", "")
     assert routes.services() == ["a.B", "z.Z"]
+
+
+def test_routes_are_true_once_they_hold_a_handler() -> None:
+    assert not Routes[str]()
+    with_method, with_service = Routes[str](), Routes[str]()
+    with_method.add_method("/a.B/C", "")
+    with_service.add_service("a.B", "")
+    assert with_method
+    assert with_service
