@@ -80,7 +80,7 @@ def _make(spec: str, factory: Any) -> Connector:
     except (Exception, SystemExit) as error:  # noqa: BLE001 - the user's code may raise anything
         _blame(f"{spec}() failed", error)
     if not isinstance(made, Connector):
-        raise CannotLoad(f"{spec}() returned {_kind(made)}, not a Connector")
+        raise CannotLoad(f"what {spec}() returned is {_kind(made)}, not a Connector")
     return made
 
 

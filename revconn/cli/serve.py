@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import logging
+import os
 import queue
 import sys
 import threading
+import time
 from typing import Any
 
 from revconn.cli.loading import CannotLoad, load_connector
@@ -16,6 +19,10 @@ from revconn.runtime.signals import obey_signals, signals_into
 from revconn.runtime.state import State
 
 __all__ = ["add_parser", "run"]
+
+logger = logging.getLogger(__name__)
+
+_HANDLER_TIMEOUT = 0.5  # seconds for handlers that are just ending
 
 
 def add_parser(subparsers: Any) -> None:
@@ -46,12 +53,14 @@ def run(arguments: argparse.Namespace) -> int:
     """Run the command; the exit code."""
     set_up_logging(arguments.log_level)
     try:
-        return _serve(load_connector(arguments.connector))
+        code = _serve(load_connector(arguments.connector))
     except ConnectionLost:
-        return 1  # the log has it
+        code = 1  # the log has it
     except (CannotLoad, RevconnError) as error:
         print(f"revconn serve: {error}", file=sys.stderr)
-        return 2
+        code = 2
+    _leave_running_handlers(code)
+    return code
 
 
 def _serve(connector: Connector) -> int:
@@ -69,3 +78,17 @@ def _serve(connector: Connector) -> int:
         aborted_by = obey_signals(wakeups, drain.start, connector.abort)
     connector.wait()
     return 0 if aborted_by is None else 128 + aborted_by
+
+
+def _leave_running_handlers(code: int) -> None:
+    """End the process here if a handler still runs: Python would wait for it, however long."""
+    handlers = [t for t in threading.enumerate() if t.name.startswith("revconn-handler")]
+    deadline = time.monotonic() + _HANDLER_TIMEOUT
+    for handler in handlers:
+        handler.join(max(0.0, deadline - time.monotonic()))
+    running = sum(handler.is_alive() for handler in handlers)
+    if running:
+        logger.warning("leaving while %d handlers still run", running)
+        logging.shutdown()
+        sys.stdout.flush()
+        os._exit(code)
