@@ -6,7 +6,7 @@ import os
 import random
 from collections.abc import Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Callable, Union
 
 from revconn.target import Target
@@ -51,22 +51,25 @@ class TLS:
             refuse(f"TLS({missing}=)", None, "is missing", "give cert and key together")
         for name in ("ca", "cert", "key"):
             self.read(name)
+        if self.server_name is not None and not isinstance(self.server_name, str):
+            refuse("TLS(server_name=)", self.server_name, "not a name", "give it as a str")
 
     def read(self, name: str) -> bytes | None:
-        """The PEM that ``name`` stands for, as it is on disk now."""
+        """The PEM that ``name`` stands for, as it is on disk now.
+
+        Raises :class:`ConfigurationError` as the constructor does.
+        """
         source: PathOrPEM | None = getattr(self, name)
-        if source is None or isinstance(source, bytes):
-            return source
-        try:
-            with open(source, "rb") as file:
-                return file.read()
-        except OSError as error:
+        if source is None:
+            return None
+        argument = f"TLS({name}=)"
+        pem = source if isinstance(source, bytes) else _read_file(argument, source)
+        if b"-----BEGIN " not in pem:
+            shown = None if isinstance(source, bytes) else os.fspath(source)
             refuse(
-                f"TLS({name}=)",
-                os.fspath(source),
-                f"cannot be read: {error.strerror}",
-                "give the path of a PEM file, or its content as bytes",
+                argument, shown, "holds no PEM", "convert it: openssl x509 (or pkey) -inform der"
             )
+        return pem
 
     def __repr__(self) -> str:
         shown = (
@@ -102,7 +105,7 @@ class Backoff:
         require_seconds("Backoff(initial=)", self.initial)
         require_seconds("Backoff(maximum=)", self.maximum)
         require_seconds("Backoff(stable_after=)", self.stable_after, zero=True)
-        require_number("Backoff(multiplier=)", self.multiplier, at_least=1)
+        require_number("Backoff(multiplier=)", self.multiplier, at_least=1, at_most=1000)
         if self.maximum < self.initial:
             refuse(
                 "Backoff(maximum=)", self.maximum, "is less than initial", "give at least initial"
@@ -113,7 +116,7 @@ class Backoff:
     def ceiling(self, failures: int) -> float:
         """The longest wait, in seconds, after so many failures in a row (at least one)."""
         try:
-            return float(min(self.maximum, self.initial * self.multiplier ** (failures - 1)))
+            return float(min(self.maximum, self.initial * float(self.multiplier) ** (failures - 1)))
         except OverflowError:
             return float(self.maximum)
 
@@ -131,6 +134,7 @@ class Options:
     services: tuple[str, ...]
     tls: TLS | bool | None
     transport: str
+    proxy: str | bool | None = field(repr=False)
     max_workers: int
     executor: Executor | None
     max_in_flight: int
@@ -165,7 +169,10 @@ class Options:
         if not callable(self.is_fatal):
             refuse("is_fatal", self.is_fatal, "not callable", "give a function of the error")
         if self.tls is not None and not isinstance(self.tls, (TLS, bool)):
-            refuse("tls", self.tls, "not TLS settings", "give TLS(…), True, False or None")
+            kind = type(self.tls).__name__  # no more of it: it may hold a private key
+            refuse("tls", None, f"is {kind}, not TLS settings", "give TLS(…), True, False or None")
+        if self.proxy is not None and not isinstance(self.proxy, (str, bool)):
+            refuse("proxy", None, "not a proxy", "give its URL, False for none, or leave it out")
         if self.transport not in TRANSPORTS:
             refuse("transport", self.transport, "unknown", f"give one of {', '.join(TRANSPORTS)}")
         if self.executor is not None:
@@ -196,6 +203,20 @@ def api_key_source(api_key: str | Callable[[], str]) -> Callable[[], str]:
         return api_key
     key = require_api_key(api_key)
     return lambda: key
+
+
+def _read_file(argument: str, path: str | os.PathLike[str]) -> bytes:
+    remedy = "give the path of a PEM file, or its content as bytes"
+    if not isinstance(path, (str, os.PathLike)):
+        refuse(argument, None, f"is {type(path).__name__}, not a path", remedy)
+    if "-----BEGIN " in os.fspath(path):  # it may be a private key
+        refuse(argument, None, "is PEM as text, not a path", "give PEM as bytes: text.encode()")
+    try:
+        with open(path, "rb") as file:
+            return file.read()
+    except (OSError, ValueError) as error:  # ValueError: a null byte in the path
+        reason = getattr(error, "strerror", error)
+        refuse(argument, os.fspath(path), f"cannot be read: {reason}", remedy)
 
 
 def _require_threads(executor: Executor) -> None:

@@ -28,15 +28,16 @@ __all__ = [
 class ConfigurationError(RevconnError, ValueError):
     """An argument, option or environment variable cannot be used.
 
-    ``name`` says which one, ``value`` what it was (``None`` where it is a secret), ``remedy``
-    what to do. Raised before any connection is made.
+    ``name`` says which one, ``value`` what it was (``None`` where it is a secret), ``problem``
+    what is wrong with it, ``remedy`` what to do. Raised before any connection is made.
     """
 
     def __init__(self, name: str, value: Any, problem: str, remedy: str) -> None:
-        shown = "" if value is None else f" (got {value!r})"
+        shown = "" if value is None else f" (got {value!r:.200})"
         super().__init__(f"{name}: {problem}{shown}; {remedy}")
         self.name = name
         self.value = value
+        self.problem = problem
         self.remedy = remedy
 
 
@@ -98,6 +99,11 @@ class RequestError(RevconnError):
     """
 
     def __init__(self, status: int, message: str = "") -> None:
+        if not isinstance(status, int):
+            raise TypeError(
+                f"RequestError: status {status!r} is no number; use an HTTP status or a"
+                " revconn.StatusCode"
+            )
         super().__init__(f"{int(status)}: {message}")
         if 1 <= status <= 16:
             self.code = StatusCode(status)

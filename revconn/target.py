@@ -16,9 +16,7 @@ _TARGET_REMEDY = (
     'write host:port, such as "gateway.example.com:443" ([::1]:50051 for IPv6, unix:/path for a'
     " socket); TLS is chosen by tls=, not by the address"
 )
-_HOST_PORT = re.compile(
-    r"(?:\[(?P<v6>[0-9A-Fa-f:.%\w]+)\]|(?P<name>[^\s:/\[\]@]+)):(?P<port>\d{1,6})"
-)
+_HOST_PORT = re.compile(r"(?:\[(?P<v6>[^\[\]]+)\]|(?P<name>[\w.-]+)):(?P<port>[0-9]{1,6})")
 
 
 @dataclass(frozen=True)
@@ -32,9 +30,9 @@ class Target:
     @classmethod
     def parse(cls, text: Any) -> Target:
         """Raises :class:`ConfigurationError` for anything else."""
-        if not isinstance(text, str) or not text.strip():
+        address = text.strip() if isinstance(text, str) else ""
+        if not address or not address.isprintable():
             refuse("targets", text, "not a gateway's address", _TARGET_REMEDY)
-        address = text.strip()
         if address.startswith("unix:") and len(address) > len("unix:"):
             return cls(address, "localhost", None)
         matched = _HOST_PORT.fullmatch(address[len("dns:///") :] if _is_dns(address) else address)
@@ -45,16 +43,17 @@ class Target:
         if not 1 <= port <= 65535:
             refuse("targets", text, f"port {port} does not exist", "use a port from 1 to 65535")
         host = matched["v6"] or matched["name"]
-        if matched["v6"] and not _is_ip(host):
+        if matched["v6"] and not isinstance(_ip_address(host), ipaddress.IPv6Address):
             refuse("targets", text, f"{host} is not an IPv6 address", _TARGET_REMEDY)
         return cls(address, host, port)
 
     @property
     def is_loopback(self) -> bool:
         """Whether the address cannot leave this machine."""
-        if self.port is None or self.host == "localhost":
+        if self.port is None or self.host.lower() == "localhost":
             return True
-        return _is_ip(self.host) and ipaddress.ip_address(self.host).is_loopback
+        address = _ip_address(self.host)
+        return address is not None and address.is_loopback
 
     @property
     def authority(self) -> str:
@@ -89,9 +88,8 @@ def _is_dns(address: str) -> bool:
     return address.startswith("dns:///")
 
 
-def _is_ip(host: str) -> bool:
+def _ip_address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
     try:
-        ipaddress.ip_address(host.partition("%")[0])
+        return ipaddress.ip_address(host)
     except ValueError:
-        return False
-    return True
+        return None

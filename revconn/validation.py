@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from typing import Any, NoReturn
 
@@ -17,7 +16,8 @@ __all__ = [
     "require_service_name",
 ]
 
-_SERVICE_NAME = re.compile(r"[^\W\d]\w*(?:\.[^\W\d]\w*)*")
+_SERVICE_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*(?:\.[A-Za-z_][A-Za-z0-9_]*)*")
+_LONGEST = 2_000_000.0  # seconds, 23 days: what every timer below takes (gRPC's count ms in int32)
 
 
 def refuse(name: str, value: Any, problem: str, remedy: str) -> NoReturn:
@@ -33,36 +33,34 @@ def require_service_name(argument: str, value: Any) -> str:
 
 
 def require_api_key(value: Any, argument: str = "api_key") -> str:
-    """A key that can be sent: text, not empty, no line breaks. It is never shown."""
+    """A key that can be sent: printable text, not empty. It is never shown."""
     if not isinstance(value, str):
         refuse(argument, None, f"is {type(value).__name__}, not text", "give the key as a str")
     if not value.strip():
         refuse(argument, None, "is empty", "give the key that the gateway issued")
-    if any(character in value for character in "\r\n\0"):
+    if not value.isprintable():
         refuse(
             argument,
             None,
-            "holds a line break",
+            "holds a line break or another character that cannot be printed",
             "strip it: a key read from a file often ends with a newline",
         )
     return value
 
 
-def require_number(name: str, value: Any, *, at_least: float) -> float:
-    """A finite number, no bool."""
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not is_number or not math.isfinite(value) or value < at_least:
-        refuse(name, value, "not a usable number", f"give a number, at least {at_least:g}")
+def require_number(name: str, value: Any, *, at_least: float, at_most: float) -> float:
+    """A number within bounds."""
+    if not _is_number(value) or not at_least <= value <= at_most:
+        bounds = f"{at_least:g} to {at_most:g}"
+        refuse(name, value, "not a usable number", f"give a number from {bounds}")
     return float(value)
 
 
 def require_seconds(name: str, value: Any, *, zero: bool = False) -> float:
     """A duration in seconds, above zero (or at least zero)."""
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    usable = is_number and math.isfinite(value) and (value >= 0 if zero else value > 0)
-    if not usable:
-        bound = "0 or more" if zero else "more than 0"
-        refuse(name, value, "not a duration", f"give seconds as a number, {bound}")
+    if not _is_number(value) or not 0 <= value <= _LONGEST or (value == 0 and not zero):
+        bounds = f"{'0 or more' if zero else 'more than 0'} and at most {_LONGEST:,.0f}"
+        refuse(name, value, "not a duration", f"give seconds as a number, {bounds}")
     return float(value)
 
 
@@ -71,3 +69,7 @@ def require_count(name: str, value: Any) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         refuse(name, value, "not a count", "give a whole number, 1 or more")
     return value
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)

@@ -1,0 +1,58 @@
+from __future__ import annotations
+
+import pathlib
+
+import pytest
+
+from revconn import is_fatal
+from revconn.config import TLS
+from revconn.exceptions import HandshakeError
+from revconn.runtime.outbox import Line, Outbox
+from revconn.runtime.session import Session
+from revconn.transport.base import Stream
+from tests.support.options import make_options
+
+PEM = b"-----BEGIN CERTIFICATE-----\n"
+
+
+class StreamWithCertificate(Stream):
+    """A stream that reads its certificate when it is opened, as every transport does."""
+
+    def __init__(self, tls: TLS) -> None:
+        self._tls = tls
+
+    def open(self) -> None:
+        self._tls.read("ca")
+        raise AssertionError("there was nothing to read")
+
+    def receive(self) -> list[bytes]:
+        raise AssertionError("the stream is not open")
+
+    def close(self) -> None:
+        pass
+
+    def join(self, timeout: float) -> None:
+        pass
+
+
+class Owner:
+    """Hears nothing: there is no handshake."""
+
+
+def test_a_certificate_that_cannot_be_read_just_now_is_worth_another_attempt(
+    tmp_path: pathlib.Path,
+) -> None:
+    file = tmp_path / "ca.pem"
+    file.write_bytes(PEM)
+    tls = TLS(ca=file)
+    file.write_bytes(b"")  # it is being replaced
+
+    def open_stream(line: Line) -> Stream:
+        return StreamWithCertificate(tls)
+
+    session = Session(
+        "gateway:443", "gateway", open_stream, Outbox().open_line(), make_options(), Owner()
+    )
+    with pytest.raises(HandshakeError, match=r"gateway:443: TLS\(ca=\): holds no PEM") as caught:
+        session.run("key", ("echo.Echo",))
+    assert not is_fatal(caught.value)

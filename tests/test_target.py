@@ -1,0 +1,162 @@
+from __future__ import annotations
+
+import ipaddress
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from revconn.exceptions import ConfigurationError
+from revconn.target import Target, parse_targets
+
+PORTS = st.integers(min_value=1, max_value=65535)
+HOST_NAMES = st.from_regex(r"[a-z0-9]([a-z0-9-]{0,20}[a-z0-9])?(\.[a-z]{2,5}){0,3}", fullmatch=True)
+
+
+@given(HOST_NAMES, PORTS)
+def test_a_host_name_and_a_port_are_read(host: str, port: int) -> None:
+    target = Target.parse(f"{host}:{port}")
+    assert (target.host, target.port) == (host, port)
+    assert str(target) == target.address == f"{host}:{port}"
+
+
+@given(st.ip_addresses(v=6), PORTS)
+def test_an_ipv6_address_is_read_from_its_brackets(
+    address: ipaddress.IPv6Address, port: int
+) -> None:
+    target = Target.parse(f"[{address}]:{port}")
+    assert (target.host, target.port) == (str(address), port)
+    assert target.is_loopback == address.is_loopback
+
+
+@given(st.ip_addresses(v=4), PORTS)
+def test_an_ipv4_address_is_loopback_in_its_whole_block(
+    address: ipaddress.IPv4Address, port: int
+) -> None:
+    target = Target.parse(f"{address}:{port}")
+    assert target.is_loopback == str(address).startswith("127.")
+
+
+@given(st.text())
+def test_any_text_is_a_target_or_a_configuration_error(text: str) -> None:
+    try:
+        target = Target.parse(text)
+    except ConfigurationError:
+        return
+    assert target.address == text.strip()
+    assert target.port is None or 1 <= target.port <= 65535
+    assert isinstance(target.is_loopback, bool)
+
+
+@pytest.mark.parametrize(
+    ("text", "host", "port"),
+    [
+        ("gateway.example.com:443", "gateway.example.com", 443),
+        ("  gateway:1 ", "gateway", 1),
+        ("my_host:65535", "my_host", 65535),
+        ("bücher.example:443", "bücher.example", 443),
+        ("dns:///gateway:50051", "gateway", 50051),
+        ("dns:///[2001:db8::1]:50051", "2001:db8::1", 50051),
+        ("[fe80::1%eth0]:50051", "fe80::1%eth0", 50051),
+        ("unix:/run/gateway.sock", "localhost", None),
+        ("unix:gateway.sock", "localhost", None),
+    ],
+)
+def test_every_form_of_an_address_is_read(text: str, host: str, port: int | None) -> None:
+    target = Target.parse(text)
+    assert (target.host, target.port) == (host, port)
+    assert target.address == text.strip()
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("", "not a gateway's address"),
+        ("   ", "not a gateway's address"),
+        (None, "not a gateway's address"),
+        (50051, "not a gateway's address"),
+        (b"gateway:50051", "not a gateway's address"),
+        ("gateway\n.example.com:443", "not a gateway's address"),
+        ("unix:/run/\x00", "not a gateway's address"),
+        ("gateway \udcff:443", "not a gateway's address"),
+        ("https://gateway.example.com:443", "a URL, not an address"),
+        ("gateway.example.com", "not host:port"),
+        (":443", "not host:port"),
+        ("gateway:", "not host:port"),
+        ("gateway:https", "not host:port"),
+        ("gateway:-1", "not host:port"),
+        ("gateway:443/path", "not host:port"),
+        ("gateway:４４３", "not host:port"),
+        ("user@gateway:443", "not host:port"),
+        ("one:443,two:443", "not host:port"),
+        ("::1:50051", "not host:port"),
+        ("unix:", "not host:port"),
+        ("gateway:0", "port 0 does not exist"),
+        ("gateway:65536", "port 65536 does not exist"),
+        ("[127.0.0.1]:443", "127.0.0.1 is not an IPv6 address"),
+        ("[gateway]:443", "gateway is not an IPv6 address"),
+        ("[fe80::1%]:443", "fe80::1% is not an IPv6 address"),
+    ],
+)
+def test_what_is_no_address_is_refused_with_its_problem_and_a_remedy(
+    text: object, problem: str
+) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        Target.parse(text)
+    assert caught.value.name == "targets"
+    assert caught.value.value is text
+    assert problem in str(caught.value)
+    assert text is None or repr(text) in str(caught.value)
+    assert "host:port" in caught.value.remedy or "65535" in caught.value.remedy
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "localhost:1",
+        "LocalHost:1",
+        "127.0.0.1:1",
+        "127.8.9.10:1",
+        "[::1]:1",
+        "unix:/s",
+        "dns:///localhost:1",
+    ],
+)
+def test_an_address_that_cannot_leave_the_machine_is_loopback(text: str) -> None:
+    assert Target.parse(text).is_loopback
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["0.0.0.0:1", "[::]:1", "10.0.0.1:1", "localhost.example.com:1", "[fe80::1%lo]:1", "127.1:1"],
+)
+def test_any_other_address_is_not_loopback(text: str) -> None:
+    assert not Target.parse(text).is_loopback
+
+
+# Several
+
+
+def test_one_address_may_stand_alone() -> None:
+    assert parse_targets("gateway:443") == (Target("gateway:443", "gateway", 443),)
+
+
+def test_several_keep_their_order() -> None:
+    assert [str(target) for target in parse_targets(["b:1", "a:2"])] == ["b:1", "a:2"]
+
+
+@pytest.mark.parametrize(
+    ("targets", "problem"),
+    [
+        ((), "names no gateway"),
+        (["a:1", " a:1"], "names a gateway twice"),
+        (None, "neither an address nor a list of them"),
+        (443, "neither an address nor a list of them"),
+        (["a:1", "b"], "not host:port"),
+        (["a:1", None], "not a gateway's address"),
+    ],
+)
+def test_a_list_that_cannot_be_used_is_refused(targets: object, problem: str) -> None:
+    with pytest.raises(ConfigurationError, match=problem) as caught:
+        parse_targets(targets)  # type: ignore[arg-type]
+    assert caught.value.name == "targets"
