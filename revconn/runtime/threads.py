@@ -14,11 +14,12 @@ _local = threading.local()
 @contextmanager
 def own_thread() -> Iterator[None]:
     """While inside, this thread is one that a stop may have to wait for."""
+    before = is_own_thread()
     _local.own = True
     try:
         yield
     finally:
-        _local.own = False
+        _local.own = before
 
 
 def is_own_thread() -> bool:
