@@ -44,7 +44,7 @@ class Screen:
         self._live = live
         self._colour = colour
         self._width = width
-        self._ascii = not _can_show_symbols(stream)
+        self._ascii = not _has_symbols(stream)
         self._live_line = ""
         self._steps = 0
 
@@ -75,7 +75,7 @@ class Screen:
 
     def say(self, text: str) -> None:
         """A line of the current step."""
-        self._write_line(_INDENT + text)
+        self._write_line((_INDENT + text).rstrip())
 
     def command(self, text: str) -> None:
         """A command that is run now."""
@@ -115,11 +115,13 @@ class Screen:
         return text if len(plain) < self._width else plain[: self._width - 1]
 
     def _write(self, text: str) -> None:
-        self._stream.write(text.translate(_ASCII) if self._ascii else text)
+        if self._ascii:
+            text = text.translate(_ASCII).encode("ascii", "replace").decode("ascii")
+        self._stream.write(text)
         self._stream.flush()
 
 
-def _can_show_symbols(stream: TextIO) -> bool:
+def _has_symbols(stream: TextIO) -> bool:
     try:
         "".join(map(chr, _ASCII)).encode(stream.encoding or "ascii")
     except UnicodeEncodeError:

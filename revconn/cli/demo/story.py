@@ -169,5 +169,5 @@ class Demo:
     def _launch(self, name: str, arguments: Sequence[str], environment: dict[str, str]) -> Child:
         child = Child(name, arguments, environment, self._watch.said)
         self._cleanup.callback(child.end)
-        self._screen.command(child.command)
+        self._screen.command(f"{child.command}  # pid {child.pid}")
         return child
