@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from types import MappingProxyType
 
 from revconn._proto.registry_pb2 import ForwardRequest
 from revconn.core.framing import is_framed, unframe
@@ -40,7 +41,7 @@ class Request:
 
     @property
     def headers(self) -> Mapping[str, str]:
-        """The caller's headers, names in lower case."""
+        """The caller's headers as the gateway sent them; gRPC has names in lower case."""
         if self._headers is None:
             self._headers = dict(self._message.headers)
         return self._headers
@@ -77,7 +78,7 @@ class Request:
         self._active = False
 
     def __repr__(self) -> str:
-        return f"Request({self.method!r}, request_id={self.request_id!r})"
+        return f"Request({self.method!r:.200}, request_id={self.request_id!r})"
 
 
 class Response:
@@ -111,15 +112,17 @@ class Response:
                 f"Response: payload is {type(payload).__name__}; give bytes"
                 " (message.SerializeToString() for a protobuf message)"
             )
-        if not (status == 0 or 200 <= status <= 599):
-            raise ValueError(f"Response: status {status} is no status; give 0 or 200 to 599")
+        if not isinstance(status, int) or not (status == 0 or 200 <= status <= 599):
+            raise ValueError(f"Response: status {status!r} is no status; give 0 or 200 to 599")
+        if not isinstance(error, str):
+            raise TypeError(f"Response: error is {type(error).__name__}; give a str")
         fields = dict(headers or {})
         if not all(isinstance(text, str) for item in fields.items() for text in item):
             raise TypeError("Response: headers hold something that is not text; give str to str")
         set_slot = object.__setattr__
         set_slot(self, "payload", bytes(payload))
         set_slot(self, "status", int(status))
-        set_slot(self, "headers", fields)
+        set_slot(self, "headers", MappingProxyType(fields))
         set_slot(self, "error", error)
 
     @property

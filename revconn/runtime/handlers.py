@@ -128,4 +128,4 @@ def _encode(request: Request, outcome: bytes | Response | _Failure) -> bytes:
 
 
 def _name(handler: Handler) -> str:
-    return getattr(handler, "__qualname__", repr(handler))
+    return getattr(handler, "__qualname__", None) or repr(handler)

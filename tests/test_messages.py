@@ -1,0 +1,134 @@
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import pytest
+
+from revconn._proto.registry_pb2 import ForwardRequest
+from revconn.core.framing import frame
+from revconn.exceptions import ProtocolError
+from revconn.messages import Request, Response
+
+
+def request(deadline: float | None = None, **fields: Any) -> Request:
+    return Request(ForwardRequest(**fields), deadline)
+
+
+# Requests
+
+
+def test_a_request_says_what_the_gateway_sent() -> None:
+    made = request(
+        request_id="r1", method_path="/echo.Echo/Say", headers={"x-a": "b"}, payload=b"hello"
+    )
+    assert made.request_id == "r1"
+    assert made.method == "/echo.Echo/Say"
+    assert made.headers == {"x-a": "b"}
+    assert made.headers is made.headers, "read once"
+    assert made.payload == b"hello"
+    assert made.payload_bytes == 5
+    assert not made.framed
+
+
+def test_a_framed_payload_comes_out_bare() -> None:
+    made = request(payload=frame(b"hello"))
+    assert made.framed
+    assert made.payload == b"hello"
+    assert made.payload_bytes == 10
+
+
+@pytest.mark.parametrize("payload", [b"\x00", frame(b"hello")[:-1], b"\x01\x00\x00\x00\x00"])
+def test_a_broken_frame_is_a_protocol_error(payload: bytes) -> None:
+    made = request(payload=payload)
+    with pytest.raises(ProtocolError):
+        made.payload  # noqa: B018
+
+
+def test_the_remaining_time_is_counted_from_now_and_never_negative(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(time, "monotonic", lambda: 1000.0)
+    assert request(deadline=1002.5).time_remaining() == 2.5
+    assert request(deadline=999.0).time_remaining() == 0.0
+    assert request().time_remaining() is None
+
+
+def test_a_request_is_active_until_it_is_settled() -> None:
+    made = request()
+    assert made.is_active()
+    made._settle()
+    made._settle()
+    assert not made.is_active()
+
+
+def test_the_repr_of_a_request_is_short_escaped_and_without_its_payload() -> None:
+    shown = repr(request(request_id="r\n1", method_path="/a.B/" + "x" * 10_000, payload=b"secret"))
+    assert shown.startswith("Request('/a.B/xxx")
+    assert shown.endswith(r"request_id='r\n1')")
+    assert len(shown) < 300
+    assert "secret" not in shown
+
+
+# Responses
+
+
+def test_an_empty_response_is_a_success() -> None:
+    response = Response()
+    assert (response.payload, response.status, response.error) == (b"", 200, "")
+    assert response.headers == {}
+    assert response.ok
+
+
+def test_a_response_keeps_what_it_is_given() -> None:
+    response = Response(b"x", status=404, headers={"x-a": "b"}, error="gone")
+    assert (response.payload, response.status, response.error) == (b"x", 404, "gone")
+    assert response.headers == {"x-a": "b"}
+    assert not response.ok
+    assert repr(response) == "Response(1 bytes, status=404)"
+
+
+@pytest.mark.parametrize("payload", [bytearray(b"x"), memoryview(b"x")])
+def test_a_payload_may_be_any_bytes_and_is_copied(payload: Any) -> None:
+    assert Response(payload).payload == b"x"
+    assert type(Response(payload).payload) is bytes
+
+
+@pytest.mark.parametrize("status", [0, 200, 204, 299, 302, 404, 599])
+def test_zero_and_http_statuses_are_statuses(status: int) -> None:
+    assert Response(status=status).ok == (status == 0 or status < 300)
+
+
+@pytest.mark.parametrize("status", [-1, 1, 5, 100, 199, 600, 2.5, "200", None])
+def test_any_other_status_is_refused(status: Any) -> None:
+    with pytest.raises(ValueError, match="is no status; give 0 or 200 to 599"):
+        Response(status=status)
+
+
+@pytest.mark.parametrize("payload", ["text", 5, [b"x"], None])
+def test_a_payload_that_is_no_bytes_is_refused(payload: Any) -> None:
+    with pytest.raises(TypeError, match=f"payload is {type(payload).__name__}; give bytes"):
+        Response(payload)
+
+
+@pytest.mark.parametrize("headers", [{"a": 1}, {1: "a"}, {b"a": "b"}, {"a": None}])
+def test_headers_that_are_no_text_are_refused(headers: Any) -> None:
+    with pytest.raises(TypeError, match="headers hold something that is not text"):
+        Response(headers=headers)
+
+
+@pytest.mark.parametrize("error", [5, None, b"gone", ValueError("gone")])
+def test_an_error_that_is_no_text_is_refused(error: Any) -> None:
+    with pytest.raises(TypeError, match=f"error is {type(error).__name__}; give a str"):
+        Response(error=error)
+
+
+def test_a_response_cannot_be_changed() -> None:
+    headers = {"x-a": "b"}
+    response = Response(headers=headers)
+    headers["x-a"] = "changed"
+    assert response.headers == {"x-a": "b"}
+    with pytest.raises(AttributeError, match="make a new one to change status"):
+        response.status = 500
+    with pytest.raises(TypeError):
+        response.headers["x-a"] = "changed"  # type: ignore[index]
