@@ -102,7 +102,7 @@ class Demo:
         self._screen.end_live()
         apart = (times[-1] - times[0]) / (len(times) - 1)
         shown = hearts * len(times)
-        self._screen.success(f"heartbeats reach the gateway, {apart:.2f} s apart {shown}")
+        self._screen.success(f"heartbeats reach the gateway, {apart:.1f} s apart {shown}")
 
     def _call(self, title: str) -> None:
         self._screen.step(title)
@@ -147,7 +147,7 @@ class Demo:
         if new_id == self._watch.registrations[0]:
             raise DemoFailed(f"the connector came back with its old id, {new_id}")
         self._screen.success(
-            f"answered again after {self._tally.time_to_return:.2f} s; the new id is {new_id}"
+            f"back after {self._tally.time_to_return:.2f} s; the new id is {new_id}"
         )
         return successor
 

@@ -54,8 +54,8 @@ def show_summary(
     ]
     if tally.time_to_return is not None:
         outage = (
-            f"calls answered again {tally.time_to_return:.2f} s after the gateway was killed;"
-            f" {tally.failed_in_outage} failed"
+            f"answered again {tally.time_to_return:.2f} s after the kill;"
+            f" {tally.failed_in_outage} calls failed"
         )
         figures.append(("outage", outage))
     for name, value in figures:
