@@ -134,6 +134,33 @@ def test_any_other_address_is_not_loopback(text: str) -> None:
     assert not Target.parse(text).is_loopback
 
 
+@pytest.mark.parametrize(
+    ("text", "authority"),
+    [
+        ("gateway:443", "gateway:443"),
+        ("[::1]:443", "[::1]:443"),
+        ("dns:///gateway:443", "gateway:443"),
+        ("unix:/run/gateway.sock", "localhost"),
+    ],
+)
+def test_the_authority_is_host_and_port_or_localhost_for_a_socket(
+    text: str, authority: str
+) -> None:
+    assert Target.parse(text).authority == authority
+
+
+@pytest.mark.parametrize(
+    ("text", "path"),
+    [
+        ("unix:gateway.sock", "gateway.sock"),
+        ("unix:/run/gateway.sock", "/run/gateway.sock"),
+        ("unix:///run/gateway.sock", "/run/gateway.sock"),
+    ],
+)
+def test_a_sockets_path_may_be_relative_absolute_or_a_url(text: str, path: str) -> None:
+    assert Target.parse(text).unix_path == path
+
+
 # Several
 
 

@@ -102,12 +102,12 @@ def test_a_nudge_without_a_stream_does_nothing(outbox: Outbox) -> None:
 
 def test_an_old_line_gets_nothing_once_a_new_one_is_open(outbox: Outbox) -> None:
     old = open_line(outbox)
-    asleep = signal_waits(outbox._changed)
-    sender = in_thread(old.take)
-    assert asleep.acquire(timeout=TIMEOUT)
     new = open_line(outbox)
     put(outbox, b"answer")
     new.put_control(b"register")
+    asleep = signal_waits(outbox._changed)
+    sender = in_thread(old.take)
+    assert asleep.acquire(timeout=TIMEOUT)
     assert new.take() == [b"register", b"answer"]
     old.close()
     assert sender.result(TIMEOUT) is None
@@ -179,7 +179,7 @@ def test_late_answers_leave_on_a_living_stream_and_are_dropped_at_a_new_one(
     late = time.monotonic() - 1
     put(outbox, b"late", deadline=late)
     assert line.take() == [b"late"]
-    assert line.nudge() is None
+    line.nudge()
     assert line.take() == []
     put(outbox, b"late", deadline=late)
     put(outbox, b"in time", deadline=late + 1000)
