@@ -45,6 +45,15 @@ def add_parser(subparsers: Any) -> None:
         help="package.module:connector, a Connector or a function that returns one; the current"
         " directory is importable",
     )
+    parser.add_argument(
+        "--processes",
+        type=_count,
+        default=1,
+        metavar="N",
+        help="serve in so many processes, one for each core to be used (default: 1); SIGHUP"
+        " replaces them in turn, without a failed request",
+    )
+    parser.add_argument("--parent", type=_descriptors, help=argparse.SUPPRESS)
     add_log_level(parser)
     parser.set_defaults(run=run)
 
@@ -52,8 +61,13 @@ def add_parser(subparsers: Any) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Run the command; the exit code."""
     set_up_logging(arguments.log_level)
+    if arguments.processes > 1:
+        return _serve_in_processes(arguments)
     try:
-        code = _serve(load_connector(arguments.connector))
+        connector = load_connector(arguments.connector)
+        if arguments.parent is not None:
+            _obey_parent(connector, *arguments.parent)
+        code = _serve(connector)
     except ConnectionLost:
         code = 1  # the log has it
     except (CannotLoad, RevconnError) as error:
@@ -61,6 +75,32 @@ def run(arguments: argparse.Namespace) -> int:
         code = 2
     _leave_running_handlers(code)
     return code
+
+
+def _serve_in_processes(arguments: argparse.Namespace) -> int:
+    if os.name != "posix":
+        print("revconn serve: --processes needs a POSIX system", file=sys.stderr)
+        return 2
+    from revconn.cli.fleet import Fleet
+
+    command = [sys.executable, "-m", "revconn", "serve", arguments.connector]
+    return Fleet([*command, f"--log-level={arguments.log_level}"], arguments.processes).run()
+
+
+def _obey_parent(connector: Connector, reports: int, lifeline: int) -> None:
+    """Say when the connector is ready, and drain when the parent is gone."""
+
+    def report(state: State) -> None:
+        if state is State.READY:
+            os.write(reports, b"ready\n")
+
+    def watch() -> None:
+        os.read(lifeline, 1)  # ends when the last copy of its other end is closed
+        logger.warning("the parent process is gone: leaving")
+        connector.stop()
+
+    connector.on_state_change(report)
+    threading.Thread(target=watch, name="revconn-lifeline", daemon=True).start()
 
 
 def _serve(connector: Connector) -> int:
@@ -92,3 +132,13 @@ def _leave_running_handlers(code: int) -> None:
         logging.shutdown()
         sys.stdout.flush()
         os._exit(code)
+
+
+def _count(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a count; give 1 or more")
+    return int(text)
+
+
+def _descriptors(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in text.split(","))

@@ -1,0 +1,145 @@
+"""``revconn serve --processes``: a parent that starts, watches, replaces and drains."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import grpc
+import pytest
+
+from revconn.gateway import Gateway
+from tests.support.commands import TIMEOUT, Command, run_command
+from tests.support.waiting import eventually
+
+KEY = "the-right-key"
+
+APP = """\
+import os
+from revconn import Connector
+
+connector = Connector({target!r}, api_key={key!r})
+
+@connector.method("/app.App/Who")
+def who(request):
+    return str(os.getpid()).encode()
+"""
+
+
+@pytest.fixture
+def gateway() -> Iterator[Gateway]:
+    with Gateway(api_keys=KEY) as gateway:
+        yield gateway
+
+
+@pytest.fixture
+def app(gateway: Gateway, tmp_path: Path) -> Path:
+    (tmp_path / "app.py").write_text(APP.format(target=gateway.address, key=KEY))
+    return tmp_path
+
+
+class Caller:
+    """Asks again and again which process answers, and remembers every failure."""
+
+    def __init__(self, channel: grpc.Channel) -> None:
+        self._call = channel.unary_unary("/app.App/Who")
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run)
+        self.answered = 0
+        self.errors: list[str] = []
+
+    def who(self) -> int:
+        return int(self._call(b"", timeout=TIMEOUT))
+
+    def everybody(self) -> set[int]:
+        return {self.who() for _ in range(6)}
+
+    def _run(self) -> None:
+        while not self._stopping.is_set():
+            try:
+                self.who()
+            except grpc.RpcError as error:
+                self.errors.append(f"{error.code()}: {error.details()}")
+            self.answered += 1
+
+    def __enter__(self) -> Caller:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._stopping.set()
+        self._thread.join()
+
+
+@pytest.fixture
+def caller(gateway: Gateway) -> Iterator[Caller]:
+    with grpc.insecure_channel(gateway.address) as channel:
+        yield Caller(channel)
+
+
+@pytest.fixture
+def fleet(gateway: Gateway, app: Path) -> Iterator[Command]:
+    with Command("serve", "app:connector", "--processes", "2", cwd=app) as command:
+        eventually(lambda: len(gateway.connections()) == 2, TIMEOUT)
+        yield command
+        command.signal(signal.SIGTERM)
+        command.wait()
+
+
+def test_every_process_serves_and_sigterm_drains_them_all(fleet: Command, caller: Caller) -> None:
+    assert len(caller.everybody()) == 2
+    fleet.signal(signal.SIGTERM)
+    assert fleet.wait() == 0
+    assert "Traceback" not in fleet.output
+
+
+def test_sighup_replaces_the_processes_in_turn_without_a_failed_request(
+    fleet: Command, caller: Caller
+) -> None:
+    before = caller.everybody()
+    with caller:
+        fleet.signal(signal.SIGHUP)
+        for pid in before:
+            fleet.wait_for_line(f"{pid} ended with 0")
+    assert caller.answered > 0
+    assert caller.errors == []
+    assert not caller.everybody() & before
+
+
+def test_a_process_that_was_killed_is_replaced(
+    gateway: Gateway, fleet: Command, caller: Caller
+) -> None:
+    victim = caller.who()
+    os.kill(victim, signal.SIGKILL)
+    fleet.wait_for_line(f"{victim} ended with -9")
+    eventually(
+        lambda: len(gateway.connections()) == 2 and victim not in caller.everybody(), TIMEOUT
+    )
+
+
+def test_the_processes_leave_when_their_parent_is_killed(gateway: Gateway, fleet: Command) -> None:
+    fleet.signal(signal.SIGKILL)
+    eventually(lambda: not gateway.connections(), TIMEOUT)
+
+
+def test_a_refused_key_ends_the_fleet_with_1(gateway: Gateway, tmp_path: Path) -> None:
+    (tmp_path / "app.py").write_text(APP.format(target=gateway.address, key="wrong"))
+    ended = run_command("serve", "app:connector", "--processes", "2", cwd=tmp_path)
+    assert ended.returncode == 1
+    assert "check api_key" in ended.stderr
+
+
+def test_a_name_that_is_no_connector_ends_the_fleet_with_2(tmp_path: Path) -> None:
+    ended = run_command("serve", "nowhere:connector", "--processes", "2", cwd=tmp_path)
+    assert ended.returncode == 2
+    assert "nowhere" in ended.stderr
+
+
+@pytest.mark.parametrize("count", ["0", "-1", "many"])
+def test_a_count_that_is_none_is_refused(tmp_path: Path, count: str) -> None:
+    ended = run_command("serve", "app:connector", f"--processes={count}", cwd=tmp_path)
+    assert ended.returncode == 2
+    assert "is not a count" in ended.stderr
