@@ -66,7 +66,10 @@ def render(figures: Iterable[Figures], missing: Mapping[str, str], facts: Mappin
 
 
 def missed_bars(figures: Iterable[Figures], missing: Iterable[str] = ()) -> list[str]:
-    """One sentence for every bar that the library misses: CPU as it comes, the rest in any variant."""
+    """One sentence for every bar that the library misses.
+
+    CPU time is judged for the connector as it comes, all else for its variants too.
+    """
     grouped = _group(figures)
     missed = [f"{peer} could not be measured" for peer in filter(_is_subject, missing)]
     peers = grouped.get(EFFICIENCY_IN_FLIGHT, {})
