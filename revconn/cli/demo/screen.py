@@ -53,7 +53,8 @@ class Screen:
         """The screen that fits stdout and the environment (``NO_COLOR``, ``TERM``)."""
         live = sys.stdout.isatty() and os.environ.get("TERM", "dumb") != "dumb"
         colour = live and not os.environ.get("NO_COLOR")
-        return cls(sys.stdout, live=live, colour=colour, width=shutil.get_terminal_size().columns)
+        width = shutil.get_terminal_size().columns or 80  # older Pythons say 0 where it is unknown
+        return cls(sys.stdout, live=live, colour=colour, width=width)
 
     def style(self, text: str, *styles: str) -> str:
         """``text`` in colour, if this screen shows any."""
