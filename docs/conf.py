@@ -2,6 +2,9 @@
 
 from importlib.metadata import version as installed_version
 
+from pygments.lexers.special import TextLexer
+from sphinx.highlighting import lexers
+
 project = "revconn"
 author = "the revconn authors"
 copyright = "the revconn authors"  # noqa: A001 (Sphinx asks for this name)
@@ -12,6 +15,7 @@ myst_enable_extensions = ["colon_fence", "deflist"]
 myst_heading_anchors = 3
 exclude_patterns = ["_build"]
 html_theme = "furo"
+lexers["log"] = TextLexer()
 
 autodoc_typehints = "description"
 autodoc_member_order = "bysource"
@@ -20,3 +24,4 @@ autodoc_member_order = "bysource"
 # need their inventories from the network, which a build should not.
 nitpicky = True
 nitpick_ignore_regex = [("py:.*", r"(?!revconn\b).*")]
+nitpick_ignore = [("py:class", "revconn.connector.H")]  # a type variable

@@ -10,8 +10,8 @@ log      has to have been logged by then, in this order
 text     a picture, neither code nor output
 
 Anything else needs a comment that says why it is not run. A gateway listens on 127.0.0.1:50051
-for pages that start none, and takes the key ``demo-key``. The port is the only thing that is
-changed in an example.
+for pages that start none, and takes the key ``demo-key``. Ports are the only thing that is changed
+in an example: other programs of this machine may have them.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import doctest
 import io
 import logging
 import re
+from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,8 @@ ROOT = Path(__file__).resolve().parents[2]
 READMES = [ROOT / "README.md", ROOT / "README.zh-CN.md"]
 PAGES = [*READMES, *sorted(ROOT.glob("docs/**/*.md"))]
 
-ADDRESS = "127.0.0.1:50051"
+GATEWAY_PORT = "50051"
+_PORT = re.compile(rf"\b(?:{GATEWAY_PORT}|800\d)\b")
 _FILE_NAME = re.compile(r"# ([\w/]+\.py)\n")
 
 
@@ -51,7 +53,7 @@ class Page:
         self._namespace: dict[str, Any] = {"__name__": "__main__"}
         self._transcript = Transcript()
         self._terminal = Terminal(directory, self._transcript)
-        self._address = f"127.0.0.1:{free_port()}"
+        self._ports: defaultdict[str, int] = defaultdict(free_port)
 
     def run(self) -> None:
         with self._logging(), self._gateway():
@@ -64,7 +66,7 @@ class Page:
                 self._terminal.kill()
 
     def _run(self, block: Block) -> None:
-        text = block.text.replace(ADDRESS, self._address)
+        text = _PORT.sub(lambda shown: str(self._ports[shown[0]]), block.text)
         if block.language == "python":
             self._run_python(text, block.line)
         elif block.language == "pycon":
@@ -99,7 +101,7 @@ class Page:
         if any("revconn gateway" in b.text for b in self._blocks if b.language == "console"):
             yield
             return
-        with Gateway(self._address, api_keys="demo-key"):
+        with Gateway(f"127.0.0.1:{self._ports[GATEWAY_PORT]}", api_keys="demo-key"):
             yield
 
     @contextlib.contextmanager
@@ -116,6 +118,7 @@ class Page:
             logger.setLevel(level)
 
 
+@pytest.mark.timeout(180)  # some pages start a dozen processes
 @pytest.mark.parametrize("page", PAGES, ids=[str(page.relative_to(ROOT)) for page in PAGES])
 def test_a_page_shows_what_happens(
     page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
