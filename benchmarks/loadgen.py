@@ -1,7 +1,7 @@
 """The load generator for machines without Go: slower, with the same flags and output.
 
-See go/loadgen/main.go for what it prints. Against the faster peers this one is the bottleneck,
-so requests per second say little; the peer's CPU time per request is still comparable.
+See go/loadgen/main.go for what it prints. Against the faster peers this one is the bottleneck:
+they wait for it, and pay for a wake-up per message where they would take many at once.
 """
 
 from __future__ import annotations
