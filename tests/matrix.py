@@ -142,8 +142,9 @@ def test(row: Row, arguments: list[str]) -> tuple[bool, str]:
     for line in process.stdout:
         print(line, end="", flush=True)
         last = line.strip(" =\n") or last
-    passed = process.wait() == 0 and re.search(r"\b[1-9]\d* passed\b", last) is not None
-    return passed, last
+    status = process.wait()
+    passed = status == 0 and re.search(r"\b[1-9]\d* passed\b", last) is not None
+    return passed, last or f"pytest said nothing and ended with {status}"
 
 
 def choose(rows: list[Row], wanted: list[str]) -> list[Row]:
