@@ -149,7 +149,6 @@ class Line:
         """Nothing more goes out on this stream; its sender ends. Idempotent."""
         with self._outbox._lock:
             self._closed = True
-            self.resting = True
             self._outbox._outbound.put_back(self._answers_taken)
             self._answers_taken = []
             if self._outbox._line is self:
