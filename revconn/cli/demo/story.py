@@ -17,6 +17,7 @@ from revconn.cli.demo.watch import DemoFailed, Watch
 
 __all__ = ["Demo"]
 
+_GREETER = "revconn.cli.demo.greeter:connector"
 _START_TIMEOUT = 30.0
 _HEARTBEAT_TIMEOUT = 10.0
 _RETURN_TIMEOUT = 30.0
@@ -82,7 +83,7 @@ class Demo:
         self._screen.step("A connector dials out to it and registers the service demo.Greeter")
         connector = self._launch(
             "connector",
-            ["serve", "revconn.cli.demo.greeter:connector"],
+            ["serve", _GREETER],
             {"REVCONN_TARGET": self._address, "REVCONN_API_KEY": self._key},
         )
         self._watch.wait_for(
