@@ -21,7 +21,7 @@ from pathlib import Path
 
 from tests.docs.transcript import TIMEOUT, Transcript
 
-_OWN_TERMINAL = re.compile(r"\s# terminal \d$")
+_OWN_TERMINAL = re.compile(r"\s# (?P<name>terminal \d)$")
 _INTERRUPT = "^C"
 
 
@@ -33,8 +33,10 @@ class Command:
     shown: list[str] = field(default_factory=list)
 
     @property
-    def goes_on(self) -> bool:
-        return _OWN_TERMINAL.search(self.typed) is not None
+    def terminal(self) -> str | None:
+        """The terminal of its own where it goes on; ``None`` when it has to end."""
+        named = _OWN_TERMINAL.search(self.typed)
+        return None if named is None else named["name"]
 
 
 def read_commands(text: str) -> list[Command]:
@@ -64,7 +66,8 @@ class Terminal:
             "PYTHONUNBUFFERED": "1",
             "PYTHONIOENCODING": "utf-8",
         }
-        self._running: list[_Process] = []
+        self._started: list[_Process] = []
+        self._going_on: dict[str, _Process] = {}
         self._exit_code = 0
 
     def run(self, commands: list[Command]) -> None:
@@ -79,10 +82,13 @@ class Terminal:
                 name, _, value = assignment.partition("=")
                 self._environment[name] = value
             return
+        if command.terminal in self._going_on:
+            self._end(command.terminal)
         typed = command.typed.replace("$?", str(self._exit_code))
         process = _Process(typed, self._directory, self._environment, self._transcript)
-        self._running.append(process)
-        if command.goes_on:
+        self._started.append(process)
+        if command.terminal is not None:
+            self._going_on[command.terminal] = process
             process.output.expect(command.shown)
             return
         if _INTERRUPT in command.shown:
@@ -94,18 +100,20 @@ class Terminal:
         process.output.expect(command.shown, exactly=True)
         assert may_fail or self._exit_code == 0, f"{typed}: exit code {self._exit_code}"
 
+    def _end(self, terminal: str) -> None:
+        process = self._going_on.pop(terminal)
+        process.interrupt()
+        code = process.wait()
+        assert code == 0, f"{process.typed}: exit code {code} after Ctrl-C"
+
     def close(self) -> None:
-        """Press Ctrl-C in every terminal where something still runs; the last one first."""
-        codes = {}
-        for process in reversed(self._running):
-            if process.is_running():
-                process.interrupt()
-                codes[process.typed] = process.wait()
-        assert not any(codes.values()), f"exit codes after Ctrl-C: {codes}"
+        """Press Ctrl-C in every terminal, the one that was used last first."""
+        for terminal in reversed(list(self._going_on)):
+            self._end(terminal)
 
     def kill(self) -> None:
         """Leave nothing behind, whatever happened."""
-        for process in self._running:
+        for process in self._started:
             process.kill()
 
 
@@ -136,9 +144,6 @@ class _Process:
                 self._transcript.add(line.rstrip("\n"))
         self.output.complete()
 
-    def is_running(self) -> bool:
-        return self._process.poll() is None
-
     def interrupt(self) -> None:
         self._process.send_signal(signal.SIGINT)
 
@@ -152,7 +157,7 @@ class _Process:
         return code
 
     def kill(self) -> None:
-        if self.is_running():
+        if self._process.poll() is None:
             self._process.kill()
         self._process.wait()
         self._reader.join(TIMEOUT)
