@@ -6,10 +6,11 @@ import asyncio
 from typing import Any, NamedTuple
 
 import grpc.aio
-from google.protobuf.message import DecodeError
 
-from revconn._proto.registry_pb2 import ConnectionMessage, ConnectionRegister
+from revconn._proto.registry_pb2 import ConnectionRegister
+from revconn.core.errors import ProtocolError
 from revconn.core.status import StatusCode
+from revconn.gateway.decoding import decode
 from revconn.gateway.keys import ApiKeys
 
 __all__ = ["Refused", "Registration", "receive_registration"]
@@ -50,9 +51,9 @@ async def receive_registration(
 def check_registration(received: bytes, keys: ApiKeys) -> Registration:
     """What the first message of a stream registers. Raises :class:`Refused`."""
     try:
-        message = ConnectionMessage.FromString(received)
-    except DecodeError:
-        raise Refused(StatusCode.INVALID_ARGUMENT, "not a ConnectionMessage") from None
+        message = decode(received)
+    except ProtocolError as error:
+        raise Refused(StatusCode.INVALID_ARGUMENT, str(error)) from None
     kind = message.WhichOneof("message_type")
     if kind != "register":
         problem = f"the first message must be register, not {kind or 'an unset one'}"

@@ -6,6 +6,9 @@ import base64
 import re
 from collections.abc import Iterable, Mapping
 from typing import Union
+from urllib.parse import unquote
+
+from revconn.core.status import encode_message
 
 __all__ = ["HEADER_BUDGET", "headers_from_metadata", "metadata_from_headers", "truncate_message"]
 
@@ -14,10 +17,11 @@ Metadata = tuple[tuple[str, Union[str, bytes]], ...]
 # gRPC implementations refuse a header block over 8 KiB, and with it the whole call: a call whose
 # headers do not fit loses headers, not its status.
 HEADER_BUDGET = 4096
-MESSAGE_BUDGET = 2048
+MESSAGE_BUDGET = 3072
 
 _PER_HEADER = 32  # what HTTP/2 counts for each header besides its name and value
 _LEGAL_KEY = re.compile(r"[0-9a-z_.-]+")
+_CUT_ESCAPE = re.compile(r"%.?$")
 _LEGAL_VALUE = re.compile(r"[\x20-\x7e]*")
 _STATUS_DETAILS = "grpc-status-details-bin"
 _OF_THE_TRANSPORT = frozenset(
@@ -75,11 +79,12 @@ def metadata_from_headers(headers: Mapping[str, str]) -> Metadata:
 
 
 def truncate_message(message: str) -> str:
-    """A status message, cut to what surely fits into a header block."""
-    encoded = message.encode("utf-8", "replace")
+    """A status message, cut to what fits into a header block once it is percent-encoded."""
+    encoded = encode_message(message)
     if len(encoded) <= MESSAGE_BUDGET:
         return message
-    return encoded[: MESSAGE_BUDGET - len("…".encode())].decode("utf-8", "ignore") + "…"
+    cut = encoded[: MESSAGE_BUDGET - len(encode_message("…"))]
+    return unquote(_CUT_ESCAPE.sub("", cut), errors="ignore") + "…"
 
 
 def _is_applications(key: str) -> bool:

@@ -23,7 +23,7 @@ from revconn.gateway.failures import failure
 from revconn.gateway.metadata import headers_from_metadata, metadata_from_headers
 from revconn.gateway.pending import PendingRequests
 from revconn.gateway.registry import Connection, Registry
-from revconn.gateway.statuses import set_status
+from revconn.gateway.statuses import answer, fail
 
 __all__ = ["Proxy"]
 
@@ -32,14 +32,11 @@ logger = logging.getLogger(__name__)
 Context = grpc.aio.ServicerContext[Any, Any]
 
 
-_MAX_INT32 = 2**31 - 1
-
-
 class Proxy(grpc.GenericRpcHandler):
     """Takes every call that nothing before it took.
 
-    gRPC does not tell a server whether a call is unary. Taking all as streams lets a streaming
-    one be told apart by what it does, and fail with a message that says so.
+    gRPC does not tell a server whether a call is unary. Taken as streams, a streaming one can be
+    told apart by what it does, and a failure goes out without an empty message before it.
     """
 
     def __init__(
@@ -53,12 +50,12 @@ class Proxy(grpc.GenericRpcHandler):
         """The handler of any method."""
         path = handler_call_details.method
 
-        async def call(messages: AsyncIterator[bytes], context: Context) -> bytes:
-            return await self._call(path, messages, context)
+        async def call(messages: AsyncIterator[bytes], context: Context) -> None:
+            await self._call(path, messages, context)
 
-        return grpc.stream_unary_rpc_method_handler(call)
+        return grpc.stream_stream_rpc_method_handler(call)
 
-    async def _call(self, path: str, messages: AsyncIterator[bytes], context: Context) -> bytes:
+    async def _call(self, path: str, messages: AsyncIterator[bytes], context: Context) -> None:
         response = await self._forward(path, messages, context)
         payload = response.payload
         if is_framed(payload):
@@ -68,10 +65,11 @@ class Proxy(grpc.GenericRpcHandler):
                 response = failure(StatusCode.INTERNAL, f"the connector's payload: {error}")
         code = response_code(response.status_code, response.headers)
         logger.debug("%.200r from %s: %s", path, context.peer(), code.name)
-        context.set_trailing_metadata(metadata_from_headers(response.headers))
-        if code is not StatusCode.OK:
-            set_status(context, code, _message(response))
-        return payload
+        metadata = metadata_from_headers(response.headers)
+        if code is StatusCode.OK:
+            await answer(context, payload, metadata)
+        else:
+            await fail(context, code, _message(response), metadata)
 
     async def _forward(
         self, path: str, messages: AsyncIterator[bytes], context: Context
@@ -83,39 +81,40 @@ class Proxy(grpc.GenericRpcHandler):
         nobody = failure(StatusCode.UNAVAILABLE, f"no connector serves {service}")
         if not self._registry.serves(service):
             return nobody
-        remaining: float | None = context.time_remaining()
-        timeout = min(self._request_timeout, math.inf if remaining is None else remaining)
         started = asyncio.get_running_loop().time()
         try:
-            payload = await asyncio.wait_for(_only_message(messages), timeout)
+            payload = await asyncio.wait_for(_only_message(messages), self._request_timeout)
         except asyncio.TimeoutError:
-            problem = f"the request did not end within {timeout:g} seconds; only unary calls work"
-            return failure(StatusCode.DEADLINE_EXCEEDED, problem)
+            problem = f"the request did not end within {self._request_timeout:g} seconds"
+            return failure(StatusCode.DEADLINE_EXCEEDED, f"{problem}; only unary calls work")
         if payload is None:
             problem = "the request is not exactly one message; only unary calls are forwarded"
             return failure(StatusCode.UNIMPLEMENTED, problem)
         connection = self._registry.take_turn(service)
         if connection is None:
             return nobody
+        remaining: float | None = context.time_remaining()
+        timeout = min(self._request_timeout, math.inf if remaining is None else remaining)
         request = ForwardRequest(
             request_id=str(uuid.uuid4()),
             method_path=path,
             headers=_headers(context, remaining),
             payload=payload,
-            timeout_seconds=min(max(1, math.ceil(timeout)), _MAX_INT32),
+            timeout_seconds=max(1, math.ceil(timeout)),
         )
-        return await self._exchange(request, connection, started + timeout)
+        # The caller's own deadline is grpc's business: it cancels this when it passes.
+        return await self._exchange(request, connection, started + self._request_timeout)
 
     async def _exchange(
         self, request: ForwardRequest, connection: Connection, deadline: float
     ) -> ForwardResponse:
         """Send the request and wait for its answer, until ``deadline`` on the loop's clock."""
         loop = asyncio.get_running_loop()
-        answer: asyncio.Future[ForwardResponse] = loop.create_future()
+        answered: asyncio.Future[ForwardResponse] = loop.create_future()
 
         def settle(response: ForwardResponse) -> None:
-            if not answer.done():  # a caller that gave up has cancelled it
-                answer.set_result(response)
+            if not answered.done():  # a caller that gave up has cancelled it
+                answered.set_result(response)
 
         try:
             self._pending.add(request.request_id, connection, settle)
@@ -128,7 +127,7 @@ class Proxy(grpc.GenericRpcHandler):
         try:
             if not connection.send(ConnectionMessage(request=request)):
                 return failure(StatusCode.RESOURCE_EXHAUSTED, "the connector does not keep up")
-            return await answer
+            return await answered
         finally:
             timer.cancel()
             self._pending.discard(request.request_id)

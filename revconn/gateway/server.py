@@ -170,6 +170,10 @@ class _GatewayThread:
             with contextlib.suppress(RuntimeError):  # the loop is closed: stopped already
                 self._loop.call_soon_threadsafe(self._request_stop, grace)
         self._thread.join(grace + _STOP_MARGIN)
+        if self._thread.is_alive():
+            logger.error(
+                "the gateway's thread has not ended %g seconds after its grace", _STOP_MARGIN
+            )
         return not self._thread.is_alive()
 
     def connections(self) -> tuple[ConnectionInfo, ...]:
@@ -198,8 +202,12 @@ class _GatewayThread:
         self._registry = serving.registry
         self._started.set_result(address)
         expiry = asyncio.ensure_future(serving.expire())
-        await serving.stop(await self._stop_requested)
-        expiry.cancel()
+        grace = 0.0
+        try:
+            grace = await self._stop_requested
+        finally:
+            expiry.cancel()
+            await serving.stop(grace)
 
 
 def _report_loop_error(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +17,7 @@ from revconn.gateway.keys import ApiKeys
 from revconn.gateway.pending import PendingRequests
 from revconn.gateway.proxy import Proxy
 from revconn.gateway.registry import Registry
-from revconn.gateway.statuses import set_status
+from revconn.gateway.statuses import fail
 from revconn.gateway.stream import ConnectorStreams
 
 __all__ = ["Serving", "Settings"]
@@ -25,7 +26,8 @@ logger = logging.getLogger(__name__)
 
 _SERVICE = "registry.RegistryService"
 _POLL_INTERVAL = 0.02  # seconds between two looks at whether the last call is answered
-_LONGEST_EXPIRY_INTERVAL = 1.0
+_UNWIND_TIMEOUT = 2.0  # seconds
+_LONGEST_EXPIRY_INTERVAL = 1.0  # seconds
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,7 @@ class Serving:
         )
         handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
             "EstablishConnection": grpc.stream_stream_rpc_method_handler(streams.establish),
-            "Register": grpc.unary_unary_rpc_method_handler(_refuse_register),
+            "Register": grpc.stream_stream_rpc_method_handler(_refuse_register),
         }
         proxy = Proxy(self.registry, self._pending, settings.request_timeout)
         # Asked in this order: the proxy takes what nobody before it took.
@@ -92,6 +94,10 @@ class Serving:
         for connection in self.registry.connections:
             connection.end(StatusCode.UNAVAILABLE, "the gateway is stopping")
         await stopped
+        # Handlers that grpc cancelled just now still have to notice.
+        handlers = asyncio.all_tasks() - {asyncio.current_task()}
+        if handlers:
+            await asyncio.wait(handlers, timeout=_UNWIND_TIMEOUT)
 
     async def expire(self) -> None:
         """End the streams of connectors that fell silent, until cancelled."""
@@ -102,10 +108,11 @@ class Serving:
             await asyncio.sleep(min(_LONGEST_EXPIRY_INTERVAL, timeout / 4))
 
 
-async def _refuse_register(_request: bytes, context: grpc.aio.ServicerContext[Any, Any]) -> bytes:
+async def _refuse_register(
+    _requests: AsyncIterator[bytes], context: grpc.aio.ServicerContext[Any, Any]
+) -> None:
     problem = "this gateway does not dial services; open EstablishConnection instead"
-    set_status(context, StatusCode.UNIMPLEMENTED, problem)
-    return b""
+    await fail(context, StatusCode.UNIMPLEMENTED, problem)
 
 
 def _options(settings: Settings) -> list[tuple[str, int]]:

@@ -1,25 +1,47 @@
-"""Ending an rpc with a status code of ours."""
+"""What grpc needs to be told carefully: the message and the status that an rpc ends with."""
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import grpc
 import grpc.aio
 
 from revconn.core.status import StatusCode
-from revconn.gateway.metadata import truncate_message
+from revconn.gateway.metadata import Metadata, truncate_message
 
-__all__ = ["set_status"]
+__all__ = ["answer", "fail"]
+
+Context = grpc.aio.ServicerContext[Any, Any]
 
 _GRPC_STATUS = {StatusCode(status.value[0]): status for status in grpc.StatusCode}
 
 
-def set_status(context: grpc.aio.ServicerContext[Any, Any], code: StatusCode, message: str) -> None:
-    """What the rpc ends with once its handler returns; a failure discards the response.
+async def answer(context: Context, message: bytes, metadata: Metadata) -> None:
+    """Send the message of an rpc that then ends with OK."""
+    context.set_trailing_metadata(metadata)
+    try:
+        await context.write(message)
+    except grpc.aio.InternalError:
+        raise _peer_is_gone() from None
 
-    Unlike ``context.abort`` this raises nothing: grpc keeps what abort raises, and with it the
-    call and the server, until the garbage collector comes by.
+
+async def fail(context: Context, code: StatusCode, message: str, metadata: Metadata = ()) -> None:
+    """End the rpc; its handler has nothing to do but to return.
+
+    Not to be called while an exception is handled: see below.
     """
-    context.set_code(_GRPC_STATUS[code])
-    context.set_details(truncate_message(message))
+    try:
+        await context.abort(_GRPC_STATUS[code], truncate_message(message), metadata)
+    except grpc.aio.AbortError as done:
+        # grpc keeps what abort raises. Its traceback (and that of what was being handled) would
+        # keep the call and the server until the garbage collector comes by.
+        done.__traceback__ = None
+    except grpc.aio.InternalError:
+        raise _peer_is_gone() from None
+
+
+def _peer_is_gone() -> BaseException:
+    # To grpc a failed operation is an error to be logged; that somebody hung up is none.
+    return asyncio.CancelledError()

@@ -11,16 +11,17 @@ from collections.abc import AsyncIterator, Awaitable
 from typing import Any, NamedTuple
 
 import grpc.aio
-from google.protobuf.message import DecodeError
 
 from revconn._proto.registry_pb2 import ConnectionMessage, ConnectionStatus, Heartbeat
+from revconn.core.errors import ProtocolError
 from revconn.core.status import StatusCode
+from revconn.gateway.decoding import decode
 from revconn.gateway.failures import failure
 from revconn.gateway.handshake import Refused, Registration, receive_registration
 from revconn.gateway.keys import ApiKeys
 from revconn.gateway.pending import PendingRequests
 from revconn.gateway.registry import Connection, Registry
-from revconn.gateway.statuses import set_status
+from revconn.gateway.statuses import fail
 
 __all__ = ["ConnectorStreams"]
 
@@ -71,12 +72,13 @@ class ConnectorStreams:
         """The rpc; messages are encoded, so that garbage gets an answer of ours."""
         try:
             registration = await receive_registration(context, self._keys)
-        except Refused as refused:
-            logger.warning("refused a connector at %s: %s", context.peer(), refused.message)
-            set_status(context, refused.code, refused.message)
-            return
-        stream = _Stream(context, registration, self._registry, self._pending, self._queue_size)
-        await stream.run()
+        except Refused as error:
+            code, problem = error.code, error.message
+        else:
+            stream = _Stream(context, registration, self._registry, self._pending, self._queue_size)
+            return await stream.run()
+        logger.warning("refused a connector at %s: %s", context.peer(), problem)
+        return await fail(context, code, problem)
 
 
 class _Stream:
@@ -94,6 +96,7 @@ class _Stream:
         self._registry = registry
         self._pending = pending
         self._outbound = _Outbound(queue_size)
+        self._writing = asyncio.Lock()
         self._noted: set[str] = set()
         self._connection = Connection(
             id=str(uuid.uuid4()),
@@ -116,16 +119,24 @@ class _Stream:
         tasks = [asyncio.ensure_future(self._guard(work)) for work in (self._read(), self._write())]
         ending = _Ending(StatusCode.UNAVAILABLE, "the stream broke")
         try:
-            ending = await self._outbound.ended
-            if ending.code is StatusCode.OK:
-                with contextlib.suppress(asyncio.TimeoutError):
-                    await asyncio.wait_for(self._outbound.queue.join(), FLUSH_TIMEOUT)
+            try:
+                ending = await self._until_ended()
+            finally:
+                self._forget(ending)
+            # A status cannot follow until the message that is on its way is out.
+            await self._writing.acquire()
         finally:
             for task in tasks:
                 task.cancel()
-            self._forget(ending)
         if ending.code is not StatusCode.OK:
-            set_status(self._context, ending.code, ending.reason)
+            await fail(self._context, ending.code, ending.reason)
+
+    async def _until_ended(self) -> _Ending:
+        ending = await self._outbound.ended
+        if ending.code is StatusCode.OK:
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(self._outbound.queue.join(), FLUSH_TIMEOUT)
+        return ending
 
     def _forget(self, ending: _Ending) -> None:
         self._registry.remove(self._connection)
@@ -146,7 +157,8 @@ class _Stream:
         while True:
             message = await self._outbound.queue.get()
             if self._is_wanted(message):
-                await self._context.write(message.SerializeToString())
+                async with self._writing:
+                    await self._context.write(message.SerializeToString())
             self._outbound.queue.task_done()
 
     def _is_wanted(self, message: ConnectionMessage) -> bool:
@@ -160,9 +172,9 @@ class _Stream:
                 self._registry.drain(self._connection)
                 return
             try:
-                message = ConnectionMessage.FromString(received)
-            except DecodeError:
-                self._outbound.end(StatusCode.INVALID_ARGUMENT, "not a ConnectionMessage")
+                message = decode(received)
+            except ProtocolError as error:
+                self._outbound.end(StatusCode.INVALID_ARGUMENT, str(error))
                 return
             await self._receive(message)
 

@@ -24,9 +24,12 @@ _END = object()
 
 
 class ScriptedConnector:
-    """One EstablishConnection stream. Nothing is sent or answered unless the test says so."""
+    """One EstablishConnection stream. Nothing is sent or answered unless the test says so.
 
-    def __init__(self, address: str) -> None:
+    ``reads=False``: nothing is read either, not even from the network, until ``start_reading``.
+    """
+
+    def __init__(self, address: str, *, reads: bool = True) -> None:
         # A connection of its own: closing it must not disturb other connectors of the test.
         options = [("grpc.use_local_subchannel_pool", 1), ("grpc.max_receive_message_length", -1)]
         self._channel = grpc.insecure_channel(address, options=options)
@@ -35,14 +38,18 @@ class ScriptedConnector:
         method = self._channel.stream_stream("/registry.RegistryService/EstablishConnection")
         self._call = method(iter(self._outbound.get, _END))
         self._reader = threading.Thread(target=self._read, name="scripted-connector")
-        self._reader.start()
         self.connection_id = ""
+        if reads:
+            self.start_reading()
 
     def __enter__(self) -> ScriptedConnector:
         return self
 
     def __exit__(self, *_exc: object) -> None:
         self.close()
+
+    def start_reading(self) -> None:
+        self._reader.start()
 
     def _read(self) -> None:
         try:
@@ -118,4 +125,5 @@ class ScriptedConnector:
     def close(self) -> None:
         self.cancel()
         self._channel.close()
-        self._reader.join(PATIENCE)
+        if self._reader.ident is not None:
+            self._reader.join(PATIENCE)

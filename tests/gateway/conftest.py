@@ -1,0 +1,89 @@
+"""A gateway, connectors and callers, on real sockets."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+from typing import Any, Callable
+
+import grpc
+import pytest
+
+from revconn.gateway import Gateway
+from tests.support.scripted_connector import ScriptedConnector
+
+
+@pytest.fixture
+def resources() -> Iterator[ExitStack]:
+    """What the test opens is closed in the opposite order."""
+    with ExitStack() as stack:
+        yield stack
+
+
+@pytest.fixture(autouse=True)
+def nothing_goes_wrong_unnoticed(
+    caplog: pytest.LogCaptureFixture, resources: ExitStack
+) -> Iterator[None]:
+    """Fail the test that made somebody, grpc and asyncio included, log an error.
+
+    A test that expects one clears ``caplog`` when it has seen it.
+    """
+    yield
+    resources.close()
+    records = caplog.get_records("call") + caplog.get_records("teardown")
+    assert [record for record in records if record.levelname == "ERROR"] == []
+
+
+@pytest.fixture
+def run_gateway(resources: ExitStack) -> Callable[..., Gateway]:
+    def run(**options: Any) -> Gateway:
+        return resources.enter_context(Gateway(**{"api_keys": "key", **options}))
+
+    return run
+
+
+@pytest.fixture
+def gateway(run_gateway: Callable[..., Gateway]) -> Gateway:
+    return run_gateway()
+
+
+@pytest.fixture
+def dial(resources: ExitStack) -> Callable[..., ScriptedConnector]:
+    """A stream on which nothing has been said yet."""
+
+    def dial(gateway: Gateway, **options: Any) -> ScriptedConnector:
+        return resources.enter_context(ScriptedConnector(gateway.address, **options))
+
+    return dial
+
+
+@pytest.fixture
+def connect(dial: Callable[..., ScriptedConnector]) -> Callable[..., ScriptedConnector]:
+    """A registered connector."""
+
+    def connect(gateway: Gateway, *services: str, api_key: str = "key") -> ScriptedConnector:
+        connector = dial(gateway)
+        connector.register(*services, api_key=api_key)
+        return connector
+
+    return connect
+
+
+@pytest.fixture
+def call(resources: ExitStack) -> Callable[..., grpc.Future]:
+    """Call a method as any gRPC client would; the call, under way."""
+
+    def call(
+        gateway: Gateway, path: str, payload: bytes = b"", *, timeout: float = 10.0, **options: Any
+    ) -> grpc.Future:
+        channel_options = [
+            ("grpc.use_local_subchannel_pool", 1),
+            ("grpc.max_receive_message_length", -1),
+        ]
+        channel = grpc.insecure_channel(gateway.address, options=channel_options)
+        resources.enter_context(channel)
+        started = channel.unary_unary(path).future(payload, timeout=timeout, **options)
+        resources.callback(lambda: started)  # grpc cancels a call that nobody holds any more
+        return started
+
+    return call

@@ -1,0 +1,62 @@
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from revconn._proto.registry_pb2 import ConnectionMessage, ConnectionRegister, Heartbeat
+from revconn.core.status import StatusCode
+from revconn.gateway.handshake import Refused, Registration, check_registration
+from revconn.gateway.keys import ApiKeys
+
+KEYS = ApiKeys(["first", "second"])
+
+
+def register(*services: str, api_key: str = "first") -> bytes:
+    message = ConnectionRegister(api_key=api_key, services=services)
+    return ConnectionMessage(register=message).SerializeToString()
+
+
+@pytest.mark.parametrize("services", [(), ("echo.Echo",), ("a", "b.C"), ("测试.Сервис",)])
+def test_services_are_registered_under_the_key_that_was_shown(services: tuple[str, ...]) -> None:
+    message = register(*services, api_key="second")
+    assert check_registration(message, KEYS) == Registration(1, services)
+
+
+def test_a_service_named_twice_is_registered_once() -> None:
+    assert check_registration(register("b", "a", "b"), KEYS).services == ("b", "a")
+
+
+@pytest.mark.parametrize(
+    "name", ["", "/echo.Echo", "a/b", "a b", "a\tb", "a\n", "\x00", "a\u2028b"]
+)
+def test_what_is_no_service_name_is_refused(name: str) -> None:
+    with pytest.raises(Refused, match="not a service name") as refused:
+        check_registration(register("echo.Echo", name), KEYS)
+    assert refused.value.code is StatusCode.INVALID_ARGUMENT
+
+
+def test_a_key_that_does_not_exist_is_refused_in_the_protocols_words() -> None:
+    with pytest.raises(Refused, match="^Invalid token$") as refused:
+        check_registration(register("echo.Echo", api_key="third"), KEYS)
+    assert refused.value.code is StatusCode.UNAUTHENTICATED
+
+
+@pytest.mark.parametrize(
+    ("message", "said"),
+    [
+        (ConnectionMessage(heartbeat=Heartbeat()).SerializeToString(), "not heartbeat"),
+        (b"", "not an unset one"),
+        (b"\xa2\x06\x00", "not an unset one"),  # a type from field 100 on
+    ],
+)
+def test_any_other_first_message_is_refused(message: bytes, said: str) -> None:
+    with pytest.raises(Refused, match=said) as refused:
+        check_registration(message, KEYS)
+    assert refused.value.code is StatusCode.INVALID_ARGUMENT
+
+
+@given(st.binary())
+def test_garbage_is_refused_and_nothing_worse(garbage: bytes) -> None:
+    with pytest.raises(Refused):
+        check_registration(garbage, KEYS)

@@ -1,0 +1,330 @@
+"""Gateway: arguments, starting, stopping, threads."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+import socket
+import subprocess
+import sys
+import threading
+import time
+
+import grpc
+import pytest
+import trustme
+
+from revconn.exceptions import ConfigurationError
+from revconn.gateway import Gateway, server
+from tests.support.waiting import eventually
+
+
+def occupied_port() -> tuple[socket.socket, int]:
+    taken = socket.create_server(("127.0.0.1", 0))
+    return taken, taken.getsockname()[1]
+
+
+# Arguments
+
+
+@pytest.mark.parametrize(
+    "address",
+    ["", "localhost", ":50051", "50051", "a:b", "a:65536", "a b:1", "http://a:1", "::1:50", None],
+)
+def test_an_address_that_is_none_is_refused(address) -> None:
+    with pytest.raises(ConfigurationError, match="address: not an address to listen on"):
+        Gateway(address, api_keys="key")
+
+
+@pytest.mark.parametrize("value", [0, -1, float("nan"), float("inf"), "30", None, True])
+@pytest.mark.parametrize(
+    "name", ["heartbeat_timeout", "request_timeout", "max_pending", "max_message_bytes"]
+)
+def test_a_limit_that_is_none_is_refused_by_name(name, value) -> None:
+    with pytest.raises(ConfigurationError, match=f"^{name}"):
+        Gateway(api_keys="key", **{name: value})
+
+
+def test_the_keys_are_checked_at_construction_and_never_shown() -> None:
+    with pytest.raises(ConfigurationError, match="api_keys"):
+        Gateway(api_keys="hunter2\n")
+    assert "hunter2" not in repr(Gateway(api_keys="hunter2"))
+
+
+@pytest.mark.parametrize("tls", [True, "cert.pem", b""])
+def test_tls_that_is_no_server_credentials_is_refused(tls) -> None:
+    with pytest.raises(ConfigurationError, match="ssl_server_credentials"):
+        Gateway(api_keys="key", tls=tls)
+
+
+# Starting
+
+
+def test_the_address_has_the_real_port_once_started() -> None:
+    gateway = Gateway(api_keys="key")
+    assert gateway.address == "127.0.0.1:0"
+    assert repr(gateway) == "<Gateway 127.0.0.1:0 stopped>"
+    with gateway:
+        host, port = gateway.address.split(":")
+        assert host == "127.0.0.1"
+        socket.create_connection((host, int(port)), timeout=5).close()
+        assert repr(gateway) == f"<Gateway {gateway.address} running>"
+
+
+def test_ipv6_works_too() -> None:
+    with Gateway("[::1]:0", api_keys="key") as gateway:
+        assert gateway.address.startswith("[::1]:")
+        port = int(gateway.address.rpartition(":")[2])
+        socket.create_connection(("::1", port), timeout=5).close()
+
+
+def test_a_port_that_is_taken_is_an_error_that_says_so() -> None:
+    taken, port = occupied_port()
+    gateway = Gateway(f"127.0.0.1:{port}", api_keys="key")
+    with taken, pytest.raises(OSError, match=f"cannot listen on 127.0.0.1:{port}: the port is"):
+        gateway.start()
+    assert repr(gateway).endswith("stopped>")
+    with gateway:  # the port is free now
+        assert gateway.address == f"127.0.0.1:{port}"
+
+
+def test_a_second_gateway_cannot_share_the_port_of_the_first(gateway) -> None:
+    with pytest.raises(OSError, match="cannot listen"):
+        Gateway(gateway.address, api_keys="key").start()
+
+
+def test_starting_twice_is_an_error_and_harmless(gateway, connect) -> None:
+    with pytest.raises(RuntimeError, match="running already"):
+        gateway.start()
+    connect(gateway)
+
+
+def test_whatever_else_makes_starting_fail_is_raised(monkeypatch) -> None:
+    async def fail(_serving):
+        raise MemoryError("no room")
+
+    monkeypatch.setattr("revconn.gateway.serving.Serving.start", fail)
+    with pytest.raises(MemoryError, match="no room"):
+        Gateway(api_keys="key").start()
+
+
+def test_an_interrupted_start_leaves_nothing_running(monkeypatch) -> None:
+    class Interrupted(server._GatewayThread):
+        def start(self) -> str:
+            super().start()
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(server, "_GatewayThread", Interrupted)
+    gateway = Gateway(api_keys="key")
+    with pytest.raises(KeyboardInterrupt):
+        gateway.start()
+    assert repr(gateway).endswith("stopped>")
+
+
+def test_tls_serves_connectors_and_callers(resources) -> None:
+    authority = trustme.CA()
+    issued = authority.issue_cert("localhost")
+    pem = b"".join(blob.bytes() for blob in issued.cert_chain_pems)
+    credentials = grpc.ssl_server_credentials([(issued.private_key_pem.bytes(), pem)])
+    with Gateway("localhost:0", api_keys="key", tls=credentials) as gateway:
+        trusted = grpc.ssl_channel_credentials(authority.cert_pem.bytes())
+        channel = resources.enter_context(grpc.secure_channel(gateway.address, trusted))
+        with pytest.raises(grpc.RpcError, match="no connector serves echo.Echo"):
+            channel.unary_unary("/echo.Echo/Say")(b"", timeout=10)
+
+
+# Stopping
+
+
+def test_stopping_ends_streams_and_says_why(gateway, connect) -> None:
+    connector = connect(gateway, "echo.Echo")
+    gateway.stop()
+    assert connector.ended() == (grpc.StatusCode.UNAVAILABLE, "the gateway is stopping")
+    assert gateway.connections() == ()
+
+
+def test_calls_under_way_are_answered_within_the_grace(gateway, connect, call) -> None:
+    connector = connect(gateway, "echo.Echo")
+    pending = call(gateway, "/echo.Echo/Say")
+    request = connector.receive_request()
+    stopper = threading.Thread(target=gateway.stop, kwargs={"grace": 20.0})
+    stopper.start()
+    eventually(lambda: call(gateway, "/echo.Echo/Say").code() is grpc.StatusCode.UNAVAILABLE)
+    connector.respond(request.request_id, b"\x0a")
+    assert pending.result() == b"\x0a"
+    stopper.join(10)
+    assert not stopper.is_alive()
+    assert connector.ended()[0] is grpc.StatusCode.UNAVAILABLE
+
+
+@pytest.mark.parametrize("grace", [0.0, 0.1])
+def test_calls_that_outlast_the_grace_fail(gateway, connect, call, grace) -> None:
+    connector = connect(gateway, "echo.Echo")
+    pending = call(gateway, "/echo.Echo/Say")
+    connector.receive_request()
+    before = time.monotonic()
+    gateway.stop(grace)
+    assert time.monotonic() - before < 5
+    assert pending.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
+
+
+@pytest.mark.parametrize("grace", [-1, float("nan"), "1"])
+def test_a_grace_that_is_none_is_refused_and_stops_nothing(gateway, grace) -> None:
+    with pytest.raises(ConfigurationError, match="grace"):
+        gateway.stop(grace)
+    assert repr(gateway).endswith("running>")
+
+
+def test_stopping_is_idempotent_and_possible_before_starting() -> None:
+    gateway = Gateway(api_keys="key")
+    gateway.stop()
+    gateway.start()
+    gateway.stop()
+    gateway.stop()
+    assert gateway.connections() == ()
+
+
+def test_any_number_of_threads_may_stop_it_at_once(gateway) -> None:
+    stoppers = [threading.Thread(target=gateway.stop) for _ in range(8)]
+    for stopper in stoppers:
+        stopper.start()
+    for stopper in stoppers:
+        stopper.join(20)
+    assert not any(stopper.is_alive() for stopper in stoppers)
+    assert repr(gateway).endswith("stopped>")
+
+
+def test_stopping_from_its_own_thread_returns_and_takes_effect(gateway, connect) -> None:
+    class StopWhenSomebodyRegisters(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            gateway.stop()
+            returned.set()
+
+    returned = threading.Event()
+    log = logging.getLogger("revconn.gateway.stream")
+    handler = StopWhenSomebodyRegisters()
+    log.addHandler(handler)
+    level = log.level
+    log.setLevel(logging.INFO)
+    try:
+        connector = connect(gateway)
+        assert returned.wait(10)
+        assert connector.ended()[0] is grpc.StatusCode.UNAVAILABLE
+    finally:
+        log.removeHandler(handler)
+        log.setLevel(level)
+    gateway.stop()
+
+
+def test_a_stopped_gateway_may_be_started_again(gateway, connect) -> None:
+    connect(gateway, "echo.Echo")
+    gateway.stop()
+    gateway.start()
+    assert gateway.connections() == ()
+    connect(gateway, "echo.Echo")
+    assert len(gateway.connections()) == 1
+
+
+def test_a_thread_that_cannot_be_stopped_is_reported_and_kept(gateway, monkeypatch, caplog) -> None:
+    monkeypatch.setattr(server, "_STOP_MARGIN", 0.0)
+    held, release = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        held.set()
+        release.wait(10)
+
+    gateway._thread._loop.call_soon_threadsafe(hold)
+    assert held.wait(10)
+    gateway.stop(grace=0.0)
+    assert "has not ended" in caplog.text
+    assert repr(gateway).endswith("running>")
+    caplog.clear()
+    release.set()
+    monkeypatch.undo()
+    gateway.stop()
+    assert repr(gateway).endswith("stopped>")
+
+
+def test_a_gateway_that_dies_says_so_and_can_be_stopped(gateway, caplog) -> None:
+    thread = gateway._thread
+
+    def die() -> None:
+        thread._stop_requested.set_exception(MemoryError("no room"))
+
+    thread._loop.call_soon_threadsafe(die)
+    eventually(lambda: "the gateway failed" in caplog.text)
+    assert "no room" in caplog.text
+    caplog.clear()
+    gateway.stop()
+    assert repr(gateway).endswith("stopped>")
+
+
+# Threads
+
+
+def test_its_thread_is_named_and_none_is_left_behind(connect, call, dial) -> None:
+    before = set(threading.enumerate())
+    gc.disable()
+    try:
+        with Gateway(api_keys="key") as gateway:
+            names = {thread.name for thread in set(threading.enumerate()) - before}
+            assert "revconn-gateway" in names
+            connector = connect(gateway, "echo.Echo")
+            answered, failed = (call(gateway, f"/echo.Echo/{name}") for name in "ab")
+            for _ in range(2):
+                request = connector.receive_request()
+                status = 200 if request.method_path.endswith("a") else 500
+                connector.respond(request.request_id, status_code=status)
+            assert answered.result() == b""
+            assert failed.code() is grpc.StatusCode.INTERNAL
+            stranger = dial(gateway)
+            stranger.half_close()
+            stranger.ended()
+            connector.close()
+            stranger.close()
+        # grpc's own thread ends with the server: without waiting for the garbage collector.
+        eventually(lambda: not [t for t in set(threading.enumerate()) - before if is_pythons(t)])
+    finally:
+        gc.enable()
+
+
+def is_pythons(thread: threading.Thread) -> bool:
+    """Whether a thread is the gateway's or the one grpc polls for it; callers have others."""
+    return thread.name == "revconn-gateway" or "_poll_wrapper" in repr(thread._target)
+
+
+def test_two_gateways_in_one_process_do_not_disturb_each_other(run_gateway, connect, call) -> None:
+    first, second = run_gateway(), run_gateway()
+    for gateway in (first, second) * 20:
+        connector = connect(gateway, "echo.Echo")
+        pending = call(gateway, "/echo.Echo/Say")
+        connector.respond(connector.receive_request().request_id, b"\x0a")
+        assert pending.result() == b"\x0a"
+        connector.disconnect()
+        connector.ended()
+
+
+def test_the_loop_reports_other_errors_than_grpcios_wake_ups(caplog) -> None:
+    loop = asyncio.new_event_loop()
+    try:
+        server._report_loop_error(loop, {"message": "m", "exception": BlockingIOError()})
+        assert caplog.records == []
+        server._report_loop_error(loop, {"message": "something else"})
+        assert "something else" in caplog.text
+    finally:
+        loop.close()
+    caplog.clear()
+
+
+def test_a_program_that_forgets_to_stop_it_still_ends() -> None:
+    program = (
+        "from revconn.gateway import Gateway\n"
+        "gateway = Gateway(api_keys='key').start()\n"
+        "print(gateway.address)\n"
+    )
+    ran = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=30, check=False
+    )
+    assert (ran.returncode, ran.stderr) == (0, "")
+    assert ran.stdout.startswith("127.0.0.1:")

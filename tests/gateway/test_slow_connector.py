@@ -1,0 +1,88 @@
+"""A connector that does not read what it is sent."""
+
+from __future__ import annotations
+
+import grpc
+import pytest
+
+from revconn._proto.registry_pb2 import ConnectionRegister, ConnectionStatus, ForwardRequest
+from tests.support.waiting import eventually
+
+# More than a stream takes before its reader reads: the gateway's write waits.
+LARGE = b"x" * 1_000_000
+
+
+@pytest.fixture
+def stall(dial):
+    def stall(gateway, *services):
+        connector = dial(gateway, reads=False)
+        connector.send(register=ConnectionRegister(api_key="key", services=services))
+        eventually(gateway.connections)
+        return connector
+
+    return stall
+
+
+def test_its_expiry_does_not_wait_for_it(run_gateway, stall, call) -> None:
+    gateway = run_gateway(heartbeat_timeout=0.3)
+    connector = stall(gateway, "echo.Echo")
+    pending = call(gateway, "/echo.Echo/Say", LARGE)
+    assert pending.code() is grpc.StatusCode.UNAVAILABLE
+    assert "no heartbeat" in pending.details()
+    assert gateway.connections() == ()
+    connector.start_reading()
+    assert connector.ended()[0] is grpc.StatusCode.UNAVAILABLE
+
+
+def test_stopping_the_gateway_does_not_wait_for_it(run_gateway, stall, call) -> None:
+    gateway = run_gateway()
+    stall(gateway, "echo.Echo")
+    pending = call(gateway, "/echo.Echo/Say", LARGE)
+    eventually(lambda: gateway.connections()[0].pending)
+    gateway.stop(grace=0.1)
+    assert pending.code() is grpc.StatusCode.UNAVAILABLE
+
+
+def test_what_waits_for_it_is_bounded_and_what_was_given_up_is_not_sent(
+    run_gateway, stall, call
+) -> None:
+    gateway = run_gateway(max_pending=2)
+    connector = stall(gateway, "echo.Echo")
+    # Some are on their way, three wait in the queue; their callers give up, but they wait still.
+    given_up = 0
+    for number in range(50):
+        attempt = call(gateway, f"/echo.Echo/{number}", LARGE, timeout=0.3)
+        if attempt.code() is grpc.StatusCode.RESOURCE_EXHAUSTED:
+            break
+        assert attempt.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+        given_up += 1
+    assert "does not keep up" in attempt.details()
+    eventually(lambda: gateway.connections()[0].pending == 0)
+
+    connector.start_reading()
+    assert connector.receive().status.status == ConnectionStatus.CONNECTED
+    connector.send(request=ForwardRequest(request_id="behind them"))
+    on_their_way = 0
+    while (message := connector.receive()).WhichOneof("message_type") == "request":
+        on_their_way += 1
+    assert message.response.request_id == "behind them"
+    assert on_their_way == given_up - 3
+
+
+def test_it_is_not_read_either_while_its_own_calls_wait_to_be_answered(
+    run_gateway, stall, call
+) -> None:
+    gateway = run_gateway(max_pending=1)
+    connector = stall(gateway, "echo.Echo")
+    call(gateway, "/echo.Echo/Say", LARGE)
+    eventually(lambda: gateway.connections()[0].pending)
+    for number in range(10):
+        connector.send(request=ForwardRequest(request_id=str(number)))
+    connector.respond("after them")
+    assert gateway.connections()[0].unmatched == 0
+    connector.start_reading()
+    received = [connector.receive() for _ in range(12)]
+    assert [message.response.request_id for message in received[2:]] == [
+        str(number) for number in range(10)
+    ]
+    eventually(lambda: gateway.connections()[0].unmatched == 1)

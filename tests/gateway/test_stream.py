@@ -1,0 +1,298 @@
+"""EstablishConnection, from its first message to its end, over real sockets."""
+
+from __future__ import annotations
+
+import logging
+import uuid
+
+import grpc
+import pytest
+
+from revconn._proto.registry_pb2 import (
+    ConnectionMessage,
+    ConnectionRegister,
+    ConnectionStatus,
+    EventMessage,
+    ForwardRequest,
+    Heartbeat,
+    SubscriptionRequest,
+)
+from revconn.gateway import handshake
+from tests.support.waiting import eventually
+
+STREAM_LOG = "revconn.gateway.stream"
+
+
+def messages(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.getMessage() for record in caplog.records]
+
+
+# Registration
+
+
+def test_a_registered_connector_is_told_its_id_and_is_listed(gateway, connect) -> None:
+    connector = connect(gateway, "echo.Echo", "other.Service")
+    (info,) = gateway.connections()
+    assert info.connection_id == connector.connection_id == str(uuid.UUID(info.connection_id))
+    assert info.services == ("echo.Echo", "other.Service")
+    assert info.peer.startswith("ipv4:127.0.0.1:")
+    assert 0 <= info.age < 60
+    assert (info.pending, info.draining, info.unmatched) == (0, False, 0)
+
+
+def test_an_offered_id_is_ignored(gateway, dial) -> None:
+    assert dial(gateway).register("echo.Echo", connection_id="mine") != "mine"
+
+
+def test_every_connection_gets_an_id_of_its_own(gateway, connect) -> None:
+    ids = [connect(gateway, "echo.Echo").connection_id for _ in range(3)]
+    assert len(set(ids)) == 3
+    assert [info.connection_id for info in gateway.connections()] == ids
+
+
+def test_a_connector_may_register_no_service(gateway, connect) -> None:
+    connect(gateway)
+    assert gateway.connections()[0].services == ()
+
+
+def test_a_wrong_key_is_refused_and_never_logged(gateway, dial, caplog) -> None:
+    stranger = dial(gateway)
+    stranger.send(register=ConnectionRegister(api_key="hunter2", services=["echo.Echo"]))
+    assert stranger.ended() == (grpc.StatusCode.UNAUTHENTICATED, "Invalid token")
+    assert gateway.connections() == ()
+    assert "refused a connector at ipv4:127.0.0.1" in caplog.text
+    assert "hunter2" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("first", "said"),
+    [
+        (ConnectionMessage(heartbeat=Heartbeat()).SerializeToString(), "must be register"),
+        (ConnectionMessage().SerializeToString(), "must be register"),
+        (b"\xff\xff", "not a ConnectionMessage"),
+    ],
+)
+def test_another_first_message_is_refused(gateway, dial, first, said) -> None:
+    connector = dial(gateway)
+    connector.send_bytes(first)
+    code, details = connector.ended()
+    assert code is grpc.StatusCode.INVALID_ARGUMENT
+    assert said in details
+
+
+def test_a_stream_that_ends_before_it_registers_is_refused(gateway, dial) -> None:
+    connector = dial(gateway)
+    connector.half_close()
+    code, details = connector.ended()
+    assert code is grpc.StatusCode.INVALID_ARGUMENT
+    assert "before a register message" in details
+
+
+def test_a_stream_that_says_nothing_is_refused_in_time(gateway, dial, monkeypatch) -> None:
+    monkeypatch.setattr(handshake, "REGISTER_TIMEOUT", 0.05)
+    code, details = dial(gateway).ended()
+    assert code is grpc.StatusCode.DEADLINE_EXCEEDED
+    assert "0.05 seconds" in details
+
+
+def test_registering_leaves_one_log_line_with_id_peer_and_services(
+    gateway, connect, caplog
+) -> None:
+    with caplog.at_level(logging.INFO, STREAM_LOG):
+        connector = connect(gateway, "echo.Echo", "other.Service")
+    (line,) = [text for text in messages(caplog) if "registered" in text]
+    assert connector.connection_id in line
+    assert "ipv4:127.0.0.1" in line
+    assert "echo.Echo, other.Service" in line
+
+
+# What a registered connector says
+
+
+def test_a_heartbeat_keeps_the_connection(run_gateway, connect) -> None:
+    gateway = run_gateway(heartbeat_timeout=0.6)
+    connector = connect(gateway)
+    for _ in range(6):
+        before = gateway.connections()[0].heartbeat_age
+        eventually(lambda: gateway.connections()[0].heartbeat_age > 0.2)
+        connector.heartbeat()
+        eventually(lambda: gateway.connections()[0].heartbeat_age < 0.2)
+        assert before < 0.6
+    assert gateway.connections()[0].age > 0.6
+
+
+def test_a_silent_connection_is_ended_and_says_why(run_gateway, connect, call, caplog) -> None:
+    gateway = run_gateway(heartbeat_timeout=0.1)
+    with caplog.at_level(logging.INFO, STREAM_LOG):
+        connector = connect(gateway, "echo.Echo")
+        assert connector.ended() == (
+            grpc.StatusCode.UNAVAILABLE,
+            "no heartbeat for 0.1 seconds",
+        )
+    assert gateway.connections() == ()
+    assert call(gateway, "/echo.Echo/Say").code() is grpc.StatusCode.UNAVAILABLE
+    assert "ended: no heartbeat for 0.1 seconds" in caplog.text
+
+
+@pytest.mark.parametrize("foreign", ["", "echo.Echo", str(uuid.uuid4())])
+def test_a_heartbeat_with_a_foreign_id_is_logged_and_refreshes_nothing(
+    run_gateway, connect, caplog, foreign
+) -> None:
+    gateway = run_gateway(heartbeat_timeout=0.3)
+    connector = connect(gateway)
+    other = connect(gateway)
+    connector.heartbeat(foreign or "")
+    connector.heartbeat(other.connection_id)
+    assert connector.ended()[0] is grpc.StatusCode.UNAVAILABLE
+    assert other.ended()[0] is grpc.StatusCode.UNAVAILABLE
+    assert caplog.text.count("which is not its id") == 2
+
+
+def test_messages_it_has_no_use_for_are_logged_once_each_and_ignored(
+    gateway, connect, caplog
+) -> None:
+    connector = connect(gateway, "echo.Echo")
+    for _ in range(2):
+        connector.send(event=EventMessage(event_type="x"))
+        connector.send(subscription=SubscriptionRequest(event_types=["x"]))
+        connector.send(register=ConnectionRegister(api_key="key", services=["more"]))
+        connector.send(status=ConnectionStatus(status=ConnectionStatus.ERROR, message="oh"))
+        connector.send(status=ConnectionStatus(status=77))
+        connector.send_bytes(b"\xa2\x06\x00")
+    connector.send(request=ForwardRequest(request_id="last"))
+    assert connector.receive().response.request_id == "last"
+    assert gateway.connections()[0].services == ("echo.Echo",)
+    ignored = [line for line in messages(caplog) if "ignored" in line]
+    for what in ("event", "subscription", "register", "status 2, 'oh'", "status 77", "unknown"):
+        assert sum(what in line for line in ignored) == 1, what
+
+
+def test_a_call_from_a_connector_is_answered_with_unimplemented(gateway, connect) -> None:
+    connector = connect(gateway, "echo.Echo")
+    connector.send(request=ForwardRequest(request_id="mine", method_path="/echo.Echo/Say"))
+    answer = connector.receive().response
+    assert (answer.request_id, answer.status_code) == ("mine", 501)
+    assert answer.headers["grpc-status"] == "12"
+    assert "does not forward calls from connectors" in answer.error_message
+
+
+def test_garbage_ends_the_stream(gateway, connect) -> None:
+    connector = connect(gateway)
+    connector.send_bytes(b"\xff\xff")
+    code, details = connector.ended()
+    assert code is grpc.StatusCode.INVALID_ARGUMENT
+    assert "not a ConnectionMessage" in details
+    assert gateway.connections() == ()
+
+
+def test_a_bug_in_the_gateway_ends_only_that_stream(gateway, connect, monkeypatch, caplog) -> None:
+    broken, sound = connect(gateway), connect(gateway)
+    monkeypatch.setattr("revconn.gateway.pending.PendingRequests.answer", None)
+    broken.respond("1")
+    code, details = broken.ended()
+    assert code is grpc.StatusCode.INTERNAL
+    assert "TypeError" not in details
+    assert "a bug in the gateway" in caplog.text
+    caplog.clear()
+    assert [info.connection_id for info in gateway.connections()] == [sound.connection_id]
+
+
+# The end
+
+
+def test_a_connector_that_leaves_with_nothing_pending_ends_with_ok(
+    gateway, connect, caplog
+) -> None:
+    connector = connect(gateway, "echo.Echo")
+    with caplog.at_level(logging.INFO, STREAM_LOG):
+        connector.disconnect("restarting")
+        assert connector.ended() == (grpc.StatusCode.OK, "")
+    assert "is leaving: 'restarting'" in caplog.text
+    assert "it left, and everything sent to it is settled" in caplog.text
+    assert gateway.connections() == ()
+
+
+def test_a_half_close_is_a_farewell_too(gateway, connect) -> None:
+    connector = connect(gateway, "echo.Echo")
+    connector.half_close()
+    assert connector.ended() == (grpc.StatusCode.OK, "")
+
+
+def test_what_is_queued_for_a_leaving_connector_still_reaches_it(gateway, connect) -> None:
+    connector = connect(gateway)
+    for number in range(100):
+        connector.send(request=ForwardRequest(request_id=str(number)))
+    connector.half_close()
+    answered = [connector.receive().response.request_id for _ in range(100)]
+    assert answered == [str(number) for number in range(100)]
+    assert connector.ended() == (grpc.StatusCode.OK, "")
+
+
+def test_a_leaving_connector_answers_what_it_has_and_gets_nothing_new(
+    gateway, connect, call
+) -> None:
+    leaving = connect(gateway, "echo.Echo")
+    first = call(gateway, "/echo.Echo/Say", b"1")
+    request = leaving.receive_request()
+    leaving.disconnect()
+    eventually(lambda: gateway.connections()[0].draining)
+    assert call(gateway, "/echo.Echo/Say").code() is grpc.StatusCode.UNAVAILABLE
+    leaving.respond(request.request_id, b"one")
+    assert first.result() == b"one"
+    assert leaving.ended() == (grpc.StatusCode.OK, "")
+
+
+def test_the_next_connection_may_answer_for_the_one_that_leaves(gateway, connect, call) -> None:
+    leaving, following = connect(gateway, "echo.Echo"), connect(gateway)
+    pending = call(gateway, "/echo.Echo/Say")
+    request = leaving.receive_request()
+    leaving.half_close()
+    following.respond(request.request_id, b"from the next one")
+    assert pending.result() == b"from the next one"
+    assert leaving.ended() == (grpc.StatusCode.OK, "")
+
+
+def test_a_connection_with_another_key_may_not_answer(run_gateway, connect, call) -> None:
+    gateway = run_gateway(api_keys=["key", "other"])
+    connector = connect(gateway, "echo.Echo")
+    stranger = connect(gateway, api_key="other")
+    pending = call(gateway, "/echo.Echo/Say")
+    request = connector.receive_request()
+    stranger.respond(request.request_id, b"forged")
+    eventually(lambda: gateway.connections()[1].unmatched == 1)
+    connector.respond(request.request_id, b"genuine")
+    assert pending.result() == b"genuine"
+
+
+def test_a_request_given_up_lets_a_leaving_connector_go(gateway, connect, call) -> None:
+    connector = connect(gateway, "echo.Echo")
+    pending = call(gateway, "/echo.Echo/Say")
+    connector.receive_request()
+    connector.disconnect()
+    eventually(lambda: gateway.connections()[0].draining)
+    pending.cancel()
+    assert connector.ended() == (grpc.StatusCode.OK, "")
+
+
+def test_a_broken_stream_is_forgotten_and_fails_its_calls_at_once(
+    gateway, connect, call, caplog
+) -> None:
+    connector = connect(gateway, "echo.Echo")
+    pending = call(gateway, "/echo.Echo/Say")
+    connector.receive_request()
+    with caplog.at_level(logging.INFO, STREAM_LOG):
+        connector.cancel()
+        assert pending.code() is grpc.StatusCode.UNAVAILABLE
+        eventually(lambda: not gateway.connections())
+    assert "the stream broke" in pending.details()
+    assert "ended: the stream broke" in caplog.text
+
+
+def test_a_message_over_the_limit_ends_the_stream(run_gateway, connect) -> None:
+    gateway = run_gateway(max_message_bytes=10_000)
+    connector = connect(gateway)
+    connector.respond("1", b"x" * 20_000)
+    code, details = connector.ended()
+    assert code is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert "10000" in details
+    eventually(lambda: not gateway.connections())
