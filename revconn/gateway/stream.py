@@ -209,7 +209,8 @@ class _Stream:
 
     def _receive_status(self, status: ConnectionStatus) -> None:
         if status.status == ConnectionStatus.DISCONNECTED:
-            logger.info("connection %s is leaving: %.200r", self._connection.id, status.message)
+            reason = f": {status.message[:200]!r}" if status.message else ""
+            logger.info("connection %s is leaving%s", self._connection.id, reason)
             self._registry.drain(self._connection)
         else:
             self._note(f"status {status.status}, {status.message[:200]!r}")
