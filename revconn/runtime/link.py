@@ -238,13 +238,13 @@ class Link:
             logger.warning("lost the connection: %s; trying again in %.1f s", error, delay)
         elif self._failures & (self._failures - 1) == 0:  # 1, 2, 4, 8 …: ever rarer reminders
             logger.warning(
-                "no connection after %d attempts: %s; trying again in %.1f s",
-                self._failures,
+                "no connection: %s; trying again in %.1f s (failure %d in a row)",
                 error,
                 delay,
+                self._failures,
             )
         else:
-            logger.debug("attempt %d failed: %s", self._failures, error)
+            logger.debug("no connection: %s (failure %d in a row)", error, self._failures)
 
     def _enter(self, state: State) -> None:
         with self._lock:
@@ -261,7 +261,7 @@ class Link:
             logger.info("connected to %s as %s", self.target, session.connection_id)
         else:
             logger.info(
-                "connected to %s again as %s, after %.1f s and %d attempts",
+                "connected to %s again as %s, after %.1f s at attempt %d",
                 self.target,
                 session.connection_id,
                 time.monotonic() - self._down_since,
