@@ -7,7 +7,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterable
-from concurrent.futures import Executor
+from concurrent.futures import Executor, Future
 from typing import Callable, NamedTuple, Protocol
 
 from revconn._proto.registry_pb2 import ForwardRequest
@@ -23,6 +23,7 @@ __all__ = ["Dispatcher", "Origin"]
 logger = logging.getLogger(__name__)
 
 _LINGER = 0.1
+_SHIFT = 0.5
 
 
 class Origin(Protocol):
@@ -50,7 +51,8 @@ class Dispatcher:
     A request is in flight from :meth:`accept` until it is settled: whoever settles it (its
     handler, its deadline, the end) answers it, and nobody else does. A worker is a task in the
     executor that takes requests until none came for a while: one task per request would cost a
-    future, a queue and a wake-up each.
+    future, a queue and a wake-up each. While requests never end it makes way for a successor now
+    and then: others may want the executor's threads, or their end.
 
     ``_lock`` guards all state; ``_idle``, ``_due`` and ``_work_arrived`` are its conditions.
     Thread-safe.
@@ -159,9 +161,15 @@ class Dispatcher:
 
     def _hire(self) -> None:
         try:
-            self._executor.submit(self._work)
+            worker = self._executor.submit(self._work)
         except RuntimeError as error:  # shut down: by its owner, or as the interpreter exits
             self._dismiss(str(error))
+        else:
+            worker.add_done_callback(self._worker_ended)
+
+    def _worker_ended(self, worker: Future[None]) -> None:
+        if worker.cancelled():  # shut down before it could begin
+            self._dismiss("the executor was shut down")
 
     def _dismiss(self, reason: str) -> None:
         """The executor took no more workers; without any, what waits cannot run."""
@@ -177,12 +185,14 @@ class Dispatcher:
             logger.warning("refused %d requests: no worker to run them: %s", len(stranded), reason)
 
     def _work(self) -> None:
+        shift_ends = time.monotonic() + _SHIFT
         with own_thread():
-            while True:
+            while time.monotonic() < shift_ends:
                 entry = self._next_entry()
                 if entry is None:
                     return
                 self._serve(entry)
+        self._hire()
 
     def _next_entry(self) -> _Entry | None:
         """The next request; ``None`` when none came for a while: the thread is given back."""
@@ -254,6 +264,7 @@ class Dispatcher:
                     continue
             for entry in expired:
                 self._expire(entry)
+            self._forget_expired()
 
     def _take_stock(self, now: float) -> list[_Entry]:
         """Who has expired; also finds the next instant to look. Requires holding ``_lock``.
@@ -275,6 +286,11 @@ class Dispatcher:
                 self._next_due = request.deadline
         return expired
 
+    def _forget_expired(self) -> None:
+        """While every worker is busy nobody else would drop them, and the payloads they hold."""
+        with self._lock:
+            self._waiting = deque(entry for entry in self._waiting if entry.request.is_active())
+
     def _until_due(self) -> float | None:
         """Requires holding ``_lock``."""
         if self._next_due is None:
@@ -288,13 +304,14 @@ class Dispatcher:
         with self._lock:
             return self._idle.wait_for(lambda: not self._in_flight, timeout)
 
-    def give_up(self) -> None:
-        """Answer 503 to everything that is still in flight, and name it in the log."""
+    def give_up(self) -> int:
+        """Answer 503 to everything that is still in flight, name it in the log, and count it."""
         with self._lock:
             left = [_Entry(origin, request) for (origin, _), request in self._in_flight.items()]
         for entry in left:
             logger.warning("gave up %r: unfinished when the time to stop ran out", entry.request)
             self._fail(entry, StatusCode.UNAVAILABLE, "the service stopped before it could answer")
+        return len(left)
 
     def close(self) -> None:
         """Abandon what is in flight and end the deadline thread. Idempotent."""

@@ -92,12 +92,8 @@ class Session:
         timer = threading.Thread(
             target=self._timer.run, name=f"revconn-heartbeat-{self._name}", daemon=True
         )
-        timer.start()
         try:
-            with self._lock:
-                registration = self._conversation.register(api_key, services)
-            self._line.put_control(registration)
-            self._stream.open()
+            self._open(timer, api_key, services)
             while True:
                 self._take_in(self._stream.receive())
         except StreamEnded as ended:
@@ -106,6 +102,16 @@ class Session:
             raise self._loss(str(error)) from None
         finally:
             self._tear_down(timer)
+
+    def _open(self, timer: threading.Thread, api_key: str, services: tuple[str, ...]) -> None:
+        try:
+            timer.start()
+            with self._lock:
+                registration = self._conversation.register(api_key, services)
+            self._line.put_control(registration)
+            self._stream.open()
+        except RuntimeError as error:  # no thread to be had: for now, or as the interpreter exits
+            raise self._loss(str(error)) from None
 
     def _take_in(self, batch: list[bytes]) -> None:
         with self._lock:
@@ -142,7 +148,8 @@ class Session:
         self._line.close()
         self._stream.close()
         self._stream.join(_JOIN_TIMEOUT)
-        timer.join(_JOIN_TIMEOUT)
+        if timer.ident is not None:
+            timer.join(_JOIN_TIMEOUT)
 
     # Any thread
 

@@ -24,6 +24,14 @@ from revconn import Backoff, Connector, State
 def say(*words):
     print(*words, flush=True)
 
+# Python runs signal handlers in the main thread, where an Event's lock may be held.
+heard_sigusr1 = []
+signal.signal(signal.SIGUSR1, lambda *_: heard_sigusr1.append(True))
+
+def wait_for_sigusr1():
+    while not heard_sigusr1:
+        time.sleep(0.01)
+
 target, options = json.loads(sys.argv[1])
 options["backoff"] = Backoff(**options["backoff"])
 connector = Connector(target, api_key="key", services=["echo.Echo"], **options)
@@ -32,7 +40,10 @@ connector.on_state_change(lambda state: say(state.name))
 
 
 class Program:
-    """Runs ``body`` with a ``connector`` that prints its states; ``say(…)`` prints a line."""
+    """Runs ``body`` with a ``connector`` that prints its states.
+
+    The body may ``say(…)`` a line, and ``wait_for_sigusr1()``.
+    """
 
     def __init__(self, body: str, target: str | list[str], **options: Any) -> None:
         options.setdefault("backoff", {"initial": 0.01, "maximum": 0.05, "stable_after": 0.0})

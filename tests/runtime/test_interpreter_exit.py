@@ -1,0 +1,122 @@
+"""A program that starts a connector without blocking and ends without stopping it."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+
+from tests.support.connectors import NEVER
+from tests.support.fault_proxy import Fault, FaultProxy
+from tests.support.scripted_gateway import Peer
+
+NOBODY_LISTENS = "127.0.0.1:1"
+PROMPTLY = 5.0
+
+START = """
+@connector.method("/echo.Echo/Say")
+def answer(request):
+    return b"finished"
+
+connector.start(block=False)
+wait_for_sigusr1()
+say("leaving")
+"""
+
+START_BUSY = """
+@connector.method("/echo.Echo/Say")
+def answer(request):
+    say("handling")
+    release.wait()
+    return b"finished"
+
+release = threading.Event()
+connector.start(block=False)
+wait_for_sigusr1()
+threading.Timer(1.0, release.set).start()
+say("leaving")
+"""
+
+
+def assert_exits_by_itself(program) -> None:
+    program.signal(signal.SIGUSR1)
+    program.hears("leaving")
+    began = time.monotonic()
+    assert program.wait() == 0
+    assert time.monotonic() - began < PROMPTLY
+    assert "Traceback" not in program.stderr
+    assert "Error" not in program.stderr
+
+
+def test_while_it_backs_off(new_program) -> None:
+    program = new_program(START, NOBODY_LISTENS, backoff=NEVER)
+    program.hears("BACKING_OFF")
+    assert_exits_by_itself(program)
+
+
+def test_while_the_peer_reads_nothing(new_program, gateway) -> None:
+    with FaultProxy(gateway.port, fault=Fault.STALL) as proxy:
+        program = new_program(START, proxy.address)
+        proxy.wait_connections(1)
+        assert_exits_by_itself(program)
+
+
+def test_while_the_gateway_never_says_connected(new_program, gateway) -> None:
+    program = new_program(START, gateway.address)
+    gateway.accept().hears("register")
+    assert_exits_by_itself(program)
+
+
+def test_while_it_is_ready(new_program, gateway) -> None:
+    program = new_program(START, gateway.address)
+    peer = gateway.accept_ready()
+    program.hears("READY")
+    peer.request("r1")
+    peer.answer("r1")
+    assert_exits_by_itself(program)
+
+
+def test_while_requests_come_without_end(new_program, gateway) -> None:
+    program = new_program(START, gateway.address)
+    peer = gateway.accept_ready()
+    program.hears("READY")
+    flood = threading.Thread(target=send_requests_for_ever, args=(peer,))
+    flood.start()
+    assert_exits_by_itself(program)
+    flood.join()
+
+
+def send_requests_for_ever(peer: Peer) -> None:
+    """Keep hundreds in flight until the connector hangs up."""
+    for number in range(300):
+        peer.request(f"r{number}")
+    while True:
+        heard = peer.hears_any_or_hang_up()
+        if heard is None:
+            return
+        if heard.WhichOneof("message_type") == "response":
+            peer.request(heard.response.request_id)
+
+
+def test_while_a_handler_runs_it_waits_for_that_as_every_executor_does(
+    new_program, gateway
+) -> None:
+    program = new_program(START_BUSY, gateway.address)
+    peer = gateway.accept_ready()
+    program.hears("READY")
+    peer.request("r1")
+    program.hears("handling")
+    assert_exits_by_itself(program)
+
+
+def test_while_a_handler_runs_and_the_connection_breaks(new_program, proxy, gateway) -> None:
+    program = new_program(START_BUSY, proxy.address)
+    peer = gateway.accept_ready()
+    program.hears("READY")
+    peer.request("r1")
+    program.hears("handling")
+    program.signal(signal.SIGUSR1)
+    program.hears("leaving")
+    proxy.reset_all()
+    assert program.wait() == 0
+    assert "Traceback" not in program.stderr
