@@ -58,9 +58,10 @@ class Outbox:
                 self._changed.notify_all()
 
     def wait_flushed(self, timeout: float) -> bool:
-        """Wait, at most ``timeout`` seconds, until everything was handed to the network.
+        """Wait, at most ``timeout`` seconds, until every answer was handed to the network.
 
-        True at once when no stream will follow: nothing can be flushed any more.
+        Control messages do not count: a handshake that hangs is nothing to wait for. True at
+        once when no stream will follow: nothing can be flushed any more.
         """
         with self._lock:
             return self._changed.wait_for(self._flushed, timeout)
@@ -80,8 +81,8 @@ class Outbox:
     def _flushed(self) -> bool:
         """Requires holding ``_lock``."""
         assert self._lock.locked()
-        idle = self._line is None or self._line.resting
-        return self._closed or (idle and not self._outbound)
+        taken = self._line is not None and self._line.answers_taken
+        return self._closed or not (taken or self._outbound.answer_bytes)
 
 
 class Line:
@@ -98,8 +99,7 @@ class Line:
         self._answering = False
         self._closed = False
         self._control_taken = False
-        self._answers_taken: list[Answer] = []
-        self.resting = True
+        self.answers_taken: list[Answer] = []
         self.nudged = False
         self.control_left_at: float | None = None
 
@@ -124,7 +124,6 @@ class Line:
                 batch = self._next_batch()
                 if batch or self.nudged:
                     self.nudged = False
-                    self.resting = not batch
                     self._outbox._changed.notify_all()
                     return batch
                 self._outbox._changed.wait()
@@ -149,8 +148,8 @@ class Line:
         """Nothing more goes out on this stream; its sender ends. Idempotent."""
         with self._outbox._lock:
             self._closed = True
-            self._outbox._outbound.put_back(self._answers_taken)
-            self._answers_taken = []
+            self._outbox._outbound.put_back(self.answers_taken)
+            self.answers_taken = []
             if self._outbox._line is self:
                 self._outbox._line = None
                 self._outbox._outbound.take_control()
@@ -159,8 +158,7 @@ class Line:
     def _rest(self) -> None:
         """The previous batch has left. Requires holding the outbox's lock."""
         assert self._outbox._lock.locked()
-        self.resting = True
-        self._answers_taken = []
+        self.answers_taken = []
         if self._control_taken:
             self.control_left_at = clock.with_suspend()
             self._control_taken = False
@@ -175,5 +173,5 @@ class Line:
         control = outbound.take_control()
         self._control_taken = bool(control)
         if self._answering:
-            self._answers_taken = outbound.take_answers(_BATCH_BYTES)
-        return control + [answer.message for answer in self._answers_taken]
+            self.answers_taken = outbound.take_answers(_BATCH_BYTES)
+        return control + [answer.message for answer in self.answers_taken]

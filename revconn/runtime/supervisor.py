@@ -147,8 +147,9 @@ class Supervisor:
             link.leave()
         while not self._ended.wait(_clamp(deadline - time.monotonic(), _LINGER)):
             if time.monotonic() >= deadline:
-                self._dispatcher.give_up()
-                self._become_quiet(time.monotonic() + _FLUSH_WAIT)
+                if self._dispatcher.give_up():
+                    self._become_quiet(time.monotonic() + _FLUSH_WAIT)
+                    self._ended.wait(_FLUSH_WAIT)  # an abort could overtake the last answers
                 break
             if self._become_quiet(time.monotonic()):
                 break  # all is answered, and this gateway does not end the stream

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -15,6 +16,9 @@ from revconn.target import Target
 from revconn.transport.base import LARGEST_MESSAGE, METHOD, Source, Stream, StreamEnded, Transport
 
 __all__ = ["GrpcioTransport", "explain"]
+
+
+_NEVER_MS = 2**31 - 2  # one more is gRPC's infinity
 
 
 class GrpcioTransport(Transport):
@@ -45,13 +49,15 @@ class GrpcioTransport(Transport):
             self._options.append(("grpc.enable_http_proxy", 0))
         else:
             self._options.append(("grpc.http_proxy", proxy.url))
-        if keepalive_interval is not None:
-            self._options += [
-                ("grpc.keepalive_time_ms", int(keepalive_interval * 1000)),
-                ("grpc.keepalive_timeout_ms", int(keepalive_timeout * 1000)),
-                ("grpc.keepalive_permit_without_calls", 1),
-                ("grpc.http2.max_pings_without_data", 0),
-            ]
+        # Pings or not, keepalive_timeout bounds how long sent data may stay unacknowledged: hence
+        # a ping that is never due, where an infinite interval would leave out both.
+        ping_ms = _NEVER_MS if keepalive_interval is None else int(keepalive_interval * 1000)
+        self._options += [
+            ("grpc.keepalive_time_ms", min(ping_ms, _NEVER_MS)),
+            ("grpc.keepalive_timeout_ms", min(int(keepalive_timeout * 1000), _NEVER_MS)),
+            ("grpc.keepalive_permit_without_calls", 1),
+            ("grpc.http2.max_pings_without_data", 0),
+        ]
 
     def stream(self, source: Source, name: str) -> Stream:
         """A stream on a channel of its own, which is made when the stream is opened."""
@@ -121,10 +127,16 @@ class _GrpcioStream(Stream):
         if channel is not None and call is not None:
             self._hang_up(channel, call)
 
-    @staticmethod
-    def _hang_up(channel: grpc.Channel, call: Any) -> None:
+    def _hang_up(self, channel: grpc.Channel, call: Any) -> None:
+        """End the call here and now, and the connection in a thread of its own.
+
+        A channel closes only when what it was writing has left: with a peer that reads nothing
+        that takes until the system gives the peer up, after ``keepalive_timeout``.
+        """
         call.cancel()
-        channel.close()
+        name = f"revconn-hang-up-{self._name}"
+        with contextlib.suppress(RuntimeError):  # the interpreter exits, and ends it anyway
+            threading.Thread(target=channel.close, name=name, daemon=True).start()
 
     def join(self, timeout: float) -> None:
         if self._sender is not None and self._sender is not threading.current_thread():

@@ -87,14 +87,18 @@ class Peer:
 
     def hears_any(self, timeout: float = _TIMEOUT) -> ConnectionMessage:
         """The next message; fails when the connector hung up or says nothing."""
-        heard = self._heard.get(timeout=timeout)
+        heard = self.hears_any_or_hang_up(timeout)
         assert heard is not None, "the connector hung up"
         return heard
 
     def hears_hang_up(self, timeout: float = _TIMEOUT) -> None:
         """Wait until the connector's half of the stream has ended."""
-        while self._heard.get(timeout=timeout) is not None:
+        while self.hears_any_or_hang_up(timeout) is not None:
             pass
+
+    def hears_any_or_hang_up(self, timeout: float = _TIMEOUT) -> ConnectionMessage | None:
+        """The next message; ``None`` when the connector's half of the stream has ended."""
+        return self._heard.get(timeout=timeout)
 
     def hears_goodbye(self, timeout: float = _TIMEOUT) -> None:
         """Wait for DISCONNECTED, and end the stream, as a gateway does with nothing in flight."""
