@@ -16,6 +16,7 @@ __all__ = ["obey_signals", "signals_into"]
 logger = logging.getLogger(__name__)
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_GLANCE = 1.0
 
 
 @contextmanager
@@ -53,7 +54,7 @@ def obey_signals(
     """
     draining = False
     aborted_by: int | None = None
-    while (number := wakeups.get()) is not None:
+    while (number := _next(wakeups)) is not None:
         name = signal.Signals(number).name
         if not draining:
             logger.info("%s: finishing what was accepted, then leaving", name)
@@ -64,3 +65,16 @@ def obey_signals(
             aborted_by = aborted_by or number
             abort()
     return aborted_by
+
+
+def _next(wakeups: queue.SimpleQueue[int | None]) -> int | None:
+    """Wait, glancing up now and then.
+
+    A signal that arrives in the instant before the wait begins does not interrupt it, and on
+    Windows none does: its handler runs at the next glance.
+    """
+    while True:
+        try:
+            return wakeups.get(timeout=_GLANCE)
+        except queue.Empty:
+            continue

@@ -1,0 +1,150 @@
+"""Signals end a blocking start() in every state; in processes of their own, as users run them."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+
+import pytest
+
+from revconn import State
+from tests.support.connectors import NEVER
+from tests.support.fault_proxy import Fault, FaultProxy
+from tests.support.programs import Program
+from tests.support.threads import in_thread
+
+NOBODY_LISTENS = "127.0.0.1:1"
+PROMPTLY = 3.0
+TIMEOUT = 10.0
+
+SERVE = """
+connector.start()
+say("start returned")
+"""
+
+SERVE_SLOWLY = """
+@connector.method("/echo.Echo/Say")
+def answer(request):
+    say("handling")
+    wait_for_sigusr1()
+    return b"finished"
+
+connector.start()
+say("start returned")
+"""
+
+
+def assert_ends_promptly(program: Program, number: signal.Signals) -> None:
+    began = time.monotonic()
+    program.signal(number)
+    program.hears("start returned")
+    assert program.wait() == 0
+    assert time.monotonic() - began < PROMPTLY
+    assert "Traceback" not in program.stderr
+
+
+def test_while_the_peer_takes_the_connection_and_reads_nothing(new_program, gateway) -> None:
+    with FaultProxy(gateway.port, fault=Fault.STALL) as proxy:
+        program = new_program(SERVE, proxy.address)
+        proxy.wait_connections(1)
+        assert_ends_promptly(program, signal.SIGINT)
+
+
+def test_while_the_gateway_never_says_connected(new_program, gateway) -> None:
+    program = new_program(SERVE, gateway.address)
+    gateway.accept().hears("register")
+    assert_ends_promptly(program, signal.SIGTERM)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_while_it_backs_off(new_program, number) -> None:
+    program = new_program(SERVE, NOBODY_LISTENS, backoff=NEVER)
+    program.hears("BACKING_OFF")
+    assert_ends_promptly(program, number)
+
+
+def test_while_it_is_ready_and_idle(new_program, gateway) -> None:
+    program = new_program(SERVE, gateway.address)
+    peer = gateway.accept_ready()
+    program.hears("READY")
+    in_thread(peer.hears_goodbye)
+    assert_ends_promptly(program, signal.SIGINT)
+
+
+def test_the_first_signal_lets_a_request_in_flight_finish(new_program, gateway) -> None:
+    program = new_program(SERVE_SLOWLY, gateway.address)
+    peer = gateway.accept_ready()
+    peer.request("r1")
+    program.hears("handling")
+    program.signal(signal.SIGTERM)
+    program.hears("DRAINING")
+    program.signal(signal.SIGUSR1)
+    assert peer.answer("r1").payload == b"finished"
+    peer.hears_goodbye()
+    program.hears("start returned")
+    assert program.wait() == 0
+
+
+def test_the_second_signal_ends_it_at_once(new_program, gateway) -> None:
+    program = new_program(SERVE_SLOWLY, gateway.address)
+    peer = gateway.accept_ready()
+    peer.request("r1")
+    program.hears("handling")
+    program.signal(signal.SIGTERM)
+    program.hears("DRAINING")
+    began = time.monotonic()
+    program.signal(signal.SIGINT)
+    program.hears("start returned")
+    assert time.monotonic() - began < PROMPTLY
+    peer.hears_hang_up()
+
+
+@pytest.fixture
+def handlers():
+    """What the signals did before; put back afterwards."""
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = {number: signal.getsignal(number) for number in numbers}
+    own = {number: lambda *_: None for number in numbers}
+    for number, handler in own.items():
+        signal.signal(number, handler)
+    yield own
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+def test_the_handlers_from_before_are_put_back(new_connector, gateway, handlers) -> None:
+    connector = new_connector(gateway.address)
+    during = {}
+
+    def stop_when_ready(state: State) -> None:
+        if state is State.READY:
+            during.update({number: signal.getsignal(number) for number in handlers})
+            connector.abort()
+
+    connector.on_state_change(stop_when_ready)
+    accepting = in_thread(gateway.accept_ready)
+    connector.start()
+    accepting.result(TIMEOUT)
+    assert all(during[number] is not handler for number, handler in handlers.items())
+    assert {number: signal.getsignal(number) for number in handlers} == handlers
+
+
+def test_they_are_put_back_when_start_fails(new_connector, handlers) -> None:
+    connector = new_connector(NOBODY_LISTENS)
+    connector.stop()
+    with pytest.raises(Exception, match="starts once"):
+        connector.start()
+    assert {number: signal.getsignal(number) for number in handlers} == handlers
+
+
+def test_outside_the_main_thread_signals_are_left_alone(new_connector, gateway, handlers) -> None:
+    connector = new_connector(gateway.address)
+    ready = threading.Event()
+    connector.on_state_change(lambda state: ready.set() if state is State.READY else None)
+    started = in_thread(connector.start)
+    gateway.accept_ready()
+    assert ready.wait(TIMEOUT)
+    assert {number: signal.getsignal(number) for number in handlers} == handlers
+    connector.abort()
+    started.result(TIMEOUT)
