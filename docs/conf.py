@@ -17,7 +17,9 @@ exclude_patterns = ["_build"]
 html_theme = "furo"
 lexers["log"] = TextLexer()
 
-autodoc_typehints = "description"
+autodoc_preserve_defaults = True
+autodoc_typehints_format = "short"
+maximum_signature_line_length = 80
 autodoc_member_order = "bysource"
 
 # A reference to revconn has to lead somewhere. Those to the standard library and to grpc would

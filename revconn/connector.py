@@ -69,11 +69,11 @@ class Connector:
         gateways are held back by flow control instead of filling this machine's memory.
     :param max_message_bytes: the largest message sent (4 MiB, a gRPC server's default limit:
         beyond it a gateway would end the whole stream). A larger answer fails alone.
-    :param heartbeat_interval: 30.0.
+    :param heartbeat_interval: seconds between heartbeats (30.0).
     :param liveness_timeout: after a longer silence (a suspended machine, a starved process) the
         gateway may have forgotten the connection, so it is replaced (90.0: that leaves 30 s of
         the reference gateway's 120). ``None`` disables.
-    :param connect_timeout: bounds the whole handshake, up to CONNECTED (20.0).
+    :param connect_timeout: bounds the whole handshake, from dialling to CONNECTED (20.0).
     :param keepalive_interval: between HTTP/2 pings on an idle connection (330.0: servers built on
         gRPC's core refuse pings more often than every 300 s). ``None`` disables.
     :param keepalive_timeout: how long such a ping may stay unanswered and, where the system can
@@ -216,7 +216,8 @@ class Connector:
 
         With ``block`` it returns when the connector was stopped. In the main thread it then also
         handles SIGINT and SIGTERM: the first drains, the second aborts. Without ``block`` it
-        returns at once; :meth:`wait_ready` tells when a gateway has accepted the connection.
+        returns at once and leaves signals alone; :meth:`wait_ready` tells when a gateway has
+        accepted the connection.
 
         Raises :class:`ConfigurationError` when there is nothing to serve, and, when blocking, the
         fatal error that ended it (:class:`AuthenticationError` for a refused key).
@@ -315,7 +316,14 @@ class Connector:
         )
 
     def stats(self) -> dict[str, int]:
-        """Counters since the start (empty before): requests accepted, answered, expired, …"""
+        """Counters since the start; empty before it.
+
+        Of requests: ``accepted``; ``answered`` (failures too); ``expired`` (answered by their
+        deadline); ``late`` (results that came after it); ``overloaded`` (refused); ``repeated``
+        (their id was in flight already). ``undelivered``: answers that could not leave before
+        their deadline. ``connections``: how many were established. Now: ``in_flight``, and of
+        those ``waiting`` for a worker.
+        """
         supervisor = self._supervisor
         return {} if supervisor is None else supervisor.stats()
 

@@ -84,10 +84,10 @@ class Request:
 class Response:
     """A handler's answer where bytes alone do not say enough.
 
-    ``payload``: the encoded message (bytes, default empty).
-    ``status``: 200 by default; an HTTP status from 200 to 599, or 0 (gRPC's OK).
-    ``headers``: sent to the caller; names and values are text, names in lower case.
-    ``error``: the message of a failure.
+    :param payload: the encoded message.
+    :param status: an HTTP status from 200 to 599, or 0 (gRPC's OK).
+    :param headers: sent to the caller; names and values are text, names in lower case.
+    :param error: the message of a failure.
 
     Immutable; may be shared between requests and threads.
     """

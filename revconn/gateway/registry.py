@@ -20,14 +20,14 @@ __all__ = ["Connection", "ConnectionInfo", "Registry"]
 class ConnectionInfo:
     """One connector's connection, as it was when it was asked for.
 
-    ``connection_id``: the UUID the gateway gave it.
-    ``services``: the full gRPC names it registered.
-    ``peer``: its address as gRPC writes it, ``ipv4:192.0.2.1:54321``.
-    ``age``: seconds since it registered.
-    ``heartbeat_age``: seconds since its last heartbeat, or since it registered.
-    ``pending``: requests sent to it that are not settled yet.
-    ``draining``: whether it is leaving: it finishes what it has and gets nothing new.
-    ``unmatched``: its answers that no pending request waited for, duplicates included.
+    :ivar connection_id: the UUID the gateway gave it.
+    :ivar services: the full gRPC names it registered.
+    :ivar peer: its address as gRPC writes it, ``ipv4:192.0.2.1:54321``.
+    :ivar age: seconds since it registered.
+    :ivar heartbeat_age: seconds since its last heartbeat, or since it registered.
+    :ivar pending: requests sent to it that are not settled yet.
+    :ivar draining: whether it is leaving: it finishes what it has and gets nothing new.
+    :ivar unmatched: its answers that no pending request waited for, duplicates included.
     """
 
     connection_id: str

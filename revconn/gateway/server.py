@@ -36,14 +36,14 @@ class Gateway:
     One port takes both: ``registry.RegistryService`` is for connectors, every other unary call
     is forwarded to a connector that registered its service and answered with what came back.
 
-    ``address``: the ``host:port`` to listen on (``127.0.0.1:0``); port 0 takes a free one.
-    ``api_keys``: the key or keys that connectors may show.
-    ``tls``: ``grpc.ssl_server_credentials(…)``, or ``None`` for plaintext.
-    ``heartbeat_timeout``: seconds without a heartbeat after which a connection is ended (120).
-    ``request_timeout``: seconds a call may take at most, whatever its caller would allow (30).
-    ``max_pending``: calls that may wait for an answer at once (1,000); more fail with
-    RESOURCE_EXHAUSTED.
-    ``max_message_bytes``: the largest message taken from a connector or a caller (4 MiB).
+    :param address: the ``host:port`` to listen on; port 0 takes a free one.
+    :param api_keys: the key or keys that connectors may show.
+    :param tls: ``grpc.ssl_server_credentials(…)``, or ``None`` for plaintext.
+    :param heartbeat_timeout: seconds without a heartbeat after which a connection is ended.
+    :param request_timeout: seconds a call may take at most, whatever its caller would allow.
+    :param max_pending: calls that may wait for an answer at once; more fail with
+        RESOURCE_EXHAUSTED.
+    :param max_message_bytes: the largest message taken from a connector or a caller (4 MiB).
 
     Raises :class:`ConfigurationError` for an argument that cannot be used. Every method may be
     called from any thread. A stopped gateway may be started again.
