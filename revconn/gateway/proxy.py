@@ -57,19 +57,18 @@ class Proxy(grpc.GenericRpcHandler):
 
     async def _call(self, path: str, messages: AsyncIterator[bytes], context: Context) -> None:
         response = await self._forward(path, messages, context)
-        payload = response.payload
-        if is_framed(payload):
-            try:
-                payload = unframe(payload)
-            except ProtocolError as error:
-                response = failure(StatusCode.INTERNAL, f"the connector's payload: {error}")
         code = response_code(response.status_code, response.headers)
         logger.debug("%.200r from %s: %s", path, context.peer(), code.name)
         metadata = metadata_from_headers(response.headers)
-        if code is StatusCode.OK:
-            await answer(context, payload, metadata)
+        if code is not StatusCode.OK:
+            return await fail(context, code, _message(response), metadata)
+        try:
+            payload = _bare(response.payload)
+        except ProtocolError as error:
+            problem = f"the connector's payload: {error}"
         else:
-            await fail(context, code, _message(response), metadata)
+            return await answer(context, payload, metadata)
+        return await fail(context, StatusCode.INTERNAL, problem)
 
     async def _forward(
         self, path: str, messages: AsyncIterator[bytes], context: Context
@@ -78,9 +77,8 @@ class Proxy(grpc.GenericRpcHandler):
             service, _ = split_method_path(path)
         except ValueError as error:
             return failure(StatusCode.UNIMPLEMENTED, str(error))
-        nobody = failure(StatusCode.UNAVAILABLE, f"no connector serves {service}")
         if not self._registry.serves(service):
-            return nobody
+            return _nobody_serves(service)
         started = asyncio.get_running_loop().time()
         try:
             payload = await asyncio.wait_for(_only_message(messages), self._request_timeout)
@@ -91,8 +89,8 @@ class Proxy(grpc.GenericRpcHandler):
             problem = "the request is not exactly one message; only unary calls are forwarded"
             return failure(StatusCode.UNIMPLEMENTED, problem)
         connection = self._registry.take_turn(service)
-        if connection is None:
-            return nobody
+        if connection is None:  # it left in the meantime
+            return _nobody_serves(service)
         remaining: float | None = context.time_remaining()
         timeout = min(self._request_timeout, math.inf if remaining is None else remaining)
         request = ForwardRequest(
@@ -141,6 +139,14 @@ async def _only_message(messages: AsyncIterator[bytes]) -> bytes | None:
             return None
         only = message
     return only
+
+
+def _nobody_serves(service: str) -> ForwardResponse:
+    return failure(StatusCode.UNAVAILABLE, f"no connector serves {service}")
+
+
+def _bare(payload: bytes) -> bytes:
+    return unframe(payload) if is_framed(payload) else payload
 
 
 def _headers(context: Context, remaining: float | None) -> dict[str, str]:

@@ -93,6 +93,8 @@ def test_keys_may_stand_in_a_file(run, connect, tmp_path) -> None:
     command = run("--api-key-file", "keys")
     connect(command, "one")
     connect(command, "two")
+    command.signal(signal.SIGTERM)
+    assert command.wait() == 0
 
 
 def test_keys_may_come_from_the_environment(run, connect) -> None:

@@ -109,6 +109,16 @@ def test_whatever_else_makes_starting_fail_is_raised(monkeypatch) -> None:
         Gateway(api_keys="key").start()
 
 
+def test_a_thread_that_cannot_even_make_its_loop_says_so(monkeypatch) -> None:
+    def fail(coroutine) -> None:
+        coroutine.close()
+        raise OSError("Too many open files")
+
+    monkeypatch.setattr(server.asyncio, "run", fail)
+    with pytest.raises(OSError, match="Too many open files"):
+        Gateway(api_keys="key").start()
+
+
 def test_an_interrupted_start_leaves_nothing_running(monkeypatch) -> None:
     class Interrupted(server._GatewayThread):
         def start(self) -> str:
@@ -137,6 +147,10 @@ def test_tls_serves_connectors_and_callers(resources) -> None:
 # Stopping
 
 
+def refuses(attempt: grpc.Future) -> bool:
+    return attempt.code() is grpc.StatusCode.UNAVAILABLE
+
+
 def test_stopping_ends_streams_and_says_why(gateway, connect) -> None:
     connector = connect(gateway, "echo.Echo")
     gateway.stop()
@@ -150,7 +164,7 @@ def test_calls_under_way_are_answered_within_the_grace(gateway, connect, call) -
     request = connector.receive_request()
     stopper = threading.Thread(target=gateway.stop, kwargs={"grace": 20.0})
     stopper.start()
-    eventually(lambda: call(gateway, "/echo.Echo/Say").code() is grpc.StatusCode.UNAVAILABLE)
+    eventually(lambda: refuses(call(gateway, "/echo.Echo/Say", timeout=0.5)))
     connector.respond(request.request_id, b"\x0a")
     assert pending.result() == b"\x0a"
     stopper.join(10)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import threading
+import queue
 import uuid
+from contextlib import ExitStack
 
 import grpc
 import pytest
@@ -12,6 +13,7 @@ from revconn._proto.registry_pb2 import ResponseStreamInfo
 from revconn.core.deadline import parse_grpc_timeout
 from revconn.core.framing import frame
 from revconn.core.status import StatusCode, encode_message, http_status
+from revconn.gateway import Gateway
 from tests.support.waiting import eventually
 
 SAY = "/echo.Echo/Say"
@@ -198,6 +200,12 @@ def test_a_payload_framed_wrongly_is_an_internal_failure(gateway, connector, cal
     assert "the connector's payload" in pending.details()
 
 
+def test_the_payload_of_a_failure_does_not_matter(gateway, connector, call) -> None:
+    pending = call(gateway, SAY)
+    connector.respond(connector.receive_request().request_id, b"\x00", status_code=404)
+    assert pending.code() is grpc.StatusCode.NOT_FOUND
+
+
 def test_headers_come_back_as_trailing_metadata_and_bad_ones_do_no_harm(
     gateway, connector, call
 ) -> None:
@@ -306,62 +314,73 @@ def test_a_caller_whose_deadline_passes_leaves_nothing_pending(gateway, connecto
     eventually(lambda: gateway.connections()[0].pending == 0)
 
 
-def test_a_failure_is_sent_without_a_message_before_it(gateway, stream) -> None:
-    received = iter(stream(gateway, b"\x0a", path="/other.Service/Say"))
-    with pytest.raises(grpc.RpcError, match="no connector serves other.Service"):
-        next(received)
-
-
 # Calls that are not unary
+
+
+class Stream:
+    """A call whose caller says what the test tells it to, in any number of messages."""
+
+    def __init__(self, gateway: Gateway, path: str, resources: ExitStack) -> None:
+        self._messages: queue.SimpleQueue = queue.SimpleQueue()
+        channel = resources.enter_context(grpc.insecure_channel(gateway.address))
+        self.call = channel.stream_stream(path)(iter(self._messages.get, None), timeout=10)
+        resources.callback(self.half_close)
+
+    def say(self, *messages: bytes) -> None:
+        for message in messages:
+            self._messages.put(message)
+
+    def half_close(self) -> None:
+        self._messages.put(None)
 
 
 @pytest.fixture
 def stream(resources):
-    """A call whose caller may say anything, in any number of messages, and then wait."""
-
-    def stream(gateway, *messages: bytes, half_close: bool = True, path: str = SAY):
-        channel = resources.enter_context(grpc.insecure_channel(gateway.address))
-        finished = threading.Event()
-        resources.callback(finished.set)
-
-        def say():
-            yield from messages
-            if not half_close:
-                finished.wait()
-
-        return channel.stream_stream(path)(say(), timeout=10)
+    def stream(gateway: Gateway, path: str = SAY) -> Stream:
+        return Stream(gateway, path, resources)
 
     return stream
 
 
 def test_a_second_message_is_refused_at_once(gateway, connector, stream) -> None:
-    started = stream(gateway, b"1", b"2", half_close=False)
-    assert started.code() is grpc.StatusCode.UNIMPLEMENTED
-    assert "only unary calls are forwarded" in started.details()
+    caller = stream(gateway)
+    caller.say(b"1", b"2")
+    assert caller.call.code() is grpc.StatusCode.UNIMPLEMENTED
+    assert "only unary calls are forwarded" in caller.call.details()
 
 
 def test_a_request_without_a_message_is_refused(gateway, connector, stream) -> None:
-    started = stream(gateway)
-    assert started.code() is grpc.StatusCode.UNIMPLEMENTED
-    assert "not exactly one message" in started.details()
+    caller = stream(gateway)
+    caller.half_close()
+    assert caller.call.code() is grpc.StatusCode.UNIMPLEMENTED
+    assert "not exactly one message" in caller.call.details()
 
 
 def test_a_stream_that_is_never_half_closed_is_given_up(run_gateway, connect, stream) -> None:
     gateway = run_gateway(request_timeout=0.2)
     connect(gateway, "echo.Echo")
-    started = stream(gateway, b"1", half_close=False)
-    assert started.code() is grpc.StatusCode.DEADLINE_EXCEEDED
-    assert "only unary calls" in started.details()
+    caller = stream(gateway)
+    caller.say(b"1")
+    assert caller.call.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+    assert "only unary calls" in caller.call.details()
 
 
 def test_a_stream_to_a_service_nobody_serves_is_refused_before_it_says_anything(
     gateway, stream
 ) -> None:
-    started = stream(gateway, half_close=False, path="/grpc.reflection.v1.ServerReflection/Info")
-    assert started.code() is grpc.StatusCode.UNAVAILABLE
+    caller = stream(gateway, "/grpc.reflection.v1.ServerReflection/Info")
+    assert caller.call.code() is grpc.StatusCode.UNAVAILABLE
 
 
 def test_a_server_streaming_call_gets_its_one_answer(gateway, connector, stream) -> None:
-    started = stream(gateway, b"\x0a")
+    caller = stream(gateway)
+    caller.say(b"\x0a")
+    caller.half_close()
     connector.respond(connector.receive_request().request_id, b"\x0b")
-    assert list(started) == [b"\x0b"]
+    assert list(caller.call) == [b"\x0b"]
+
+
+def test_a_failure_is_sent_without_a_message_before_it(gateway, stream) -> None:
+    received = iter(stream(gateway, "/other.Service/Say").call)
+    with pytest.raises(grpc.RpcError, match="no connector serves other.Service"):
+        next(received)

@@ -34,6 +34,17 @@ def test_its_expiry_does_not_wait_for_it(run_gateway, stall, call) -> None:
     assert connector.ended()[0] is grpc.StatusCode.UNAVAILABLE
 
 
+def test_its_breaking_fails_what_is_being_written_to_it(gateway, stall, call) -> None:
+    connector = stall(gateway, "echo.Echo")
+    pending = [call(gateway, "/echo.Echo/Say", LARGE) for _ in range(5)]
+    eventually(lambda: gateway.connections()[0].pending == 5)
+    connector.cancel()
+    for one in pending:
+        assert one.code() is grpc.StatusCode.UNAVAILABLE
+        assert "the stream broke" in one.details()
+    assert gateway.connections() == ()
+
+
 def test_stopping_the_gateway_does_not_wait_for_it(run_gateway, stall, call) -> None:
     gateway = run_gateway()
     stall(gateway, "echo.Echo")
