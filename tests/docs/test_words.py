@@ -22,6 +22,7 @@ from tests.docs.test_examples import PAGES, READMES, ROOT
 
 _LINK = re.compile(r"\]\((?P<path>[^)#:\s]+)(?:#[^)]*)?\)")
 _CODE = re.compile(r"`([^`]+)`")
+_THREAD = re.compile(r"revconn(?:-[a-z]+)+")
 
 
 def rows(page: Path, heading: str, *, below: str = "") -> list[list[str]]:
@@ -156,8 +157,9 @@ class TestTheThreads:
         for _, module in modules():
             for node in ast.walk(module):
                 if isinstance(node, ast.Constant) and isinstance(node.value, str):
-                    named.update(re.findall(r"^revconn-(?!$)[a-z]+", node.value))
-        assert {re.match(r"revconn-[a-z]+", name)[0] for name in listed} == named
+                    name = _THREAD.match(node.value)
+                    named |= {name[0]} if name else set()
+        assert {_THREAD.match(name)[0] for name in listed} == named
 
     def test_have_every_lock_listed(self) -> None:
         listed = {_CODE.findall(cells[0])[0] for cells in rows(self.page, "lock")}
