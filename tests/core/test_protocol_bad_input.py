@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -13,6 +14,7 @@ from revconn._proto.registry_pb2 import (
     ConnectionMessage,
     ConnectionRegister,
     EventMessage,
+    ForwardRequest,
     ForwardResponse,
     Heartbeat,
     SubscriptionRequest,
@@ -147,6 +149,35 @@ def test_a_repeated_request_id_is_handed_on_for_the_dispatcher_to_judge() -> Non
 
 def test_the_longest_request_id_that_is_accepted_is_256_characters() -> None:
     assert ids(ready().receive([request(LONGEST_ID)])) == [LONGEST_ID]
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        {"method_path": "no slash"},
+        {"method_path": ""},
+        {"timeout_seconds": -5},
+        {"payload": bytes(5 << 20)},
+        {"headers": {"": "no name"}},
+    ],
+    ids=lambda odd: next(iter(odd)),
+)
+def test_what_is_odd_about_one_request_is_not_the_conversations_business(
+    odd: dict[str, Any],
+) -> None:
+    made = ForwardRequest(request_id="r1", **odd)
+    data = ConnectionMessage(request=made).SerializeToString()
+    conversation = ready()
+    assert conversation.receive([data, request("r2")]).requests[0] == made
+    assert conversation.established
+
+
+@pytest.mark.parametrize("made", [registering, ready, leaving])
+def test_silence_changes_nothing(made) -> None:
+    conversation = made()
+    phase = conversation.phase
+    assert conversation.receive([]) == Inbound()
+    assert conversation.phase is phase
 
 
 def test_error_instead_of_connected_ends_the_conversation_with_the_gateways_reason() -> None:
