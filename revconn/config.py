@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import ssl
 from collections.abc import Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor
 from dataclasses import dataclass, field
@@ -33,17 +34,25 @@ class TLS:
     Each of ``ca``, ``cert`` and ``key`` is a path to a PEM file, or the PEM itself as bytes.
     Files are read again for every connection, so renewed certificates are picked up.
 
-    ``ca``: the authorities to trust instead of the system's.
-    ``cert``, ``key``: the client's certificate chain and its private key, for mutual TLS.
-    ``server_name``: the name to expect in the gateway's certificate instead of the target's host.
+    :param ca: the authorities to trust instead of the system's.
+    :param cert: the client's certificate chain, for mutual TLS.
+    :param key: its private key.
+    :param server_name: the name to expect in the gateway's certificate instead of the target's
+        host.
+    :param ssl_context: a client-side :class:`ssl.SSLContext` of your own, which decides everything
+        that ``ca``, ``cert`` and ``key`` would, so none of them goes with it; for revocation
+        lists, keys in hardware, a policy on ciphers. HTTP/2 is set as its ALPN protocol, so do
+        not share it with what speaks something else. Only for the http2 transport.
 
-    Raises :class:`ConfigurationError` for a file that cannot be read, or half a key pair.
+    Raises :class:`ConfigurationError` for a file that cannot be read, half a key pair, or a
+    context that cannot be used.
     """
 
     ca: PathOrPEM | None = None
     cert: PathOrPEM | None = None
     key: PathOrPEM | None = None
     server_name: str | None = None
+    ssl_context: ssl.SSLContext | None = None
 
     def __post_init__(self) -> None:
         if (self.cert is None) != (self.key is None):
@@ -53,6 +62,19 @@ class TLS:
             self.read(name)
         if self.server_name is not None and not isinstance(self.server_name, str):
             refuse("TLS(server_name=)", self.server_name, "not a name", "give it as a str")
+        if self.ssl_context is not None:
+            self._adopt(self.ssl_context)
+
+    def _adopt(self, context: ssl.SSLContext) -> None:
+        name, remedy = "TLS(ssl_context=)", "make one with ssl.create_default_context()"
+        if not isinstance(context, ssl.SSLContext):
+            refuse(name, context, "not an ssl.SSLContext", remedy)
+        if context.protocol == ssl.PROTOCOL_TLS_SERVER:
+            refuse(name, None, "is a server's context", remedy)
+        if (self.ca, self.cert) != (None, None):
+            problem = "decides alone whom to trust and who we are"
+            refuse(name, None, problem, "load ca, cert and key into the context")
+        context.set_alpn_protocols(["h2"])
 
     def read(self, name: str) -> bytes | None:
         """The PEM that ``name`` stands for, as it is on disk now.
@@ -87,12 +109,12 @@ class Backoff:
     Before attempt *n* + 1 the wait is drawn evenly from 0 to ``initial * multiplier ** (n - 1)``
     seconds, at most ``maximum``: a fleet that lost its gateway at once does not return at once.
 
-    ``initial``: 1.0 seconds.
-    ``maximum``: 60.0 seconds.
-    ``multiplier``: 2.0.
-    ``stable_after``: seconds a connection must have lasted for the count to start afresh
-    (10.0); one that breaks sooner counts as a failed attempt.
-    ``max_attempts``: give up after so many failures in a row (``None``: never).
+    :param initial: the longest wait after the first failure, in seconds.
+    :param maximum: the longest wait of all, in seconds.
+    :param multiplier: how many times longer the next wait may be.
+    :param stable_after: seconds a connection must have lasted for the count to start afresh; one
+        that breaks sooner counts as a failed attempt.
+    :param max_attempts: give up after so many failures in a row (``None``: never).
     """
 
     initial: float = 1.0
@@ -175,6 +197,9 @@ class Options:
             refuse("proxy", None, "not a proxy", "give its URL, False for none, or leave it out")
         if self.transport not in TRANSPORTS:
             refuse("transport", self.transport, "unknown", f"give one of {', '.join(TRANSPORTS)}")
+        if self.transport == "grpcio" and isinstance(self.tls, TLS) and self.tls.ssl_context:
+            problem = "cannot be used by grpcio, which has a TLS of its own"
+            refuse("TLS(ssl_context=)", None, problem, 'use transport="http2", or ca, cert and key')
         if self.executor is not None:
             _require_threads(self.executor)
 

@@ -68,7 +68,9 @@ def _tls(prefix: str, environ: Mapping[str, str]) -> TLS | bool | None:
     if switch and switch not in _SWITCH:
         refuse(prefix + "TLS", switch, "neither on nor off", "set it to on or off, or leave it out")
     chosen = _SWITCH.get(switch)
-    fields = {name: environ.get(f"{prefix}TLS_{name.upper()}") or None for name in _TLS_FIELDS}
+    fields: dict[str, Any] = {
+        name: environ.get(f"{prefix}TLS_{name.upper()}") or None for name in _TLS_FIELDS
+    }
     if not any(fields.values()):
         return chosen
     if chosen is False:

@@ -28,12 +28,13 @@ class Proxy:
     @classmethod
     def parse(cls, url: str, name: str = "proxy") -> Proxy:
         """``http://[user:password@]host[:port]``; raises :class:`ConfigurationError`."""
-        parts = urllib.parse.urlsplit(url if "://" in url else f"http://{url}")
+        host, port, parts = None, 80, None
         try:
+            parts = urllib.parse.urlsplit(url if "://" in url else f"http://{url}")
             host, port = parts.hostname, parts.port or 80
-        except ValueError:
-            host = None
-        if parts.scheme != "http" or not host:
+        except ValueError:  # whose text may show the credentials
+            pass
+        if parts is None or parts.scheme != "http" or not host:
             refuse(name, None, "not an HTTP proxy", "write http://[user:password@]host:port")
         authorization = None
         if parts.username is not None:
@@ -51,7 +52,10 @@ def proxy_for(target: Target, proxy: str | bool | None) -> Proxy | None:
     """
     if isinstance(proxy, str):
         return Proxy.parse(proxy)
-    if proxy is False or target.is_loopback or urllib.request.proxy_bypass(target.host):
+    if proxy is False or target.is_loopback:
+        return None
+    # Entries of NO_PROXY may name a port.
+    if any(urllib.request.proxy_bypass(name) for name in (target.host, target.authority)):
         return None
     url = urllib.request.getproxies().get("https")
     return Proxy.parse(url, "HTTPS_PROXY") if url else None

@@ -1,25 +1,70 @@
-"""HTTP/2 frames on their way in: the stream's data, goodbyes, and the rest; floods noticed."""
+"""HTTP/2 frames: where each one ends on the way in, and the few that we write ourselves."""
 
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass, field
+from collections.abc import Iterator
 from typing import NamedTuple
 
 from revconn.core.errors import ProtocolError
 
-__all__ = ["FrameSplitter", "Goaway", "Split"]
+__all__ = [
+    "DATA",
+    "END_STREAM",
+    "GOAWAY",
+    "HEADER_BYTES",
+    "PADDED",
+    "WINDOW_UPDATE",
+    "FrameSplitter",
+    "Goaway",
+    "Piece",
+    "data_header",
+    "error_name",
+    "parse_goaway",
+    "parse_window_update",
+    "unpad",
+    "window_update",
+]
 
+DATA = 0x0
+SETTINGS = 0x4
+GOAWAY = 0x7
+WINDOW_UPDATE = 0x8
+
+END_STREAM = 0x1
+ACK = 0x1
+PADDED = 0x8
+
+HEADER_BYTES = 9
 _HEADER = struct.Struct(">HBBBI")  # length (high 16 bits, low 8), kind, flags, stream id
-_DATA = 0x0
-_GOAWAY = 0x7
-_WINDOW_UPDATE = 0x8
 _GOAWAY_HEAD = struct.Struct(">II")
-_ENHANCE_YOUR_CALM = 0xB
+_INCREMENT = struct.Struct(">I")
+_ID_MASK = 0x7FFFFFFF
 
 _WORTHWHILE_BYTES = 256
-_FLOOD_BURST = 20_000
-_FLOOD_RATE = 5_000.0
+
+_ERROR_NAMES = (
+    "NO_ERROR",
+    "PROTOCOL_ERROR",
+    "INTERNAL_ERROR",
+    "FLOW_CONTROL_ERROR",
+    "SETTINGS_TIMEOUT",
+    "STREAM_CLOSED",
+    "FRAME_SIZE_ERROR",
+    "REFUSED_STREAM",
+    "CANCEL",
+    "COMPRESSION_ERROR",
+    "CONNECT_ERROR",
+    "ENHANCE_YOUR_CALM",
+    "INADEQUATE_SECURITY",
+    "HTTP_1_1_REQUIRED",
+)
+
+Piece = tuple[int, int, int, bytes, int, int]
+"""Kind, flags, stream id, and the buffer in which the payload begins and ends at two offsets.
+
+A bare tuple, because there is one for every small message.
+"""
 
 
 class Goaway(NamedTuple):
@@ -32,101 +77,144 @@ class Goaway(NamedTuple):
     @property
     def is_too_many_pings(self) -> bool:
         """Whether gRPC servers say so to a client that pings more often than they allow."""
-        return self.error_code == _ENHANCE_YOUR_CALM and self.debug == "too_many_pings"
+        return error_name(self.error_code) == "ENHANCE_YOUR_CALM" and self.debug == "too_many_pings"
 
     def __str__(self) -> str:
-        return f"GOAWAY code {self.error_code}, {self.debug[:200]!r}"
-
-
-@dataclass
-class Split:
-    """What a piece of the connection held: the stream's ``data``, and ``rest`` for h2."""
-
-    data: list[bytes] = field(default_factory=list)
-    data_bytes: int = 0
-    rest: list[bytes] = field(default_factory=list)
-    goaways: list[Goaway] = field(default_factory=list)
+        debug = f", {self.debug[:200]!r}" if self.debug else ""
+        return f"GOAWAY {error_name(self.error_code)}{debug}"
 
 
 class FrameSplitter:
     """Follows frame boundaries through whatever pieces the socket delivers. Not thread-safe.
 
-    Plain DATA frames of the one stream are taken out, because h2 needs many times longer for
-    each than everything else that happens to a small message; and so are GOAWAY frames, because
-    h2 refuses everything after one, while in gRPC's graceful shutdown an open stream goes on.
-    The rest, with its rules, is h2's.
-
-    Frames that carry next to nothing are paid for from a budget that refills with time; a peer
-    that overdraws it is flooding.
+    Frames come out whole, but for plain DATA, whose payload comes out as it arrives: large
+    messages are then put together once, and not once more for each frame.
     """
 
     def __init__(self, longest_frame: int) -> None:
-        self.stream_id = 0
         self._longest_frame = longest_frame
+        self._accepted = -1  # until the first frame has shown that this is HTTP/2
+        self._data_left = 0
+        self._data_head = (0, 0)
+        self._held: list[bytes] = []
+        self._held_bytes = 0
         self._needed = 0
-        self._pieces: list[bytes] = []
-        self._pieces_bytes = 0
-        self._budget = float(_FLOOD_BURST)
-        self._refilled_at: float | None = None
+        self._weight = 0
 
-    def feed(self, data: bytes, now: float) -> Split:
-        """Split what arrived; an incomplete frame is kept for the next time.
+    def feed(self, data: bytes) -> Iterator[Piece]:
+        """The pieces of frames that are here now; to be drawn to the end.
 
-        Raises :class:`ProtocolError` for a flood, or a frame larger than announced.
+        Raises :class:`ProtocolError`, after what came before, for a peer that does not begin as
+        HTTP/2 does, and for a frame larger than announced.
         """
-        split = Split()
-        if self._pieces_bytes:
+        offset = 0
+        if self._data_left:
+            offset = min(self._data_left, len(data))
+            self._data_left -= offset
+            flags, stream_id = self._data_head
+            yield DATA, 0 if self._data_left else flags, stream_id, data, 0, offset
+        elif self._held:
             # Joined once the frame is whole: joining at every piece would be quadratic.
-            self._pieces.append(data)
-            self._pieces_bytes += len(data)
-            if self._pieces_bytes < self._needed:
-                return split
-            data = b"".join(self._pieces)
-            self._pieces.clear()
-            self._pieces_bytes = 0
-        offset, size = 0, len(data)
-        idle_frames = 0
-        self._needed = _HEADER.size
-        while size - offset >= _HEADER.size:
+            self._held.append(data)
+            self._held_bytes += len(data)
+            if self._held_bytes < self._needed:
+                return
+            data = b"".join(self._held)
+            self._held.clear()
+        size = len(data)
+        weight = 0
+        self._needed = HEADER_BYTES
+        while size - offset >= HEADER_BYTES:
             high, low, kind, flags, stream_id = _HEADER.unpack_from(data, offset)
             length = high << 8 | low
-            if length > self._longest_frame:
-                raise ProtocolError("an HTTP/2 frame longer than announced", f"{length:,} bytes")
-            start, end = offset + _HEADER.size, offset + _HEADER.size + length
-            if end > size:
+            if length > self._accepted:
+                self._check(kind, flags, length, data)
+            start = offset + HEADER_BYTES
+            end = start + length
+            if end <= size:
+                offset = end
+                yield kind, flags, stream_id, data, start, end
+            elif kind == DATA and not flags & PADDED:
+                self._data_left = end - size
+                self._data_head = (flags, stream_id)
+                offset = size
+                yield DATA, 0, stream_id, data, start, size
+            else:
                 self._needed = end - offset
                 break
-            if kind == _DATA and flags == 0 and stream_id == self.stream_id and length:
-                split.data.append(data[start:end])
-                split.data_bytes += length
-            elif kind == _GOAWAY and length >= _GOAWAY_HEAD.size:
-                split.goaways.append(_parse_goaway(data[start:end]))
-            else:
-                split.rest.append(data[offset:end])
-            if length < _WORTHWHILE_BYTES and kind != _WINDOW_UPDATE:
-                idle_frames += 1
-            offset = end
+            if length < _WORTHWHILE_BYTES:
+                weight += 1
+            elif kind != DATA:
+                weight += 1 + length // _WORTHWHILE_BYTES
+        self._weight += weight
         if offset < size:
-            self._pieces.append(data[offset:] if offset else data)
-            self._pieces_bytes = size - offset
-        if idle_frames:
-            self._pay(idle_frames, now)
-        return split
+            self._held.append(data[offset:] if offset else data)
+            self._held_bytes = size - offset
 
-    def refund(self, messages: int) -> None:
-        """So many complete messages came of it: small frames were worth it."""
-        self._budget += messages
+    def _check(self, kind: int, flags: int, length: int, data: bytes) -> None:
+        if self._accepted < 0 and (kind != SETTINGS or flags & ACK):
+            raise ProtocolError(_not_http2(data))
+        self._accepted = self._longest_frame
+        if length > self._longest_frame:
+            raise ProtocolError("an HTTP/2 frame longer than announced", f"{length:,} bytes")
 
-    def _pay(self, frames: int, now: float) -> None:
-        if self._refilled_at is not None:
-            self._budget += (now - self._refilled_at) * _FLOOD_RATE
-        self._refilled_at = now
-        self._budget = min(self._budget, _FLOOD_BURST) - frames
-        if self._budget < 0:
-            raise ProtocolError("the gateway floods the connection with frames that carry nothing")
+    def take_weight(self) -> int:
+        """What the frames since the last time cost beyond the data that they brought."""
+        weight, self._weight = self._weight, 0
+        return weight
+
+    def describe_end(self) -> str:
+        """What to add to "the connection was closed" when it is closed here; often nothing."""
+        if self._accepted < 0:
+            if self._held:
+                return "; " + _not_http2(b"".join(self._held))
+            return " before it said anything (does it expect TLS, or none?)"
+        return " in the middle of a frame" if self._held or self._data_left else ""
 
 
-def _parse_goaway(payload: bytes) -> Goaway:
+def _not_http2(start: bytes) -> str:
+    if start.startswith((b"\x15\x03", b"\x16\x03")):
+        return "what listens there speaks TLS: give tls=True, or TLS(…)"
+    if start.startswith(b"HTTP/1"):
+        return "what listens there speaks HTTP/1, not HTTP/2: is it a gateway, or a web server?"
+    return f"what listens there does not speak HTTP/2: it said {start[:24]!r}"
+
+
+def data_header(length: int, stream_id: int) -> bytes:
+    """What comes before the ``length`` bytes of a DATA frame."""
+    return _HEADER.pack(length >> 8, length & 0xFF, DATA, 0, stream_id)
+
+
+def window_update(stream_id: int, increment: int) -> bytes:
+    """A WINDOW_UPDATE frame."""
+    head = _HEADER.pack(0, _INCREMENT.size, WINDOW_UPDATE, 0, stream_id)
+    return head + _INCREMENT.pack(increment)
+
+
+def parse_window_update(payload: bytes) -> int:
+    """The increment of a WINDOW_UPDATE frame."""
+    if len(payload) != _INCREMENT.size:
+        raise ProtocolError("a WINDOW_UPDATE frame of a wrong size", f"{len(payload)} bytes")
+    (increment,) = _INCREMENT.unpack(payload)
+    return int(increment & _ID_MASK)
+
+
+def parse_goaway(payload: bytes) -> Goaway:
+    """What a GOAWAY frame says."""
+    if len(payload) < _GOAWAY_HEAD.size:
+        raise ProtocolError("a GOAWAY frame cut short", f"{len(payload)} bytes")
     last_stream_id, error_code = _GOAWAY_HEAD.unpack_from(payload)
     debug = payload[_GOAWAY_HEAD.size :].decode("utf-8", "replace")
-    return Goaway(error_code, last_stream_id & 0x7FFFFFFF, debug)
+    return Goaway(error_code, last_stream_id & _ID_MASK, debug)
+
+
+def unpad(buffer: bytes, start: int, end: int) -> tuple[int, int]:
+    """Where the data of a padded frame begins and ends."""
+    if start == end or buffer[start] >= end - start:
+        raise ProtocolError("a DATA frame with more padding than payload")
+    return start + 1, end - buffer[start]
+
+
+def error_name(code: int) -> str:
+    """An HTTP/2 error code's name."""
+    return _ERROR_NAMES[code] if code < len(_ERROR_NAMES) else f"code {code:#x}"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import struct
 import zlib
-from collections import deque
 from collections.abc import Iterable
 from typing import Callable
 
@@ -12,16 +11,18 @@ from revconn.core.errors import ProtocolError
 
 __all__ = [
     "PREFIX_BYTES",
+    "GzipInflater",
     "MessageReader",
     "frame",
     "frame_all",
-    "gzip_inflater",
     "is_framed",
     "unframe",
 ]
 
 PREFIX_BYTES = 5
 _PREFIX = struct.Struct(">BI")
+_LARGE = 16 << 10
+_HEAD = 4 << 10
 
 
 def is_framed(payload: bytes) -> bool:
@@ -55,13 +56,22 @@ def unframe(payload: bytes) -> bytes:
     return payload[PREFIX_BYTES:]
 
 
-def frame_all(messages: Iterable[bytes]) -> bytes:
-    """Several messages, each with its prefix, as one run of bytes."""
-    parts: list[bytes] = []
+def frame_all(messages: Iterable[bytes]) -> list[memoryview]:
+    """Several messages, each with its prefix, as few runs of bytes; large ones are not copied."""
+    runs: list[memoryview] = []
+    run: list[bytes] = []
     for message in messages:
-        parts.append(_PREFIX.pack(0, len(message)))
-        parts.append(message)
-    return b"".join(parts)
+        run.append(_PREFIX.pack(0, len(message)))
+        if len(message) < _LARGE:
+            run.append(message)
+        else:
+            run.append(message[:_HEAD])  # the prefix does not travel alone
+            runs.append(memoryview(b"".join(run)))
+            runs.append(memoryview(message)[_HEAD:])
+            run.clear()
+    if run:
+        runs.append(memoryview(b"".join(run)))
+    return runs
 
 
 class MessageReader:
@@ -74,46 +84,54 @@ class MessageReader:
     def __init__(self, limit: int, inflate: Callable[[bytes], bytes] | None = None) -> None:
         self._limit = limit
         self.inflate = inflate
-        self._parts: deque[bytes] = deque()
-        self._held = 0
-        self._needed = PREFIX_BYTES
+        self._prefix = b""
+        self._compressed = False
+        self._parts: list[memoryview] = []
+        self._missing = 0
 
-    def feed(self, data: bytes) -> list[bytes]:
-        """Every message that is complete now.
+    def feed(self, data: bytes, start: int, end: int, messages: list[bytes]) -> None:
+        """Take ``data[start:end]``; append every message that is complete now to ``messages``.
 
-        Raises :class:`ProtocolError` for one that is too long, or compressed unannounced.
+        Raises :class:`ProtocolError`, after what came before, for a message that is too long,
+        does not inflate, or is compressed unannounced.
         """
         if self._parts:
-            # Joined once, when all of it is there: joining at every piece would be quadratic.
-            self._parts.append(data)
-            self._held += len(data)
-            if self._held < self._needed:
-                return []
-            data = b"".join(self._parts)
-            self._parts.clear()
-        messages = []
-        start, size = 0, len(data)
-        self._needed = PREFIX_BYTES
-        while size - start >= PREFIX_BYTES:
+            start = self._continue(data, start, end, messages)
+        if self._prefix:
+            # Rare: the prefix itself was cut. Begin again with it put together.
+            data, self._prefix = self._prefix + data[start:end], b""
+            start, end = 0, len(data)
+        while end - start >= PREFIX_BYTES:
             flag, length = _PREFIX.unpack_from(data, start)
-            if length > self._limit or flag:
+            if flag or length > self._limit:
                 self._check(flag, length)
-            end = start + PREFIX_BYTES + length
-            if end > size:
-                self._needed = end - start
-                break
-            message = data[start + PREFIX_BYTES : end]
+            start += PREFIX_BYTES
+            if length > end - start:
+                # Views, joined once when all of it is there: no byte is copied twice.
+                self._compressed = bool(flag)
+                self._missing = length - (end - start)
+                self._parts.append(memoryview(data)[start:end])
+                return
+            message = data[start : start + length]
             messages.append(self.inflate(message) if flag and self.inflate else message)
-            start = end
-        if start < size:
-            self._parts.append(data[start:] if start else data)
-            self._held = size - start
-        return messages
+            start += length
+        self._prefix = data[start:end]
 
     @property
     def mid_message(self) -> bool:
         """Whether the bytes so far end inside a message."""
-        return bool(self._parts)
+        return bool(self._parts or self._prefix)
+
+    def _continue(self, data: bytes, start: int, end: int, messages: list[bytes]) -> int:
+        """Go on with a message that has begun; where the next one begins."""
+        stop = min(end, start + self._missing)
+        self._missing -= stop - start
+        self._parts.append(memoryview(data)[start:stop])
+        if not self._missing:
+            message = b"".join(self._parts)
+            self._parts.clear()
+            messages.append(self.inflate(message) if self._compressed and self.inflate else message)
+        return stop
 
     def _check(self, flag: int, length: int) -> None:
         if length > self._limit:
@@ -124,17 +142,30 @@ class MessageReader:
             raise ProtocolError("compressed message on a stream without grpc-encoding")
 
 
-def gzip_inflater(limit: int) -> Callable[[bytes], bytes]:
-    """Undoes ``grpc-encoding: gzip``; a message that inflates beyond ``limit`` bytes is refused."""
+class GzipInflater:
+    """Undoes ``grpc-encoding: gzip``, for at most ``limit`` bytes altogether until :meth:`renew`.
 
-    def inflate(message: bytes) -> bytes:
+    A limit for each message would not do: many small ones can inflate to as much as one large.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._left = limit
+
+    def renew(self) -> None:
+        """What was inflated so far is out of the way."""
+        self._left = self._limit
+
+    def __call__(self, message: bytes) -> bytes:
+        """The message that was compressed. Raises :class:`ProtocolError`."""
         inflater = zlib.decompressobj(16 + zlib.MAX_WBITS)
         try:
-            data = inflater.decompress(message, limit)
+            data = inflater.decompress(message, self._left + 1)
         except zlib.error as error:
             raise ProtocolError(f"gzip message does not inflate: {error}") from None
-        if inflater.unconsumed_tail or not inflater.eof:
-            raise ProtocolError(f"gzip message cut short, or longer than {limit:,} bytes")
+        if len(data) > self._left:
+            raise ProtocolError(f"gzip messages inflate to more than {self._limit:,} bytes")
+        if not inflater.eof or inflater.unused_data:
+            raise ProtocolError("gzip message cut short, or followed by more")
+        self._left -= len(data)
         return data
-
-    return inflate

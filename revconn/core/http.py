@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import base64
 import binascii
+import re
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
+from revconn.core.frames import error_name
 from revconn.core.status import StatusCode, decode_message
 
 __all__ = [
@@ -26,6 +28,8 @@ class StreamEnd(NamedTuple):
     details: str
 
 
+_GRPC_CONTENT = re.compile(r"application/grpc(?:[+;].*)?")
+
 _HTTP_CODES = {
     400: StatusCode.INTERNAL,
     401: StatusCode.UNAUTHENTICATED,
@@ -37,22 +41,16 @@ _HTTP_CODES = {
     504: StatusCode.UNAVAILABLE,
 }
 
-_RESETS = {
-    0x0: ("NO_ERROR", StatusCode.INTERNAL),
-    0x1: ("PROTOCOL_ERROR", StatusCode.INTERNAL),
-    0x2: ("INTERNAL_ERROR", StatusCode.INTERNAL),
-    0x3: ("FLOW_CONTROL_ERROR", StatusCode.INTERNAL),
-    0x4: ("SETTINGS_TIMEOUT", StatusCode.INTERNAL),
-    0x5: ("STREAM_CLOSED", StatusCode.UNKNOWN),
-    0x6: ("FRAME_SIZE_ERROR", StatusCode.INTERNAL),
-    0x7: ("REFUSED_STREAM", StatusCode.UNAVAILABLE),
-    0x8: ("CANCEL", StatusCode.CANCELLED),
-    0x9: ("COMPRESSION_ERROR", StatusCode.INTERNAL),
-    0xA: ("CONNECT_ERROR", StatusCode.INTERNAL),
-    0xB: ("ENHANCE_YOUR_CALM", StatusCode.RESOURCE_EXHAUSTED),
-    0xC: ("INADEQUATE_SECURITY", StatusCode.PERMISSION_DENIED),
-    0xD: ("HTTP_1_1_REQUIRED", StatusCode.UNKNOWN),
+_RESET_CODES = {
+    "STREAM_CLOSED": StatusCode.UNKNOWN,
+    "REFUSED_STREAM": StatusCode.UNAVAILABLE,
+    "CANCEL": StatusCode.CANCELLED,
+    "ENHANCE_YOUR_CALM": StatusCode.RESOURCE_EXHAUSTED,
+    "INADEQUATE_SECURITY": StatusCode.PERMISSION_DENIED,
+    "HTTP_1_1_REQUIRED": StatusCode.UNKNOWN,
 }
+
+_LONGEST_DETAILS = 1000
 
 
 def encode_metadata(metadata: Mapping[str, str | bytes]) -> list[tuple[bytes, bytes]]:
@@ -75,7 +73,9 @@ def decode_metadata(headers: Iterable[tuple[bytes, bytes]]) -> dict[str, str | b
             metadata[name] = raw_value.decode("utf-8", "replace")
             continue
         try:
-            metadata[name] = base64.b64decode(raw_value + b"=" * (-len(raw_value) % 4))
+            metadata[name] = base64.b64decode(
+                raw_value + b"=" * (-len(raw_value) % 4), validate=True
+            )
         except binascii.Error:
             continue
     return metadata
@@ -87,39 +87,43 @@ def refusal(metadata: Mapping[str, str | bytes]) -> StreamEnd | None:
         return end_by_trailers(metadata)
     http_status = _number(metadata.get(":status"))
     content_type = str(metadata.get("content-type", ""))
-    if http_status == 200 and content_type.startswith("application/grpc"):
+    if http_status == 200 and _GRPC_CONTENT.fullmatch(content_type):
         return None
     code = _HTTP_CODES.get(http_status, StatusCode.UNKNOWN)
-    kind = f"a {content_type} answer" if content_type else "no content-type"
+    kind = f"content-type {content_type[:100]!r}" if content_type else "no content-type"
     return StreamEnd(
         code,
-        f"what answered is no gRPC server: HTTP status {http_status} with {kind!s:.100}"
+        f"what answered is no gRPC server: HTTP status {http_status}, {kind}"
         " (a proxy's error page, or a login page?)",
     )
 
 
 def end_by_trailers(metadata: Mapping[str, str | bytes]) -> StreamEnd:
     """The status in a stream's trailers."""
-    number = _number(metadata.get("grpc-status"))
+    status = metadata.get("grpc-status")
+    details = _presentable(decode_message(str(metadata.get("grpc-message", ""))))
+    details = details or "the gateway ended the stream"
     try:
-        code = StatusCode(number)
+        return StreamEnd(StatusCode(_number(status)), details)
     except ValueError:
-        code = StatusCode.UNKNOWN
-    details = decode_message(str(metadata.get("grpc-message", "")))
-    if not details:
-        details = "the gateway ended the stream"
-        if number < 0:
-            details += " without a status"
-    return StreamEnd(code, details)
+        problem = "without a status" if status is None else f"with grpc-status {status[:20]!r}"
+        return StreamEnd(StatusCode.UNKNOWN, f"{details} ({problem})")
 
 
 def end_by_reset(error_code: int) -> StreamEnd:
     """What a RST_STREAM means."""
-    name, code = _RESETS.get(error_code, (f"code {error_code:#x}", StatusCode.UNKNOWN))
-    return StreamEnd(code, f"the gateway reset the stream ({name})")
+    name = error_name(error_code)
+    unknown = StatusCode.UNKNOWN if name.startswith("code ") else StatusCode.INTERNAL
+    return StreamEnd(_RESET_CODES.get(name, unknown), f"the gateway reset the stream ({name})")
 
 
 def _number(value: str | bytes | None) -> int:
     """A header's number; -1 for anything else."""
     text = value if isinstance(value, str) else ""
     return int(text) if text.isascii() and text.isdigit() and len(text) < 10 else -1
+
+
+def _presentable(text: str) -> str:
+    """A peer's words as one line of a log."""
+    text = text[:_LONGEST_DETAILS]
+    return text if text.isprintable() else "".join(c if c.isprintable() else " " for c in text)

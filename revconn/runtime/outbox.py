@@ -129,14 +129,22 @@ class Line:
                 self._outbox._changed.wait()
             return None
 
+    def wait(self) -> bool:
+        """Block until nudged; false once closed. Takes nothing: what was taken is still here."""
+        with self._outbox._lock:
+            self._outbox._changed.wait_for(lambda: self._closed or self.nudged)
+            self.nudged = False
+            return not self._closed
+
     def nudge(self) -> None:
-        """Make :meth:`take` return."""
+        """Make :meth:`take` or :meth:`wait` return."""
         self._outbox.nudge()
 
     def has_room(self) -> bool:
         """Whether the peer may send more: not while requests or answers have piled up."""
-        # Before the handshake's end no answer can leave: they must not keep its last step out.
-        piled_up = self._answering and self._outbox._outbound.answer_bytes > _ROOM_BYTES
+        if not self._answering:  # what piled up earlier must not keep the handshake out
+            return True
+        piled_up = self._outbox._outbound.answer_bytes > _ROOM_BYTES
         return not piled_up and not self._outbox._saturated()
 
     def wait_for_room(self) -> None:

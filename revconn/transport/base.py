@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import importlib.metadata
 from abc import ABC, abstractmethod
 from typing import Protocol
 
@@ -10,12 +12,26 @@ from revconn.core.status import StatusCode
 from revconn.proxy import Proxy
 from revconn.target import Target
 
-__all__ = ["LARGEST_MESSAGE", "METHOD", "Source", "Stream", "StreamEnded", "Transport"]
+__all__ = [
+    "LARGEST_MESSAGE",
+    "METHOD",
+    "Source",
+    "Stream",
+    "StreamEnded",
+    "Transport",
+    "user_agent",
+]
 
 METHOD = "/registry.RegistryService/EstablishConnection"
 
 LARGEST_MESSAGE = 256 << 20
 """Bytes; a gateway may send 100 MB at once, and no peer may make us allocate without bound."""
+
+
+@functools.cache
+def user_agent() -> str:
+    """What connectors call themselves."""
+    return f"revconn-python/{importlib.metadata.version('revconn')}"
 
 
 class Source(Protocol):
@@ -24,12 +40,21 @@ class Source(Protocol):
     def take(self) -> list[bytes] | None:
         """Everything that waits to be sent, blocking until there is something.
 
-        ``None`` ends the sending half of the stream; an empty list only wakes the sender (see
+        ``None`` says that the stream is to end; an empty list only wakes the sender (see
         :meth:`nudge`). Calling again says that the previous batch was handed to the network.
         """
 
     def nudge(self) -> None:
-        """Make :meth:`take` return now, with an empty list if nothing waits. Any thread."""
+        """Make :meth:`take` return now, with an empty list if nothing waits. Any thread.
+
+        It does the same to :meth:`wait`.
+        """
+
+    def wait(self) -> bool:
+        """Block until :meth:`nudge`; false once the stream is to end.
+
+        For a sender that cannot take more yet: it says nothing about the previous batch.
+        """
 
     def has_room(self) -> bool:
         """Whether the peer may send more: neither requests nor answers have piled up.

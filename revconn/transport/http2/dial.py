@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import queue
 import selectors
 import socket
+import ssl
 import threading
 import time
+from collections import deque
+from collections.abc import Iterable
 from contextlib import suppress
 from typing import Any, Callable
 
@@ -16,7 +20,7 @@ from revconn.core.status import StatusCode
 from revconn.proxy import Proxy
 from revconn.target import Target
 from revconn.transport.base import StreamEnded
-from revconn.transport.http2.tls import client_context, explain
+from revconn.transport.http2.tls import NO_HTTP2, client_context, explain
 from revconn.transport.http2.tunnel import tunnel
 from revconn.transport.http2.wire import PlainWire, TLSWire, Wire
 
@@ -40,49 +44,53 @@ class Dialer:
         self._user_timeout = user_timeout
 
     def dial(self, cancelled: Callable[[], bool]) -> Wire:
-        """A connected wire. Raises :class:`StreamEnded` (UNAVAILABLE) with the reason.
+        """A connected wire.
 
-        ``cancelled`` is asked several times a second; it bounds the whole.
+        ``cancelled`` is asked several times a second; it bounds the whole. Raises
+        :class:`StreamEnded` (UNAVAILABLE) with the reason, and :class:`ConfigurationError` for
+        certificates that cannot be used (any more).
         """
-        try:
-            sock = self._connect(cancelled)
-        except OSError as error:
-            raise _unavailable(f"cannot connect: {error.strerror or error}") from None
+        context = None if self._tls is None else client_context(self._tls)
+        sock = self._connect(cancelled)
         try:
             self._tune(sock)
             sock.settimeout(_POLL)
-            wire = self._agree(sock, cancelled)
+            if self._proxy is not None:
+                tunnel(sock, self._proxy, self._target, cancelled)
+            wire = PlainWire(sock) if context is None else self._secure(sock, context, cancelled)
             sock.settimeout(None)
+        except OSError as error:
+            sock.close()
+            raise _unavailable(_words(error)) from None
         except BaseException:
             sock.close()
             raise
         return wire
 
     def _connect(self, cancelled: Callable[[], bool]) -> socket.socket:
-        host, port = self._target.host, self._target.port
-        if port is None:
-            return _race([(socket.AF_UNIX, self._target.unix_path)], cancelled)
-        if self._proxy is not None:
-            host, port = self._proxy.host, self._proxy.port
-        return _race(_interleave(_resolve(host, port, cancelled)), cancelled)
-
-    def _agree(self, sock: socket.socket, cancelled: Callable[[], bool]) -> Wire:
-        if self._proxy is not None:
-            try:
-                tunnel(sock, self._proxy, self._target, cancelled)
-            except OSError as error:
-                raise _unavailable(str(error)) from None
-        if self._tls is None:
-            return PlainWire(sock)
+        where = ""
         try:
-            wire = TLSWire(
-                sock, client_context(self._tls), self._tls.server_name or self._target.host
-            )
+            if self._target.port is None:
+                return _race([(socket.AF_UNIX, self._target.unix_path)], cancelled)
+            host, port = self._target.host, self._target.port
+            if self._proxy is not None:
+                host, port = self._proxy.host, self._proxy.port
+                where = f" to the proxy {self._proxy}"
+            return _race(_interleave(_resolve(host, port, cancelled)), cancelled)
+        except OSError as error:
+            raise _unavailable(f"cannot connect{where}: {_words(error)}") from None
+
+    def _secure(
+        self, sock: socket.socket, context: ssl.SSLContext, cancelled: Callable[[], bool]
+    ) -> Wire:
+        assert self._tls is not None
+        try:
+            wire = TLSWire(sock, context, self._tls.server_name or self._target.host)
             _shake_hands(wire, cancelled)
         except (OSError, ValueError) as error:
             raise _unavailable(explain(error)) from None
         if wire.alpn != "h2":
-            raise _unavailable("the gateway speaks TLS, but not HTTP/2 (it chose no ALPN h2)")
+            raise _unavailable(NO_HTTP2)
         return wire
 
     def _tune(self, sock: socket.socket) -> None:
@@ -97,17 +105,19 @@ class Dialer:
 
 
 def _shake_hands(wire: TLSWire, cancelled: Callable[[], bool]) -> None:
-    while True:
-        try:
+    while not cancelled():
+        with suppress(socket.timeout):
             if wire.handshake():
                 return
-        except socket.timeout:
-            if cancelled():
-                raise _unavailable("no answer to the TLS handshake") from None
+    raise _unavailable("no answer to the TLS handshake")
 
 
 def _unavailable(reason: str) -> StreamEnded:
     return StreamEnded(StatusCode.UNAVAILABLE, reason)
+
+
+def _words(error: OSError) -> str:
+    return error.strerror or str(error) or type(error).__name__
 
 
 def _resolve(host: str, port: int, cancelled: Callable[[], bool]) -> list[_Address]:
@@ -117,7 +127,7 @@ def _resolve(host: str, port: int, cancelled: Callable[[], bool]) -> list[_Addre
     def resolve() -> None:
         try:
             results.put(socket.getaddrinfo(host, port, type=socket.SOCK_STREAM))
-        except OSError as error:
+        except (OSError, UnicodeError) as error:  # UnicodeError: not a name at all
             results.put(error)
 
     threading.Thread(target=resolve, name=f"revconn-resolver-{host}", daemon=True).start()
@@ -128,8 +138,9 @@ def _resolve(host: str, port: int, cancelled: Callable[[], bool]) -> list[_Addre
             if cancelled():
                 raise OSError(f"{host} did not resolve in time") from None
             continue
-        if isinstance(found, OSError):
-            raise OSError(f"{host} does not resolve: {found.strerror}") from None
+        if isinstance(found, Exception):
+            reason = getattr(found, "strerror", None) or str(found)
+            raise OSError(f"{host} does not resolve: {reason}") from None
         return [(family, address) for family, _, _, _, address in found]
 
 
@@ -145,50 +156,60 @@ def _interleave(addresses: list[_Address]) -> list[_Address]:
 
 
 def _race(addresses: list[_Address], cancelled: Callable[[], bool]) -> socket.socket:
-    """The first connection that opens; the next address starts after a short head start."""
-    waiting = list(addresses)
-    running: set[socket.socket] = set()
-    last_error = OSError("no address")
+    """The first connection that opens; each address gets a short head start over the next."""
+    waiting = deque(addresses)
+    running: dict[socket.socket, Any] = {}
+    failures: dict[str, list[str]] = {}
     next_start = 0.0
     try:
         while waiting or running:
             if cancelled():
-                raise OSError("no answer in time")
+                raise OSError(f"no answer in time from {_list(running.values())}")
             if waiting and (not running or time.monotonic() >= next_start):
-                family, address = waiting.pop(0)
+                family, address = waiting.popleft()
                 try:
-                    running.add(_begin(family, address))
+                    running[_begin(family, address)] = address
                 except OSError as error:
-                    last_error = error
+                    failures.setdefault(_words(error), []).append(address)
                 next_start = time.monotonic() + _HEAD_START
             for sock in _settled(running):
-                running.discard(sock)
+                address = running.pop(sock)
                 code = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
                 if code == 0:
                     return sock
                 sock.close()
-                last_error = OSError(code, os.strerror(code))
-        raise last_error
+                failures.setdefault(os.strerror(code), []).append(address)
+                next_start = 0.0  # no need to wait for the others
+        raise OSError("; ".join(f"{reason} ({_list(where)})" for reason, where in failures.items()))
     finally:
         for sock in running:
             sock.close()
+
+
+def _list(addresses: Iterable[Any]) -> str:
+    return ", ".join(a if isinstance(a, str) else str(a[0]) for a in addresses)
 
 
 def _begin(family: int, address: Any) -> socket.socket:
     sock = socket.socket(family, socket.SOCK_STREAM)
     try:
         sock.setblocking(False)
-        with suppress(BlockingIOError):
+        try:
             sock.connect(address)
+        except BlockingIOError as error:
+            if error.errno == errno.EAGAIN:  # a Unix socket with a full queue, not one under way
+                raise
     except BaseException:
         sock.close()
         raise
     return sock
 
 
-def _settled(running: set[socket.socket]) -> list[socket.socket]:
+def _settled(running: Iterable[socket.socket]) -> list[socket.socket]:
     """Whose attempt has ended, well or badly; waits a moment for one."""
     with selectors.DefaultSelector() as selector:
         for sock in running:
             selector.register(sock, selectors.EVENT_WRITE, sock)
+        if not selector.get_map():
+            return []
         return [key.data for key, _ in selector.select(_POLL)]

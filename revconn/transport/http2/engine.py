@@ -9,15 +9,28 @@ from collections.abc import Iterable, Mapping
 
 import h2.config
 import h2.connection
-import h2.errors
 import h2.events
 import h2.exceptions
 import h2.settings
-from hyperframe.frame import WindowUpdateFrame
 
 from revconn.core.errors import ProtocolError
-from revconn.core.frames import FrameSplitter, Goaway
-from revconn.core.framing import MessageReader, frame_all, gzip_inflater
+from revconn.core.flow import Patience, ReceiveWindow, SendWindow
+from revconn.core.frames import (
+    DATA,
+    END_STREAM,
+    GOAWAY,
+    HEADER_BYTES,
+    PADDED,
+    WINDOW_UPDATE,
+    FrameSplitter,
+    Goaway,
+    data_header,
+    parse_goaway,
+    parse_window_update,
+    unpad,
+    window_update,
+)
+from revconn.core.framing import GzipInflater, MessageReader, frame_all
 from revconn.core.http import (
     StreamEnd,
     decode_metadata,
@@ -32,10 +45,13 @@ __all__ = ["Engine"]
 
 _STREAM_WINDOW = 8 << 20
 _CONNECTION_WINDOW = 16 << 20
+_DEFAULT_WINDOW = 65_535
 _FRAME_BYTES = 1 << 18
 _MAX_HEADER_BYTES = 64 << 10
 _MOST_UNSENT_CONTROL = 1 << 20
-_MOST_DATA_PER_WRITE = 1 << 20
+_MOST_DATA_PER_WRITE = 1 << 18
+
+_NO_TRAILERS = StreamEnd(StatusCode.INTERNAL, "the gateway ended the stream without trailers")
 
 _Codes = h2.settings.SettingCodes
 
@@ -43,15 +59,24 @@ _Codes = h2.settings.SettingCodes
 class Engine:
     """One gRPC stream on one HTTP/2 connection, as bytes in and bytes out.
 
+    h2 speaks the protocol: settings, headers, pings, resets. DATA and its flow control are ours,
+    because h2 needs many times longer for each frame than everything else that happens to a small
+    message; so is GOAWAY, after which h2 would refuse everything, while in gRPC's graceful
+    shutdown an open stream goes on.
+
     Thread-safe: ``_lock`` guards h2 and everything else here; there is no I/O under it. Bytes to
     write come only out of :meth:`take_output`, so that one thread writes them in their order.
+    ``end``, ``goaway`` and ``initial_metadata`` may be read without it.
     """
 
     def __init__(self, message_limit: int) -> None:
         self._lock = threading.Lock()
-        self._message_limit = message_limit
+        self._inflater = GzipInflater(message_limit)
         self._splitter = FrameSplitter(_FRAME_BYTES)
         self._reader = MessageReader(message_limit)
+        self._patience = Patience()
+        self._inbound = ReceiveWindow(_STREAM_WINDOW)
+        self._outbound = SendWindow()
         self._h2 = h2.connection.H2Connection(
             h2.config.H2Configuration(client_side=True, header_encoding=None)
         )
@@ -67,11 +92,9 @@ class Engine:
         # Peers send larger frames the moment they may; h2 counts only from their ack on.
         self._h2.max_inbound_frame_size = _FRAME_BYTES
         self._stream_id = 0
+        self._reading_id = -1  # the stream's, once its headers have come
         self._unsent: deque[memoryview] = deque()
-        self._output = bytearray()
-        self._ending = False
-        self._ended_our_half = False
-        self._received = 0
+        self._control = bytearray()
         self.initial_metadata: Mapping[str, str | bytes] | None = None
         self.end: StreamEnd | None = None
         self.goaway: Goaway | None = None
@@ -79,7 +102,7 @@ class Engine:
     # What we say
 
     def open_stream(
-        self, scheme: str, authority: str, path: str, metadata: Mapping[str, str]
+        self, scheme: str, authority: str, path: str, metadata: Mapping[str, str | bytes]
     ) -> None:
         """Begin the connection and the one stream on it."""
         headers = [
@@ -94,137 +117,179 @@ class Engine:
         ]
         with self._lock:
             self._h2.initiate_connection()
-            self._h2.increment_flow_control_window(_CONNECTION_WINDOW - 65_535)
+            self._control += self._h2.data_to_send()
+            self._control += window_update(0, _CONNECTION_WINDOW - _DEFAULT_WINDOW)
             self._stream_id = self._h2.get_next_available_stream_id()
-            self._splitter.stream_id = self._stream_id
             self._h2.send_headers(self._stream_id, headers)
+            self._control += self._h2.data_to_send()
 
     def put(self, messages: Iterable[bytes]) -> None:
         """Queue messages behind those that still wait for the peer's window."""
         with self._lock:
-            self._unsent.append(memoryview(frame_all(messages)))
-
-    def end_stream(self) -> None:
-        """End our half once everything queued has left."""
-        with self._lock:
-            self._ending = True
+            for run in frame_all(messages):
+                self._unsent.append(run)
+                self._patience.earn(len(run) / 64)
 
     def ping(self) -> None:
         """Queue a PING."""
         with self._lock:
-            self._h2.ping(b"revconn\0")
+            if self.end is None:
+                self._h2.ping(b"revconn\0")
+                self._control += self._h2.data_to_send()
 
-    def take_output(self) -> bytes:
-        """The next bytes to write: whatever h2 has to say, and data as far as the windows allow."""
+    def grant(self) -> None:
+        """There is room: let the peer send as much again as was received since the last time."""
         with self._lock:
-            self._fill_window()
-            self._output += self._h2.data_to_send()
-            output = bytes(self._output)
-            self._output.clear()
-        return output
+            self._inflater.renew()
+            increment = self._inbound.give_back()
+            if increment:
+                for stream_id in (0, self._stream_id):
+                    self._control += window_update(stream_id, increment)
 
     @property
-    def waiting_for_window(self) -> bool:
-        """Whether data waits that the peer's window does not let through."""
+    def has_output(self) -> bool:
+        """Whether :meth:`take_output` has something to give."""
+        with self._lock:
+            return bool(self._control or (self._unsent and self._outbound.room > 0))
+
+    @property
+    def has_unsent(self) -> bool:
+        """Whether messages were queued and not all of them taken."""
         with self._lock:
             return bool(self._unsent)
 
-    def grant(self) -> None:
-        """Let the peer send as much again as was received since the last time."""
+    def take_output(self) -> tuple[bytes, int]:
+        """The next bytes to write, and how many of them carry messages; none after the end."""
         with self._lock:
-            self._open_window()
+            if self.end is not None:
+                return b"", 0
+            parts: list[bytes | memoryview] = [bytes(self._control)]
+            self._control.clear()
+            carried = self._take_data(parts)
+            return b"".join(parts), carried
 
-    def _count_received(self, size: int) -> None:
-        """Requires holding ``_lock``."""
-        self._received += size
-        if self._received > _STREAM_WINDOW:
-            raise ProtocolError("the gateway sends more than the window allows")
-
-    def _open_window(self) -> None:
-        """Give the window back once half of it is used. Requires holding ``_lock``."""
+    def _take_data(self, parts: list[bytes | memoryview]) -> int:
+        """DATA frames, as far as the windows allow. Requires holding ``_lock``."""
         assert self._lock.locked()
-        if self._received >= _STREAM_WINDOW // 2:
-            for stream_id in (0, self._stream_id):
-                frame = WindowUpdateFrame(stream_id, window_increment=self._received)
-                self._output += frame.serialize()
-            self._received = 0
-
-    def _fill_window(self) -> None:
-        """Requires holding ``_lock``."""
-        assert self._lock.locked()
-        budget = _MOST_DATA_PER_WRITE
-        if self._ended_our_half or self.end is not None:
-            self._unsent.clear()
-            return
-        while self._unsent and budget > 0:
-            window = self._h2.local_flow_control_window(self._stream_id)
-            room = min(window, self._h2.max_outbound_frame_size, budget)
-            if room <= 0:
-                return
-            data = self._unsent[0]
-            self._h2.send_data(self._stream_id, data[:room])
-            budget -= room
-            if len(data) > room:
-                self._unsent[0] = data[room:]
+        budget = min(self._outbound.room, _MOST_DATA_PER_WRITE)
+        longest = self._h2.max_outbound_frame_size
+        carried = 0
+        while self._unsent and carried < budget:
+            run = self._unsent[0]
+            size = min(len(run), budget - carried, longest)
+            parts.append(data_header(size, self._stream_id))
+            parts.append(run[:size])
+            carried += size
+            if size < len(run):
+                self._unsent[0] = run[size:]
             else:
                 self._unsent.popleft()
-        if self._ending and not self._unsent:
-            self._h2.end_stream(self._stream_id)
-            self._ended_our_half = True
+        self._outbound.spend(carried)
+        return carried
 
     # What the peer says
 
-    def receive(self, data: bytes, grant: bool) -> tuple[list[bytes], bool]:
-        """The messages that are complete now, and whether there is something to write.
+    def receive(self, data: bytes) -> list[bytes]:
+        """The messages that are complete now.
 
-        ``grant`` lets the peer send as much again. After the stream's end ``end`` is set. Raises
-        :class:`ProtocolError` for a peer that does not speak HTTP/2, or abuses it.
+        ``end`` is set when the stream is over: because the peer says so, or because it does not
+        speak HTTP/2, or abuses it.
         """
+        messages: list[bytes] = []
         with self._lock:
-            split = self._splitter.feed(data, time.monotonic())
-            messages: list[bytes] = []
-            if split.rest:  # first: headers say how to read the data; an end holds it up no less
-                self._receive_rest(b"".join(split.rest), messages)
-            for piece in split.data:
-                messages += self._reader.feed(piece)
-            self._count_received(split.data_bytes)
-            for goaway in split.goaways:
-                self._receive_goaway(goaway)
-            self._splitter.refund(len(messages))
-            if grant:
-                self._open_window()
-            self._output += self._h2.data_to_send()
-            if len(self._output) > _MOST_UNSENT_CONTROL:
-                raise ProtocolError("the gateway asks for answers and does not read them")
-            return messages, bool(self._output or self._unsent)
+            try:
+                self._take_in(data, messages)
+            except ProtocolError as error:
+                self._finish(StreamEnd(StatusCode.INTERNAL, str(error)))
+        return messages
 
-    def _receive_rest(self, data: bytes, messages: list[bytes]) -> None:
-        """Requires holding ``_lock``."""
+    def describe_eof(self) -> str:
+        """Words for a connection that the peer closed before the stream's end."""
+        with self._lock:
+            where = self._splitter.describe_end()
+            if not where and self._reader.mid_message:
+                where = "in the middle of a message"
+            after = f"after {self.goaway}" if self.goaway is not None else ""
+        return " ".join(
+            part for part in ("the gateway closed the connection", where, after) if part
+        )
+
+    # Each of these requires holding ``_lock``
+
+    def _take_in(self, data: bytes, messages: list[bytes]) -> None:
+        assert self._lock.locked()
+        plain_bytes = 0
+        for kind, flags, stream_id, buffer, start, end in self._splitter.feed(data):
+            if kind == DATA and not flags and stream_id == self._reading_id:
+                plain_bytes += end - start
+                self._reader.feed(buffer, start, end, messages)
+            elif kind == DATA:
+                self._inbound.use(end - start)
+                self._receive_odd_data(flags, stream_id, buffer, start, end, messages)
+            elif kind == WINDOW_UPDATE and stream_id in (0, self._stream_id):
+                increment = parse_window_update(buffer[start:end])
+                self._outbound.open(stream_id, increment)
+            elif kind == GOAWAY:
+                self._receive_goaway(parse_goaway(buffer[start:end]))
+            else:
+                self._receive_other(buffer[start - HEADER_BYTES : end])
+            if self.end is not None:
+                return
+        self._inbound.use(plain_bytes)
+        self._patience.earn(len(messages))
+        self._patience.spend(self._splitter.take_weight(), time.monotonic())
+
+    def _receive_odd_data(
+        self,
+        flags: int,
+        stream_id: int,
+        buffer: bytes,
+        start: int,
+        end: int,
+        messages: list[bytes],
+    ) -> None:
+        if stream_id != self._reading_id:
+            raise ProtocolError("DATA where no stream is open", f"stream {stream_id}")
+        if flags & PADDED:
+            start, end = unpad(buffer, start, end)
+        self._reader.feed(buffer, start, end, messages)
+        if flags & END_STREAM:
+            self._finish(_NO_TRAILERS)
+
+    def _receive_other(self, frame: bytes) -> None:
         try:
-            events = self._h2.receive_data(data)
+            events = self._h2.receive_data(frame)
         except h2.exceptions.ProtocolError as error:
             raise ProtocolError(f"HTTP/2: {error}") from None
         for event in events:
-            if isinstance(event, h2.events.DataReceived):
-                self._h2.acknowledge_received_data(event.flow_controlled_length, event.stream_id)
-                messages += self._reader.feed(event.data)
-            elif isinstance(event, h2.events.ResponseReceived):
+            if isinstance(event, h2.events.ResponseReceived):
                 self._receive_headers(decode_metadata(event.headers))
             elif isinstance(event, h2.events.TrailersReceived):
                 self._finish(end_by_trailers(decode_metadata(event.headers)))
             elif isinstance(event, h2.events.StreamReset):
                 self._finish(end_by_reset(int(event.error_code)))
             elif isinstance(event, h2.events.StreamEnded):
-                self._finish(StreamEnd(StatusCode.INTERNAL, "the stream ended without trailers"))
+                self._finish(_NO_TRAILERS)
+            elif isinstance(event, h2.events.RemoteSettingsChanged):
+                self._receive_settings(event)
+        self._control += self._h2.data_to_send()
+        if len(self._control) > _MOST_UNSENT_CONTROL:
+            raise ProtocolError("the gateway asks for answers and does not read them")
+
+    def _receive_settings(self, event: h2.events.RemoteSettingsChanged) -> None:
+        change = event.changed_settings.get(_Codes.INITIAL_WINDOW_SIZE)
+        if change is not None:
+            self._outbound.resize(change.new_value - (change.original_value or 0))
 
     def _receive_headers(self, metadata: Mapping[str, str | bytes]) -> None:
         self.initial_metadata = metadata
+        self._reading_id = self._stream_id
         refused = refusal(metadata)
         if refused is not None:
             self._finish(refused)
         encoding = metadata.get("grpc-encoding", "identity")
         if encoding == "gzip":
-            self._reader.inflate = gzip_inflater(self._message_limit)
+            self._reader.inflate = self._inflater
         elif encoding != "identity":
             self._finish(
                 StreamEnd(StatusCode.UNIMPLEMENTED, f"unknown grpc-encoding {encoding!r:.60}")

@@ -7,12 +7,19 @@ import threading
 import time
 
 from revconn.config import TLS
-from revconn.core.errors import ProtocolError
 from revconn.core.frames import Goaway
 from revconn.core.status import StatusCode
 from revconn.proxy import Proxy
 from revconn.target import Target
-from revconn.transport.base import LARGEST_MESSAGE, METHOD, Source, Stream, StreamEnded, Transport
+from revconn.transport.base import (
+    LARGEST_MESSAGE,
+    METHOD,
+    Source,
+    Stream,
+    StreamEnded,
+    Transport,
+    user_agent,
+)
 from revconn.transport.http2.dial import Dialer
 from revconn.transport.http2.engine import Engine
 from revconn.transport.http2.wire import Wire
@@ -62,8 +69,8 @@ class Http2Transport(Transport):
 class _Http2Stream(Stream):
     """The thread that calls :meth:`receive` reads the wire; ``_sender`` alone writes it.
 
-    ``_lock`` guards ``_wire``, ``_closed`` and ``_failure``. The watch's three instants are plain
-    floats, each written by one thread.
+    ``_lock`` guards ``_wire``, ``_closed`` and ``_failure``. The watch's three instants and
+    ``_send_error`` are plain values, each written by one thread.
     """
 
     def __init__(self, transport: Http2Transport, source: Source, name: str) -> None:
@@ -74,11 +81,11 @@ class _Http2Stream(Stream):
         self._wire: Wire | None = None
         self._closed = False
         self._failure: StreamEnded | None = None
-        self._writable = threading.Event()
         self._sender = threading.Thread(
             target=self._send, name=f"revconn-sender-{name}", daemon=True
         )
-        self._warned = False
+        self._send_error = ""
+        self._heeded: Goaway | None = None
         self._heard_at = 0.0
         self._pinged_at: float | None = None
         self._sending_since: float | None = None
@@ -94,8 +101,9 @@ class _Http2Stream(Stream):
         if self._wire is None:  # close() came while dialling
             wire.release()
             raise StreamEnded(StatusCode.CANCELLED, "closed")
-        target = self._transport.target
-        self._engine.open_stream(self._transport.scheme, target.authority, METHOD, {})
+        authority = self._transport.target.authority
+        metadata = {"user-agent": user_agent()}
+        self._engine.open_stream(self._transport.scheme, authority, METHOD, metadata)
         self._heard_at = time.monotonic()
         self._sender.start()
 
@@ -105,79 +113,82 @@ class _Http2Stream(Stream):
         assert wire is not None, "open() comes first"
         while True:
             if self._engine.end is not None:
-                raise StreamEnded(*self._engine.end)
+                raise self._fail(*self._engine.end)
             try:
                 data = wire.read()
-                messages = self._take_in(data)
-            except ProtocolError as error:
-                raise self._fail(StatusCode.INTERNAL, str(error)) from None
             except OSError as error:
                 raise self._fail(StatusCode.UNAVAILABLE, _network_words(error)) from None
+            if not data:
+                raise self._fail(StatusCode.UNAVAILABLE, self._describe_eof())
+            messages = self._take_in(data)
             if messages:
                 return messages
 
     def _take_in(self, data: bytes) -> list[bytes]:
-        if not data:
-            raise OSError("the gateway closed the connection")
         self._heard_at = time.monotonic()
-        messages, wants_write = self._engine.receive(data, self._source.has_room())
-        if self._engine.goaway is not None and not self._warned:
-            self._warned = True
-            self._transport.heed(self._engine.goaway)
-        if wants_write:
-            self._writable.set()
+        messages = self._engine.receive(data)
+        goaway = self._engine.goaway
+        if goaway is not None and goaway != self._heeded:
+            self._heeded = goaway
+            self._transport.heed(goaway)
+        if self._source.has_room():
+            self._engine.grant()
+        if self._engine.has_output:
             self._source.nudge()
         return messages
+
+    def _describe_eof(self) -> str:
+        reason = self._engine.describe_eof()
+        return f"{reason} ({self._send_error})" if self._send_error else reason
 
     # The sending thread
 
     def _send(self) -> None:
+        wire = self._wire
+        assert wire is not None, "open() comes first"
         try:
-            while self._send_some():
+            while self._send_some(wire):
                 pass
         except OSError as error:
-            self._fail(StatusCode.UNAVAILABLE, _network_words(error))
+            # What the peer said before it hung up may tell more: the receiving thread, which
+            # reads that to its end, gives the reason.
+            self._send_error = _network_words(error)
+            wire.close()
 
-    def _send_some(self) -> bool:
-        """Write what there is to write; false at the end."""
-        self._writable.clear()
-        more = True
-        if not self._engine.waiting_for_window:
+    def _send_some(self, wire: Wire) -> bool:
+        """Take what waits and write what may be written; false when there is no more to come.
+
+        What was taken and could not leave is left unconfirmed: see :meth:`Source.take`.
+        """
+        if self._engine.has_unsent:
+            if not self._source.wait():
+                return False
+        else:
+            self._sending_since = None
             batch = self._source.take()
             if batch is None:
-                self._engine.end_stream()
-                more = False
-            elif batch:
+                return False
+            self._sending_since = time.monotonic()
+            if batch:
                 self._engine.put(batch)
         if self._source.has_room():
             self._engine.grant()
-        self._sending_since = time.monotonic()
-        wrote = self._write_output()
-        if more and not wrote and self._engine.waiting_for_window:
-            self._writable.wait()
-        self._sending_since = None
-        return more and not self._is_closed()
-
-    def _write_output(self) -> bool:
-        wire = self._wire
-        assert wire is not None
-        wrote = False
         while True:
-            output = self._engine.take_output()
+            output, carried = self._engine.take_output()
             if not output:
-                return wrote
+                return self._engine.end is None
             wire.write(output)
-            wrote = True
+            if carried:
+                self._sending_since = time.monotonic()
 
     # Any thread
 
     def check(self, now: float) -> None:
         """Ping a quiet peer; give up one that is silent or does not read."""
-        stalled_since = self._sending_since
-        if stalled_since is not None and now - stalled_since > _SEND_STALL:
+        since = self._sending_since
+        if since is not None and now - since > _SEND_STALL:
             self._fail(
-                StatusCode.UNAVAILABLE,
-                f"the gateway has not read anything for {now - stalled_since:.0f} s",
+                StatusCode.UNAVAILABLE, f"the gateway has read nothing for {now - since:.0f} s"
             )
         interval = self._transport.keepalive_interval
         if interval is None:
@@ -186,13 +197,10 @@ class _Http2Stream(Stream):
             if now - self._heard_at >= interval:
                 self._pinged_at = now
                 self._engine.ping()
-                self._writable.set()
                 self._source.nudge()
         elif now - self._pinged_at > self._transport.keepalive_timeout:
-            self._fail(
-                StatusCode.UNAVAILABLE,
-                f"no answer to a ping within {self._transport.keepalive_timeout:g} s",
-            )
+            timeout = self._transport.keepalive_timeout
+            self._fail(StatusCode.UNAVAILABLE, f"no answer to a ping within {timeout:g} s")
 
     def close(self) -> None:
         """End the stream at once."""
@@ -222,7 +230,6 @@ class _Http2Stream(Stream):
             failure, wire = self._failure, self._wire
         if wire is not None:
             wire.close()
-        self._writable.set()
         self._source.nudge()
         return failure
 

@@ -5,70 +5,127 @@ from __future__ import annotations
 import os
 import ssl
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 
-from revconn.config import TLS
+from revconn.config import TLS, PathOrPEM
+from revconn.validation import refuse
 
-__all__ = ["client_context", "explain"]
+__all__ = ["NO_HTTP2", "client_context", "explain"]
 
 
 def client_context(tls: TLS) -> ssl.SSLContext:
-    """A context that trusts what ``tls`` says. Raises :class:`OSError` for unusable files."""
-    context = ssl.create_default_context()
+    """The user's own context, or one made of the certificates as they are on disk now.
+
+    Raises :class:`ConfigurationError` for unusable ones.
+    """
+    if tls.ssl_context is not None:
+        return tls.ssl_context
     ca = tls.read("ca")
-    if ca is not None:
+    if ca is None:
+        context = ssl.create_default_context()
+    else:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-        context.load_verify_locations(cadata=ca.decode("ascii", "replace"))
+        _trust(context, ca, tls)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.options |= getattr(ssl, "OP_NO_RENEGOTIATION", 0)  # HTTP/2 forbids it
     context.set_alpn_protocols(["h2"])
-    cert, key = tls.read("cert"), tls.read("key")
-    if cert is not None and key is not None:
-        _load_pair(context, cert, key)
+    if tls.cert is not None and tls.key is not None:
+        for name in ("cert", "key"):
+            tls.read(name)  # says which of them is gone
+        _load_pair(context, tls.cert, tls.key)
     return context
 
 
-def _load_pair(context: ssl.SSLContext, cert: bytes, key: bytes) -> None:
+def _trust(context: ssl.SSLContext, ca: bytes, tls: TLS) -> None:
+    try:
+        # Comments between the certificates may be in any encoding.
+        context.load_verify_locations(cadata=ca.decode("ascii", "ignore"))
+    except (ssl.SSLError, ValueError) as error:
+        refuse("TLS(ca=)", _shown(tls.ca), f"holds no usable certificate: {error}", "give PEM")
+
+
+def _load_pair(context: ssl.SSLContext, cert: PathOrPEM, key: PathOrPEM) -> None:
+    def encrypted() -> str:
+        refuse("TLS(key=)", _shown(key), "is encrypted", "decrypt it: openssl pkey -in … -out …")
+
+    try:
+        with _as_file(cert) as cert_path, _as_file(key) as key_path:
+            context.load_cert_chain(cert_path, key_path, password=encrypted)
+    except OSError as error:
+        problem = "do not belong together, or hold no usable certificate and key"
+        reason = getattr(error, "reason", None) or error.strerror
+        refuse("TLS(cert=, key=)", _shown(cert), f"{problem}: {reason}", "give PEM of one pair")
+
+
+@contextmanager
+def _as_file(source: PathOrPEM) -> Iterator[str | os.PathLike[str]]:
     """Python's ssl takes a certificate from a file only."""
+    if not isinstance(source, bytes):
+        yield source
+        return
     descriptor, path = tempfile.mkstemp(prefix="revconn-")
     try:
         with os.fdopen(descriptor, "wb") as file:
-            file.write(key + b"\n" + cert)
-        context.load_cert_chain(path)
+            file.write(source)
+        yield path
     finally:
         os.unlink(path)
 
 
+def _shown(source: PathOrPEM | None) -> str | None:
+    return None if source is None or isinstance(source, bytes) else os.fspath(source)
+
+
+NO_HTTP2 = "the gateway speaks TLS but not HTTP/2 (no ALPN h2): is there a web server in front?"
+
+_NOT_TLS = "what listens there does not speak TLS: check the port, or give tls=False"
+_TOO_OLD = "the gateway's TLS is too old: it has to speak TLS 1.2 or newer"
+_UNTRUSTED = "the gateway's certificate is signed by an unknown authority: give that as TLS(ca=…)"
+_REFUSED = "the gateway refused the client certificate"
+
 _VERIFY_CODES = {
+    2: _UNTRUSTED,
     9: "the gateway's certificate is not yet valid: check this machine's clock",
     10: "the gateway's certificate has expired: it has to be renewed",
-    18: "the gateway's certificate is self-signed: give it as TLS(ca=…) if you trust it",
-    19: "the gateway's certificate is signed by an unknown authority: give it as TLS(ca=…)",
-    20: "the gateway's certificate is signed by an unknown authority: give it as TLS(ca=…)",
-    62: "the gateway's certificate is for another name: check the target, or TLS(server_name=…)",
-    64: "the gateway's certificate is for another address: use its name, or TLS(server_name=…)",
+    18: "the gateway's certificate is self-signed: if you trust it, give it as TLS(ca=…)",
+    19: _UNTRUSTED,
+    20: _UNTRUSTED,
+    21: _UNTRUSTED,
+    62: "the gateway's certificate is for another name: check the target, or give"
+    " TLS(server_name=…)",
+    64: "the gateway's certificate is for another address: use its name as the target, or give"
+    " TLS(server_name=…)",
 }
 
 _REASONS = (
-    ("WRONG_VERSION_NUMBER", "what listens there does not speak TLS: check the port, or tls=False"),
-    ("UNKNOWN_PROTOCOL", "what listens there does not speak TLS: check the port, or tls=False"),
-    ("HTTP_REQUEST", "what listens there does not speak TLS: check the port, or tls=False"),
-    ("PROTOCOL_VERSION", "the gateway's TLS is too old: 1.2 is the least"),
-    ("UNSUPPORTED_PROTOCOL", "the gateway's TLS is too old: 1.2 is the least"),
+    ("WRONG_VERSION_NUMBER", _NOT_TLS),
+    ("UNKNOWN_PROTOCOL", _NOT_TLS),
+    ("HTTP_REQUEST", _NOT_TLS),
+    ("RECORD_LAYER_FAILURE", _NOT_TLS),
+    ("PROTOCOL_VERSION", _TOO_OLD),
+    ("UNSUPPORTED_PROTOCOL", _TOO_OLD),
     ("CERTIFICATE_REQUIRED", "the gateway demands a client certificate: give TLS(cert=…, key=…)"),
-    ("NO_APPLICATION_PROTOCOL", "the gateway does not speak HTTP/2 over TLS"),
-    ("BAD_CERTIFICATE", "the gateway refused the client certificate"),
-    ("UNKNOWN_CA", "the gateway does not trust the client certificate's authority"),
-    ("CERTIFICATE_EXPIRED", "the gateway refused the client certificate: it has expired"),
-    ("CERTIFICATE_UNKNOWN", "the gateway refused the client certificate"),
-    ("HANDSHAKE_FAILURE", "the gateway broke off the handshake (no client certificate?)"),
-    ("EOF", "the gateway hung up during the handshake"),
+    ("NO_APPLICATION_PROTOCOL", NO_HTTP2),
+    ("ALERT_UNKNOWN_CA", f"{_REFUSED}: it does not know who signed it"),
+    ("ALERT_CERTIFICATE_EXPIRED", f"{_REFUSED}: it has expired"),
+    ("ALERT_CERTIFICATE_REVOKED", f"{_REFUSED}: it is revoked"),
+    ("ALERT_BAD_CERTIFICATE", _REFUSED),
+    ("ALERT_CERTIFICATE_UNKNOWN", _REFUSED),
+    ("ALERT_UNSUPPORTED_CERTIFICATE", _REFUSED),
+    ("ALERT_HANDSHAKE_FAILURE", "the gateway broke off the handshake: does it demand TLS(cert=…)?"),
+    ("UNRECOGNIZED_NAME", "the gateway does not know this name: check TLS(server_name=…)"),
+    ("EOF", "the gateway hung up during the TLS handshake: check the port, or give tls=False"),
+    ("RESET", "the gateway hung up during the TLS handshake: check the port, or give tls=False"),
 )
 
 
 def explain(error: Exception) -> str:
-    """What a failed handshake means, and what to do about it."""
-    if isinstance(error, ssl.SSLCertVerificationError) and error.verify_code in _VERIFY_CODES:
-        return f"{_VERIFY_CODES[error.verify_code]} ({error.verify_message})"
-    text = str(getattr(error, "reason", None) or error)
+    """What a TLS failure means, and what to do about it."""
+    if isinstance(error, ssl.SSLCertVerificationError):
+        meaning = _VERIFY_CODES.get(error.verify_code, "the gateway's certificate is not accepted")
+        return f"{meaning} ({error.verify_message})"
+    text = str(getattr(error, "reason", None) or getattr(error, "strerror", None) or error)
     for sign, meaning in _REASONS:
         if sign in text.upper().replace(" ", "_"):
             return f"{meaning} ({text})"

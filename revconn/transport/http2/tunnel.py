@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import socket
 from typing import Callable
 
@@ -11,6 +12,7 @@ from revconn.target import Target
 __all__ = ["tunnel"]
 
 _LONGEST_ANSWER = 16_384
+_STATUS_LINE = re.compile(rb"HTTP/1\.[01] (?P<status>[1-5][0-9]{2}[^\r\n]*)\r?\n")
 
 
 def tunnel(
@@ -27,24 +29,30 @@ def tunnel(
     answer = bytearray()
     # Byte by byte: what follows the answer is the gateway's, and may already be there.
     while not answer.endswith(b"\r\n\r\n"):
+        if cancelled():
+            raise OSError(f"no answer from the proxy {proxy}")
         try:
             byte = sock.recv(1)
         except socket.timeout:
-            if cancelled():
-                raise OSError(f"no answer from the proxy {proxy}") from None
             continue
         answer += byte
         if not byte or len(answer) > _LONGEST_ANSWER:
-            raise OSError(f"the proxy {proxy} gave no HTTP answer")
+            break
     _check(bytes(answer), proxy)
 
 
 def _check(answer: bytes, proxy: Proxy) -> None:
-    status_line = answer.split(b"\r\n", 1)[0].decode("latin-1")
-    _, _, status = status_line.partition(" ")
-    if status.startswith("2"):
-        return
-    advice = ""
+    status_line = _STATUS_LINE.match(answer)
+    if status_line is None:
+        said = f": it said {answer[:40]!r}" if answer else ", it hung up"
+        raise OSError(f"the proxy {proxy} gave no HTTP answer{said}")
+    status = status_line["status"].decode("latin-1")
     if status.startswith("407"):
-        advice = ": give user and password in the proxy's URL"
-    raise OSError(f"the proxy {proxy} refused: {status[:100]!r}{advice}")
+        advice = "give user and password in the proxy's URL"
+        if proxy.authorization is not None:
+            advice = "check user and password in the proxy's URL"
+        raise OSError(f"the proxy {proxy} refused: {status[:100]!r}; {advice}")
+    if not status.startswith("2"):
+        raise OSError(f"the proxy {proxy} refused: {status[:100]!r}")
+    if not answer.endswith(b"\r\n\r\n"):
+        raise OSError(f"the proxy {proxy} broke off its answer")

@@ -7,6 +7,9 @@ import ssl
 import threading
 from abc import ABC, abstractmethod
 from contextlib import suppress
+from typing import Any
+
+from revconn.transport.http2.tls import explain
 
 __all__ = ["PlainWire", "TLSWire", "Wire"]
 
@@ -62,6 +65,8 @@ class TLSWire(Wire):
         self._incoming = ssl.MemoryBIO()
         self._outgoing = ssl.MemoryBIO()
         self._tls = context.wrap_bio(self._incoming, self._outgoing, server_hostname=server_name)
+        # Memory that is used again: allocating it anew takes longer than decrypting.
+        self._decrypted = memoryview(bytearray(READ_BYTES))
 
     @property
     def alpn(self) -> str | None:
@@ -80,7 +85,9 @@ class TLSWire(Wire):
             done = False
         finally:
             # Also when it failed: the alert tells the peer why.
-            self._flush()
+            encrypted = self._outgoing.read()
+            if encrypted:
+                self._socket.sendall(encrypted)
         if not done:
             self._feed(self._socket.recv(READ_BYTES))
         return done
@@ -99,33 +106,32 @@ class TLSWire(Wire):
     def write(self, data: bytes) -> None:
         """All of ``data``, encrypted."""
         with self._lock:
-            self._tls.write(data)
+            rest = memoryview(data)
+            while rest:
+                rest = rest[self._tls.write(rest) :]
             encrypted = self._outgoing.read()
         self._socket.sendall(encrypted)
 
     def _decrypt(self) -> bytes | None:
-        """Everything that can be decrypted now; ``None`` when more has to arrive first."""
-        parts = []
+        """What can be decrypted now; ``None`` when more has to arrive first."""
+        size = 0
         try:
-            while True:
-                part = self._tls.read(READ_BYTES)
-                if not part:
+            while size < READ_BYTES:
+                record: Any = self._tls.read(READ_BYTES, self._decrypted[size:])  # its size
+                size += record
+                if not record or not (self._tls.pending() or self._incoming.pending):
                     break
-                parts.append(part)
         except ssl.SSLWantReadError:
-            if not parts:
+            if not size:
                 return None
         except ssl.SSLEOFError:
             pass  # the peer closed without TLS's own goodbye: HTTP/2 does not need it
-        return b"".join(parts)
+        except ssl.SSLError as error:
+            raise OSError(explain(error)) from None
+        return bytes(self._decrypted[:size])
 
     def _feed(self, received: bytes) -> None:
         if received:
             self._incoming.write(received)
         else:
             self._incoming.write_eof()
-
-    def _flush(self) -> None:
-        data = self._outgoing.read()
-        if data:
-            self._socket.sendall(data)
