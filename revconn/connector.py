@@ -141,6 +141,7 @@ class Connector:
         self._supervisor: Supervisor | None = None
         self._stopped = False
         self._forked = False
+        _connectors.add(self)
 
     @classmethod
     def from_env(cls, prefix: str = "REVCONN_") -> Connector:
@@ -200,6 +201,7 @@ class Connector:
         require_service_name("service", service)
         if not callable(handler):
             refuse("handler", handler, "not callable", "give a function of the request")
+        self._refuse_fork()
         with self._lock:
             supervisor = self._supervisor
             if supervisor is not None and service not in supervisor.services:
@@ -359,7 +361,6 @@ class Connector:
                 on_end=self._end,
             )
         atexit.register(self.abort)
-        _started.add(self)
         return self._supervisor
 
     def _transport(self, target: Target) -> Transport:
@@ -383,14 +384,15 @@ class Connector:
         self._wakeups.put(None)
 
     def _forsake(self) -> None:
-        """In a forked child: no thread of ours is here, and any lock may be held for ever."""
-        supervisor, self._supervisor = self._supervisor, None
+        """In a forked child: what was started stays the parent's; any lock may be held for ever."""
         self._lock = threading.Lock()
+        supervisor, self._supervisor = self._supervisor, None
+        if supervisor is None:
+            self._board.renew_locks()
+            return
+        supervisor.forsake()
         self._board = StateBoard(State.CLOSED)
         self._forked = self._stopped = True
-        if supervisor is not None:
-            for link in supervisor.links:
-                link.forsake()
 
     def _end_idle(self) -> Supervisor | None:
         """The supervisor to end; without one the connector is closed right here."""
@@ -415,11 +417,11 @@ class Connector:
             raise error
 
 
-_started: weakref.WeakSet[Connector] = weakref.WeakSet()
+_connectors: weakref.WeakSet[Connector] = weakref.WeakSet()
 
 
 def _after_fork_in_child() -> None:
-    for connector in _started:
+    for connector in _connectors:
         connector._forsake()
 
 

@@ -325,6 +325,12 @@ class Dispatcher:
             self._idle.notify_all()
             self._work_arrived.notify_all()
 
+    def forsake(self) -> None:
+        """In a forked child: run nothing more. Takes no lock: its owner may be gone."""
+        self._closed = True
+        self._waiting.clear()
+        self._in_flight.clear()
+
     def stats(self) -> dict[str, int]:
         """Counters since the start, and how much is in flight and waiting now."""
         with self._lock:

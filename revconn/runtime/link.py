@@ -131,10 +131,8 @@ class Link:
             session.retire("stopped")
 
     def forsake(self) -> None:
-        """In a forked child: let go of the stream. Takes no lock: its owner may be gone."""
-        session = self._session
-        if session is not None:
-            session.forsake()
+        """In a forked child: open no other stream. Takes no lock: its owner may be gone."""
+        self._leaving = True
 
     def join(self, timeout: float) -> None:
         """Wait, at most ``timeout`` seconds, for the thread to end. A no-op in that thread."""

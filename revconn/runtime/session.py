@@ -173,10 +173,6 @@ class Session:
         self._line.close()
         self._stream.close()
 
-    def forsake(self) -> None:
-        """In a forked child: let go of the stream. Takes no lock."""
-        self._stream.forsake()
-
     # The timer's thread
 
     def handshake_overdue(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import queue
 import signal
 import threading
@@ -27,20 +28,34 @@ def signals_into(wakeups: queue.SimpleQueue[Any]) -> Iterator[None]:
     any two bytecodes of the main thread, so it must take no lock that thread may hold:
     ``SimpleQueue.put`` is the one reentrant way to wake somebody.
     """
-    if threading.current_thread() is not threading.main_thread():
+    if not _is_main_thread():
         yield
         return
+    pid = os.getpid()
 
     def receive(number: int, frame: FrameType | None) -> None:
-        wakeups.put(number)
+        if os.getpid() == pid:
+            wakeups.put(number)
+        else:  # in a child that a handler forked: nothing of ours runs there
+            put_back()
+            os.kill(os.getpid(), number)
+
+    def put_back() -> None:
+        for number, handler in previous.items():
+            # None: a handler that was not set from Python and cannot be put back.
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
     previous = {number: signal.signal(number, receive) for number in _SIGNALS}
     try:
         yield
     finally:
-        for number, handler in previous.items():
-            # None: a handler that was not set from Python and cannot be put back.
-            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+        put_back()
+
+
+def _is_main_thread() -> bool:
+    current = threading.current_thread()
+    # Under eventlet two objects stand for the main thread.
+    return current is threading.main_thread() or type(current).__name__ == "_MainThread"
 
 
 def obey_signals(

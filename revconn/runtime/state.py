@@ -55,6 +55,12 @@ class StateBoard:
         with self._lock:
             return self._state
 
+    def renew_locks(self) -> None:
+        """In a forked child: whoever held them is not there to release them."""
+        self._lock = threading.Lock()
+        self._changed = threading.Condition(self._lock)
+        self._telling = False
+
     def subscribe(self, callback: Callable[[State], object]) -> None:
         """Call ``callback`` with each new state from now on."""
         with self._lock:

@@ -162,6 +162,16 @@ class Supervisor:
             quiet &= link.wait_flushed(_clamp(deadline - time.monotonic()))
         return quiet
 
+    def forsake(self) -> None:
+        """In a forked child: serve no more.
+
+        The threads are not there, and any lock may be held for ever. Green threads are there, and
+        go on until they notice.
+        """
+        self._dispatcher.forsake()
+        for link in self.links:
+            link.forsake()
+
     @property
     def saturated(self) -> bool:
         """Whether so much is in flight that gateways should send no more for now."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,3 +26,12 @@ def own_thread() -> Iterator[None]:
 def is_own_thread() -> bool:
     """Whether the current thread runs a handler, or a callback of a link."""
     return getattr(_local, "own", False)
+
+
+def _disown() -> None:
+    """In a forked child: the thread that forked, maybe a handler's, is its main thread now."""
+    _local.own = False
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_disown)

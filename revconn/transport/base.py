@@ -102,9 +102,6 @@ class Stream(ABC):
     def close(self) -> None:
         """End the stream at once and wake who is blocked in it. Any thread; idempotent."""
 
-    def forsake(self) -> None:  # noqa: B027 - a transport without descriptors has nothing to do
-        """In a forked child: let go of what the parent goes on using. Takes no lock."""
-
     @abstractmethod
     def join(self, timeout: float) -> None:
         """Wait, at most ``timeout`` seconds, until the threads of a closed stream have ended."""

@@ -20,6 +20,7 @@ from revconn.core.status import StatusCode
 from revconn.proxy import Proxy
 from revconn.target import Target
 from revconn.transport.base import StreamEnded
+from revconn.transport.http2.sockets import open_socket
 from revconn.transport.http2.tls import NO_HTTP2, client_context, explain
 from revconn.transport.http2.tunnel import tunnel
 from revconn.transport.http2.wire import PlainWire, TLSWire, Wire
@@ -191,7 +192,7 @@ def _list(addresses: Iterable[Any]) -> str:
 
 
 def _begin(family: int, address: Any) -> socket.socket:
-    sock = socket.socket(family, socket.SOCK_STREAM)
+    sock = open_socket(family)
     try:
         sock.setblocking(False)
         try:

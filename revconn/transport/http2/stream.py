@@ -147,7 +147,7 @@ class _Http2Stream(Stream):
         wire = self._wire
         assert wire is not None, "open() comes first"
         try:
-            while self._send_some(wire):
+            while self._write_output(wire) and self._wait_for_more():
                 pass
         except OSError as error:
             # What the peer said before it hung up may tell more: the receiving thread, which
@@ -155,11 +155,23 @@ class _Http2Stream(Stream):
             self._send_error = _network_words(error)
             wire.close()
 
-    def _send_some(self, wire: Wire) -> bool:
-        """Take what waits and write what may be written; false when there is no more to come.
+    def _write_output(self, wire: Wire) -> bool:
+        """Write what may be written now; false after the end of the stream.
 
-        What was taken and could not leave is left unconfirmed: see :meth:`Source.take`.
+        What was taken and could not leave stays unconfirmed: see :meth:`Source.take`.
         """
+        if self._sending_since is None:
+            self._sending_since = time.monotonic()
+        while True:
+            output, carried = self._engine.take_output()
+            if not output:
+                return self._engine.end is None
+            wire.write(output)
+            if carried:
+                self._sending_since = time.monotonic()
+
+    def _wait_for_more(self) -> bool:
+        """Wait for messages, or for the peer's window; false when the stream is to end."""
         if self._engine.has_unsent:
             if not self._source.wait():
                 return False
@@ -168,18 +180,10 @@ class _Http2Stream(Stream):
             batch = self._source.take()
             if batch is None:
                 return False
-            self._sending_since = time.monotonic()
-            if batch:
-                self._engine.put(batch)
+            self._engine.put(batch)
         if self._source.has_room():
             self._engine.grant()
-        while True:
-            output, carried = self._engine.take_output()
-            if not output:
-                return self._engine.end is None
-            wire.write(output)
-            if carried:
-                self._sending_since = time.monotonic()
+        return True
 
     # Any thread
 
@@ -205,11 +209,6 @@ class _Http2Stream(Stream):
     def close(self) -> None:
         """End the stream at once."""
         self._fail(StatusCode.CANCELLED, "closed")
-
-    def forsake(self) -> None:
-        """Close the child's copy of the socket: the connection must not outlive the parent."""
-        if self._wire is not None:
-            self._wire.release()
 
     def join(self, timeout: float) -> None:
         """Wait for the sender, then give back the socket."""
