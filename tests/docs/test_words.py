@@ -157,7 +157,7 @@ class TestTheThreads:
         for _, module in modules():
             for node in ast.walk(module):
                 if isinstance(node, ast.Constant) and isinstance(node.value, str):
-                    name = _THREAD.match(node.value)
+                    name = _THREAD.fullmatch(node.value.rstrip("-"))
                     named |= {name[0]} if name else set()
         assert {_THREAD.match(name)[0] for name in listed} == named
 
@@ -201,12 +201,14 @@ class TestTheLifecyclePage:
 
 
 def _sentences() -> Iterator[str]:
-    """Every text in the code; what is filled in at run time is cut out."""
+    """Every text in the code, with nothing and with … for what is filled in at run time."""
     for _, module in modules():
         for node in ast.walk(module):
             if isinstance(node, ast.JoinedStr):
-                yield "".join(
-                    part.value if isinstance(part, ast.Constant) else "…" for part in node.values
-                )
+                for stand_in in ("", "…"):
+                    yield "".join(
+                        part.value if isinstance(part, ast.Constant) else stand_in
+                        for part in node.values
+                    )
             elif isinstance(node, ast.Constant) and isinstance(node.value, str):
                 yield re.sub(r"%(?:\.\d+)?[sdgrf]", "…", node.value)
