@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import pathlib
+import ssl
 import traceback
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from typing import Any
@@ -164,6 +165,41 @@ def test_a_private_key_in_the_wrong_place_is_refused_and_not_shown(settings: Any
 
 def test_a_server_name_that_is_no_text_is_refused() -> None:
     assert refusal(TLS, server_name=b"gateway").name == "TLS(server_name=)"
+
+
+# A context of the user's own
+
+
+def test_a_context_of_ones_own_is_set_to_http2(monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen: list[list[str]] = []
+    monkeypatch.setattr(ssl.SSLContext, "set_alpn_protocols", lambda _, names: chosen.append(names))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    assert TLS(ssl_context=context, server_name="gateway").ssl_context is context
+    assert chosen == [["h2"]]
+
+
+@pytest.mark.parametrize(
+    ("settings", "problem"),
+    [
+        ({"ssl_context": "default"}, "not an ssl.SSLContext"),
+        ({"ssl_context": ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)}, "is a server's context"),
+        ({"ssl_context": ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), "ca": CERT}, "decides alone"),
+        (
+            {"ssl_context": ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), "cert": CERT, "key": KEY},
+            "decides alone",
+        ),
+    ],
+)
+def test_a_context_that_cannot_be_used_is_refused(settings: Any, problem: str) -> None:
+    error = refusal(TLS, **settings)
+    assert error.name == "TLS(ssl_context=)"
+    assert problem in str(error)
+
+
+def test_a_context_is_refused_with_a_transport_that_cannot_use_it() -> None:
+    tls = TLS(ssl_context=ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT))
+    assert make_options(tls=tls, transport="http2").tls is tls
+    assert refusal(make_options, tls=tls, transport="grpcio").name == "TLS(ssl_context=)"
 
 
 @pytest.mark.parametrize(

@@ -90,6 +90,21 @@ def test_a_nudge_wakes_the_sender_empty_handed_once(outbox: Outbox) -> None:
     assert sender.result(TIMEOUT) is None
 
 
+def test_a_sender_that_cannot_send_yet_waits_for_a_nudge_and_takes_nothing(outbox: Outbox) -> None:
+    line = open_line(outbox)
+    put(outbox, b"answer")
+    asleep = signal_waits(outbox._changed)
+    sender = in_thread(line.wait)
+    assert asleep.acquire(timeout=TIMEOUT)
+    line.nudge()
+    assert sender.result(TIMEOUT) is True
+    assert line.take() == [b"answer"]
+    sender = in_thread(line.wait)
+    assert asleep.acquire(timeout=TIMEOUT), "one nudge wakes once"
+    line.close()
+    assert sender.result(TIMEOUT) is False
+
+
 def test_a_nudge_without_a_stream_does_nothing(outbox: Outbox) -> None:
     outbox.nudge()
     line = outbox.open_line()

@@ -153,6 +153,17 @@ def test_callbacks_hear_every_change_in_order_whoever_makes_it() -> None:
     assert heard == changes
 
 
+def test_with_new_locks_it_serves_although_the_old_ones_are_held_for_ever() -> None:
+    board = StateBoard(State.READY)
+    heard: list[State] = []
+    board.subscribe(heard.append)
+    board._lock.acquire()
+    board.renew_locks()
+    move(board, State.CLOSED)
+    assert heard == [State.CLOSED]
+    assert board.wait_for((State.CLOSED,), 0) is State.CLOSED
+
+
 # Waiting
 
 

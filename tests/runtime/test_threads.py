@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 
+from revconn.runtime import threads
 from revconn.runtime.threads import is_own_thread, own_thread
 from tests.support.threads import TIMEOUT, in_thread
 
@@ -25,6 +26,12 @@ def test_an_exception_ends_it_too() -> None:
     with pytest.raises(KeyError), own_thread():
         raise KeyError
     assert not is_own_thread()
+
+
+def test_a_forked_childs_only_thread_is_nobodys_but_its_own() -> None:
+    with own_thread():
+        threads._disown()
+        assert not is_own_thread()
 
 
 def test_one_thread_does_not_speak_for_another() -> None:
