@@ -78,6 +78,7 @@ def start_app(gateway: EmbeddingGateway, tmp_path: Path) -> Iterator[Callable[..
     started: list[App] = []
     scripts = os.path.dirname(sys.executable)
     env = {
+        "HOME": str(tmp_path),
         "PYTHONPATH": str(APPS),
         "PATH": os.pathsep.join([scripts, os.environ["PATH"]]),
         "REVCONN_TARGET": gateway.address,

@@ -15,18 +15,21 @@ from tests.support.apps import TIMEOUT, App
 
 StartApp = Callable[..., App]
 
-HOOK = """\
-def {signature}:
+START = """\
+def {hook}:
     from web import connector
-    connector.{call}
+    connector.start(block=False)
 """
 STARTS = {
-    "post_fork": HOOK.format(signature="post_fork(server, worker)", call="start(block=False)"),
-    "post_worker_init": HOOK.format(
-        signature="post_worker_init(worker)", call="start(block=False)"
-    ),
+    "post_fork": START.format(hook="post_fork(server, worker)"),
+    "post_worker_init": START.format(hook="post_worker_init(worker)"),
 }
-STOP = HOOK.format(signature="worker_exit(server, worker)", call="stop()")
+STOP = """\
+def worker_exit(server, worker):
+    from web import connector
+    connector.stop()
+    print("stopped", connector.state.name)
+"""
 
 
 def get(url: str) -> str:
@@ -88,6 +91,7 @@ def test_each_worker_serves(
         assert time.monotonic() - began < 2
     assert answered <= {f"{worker} READY" for worker in workers}
     app.stop()
+    assert app.hears("stopped", 2) == ["stopped CLOSED"] * 2
     assert "Traceback" not in app.output
     assert gateway.connections == 0
 
