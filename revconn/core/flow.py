@@ -9,8 +9,8 @@ __all__ = ["Patience", "ReceiveWindow", "SendWindow"]
 _INITIAL_WINDOW = 65_535
 _LARGEST_WINDOW = (1 << 31) - 1
 
-_BURST = 20_000
-_PER_SECOND = 5_000.0
+_BURST = 10_000
+_PER_SECOND = 1_000.0
 
 
 class SendWindow:
@@ -87,7 +87,7 @@ class Patience:
         if self._refilled_at is not None:
             self._left += (now - self._refilled_at) * _PER_SECOND
         self._refilled_at = now
-        self._left = min(self._left, _BURST) - weight
+        self._left = min(self._left - weight, _BURST)
         if self._left < 0:
             raise ProtocolError("the gateway floods the connection with frames that carry nothing")
 

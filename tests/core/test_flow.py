@@ -9,7 +9,7 @@ from revconn.core.flow import Patience, ReceiveWindow, SendWindow
 
 LARGEST = (1 << 31) - 1
 DEFAULT = 65_535
-BURST = 20_000
+BURST = 10_000
 
 
 # What the peer takes
@@ -91,16 +91,17 @@ def test_a_burst_is_borne_and_a_flood_is_not() -> None:
 def test_patience_comes_back_with_time_up_to_its_limit() -> None:
     patience = Patience()
     patience.spend(BURST, now=0.0)
-    patience.spend(5_000, now=1.0)
+    patience.spend(1_000, now=1.0)
+    patience.spend(0, now=3600.0)
     patience.spend(BURST, now=3600.0)
     with pytest.raises(ProtocolError):
-        patience.spend(2, now=3600.0)
+        patience.spend(1, now=3600.0)
 
 
-def test_patience_comes_back_with_messages() -> None:
+def test_patience_comes_back_with_messages_however_many() -> None:
     patience = Patience()
     patience.spend(BURST, now=0.0)
-    patience.earn(2)
-    patience.spend(2, now=0.0)
+    patience.earn(2 * BURST)
+    patience.spend(2 * BURST, now=0.0)
     with pytest.raises(ProtocolError):
         patience.spend(1, now=0.0)

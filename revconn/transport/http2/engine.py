@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 
 import h2.config
 import h2.connection
@@ -48,6 +48,7 @@ _CONNECTION_WINDOW = 16 << 20
 _DEFAULT_WINDOW = 65_535
 _FRAME_BYTES = 1 << 18
 _MAX_HEADER_BYTES = 64 << 10
+_MOST_GOAWAYS = 4
 _MOST_UNSENT_CONTROL = 1 << 20
 _MOST_DATA_PER_WRITE = 1 << 18
 
@@ -66,7 +67,7 @@ class Engine:
 
     Thread-safe: ``_lock`` guards h2 and everything else here; there is no I/O under it. Bytes to
     write come only out of :meth:`take_output`, so that one thread writes them in their order.
-    ``end``, ``goaway`` and ``initial_metadata`` may be read without it.
+    ``end``, ``goaways`` and ``initial_metadata`` may be read without it.
     """
 
     def __init__(self, message_limit: int) -> None:
@@ -97,7 +98,7 @@ class Engine:
         self._control = bytearray()
         self.initial_metadata: Mapping[str, str | bytes] | None = None
         self.end: StreamEnd | None = None
-        self.goaway: Goaway | None = None
+        self.goaways: list[Goaway] = []
 
     # What we say
 
@@ -123,12 +124,13 @@ class Engine:
             self._h2.send_headers(self._stream_id, headers)
             self._control += self._h2.data_to_send()
 
-    def put(self, messages: Iterable[bytes]) -> None:
+    def put(self, messages: Sequence[bytes]) -> None:
         """Queue messages behind those that still wait for the peer's window."""
         with self._lock:
             for run in frame_all(messages):
                 self._unsent.append(run)
-                self._patience.earn(len(run) / 64)
+                self._patience.earn(len(run) / 1024)
+            self._patience.earn(2 * len(messages))  # a window update each, of either kind
 
     def ping(self) -> None:
         """Queue a PING."""
@@ -207,12 +209,10 @@ class Engine:
         """Words for a connection that the peer closed before the stream's end."""
         with self._lock:
             where = self._splitter.describe_end()
-            if not where and self._reader.mid_message:
-                where = "in the middle of a message"
-            after = f"after {self.goaway}" if self.goaway is not None else ""
-        return " ".join(
-            part for part in ("the gateway closed the connection", where, after) if part
-        )
+            if self._reader.mid_message:
+                where = " in the middle of a message"
+        after = f" after {self.goaways[-1]}" if self.goaways else ""
+        return f"the gateway closed the connection{where}{after}"
 
     # Each of these requires holding ``_lock``
 
@@ -296,7 +296,8 @@ class Engine:
             )
 
     def _receive_goaway(self, goaway: Goaway) -> None:
-        self.goaway = goaway
+        if len(self.goaways) < _MOST_GOAWAYS:
+            self.goaways.append(goaway)
         if goaway.last_stream_id < self._stream_id:
             reason = f"the gateway refused the stream ({goaway})"
             self._finish(StreamEnd(StatusCode.UNAVAILABLE, reason))

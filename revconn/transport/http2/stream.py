@@ -85,7 +85,7 @@ class _Http2Stream(Stream):
             target=self._send, name=f"revconn-sender-{name}", daemon=True
         )
         self._send_error = ""
-        self._heeded: Goaway | None = None
+        self._heeded = 0
         self._heard_at = 0.0
         self._pinged_at: float | None = None
         self._sending_since: float | None = None
@@ -127,9 +127,8 @@ class _Http2Stream(Stream):
     def _take_in(self, data: bytes) -> list[bytes]:
         self._heard_at = time.monotonic()
         messages = self._engine.receive(data)
-        goaway = self._engine.goaway
-        if goaway is not None and goaway != self._heeded:
-            self._heeded = goaway
+        for goaway in self._engine.goaways[self._heeded :]:
+            self._heeded += 1
             self._transport.heed(goaway)
         if self._source.has_room():
             self._engine.grant()

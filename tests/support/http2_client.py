@@ -1,0 +1,95 @@
+"""A stream of the http2 transport, with what a session would put around it."""
+
+from __future__ import annotations
+
+import queue
+from concurrent.futures import Future
+from typing import Callable
+
+from revconn import TLS
+from revconn.core.outbound import Answer
+from revconn.proxy import Proxy
+from revconn.runtime.outbox import Outbox
+from revconn.target import Target
+from revconn.transport.base import StreamEnded
+from revconn.transport.http2 import Http2Transport
+from tests.support.threads import TIMEOUT, in_thread
+
+__all__ = ["Client"]
+
+
+class Client:
+    """Sends what it is told to, and waits a bounded time for what is to come."""
+
+    def __init__(
+        self,
+        address: str,
+        *,
+        tls: TLS | None = None,
+        proxy: Proxy | None = None,
+        keepalive_interval: float | None = None,
+        keepalive_timeout: float = 20.0,
+        saturated: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self.outbox = Outbox(saturated)
+        self.line = self.outbox.open_line()
+        self.line.let_answers_through()
+        self.transport = Http2Transport(
+            Target.parse(address),
+            tls,
+            proxy,
+            keepalive_interval=keepalive_interval,
+            keepalive_timeout=keepalive_timeout,
+        )
+        self.stream = self.transport.stream(self.line, "test")
+        self._received: queue.Queue[list[bytes] | StreamEnded] = queue.Queue()
+        self._reader: Future | None = None
+
+    def open(self) -> None:
+        """Open the stream, and read it from now on as a session does."""
+        in_thread(self.stream.open).result(TIMEOUT)
+        self._reader = in_thread(self._read)
+
+    def _read(self) -> None:
+        while True:
+            try:
+                self._received.put(self.stream.receive())
+            except StreamEnded as ended:
+                self._received.put(ended)
+                return
+
+    def send(self, *messages: bytes) -> None:
+        self.outbox.put(Answer(message, None) for message in messages)
+
+    def receive(self, count: int = 1) -> list[bytes]:
+        """The next messages, at least so many. Raises :class:`StreamEnded`."""
+        messages: list[bytes] = []
+        while len(messages) < count:
+            received = self._received.get(timeout=TIMEOUT)
+            if isinstance(received, StreamEnded):
+                raise received
+            messages += received
+        return messages
+
+    def end(self) -> StreamEnded:
+        """How the stream ends; messages before that are passed over."""
+        try:
+            while True:
+                self.receive()
+        except StreamEnded as ended:
+            return ended
+
+    def unsent(self) -> list[bytes]:
+        """After the stream's end: what would go out on the next one."""
+        self.close()
+        line = self.outbox.open_line()
+        line.let_answers_through()
+        line.nudge()
+        return line.take() or []
+
+    def close(self) -> None:
+        self.line.close()
+        self.stream.close()
+        if self._reader is not None:
+            self._reader.result(TIMEOUT)
+        self.stream.join(TIMEOUT)
