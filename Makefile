@@ -42,7 +42,8 @@ docs: $(VENV)/dev.stamp  ## build docs/_build/html, warnings as errors
 	@echo "make docs: docs/_build/html"
 	@$(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build/html
 
-coverage: $(VENV)/dev.stamp  ## branch coverage: 95 % of revconn, 100 % of revconn.core
+# With EMBEDDING=required uWSGI is there too, and a test that finds something missing fails.
+coverage: $(VENV)/$(if $(EMBEDDING),all,dev).stamp  ## branch coverage: 95 % of revconn, 100 % of revconn.core
 	@echo "make coverage: the tests under coverage"
 	@$(BIN)/coverage erase
 	@$(BIN)/coverage run -m pytest $(ARGS)
@@ -87,6 +88,7 @@ clean:  ## remove everything that was made here
 $(VENV)/run.stamp: EXTRAS :=
 $(VENV)/test.stamp: EXTRAS := [test]
 $(VENV)/dev.stamp: EXTRAS := [dev]
+$(VENV)/all.stamp: EXTRAS := [dev,uwsgi]
 
 $(VENV)/%.stamp: $(VENV)/made $(PACKAGING)
 	@echo "make: installing revconn$(EXTRAS) into $(VENV)"

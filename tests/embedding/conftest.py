@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -98,14 +97,3 @@ def start_app(gateway: EmbeddingGateway, tmp_path: Path) -> Iterator[Callable[..
 def run_app(start_app: Callable[..., App]) -> Callable[..., App]:
     """``run_app("name", *arguments)``: start one of the scripts in ``apps/``."""
     return lambda name, *arguments: start_app([sys.executable, str(APPS / name), *arguments])
-
-
-def needs(distribution: str) -> None:
-    """Skip without ``distribution``; with EMBEDDING=required fail instead."""
-    try:
-        importlib.metadata.version(distribution)
-    except importlib.metadata.PackageNotFoundError:
-        reason = f"{distribution} is not installed: pip install 'revconn[dev,uwsgi]'"
-        if os.environ.get("EMBEDDING") == "required":
-            pytest.fail(reason)
-        pytest.skip(reason)

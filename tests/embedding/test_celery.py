@@ -5,8 +5,9 @@ from __future__ import annotations
 import sys
 from typing import Callable
 
-from tests.embedding.conftest import EmbeddingGateway, needs
+from tests.embedding.conftest import EmbeddingGateway
 from tests.support.apps import App
+from tests.support.optional import needs
 
 ASK = "from tasks import add; print('sum', add.delay(40, 2).get(timeout=15))"
 

@@ -10,8 +10,9 @@ from typing import Callable
 
 import pytest
 
-from tests.embedding.conftest import EmbeddingGateway, needs
+from tests.embedding.conftest import EmbeddingGateway
 from tests.support.apps import TIMEOUT, App
+from tests.support.optional import needs
 
 POSTFORK = """\
 from uwsgidecorators import postfork
