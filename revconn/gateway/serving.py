@@ -25,9 +25,10 @@ __all__ = ["Serving", "Settings"]
 logger = logging.getLogger(__name__)
 
 _SERVICE = "registry.RegistryService"
-_POLL_INTERVAL = 0.02  # seconds between two looks at whether the last call is answered
+_POLL_INTERVAL = 0.02  # seconds
+_FAREWELL_TIMEOUT = 1.0  # seconds that streams and the calls they fail have to end by themselves
 _UNWIND_TIMEOUT = 2.0  # seconds
-_LONGEST_EXPIRY_INTERVAL = 1.0  # seconds
+LONGEST_EXPIRY_INTERVAL = 1.0  # seconds
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,7 @@ class Serving:
         """Take nothing new, give calls ``grace`` seconds to be answered, end everything."""
         loop = asyncio.get_running_loop()
         deadline = loop.time() + grace
-        stopped = asyncio.ensure_future(self._server.stop(grace))
+        stopped = asyncio.ensure_future(self._server.stop(grace + _FAREWELL_TIMEOUT))
         while len(self._pending) and loop.time() < deadline:
             await asyncio.sleep(_POLL_INTERVAL)
         for connection in self.registry.connections:
@@ -105,7 +106,7 @@ class Serving:
         while True:
             for connection in self.registry.expired(time.monotonic(), timeout):
                 connection.end(StatusCode.UNAVAILABLE, f"no heartbeat for {timeout:g} seconds")
-            await asyncio.sleep(min(_LONGEST_EXPIRY_INTERVAL, timeout / 4))
+            await asyncio.sleep(min(LONGEST_EXPIRY_INTERVAL, timeout / 4))
 
 
 async def _refuse_register(

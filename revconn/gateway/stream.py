@@ -116,27 +116,27 @@ class _Stream:
         self._registry.add(connection)
         services = ", ".join(connection.services) or "no services"
         logger.info("connection %s from %s registered %s", connection.id, connection.peer, services)
-        tasks = [asyncio.ensure_future(self._guard(work)) for work in (self._read(), self._write())]
+        reader = asyncio.ensure_future(self._guard(self._read()))
+        writer = asyncio.ensure_future(self._guard(self._write()))
         ending = _Ending(StatusCode.UNAVAILABLE, "the stream broke")
         try:
             try:
-                ending = await self._until_ended()
+                ending = await self._outbound.ended
             finally:
+                reader.cancel()
                 self._forget(ending)
-            # A status cannot follow until the message that is on its way is out.
-            await self._writing.acquire()
+            await self._flush(ending)
         finally:
-            for task in tasks:
-                task.cancel()
+            writer.cancel()
         if ending.code is not StatusCode.OK:
             await fail(self._context, ending.code, ending.reason)
 
-    async def _until_ended(self) -> _Ending:
-        ending = await self._outbound.ended
+    async def _flush(self, ending: _Ending) -> None:
         if ending.code is StatusCode.OK:
             with contextlib.suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(self._outbound.queue.join(), FLUSH_TIMEOUT)
-        return ending
+        # Whatever the ending, a status cannot follow until the message on its way is out.
+        await self._writing.acquire()
 
     def _forget(self, ending: _Ending) -> None:
         self._registry.remove(self._connection)

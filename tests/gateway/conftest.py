@@ -9,7 +9,7 @@ from typing import Any, Callable
 import grpc
 import pytest
 
-from revconn.gateway import Gateway
+from revconn.gateway import Gateway, server, serving, stream
 from tests.support.scripted_connector import ScriptedConnector
 
 
@@ -32,6 +32,29 @@ def nothing_goes_wrong_unnoticed(
     resources.close()
     records = caplog.get_records("call") + caplog.get_records("teardown")
     assert [record for record in records if record.levelname == "ERROR"] == []
+
+
+class Clock:
+    """The time as gateways see it; it stands still until it is told to move on."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def advance(self, seconds: float) -> None:
+        self.now += seconds
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """Ages and heartbeats in the test's own time. To be asked for before a gateway is."""
+    clock = Clock()
+    for module in (server, serving, stream):
+        monkeypatch.setattr(module, "time", clock)
+    monkeypatch.setattr(serving, "LONGEST_EXPIRY_INTERVAL", 0.01)
+    return clock
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 
 import grpc
 import pytest
@@ -17,6 +18,7 @@ import trustme
 
 from revconn.exceptions import ConfigurationError
 from revconn.gateway import Gateway, server
+from tests.support.scripted_connector import ScriptedConnector
 from tests.support.waiting import eventually
 
 
@@ -180,7 +182,8 @@ def test_calls_that_outlast_the_grace_fail(gateway, connect, call, grace) -> Non
     before = time.monotonic()
     gateway.stop(grace)
     assert time.monotonic() - before < 5
-    assert pending.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
+    assert pending.code() is grpc.StatusCode.UNAVAILABLE
+    assert "the gateway is stopping" in pending.details()
 
 
 @pytest.mark.parametrize("grace", [-1, float("nan"), "1"])
@@ -278,12 +281,12 @@ def test_a_gateway_that_dies_says_so_and_can_be_stopped(gateway, caplog) -> None
 
 
 def test_its_thread_is_named_and_none_is_left_behind(connect, call, dial) -> None:
-    before = set(threading.enumerate())
+    gc.collect()
+    assert threads_behind_gateways() == []
     gc.disable()
     try:
         with Gateway(api_keys="key") as gateway:
-            names = {thread.name for thread in set(threading.enumerate()) - before}
-            assert "revconn-gateway" in names
+            assert "revconn-gateway" in [thread.name for thread in threading.enumerate()]
             connector = connect(gateway, "echo.Echo")
             answered, failed = (call(gateway, f"/echo.Echo/{name}") for name in "ab")
             for _ in range(2):
@@ -297,15 +300,28 @@ def test_its_thread_is_named_and_none_is_left_behind(connect, call, dial) -> Non
             stranger.ended()
             connector.close()
             stranger.close()
-        # grpc's own thread ends with the server: without waiting for the garbage collector.
-        eventually(lambda: not [t for t in set(threading.enumerate()) - before if is_pythons(t)])
+        # grpc's own thread ends with the server, without waiting for the garbage collector.
+        eventually(lambda: not threads_behind_gateways())
     finally:
         gc.enable()
 
 
-def is_pythons(thread: threading.Thread) -> bool:
-    """Whether a thread is the gateway's or the one grpc polls for it; callers have others."""
-    return thread.name == "revconn-gateway" or "_poll_wrapper" in repr(thread._target)
+def threads_behind_gateways() -> list[threading.Thread]:
+    """The gateways' own, and the one with which grpc polls for all of them."""
+    return [
+        thread
+        for thread in threading.enumerate()
+        if thread.name == "revconn-gateway" or "poll_wrapper" in str(vars(thread).get("_target"))
+    ]
+
+
+def test_a_stopped_gateway_is_not_kept_alive() -> None:
+    gateway = Gateway(api_keys="key").start()
+    gateway.stop()
+    kept = weakref.ref(gateway)
+    del gateway
+    gc.collect()
+    assert kept() is None
 
 
 def test_two_gateways_in_one_process_do_not_disturb_each_other(run_gateway, connect, call) -> None:
@@ -331,14 +347,22 @@ def test_the_loop_reports_other_errors_than_grpcios_wake_ups(caplog) -> None:
     caplog.clear()
 
 
-def test_a_program_that_forgets_to_stop_it_still_ends() -> None:
+def test_a_program_that_forgets_to_stop_it_still_ends_in_order() -> None:
     program = (
         "from revconn.gateway import Gateway\n"
         "gateway = Gateway(api_keys='key').start()\n"
-        "print(gateway.address)\n"
+        "print(gateway.address, flush=True)\n"
+        "input()\n"
     )
-    ran = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, timeout=30, check=False
-    )
-    assert (ran.returncode, ran.stderr) == (0, "")
-    assert ran.stdout.startswith("127.0.0.1:")
+    with subprocess.Popen(
+        [sys.executable, "-c", program],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        with ScriptedConnector(process.stdout.readline().strip()) as connector:
+            connector.register("echo.Echo")
+            _, errors = process.communicate("\n", timeout=30)
+            assert connector.ended() == (grpc.StatusCode.UNAVAILABLE, "the gateway is stopping")
+    assert (process.returncode, errors) == (0, "")

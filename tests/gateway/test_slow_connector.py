@@ -6,6 +6,7 @@ import grpc
 import pytest
 
 from revconn._proto.registry_pb2 import ConnectionRegister, ConnectionStatus, ForwardRequest
+from revconn.gateway import stream
 from tests.support.waiting import eventually
 
 # More than a stream takes before its reader reads: the gateway's write waits.
@@ -23,15 +24,51 @@ def stall(dial):
     return stall
 
 
-def test_its_expiry_does_not_wait_for_it(run_gateway, stall, call) -> None:
-    gateway = run_gateway(heartbeat_timeout=0.3)
+def test_its_expiry_does_not_wait_for_it(clock, gateway, stall, call) -> None:
     connector = stall(gateway, "echo.Echo")
-    pending = call(gateway, "/echo.Echo/Say", LARGE)
-    assert pending.code() is grpc.StatusCode.UNAVAILABLE
-    assert "no heartbeat" in pending.details()
+    pending = [call(gateway, "/echo.Echo/Say", LARGE) for _ in range(5)]
+    eventually(lambda: gateway.connections()[0].pending == 5)
+    clock.advance(120.0)
+    for one in pending:
+        assert one.code() is grpc.StatusCode.UNAVAILABLE
+        assert "no heartbeat" in one.details()
     assert gateway.connections() == ()
     connector.start_reading()
     assert connector.ended()[0] is grpc.StatusCode.UNAVAILABLE
+
+
+def test_its_breaking_once_it_has_expired_is_no_error(clock, gateway, stall, call) -> None:
+    connector = stall(gateway, "echo.Echo")
+    pending = [call(gateway, "/echo.Echo/Say", LARGE) for _ in range(5)]
+    eventually(lambda: gateway.connections()[0].pending == 5)
+    clock.advance(120.0)
+    for one in pending:
+        assert "no heartbeat" in one.details()
+    connector.cancel()
+    gateway.stop()  # which waits for the stream; an error would be in the log by now
+
+
+def test_a_leaving_one_gets_what_is_queued_for_it_once_it_reads(gateway, stall) -> None:
+    connector = stall(gateway)
+    ids = [f"{number}" + "x" * 1_000_000 for number in range(10)]
+    for request_id in ids:
+        connector.send(request=ForwardRequest(request_id=request_id))
+    connector.disconnect()
+    eventually(lambda: not gateway.connections())
+    connector.start_reading()
+    connector.receive()
+    assert [connector.receive().response.request_id for _ in ids] == ids
+    assert connector.ended() == (grpc.StatusCode.OK, "")
+
+
+def test_a_leaving_one_that_does_not_read_is_given_up(gateway, stall, monkeypatch) -> None:
+    monkeypatch.setattr(stream, "FLUSH_TIMEOUT", 0.1)
+    connector = stall(gateway)
+    for number in range(10):
+        connector.send(request=ForwardRequest(request_id=f"{number}" + "x" * 1_000_000))
+    connector.disconnect()
+    eventually(lambda: not gateway.connections())
+    connector.cancel()
 
 
 def test_its_breaking_fails_what_is_being_written_to_it(gateway, stall, call) -> None:

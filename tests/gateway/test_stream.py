@@ -109,43 +109,41 @@ def test_registering_leaves_one_log_line_with_id_peer_and_services(
 # What a registered connector says
 
 
-def test_a_heartbeat_keeps_the_connection(run_gateway, connect) -> None:
-    gateway = run_gateway(heartbeat_timeout=0.6)
-    connector = connect(gateway)
-    for _ in range(6):
-        before = gateway.connections()[0].heartbeat_age
-        eventually(lambda: gateway.connections()[0].heartbeat_age > 0.2)
-        connector.heartbeat()
-        eventually(lambda: gateway.connections()[0].heartbeat_age < 0.2)
-        assert before < 0.6
-    assert gateway.connections()[0].age > 0.6
-
-
-def test_a_silent_connection_is_ended_and_says_why(run_gateway, connect, call, caplog) -> None:
-    gateway = run_gateway(heartbeat_timeout=0.1)
+def test_a_heartbeat_keeps_a_connection_and_silence_ends_it(
+    clock, gateway, connect, call, caplog
+) -> None:
+    alive, silent = connect(gateway, "alive.Alive"), connect(gateway, "silent.Silent")
+    clock.advance(119.0)
+    alive.heartbeat()
+    eventually(lambda: gateway.connections()[0].heartbeat_age == 0.0)
+    assert gateway.connections()[1].heartbeat_age == 119.0
     with caplog.at_level(logging.INFO, STREAM_LOG):
-        connector = connect(gateway, "echo.Echo")
-        assert connector.ended() == (
-            grpc.StatusCode.UNAVAILABLE,
-            "no heartbeat for 0.1 seconds",
-        )
-    assert gateway.connections() == ()
-    assert call(gateway, "/echo.Echo/Say").code() is grpc.StatusCode.UNAVAILABLE
-    assert "ended: no heartbeat for 0.1 seconds" in caplog.text
+        clock.advance(1.0)
+        assert silent.ended() == (grpc.StatusCode.UNAVAILABLE, "no heartbeat for 120 seconds")
+    (info,) = gateway.connections()
+    assert (info.connection_id, info.age, info.heartbeat_age) == (alive.connection_id, 120.0, 1.0)
+    assert "ended: no heartbeat for 120 seconds" in caplog.text
+    assert call(gateway, "/silent.Silent/Say").code() is grpc.StatusCode.UNAVAILABLE
 
 
 @pytest.mark.parametrize("foreign", ["", "echo.Echo", str(uuid.uuid4())])
 def test_a_heartbeat_with_a_foreign_id_is_logged_and_refreshes_nothing(
-    run_gateway, connect, caplog, foreign
+    clock, gateway, connect, caplog, foreign
 ) -> None:
-    gateway = run_gateway(heartbeat_timeout=0.3)
-    connector = connect(gateway)
-    other = connect(gateway)
-    connector.heartbeat(foreign or "")
-    connector.heartbeat(other.connection_id)
-    assert connector.ended()[0] is grpc.StatusCode.UNAVAILABLE
-    assert other.ended()[0] is grpc.StatusCode.UNAVAILABLE
+    connector, other = connect(gateway), connect(gateway)
+    clock.advance(60.0)
+    for wrong in (foreign, other.connection_id):
+        connector.heartbeat(wrong)
+    connector.respond("they have arrived")
+    eventually(lambda: gateway.connections()[0].unmatched)
+    assert [info.heartbeat_age for info in gateway.connections()] == [60.0, 60.0]
     assert caplog.text.count("which is not its id") == 2
+
+
+def test_a_heartbeat_timeout_of_less_than_the_usual_interval_is_kept(run_gateway, connect) -> None:
+    gateway = run_gateway(heartbeat_timeout=0.1)
+    code, details = connect(gateway).ended()
+    assert (code, details) == (grpc.StatusCode.UNAVAILABLE, "no heartbeat for 0.1 seconds")
 
 
 def test_messages_it_has_no_use_for_are_logged_once_each_and_ignored(
