@@ -3,68 +3,121 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import pathlib
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
 
-from benchmarks import golang, report
+from benchmarks import golang, plots, report
+from benchmarks.bars import judge
+from benchmarks.cases import CASES, Case
 from benchmarks.measure import Figures, Load, PeerFailed, measure
 from benchmarks.peers import PEERS
+from benchmarks.residents import Residents, measure_residents
+
+_PYTHON_LOADGEN_CANNOT = "needs the load generator in Go"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, print and write the report; return the exit code."""
     options = _parse(arguments)
-    wants_go = options.loadgen == "go" or "go" in options.peers
-    why_no_go = golang.build() if wants_go else ""
-    missing = {"go": why_no_go} if why_no_go else {}
+    if options.plots:
+        try:
+            plots.require_matplotlib()
+        except plots.PlotsMissing as problem:
+            sys.exit(str(problem))
+    cases = _cases(options)
+    missing: dict[str, str] = {}
     loadgen, described = [str(golang.LOADGEN)], "Go"
-    if options.loadgen == "python" or why_no_go:
+    why_no_go = "as asked" if options.loadgen == "python" else golang.build()
+    if why_no_go:
         loadgen = [sys.executable, "-m", "benchmarks.loadgen"]
-        described = f"Python, slower than Go's ({why_no_go or 'as asked'})"
+        described = f"Python, slower than Go's ({why_no_go})"
+        missing = _without_go(cases, why_no_go)
 
     facts = report.machine(described)
-    facts["rounds"] = (
-        f"{options.rounds} of {options.seconds} s with {options.payload}-byte payloads; medians, "
-        "of heartbeat lateness the worst"
-    )
+    facts["rounds"] = f"{options.rounds}; medians, of heartbeat lateness and memory the worst"
     before = report.load_average()
-    figures = _run(options, loadgen, missing)
+    figures = _run(cases, options.rounds, loadgen, missing)
+    residents = None if options.in_flight or why_no_go else _residents(loadgen, missing)
     facts["load average before and after"] = f"{before}; {report.load_average()}"
 
-    text = report.render(figures, missing, facts)
+    verdicts = judge(figures, residents) if options.check else []
+    text = report.render(figures, missing, facts, residents, verdicts)
     print(text, end="")
     if options.report:
         options.report.write_text(f"# Benchmarks\n\n{text}", encoding="utf-8")
     if options.json:
-        run = {"facts": facts, "missing": missing, "figures": [asdict(each) for each in figures]}
+        run = {
+            "facts": facts,
+            "missing": missing,
+            "figures": [dataclasses.asdict(each) for each in figures],
+            "residents": dataclasses.asdict(residents) if residents else None,
+        }
         options.json.write_text(json.dumps(run, indent=1), encoding="utf-8")
-    missed = report.missed_bars(figures, missing) if options.check else []
-    for bar in missed:
-        print(f"MISSED: {bar}")
+    if options.plots:
+        footnote = f"{facts['machine']}; Python {facts['python']}, {facts['go']}"
+        for path in plots.draw(figures, footnote, options.plots):
+            _say(f"drew {path}")
+    missed = [verdict for verdict in verdicts if not verdict.met]
+    for verdict in missed:
+        print(f"MISSED: {verdict.bar}; measured: {verdict.measured or 'nothing'}")
     return 1 if missed else 0
 
 
+def _cases(options: argparse.Namespace) -> list[Case]:
+    if options.in_flight:
+        loads = [Load(number, options.payload, options.seconds) for number in options.in_flight]
+        return [Case(load, tuple(options.peers or PEERS)) for load in loads]
+    seconds = 60.0 if options.long else 10.0
+    return [
+        dataclasses.replace(
+            case,
+            load=dataclasses.replace(case.load, seconds=seconds) if case.once else case.load,
+            peers=tuple(peer for peer in case.peers if peer in (options.peers or case.peers)),
+        )
+        for case in CASES
+    ]
+
+
+def _without_go(cases: Sequence[Case], why: str) -> dict[str, str]:
+    """The peers that cannot be measured then, and why."""
+    missing = {}
+    for name in (name for case in cases for name in case.peers):
+        if name.startswith("go"):
+            missing[name] = why
+        elif PEERS[name].tls or PEERS[name].connections > 1:
+            missing[name] = _PYTHON_LOADGEN_CANNOT
+    return missing
+
+
 def _run(
-    options: argparse.Namespace, loadgen: Sequence[str], missing: dict[str, str]
+    cases: Sequence[Case], rounds: int, loadgen: Sequence[str], missing: dict[str, str]
 ) -> list[Figures]:
     """Every figure of the run. A peer that fails is added to ``missing`` and not tried again."""
     figures: list[Figures] = []
-    for number in range(1, options.rounds + 1):
-        for in_flight in options.in_flight:
-            load = Load(in_flight, options.payload, options.seconds)
-            for name in options.peers:
+    for case in cases:
+        for number in range(1, 2 if case.once else rounds + 1):
+            for name in case.peers:
                 if name in missing:
                     continue
-                _say(f"round {number}: {name}, {in_flight} in flight")
+                _say(f"{case.load.title}, round {number}: {name}")
                 try:
-                    figures.append(measure(PEERS[name], load, loadgen))
+                    figures.append(measure(PEERS[name], case.load, loadgen))
                 except PeerFailed as failure:
                     missing[name] = str(failure)
                     _say(f"{name} failed: {failure}")
     return figures
+
+
+def _residents(loadgen: Sequence[str], missing: dict[str, str]) -> Residents | None:
+    _say("memory at rest")
+    try:
+        return measure_residents(loadgen)
+    except PeerFailed as failure:
+        missing["memory at rest"] = str(failure)
+        return None
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -72,21 +125,22 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--peers",
         type=_peers,
-        default=list(PEERS),
         metavar="A,B",
         help="which to run: "
         + "; ".join(f"{each.name}: {each.description}" for each in PEERS.values()),
     )
     parser.add_argument(
-        "--in-flight", type=_numbers, default=[1, 64, 256], metavar="N,M", help="default: 1,64,256"
+        "--in-flight", type=_numbers, metavar="N,M", help="these loads, not those of the bars"
     )
-    parser.add_argument("--payload", type=int, default=64, help="bytes per request (64)")
-    parser.add_argument("--seconds", type=float, default=2.5, help="the measured window (2.5)")
+    parser.add_argument("--payload", type=int, default=64, help="with --in-flight: bytes (64)")
+    parser.add_argument("--seconds", type=float, default=2.5, help="with --in-flight: window (2.5)")
     parser.add_argument("--rounds", type=int, default=3, help="rounds to take the median of (3)")
+    parser.add_argument("--long", action="store_true", help="60 s where 10 s are the default")
     parser.add_argument("--loadgen", choices=["go", "python"], default="go", help="default: go")
     parser.add_argument("--json", type=pathlib.Path, metavar="FILE", help="every figure of the run")
     parser.add_argument("--report", type=pathlib.Path, metavar="FILE", help="the report")
-    parser.add_argument("--check", action="store_true", help="exit with 1 when a bar is missed")
+    parser.add_argument("--plots", type=pathlib.Path, metavar="DIR", help="pictures (matplotlib)")
+    parser.add_argument("--check", action="store_true", help="judge the bars; 1 if one is missed")
     return parser.parse_args(arguments)
 
 

@@ -9,13 +9,22 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import IO, Any
 
 from benchmarks.peers import Peer
 
-__all__ = ["HEARTBEAT_INTERVAL", "Figures", "Load", "PeerFailed", "measure"]
+__all__ = [
+    "HEARTBEAT_INTERVAL",
+    "Figures",
+    "Load",
+    "PeerFailed",
+    "measure",
+    "memory",
+    "readable",
+    "running",
+]
 
 HEARTBEAT_INTERVAL = 1.0  # what every reverse peer is written to do
 _ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -31,8 +40,13 @@ class Load:
 
     in_flight: int
     payload: int = 64
-    seconds: float = 3.0
+    seconds: float = 2.5
     warmup: float = 0.5
+
+    @property
+    def title(self) -> str:
+        """Such as "64 in flight, 64 KiB"; two loads of one title are compared."""
+        return f"{self.in_flight} in flight, {readable(self.payload)}"
 
     def flags(self) -> list[str]:
         return [
@@ -49,7 +63,7 @@ class Figures:
     """What one measurement gave. Times are seconds."""
 
     peer: str
-    in_flight: int
+    load: Load
     requests: int
     requests_per_second: float
     p50: float
@@ -60,6 +74,7 @@ class Figures:
     loadgen_cpu_seconds: float
     heartbeats: int
     heartbeat_lateness: float
+    peak_memory: int
 
     @property
     def cpu_per_request(self) -> float:
@@ -76,37 +91,17 @@ class Figures:
 
 def measure(peer: Peer, load: Load, loadgen: Sequence[str]) -> Figures:
     """Run ``peer`` under ``load`` once. Raises :class:`PeerFailed`."""
-    with tempfile.TemporaryFile("w+") as stderr, contextlib.ExitStack() as processes:
-
-        def start(*command: str) -> subprocess.Popen[str]:
-            process = subprocess.Popen(
-                command, cwd=_ROOT, stdout=subprocess.PIPE, stderr=stderr, text=True
-            )
-            processes.callback(_end, process)
-            return process
-
-        try:
-            if peer.listens:
-                served = start(*peer.command)
-                address = _line(served)
-                generator = start(*loadgen, *load.flags(), f"--connect={address}")
-            else:
-                generator = start(*loadgen, *load.flags())
-                address = _event(generator, "listening")["address"]
-                served = start(*peer.command, address)
-            _event(generator, "window-start")
-            cpu_before = _cpu_seconds(served.pid)
-            _event(generator, "window-end")
-            cpu_seconds = _cpu_seconds(served.pid) - cpu_before
-            result = _event(generator, "result")
-        except (EOFError, OSError) as error:
-            stderr.seek(0)
-            raise PeerFailed(stderr.read().strip() or str(error)) from error
+    with running(peer, load, loadgen) as (served, generator):
+        cpu_before = _cpu_seconds(served.pid)
+        _event(generator, "window-end")
+        cpu_seconds = _cpu_seconds(served.pid) - cpu_before
+        peak_memory = memory(served.pid)
+        result = _event(generator, "result")
     if not result["requests"]:
         raise PeerFailed(f"no request was answered in the window; {result['first_error']}")
     return Figures(
         peer=peer.name,
-        in_flight=load.in_flight,
+        load=load,
         requests=result["requests"],
         requests_per_second=result["requests_per_second"],
         p50=result["p50_seconds"],
@@ -117,7 +112,64 @@ def measure(peer: Peer, load: Load, loadgen: Sequence[str]) -> Figures:
         loadgen_cpu_seconds=result["cpu_seconds"],
         heartbeats=result["heartbeats"],
         heartbeat_lateness=result["heartbeat_lateness_seconds"],
+        peak_memory=peak_memory,
     )
+
+
+@contextlib.contextmanager
+def running(
+    peer: Peer, load: Load, loadgen: Sequence[str]
+) -> Iterator[tuple[subprocess.Popen[str], subprocess.Popen[str]]]:
+    """The peer and the load generator, at the start of the measured window."""
+    with contextlib.ExitStack() as stack:
+        stderr = stack.enter_context(tempfile.TemporaryFile("w+"))
+        certificate = f"{stack.enter_context(tempfile.TemporaryDirectory())}/certificate.pem"
+
+        def start(*command: str) -> subprocess.Popen[str]:
+            process = subprocess.Popen(
+                command, cwd=_ROOT, stdout=subprocess.PIPE, stderr=stderr, text=True
+            )
+            stack.callback(_end, process)
+            return process
+
+        generate = [*loadgen, *load.flags()]
+        command = [*peer.command]
+        if peer.connections > 1:
+            generate.append(f"--connections={peer.connections}")
+        if peer.tls:
+            generate.append(f"--certificate={certificate}")
+            command.append(f"--ca={certificate}")
+        try:
+            if peer.listens:
+                served = start(*command)
+                generator = start(*generate, f"--connect={_line(served)}")
+            else:
+                generator = start(*generate)
+                served = start(*command, _event(generator, "listening")["address"])
+            _event(generator, "window-start")
+            yield served, generator
+        except (EOFError, OSError) as error:
+            stderr.seek(0)
+            raise PeerFailed(stderr.read().strip() or str(error)) from error
+
+
+def memory(pid: int) -> int:
+    """The most bytes of memory that a process held so far; elsewhere than on Linux: holds now."""
+    if sys.platform == "linux":
+        status = pathlib.Path(f"/proc/{pid}/status").read_text()
+        (peak,) = (line.split()[1] for line in status.splitlines() if line.startswith("VmHWM"))
+    else:
+        ps = ["ps", "-o", "rss=", "-p", str(pid)]
+        peak = subprocess.run(ps, capture_output=True, text=True, check=True).stdout
+    return int(peak) << 10
+
+
+def readable(size: int) -> str:
+    """Bytes for people: ``64 B``, ``64 KiB``, ``1 MiB``."""
+    for power, unit in ((20, "MiB"), (10, "KiB")):
+        if size >> power:
+            return f"{size / (1 << power):.4g} {unit}"
+    return f"{size} B"
 
 
 def _event(process: subprocess.Popen[str], name: str) -> dict[str, Any]:

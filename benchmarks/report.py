@@ -1,4 +1,4 @@
-"""What a run says: the machine, a table per load, and the bars that were missed."""
+"""What a run says: the machine, a table per load, and the bars."""
 
 from __future__ import annotations
 
@@ -12,16 +12,12 @@ import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib.metadata import version
 
-from benchmarks.measure import Figures
+from benchmarks.bars import Verdict, ratio
+from benchmarks.measure import Figures, readable
 from benchmarks.peers import PEERS
+from benchmarks.residents import Residents
 
-__all__ = ["load_average", "machine", "missed_bars", "render"]
-
-SUBJECT = "revconn"
-BASELINE = "literal"
-EFFICIENCY_BAR = 1.5  # times the baseline's requests per CPU second ...
-EFFICIENCY_IN_FLIGHT = 256  # ... with so many in flight
-LATENESS_BAR = 1.0  # seconds
+__all__ = ["by_load", "load_average", "machine", "median", "render"]
 
 Rounds = Sequence[Figures]
 
@@ -33,6 +29,7 @@ def machine(loadgen: str) -> dict[str, str]:
         "load generator": loadgen,
         "python": f"{platform.python_implementation()} {platform.python_version()}",
         "grpcio": version("grpcio"),
+        "h2": version("h2"),
         "protobuf": version("protobuf"),
         "go": _go_version(),
     }
@@ -42,133 +39,115 @@ def load_average() -> str:
     return " ".join(f"{load:.1f}" for load in os.getloadavg())
 
 
-def render(figures: Iterable[Figures], missing: Mapping[str, str], facts: Mapping[str, str]) -> str:
-    """The report, as Markdown that also reads well in a terminal."""
-    lines = [f"- {name}: {fact}" for name, fact in facts.items()]
-    grouped = _group(figures)
-    for in_flight, peers in grouped.items():
-        lines += ["", f"## {in_flight} in flight", "", *_table(peers)]
-    everything = [
-        figure for peers in grouped.values() for rounds in peers.values() for figure in rounds
-    ]
-    if everything:
-        lines += ["", _headroom(everything)]
-    for peer, reason in missing.items():
-        lines += ["", f"Not measured: {peer}", "", textwrap.indent(reason, "    ")]
-    wrong = [figure for figure in everything if figure.errors]
-    for figure in wrong:
-        lines += [
-            "",
-            f"Not valid: {figure.peer} with {figure.in_flight} in flight had "
-            f"{figure.errors:,} errors: {figure.first_error}",
-        ]
-    return "\n".join(lines) + "\n"
-
-
-def missed_bars(figures: Iterable[Figures], missing: Iterable[str] = ()) -> list[str]:
-    """One sentence for every bar that the library misses.
-
-    CPU time is judged for the connector as it comes, all else for its variants too.
-    """
-    grouped = _group(figures)
-    missed = [f"{peer} could not be measured" for peer in filter(_is_subject, missing)]
-    peers = grouped.get(EFFICIENCY_IN_FLIGHT, {})
-    if SUBJECT not in peers or BASELINE not in peers:
-        missed.append(
-            f"{SUBJECT} and {BASELINE} were not both measured with {EFFICIENCY_IN_FLIGHT} in flight"
-        )
-    for in_flight, peers in grouped.items():
-        for peer in filter(_is_subject, peers):
-            rounds, where = peers[peer], f"with {in_flight} in flight"
-            if (peer, in_flight) == (SUBJECT, EFFICIENCY_IN_FLIGHT) and BASELINE in peers:
-                ratio = _ratio(rounds, peers[BASELINE])
-                if ratio < EFFICIENCY_BAR:
-                    missed.append(
-                        f"{peer} gives {ratio:.2f}x {BASELINE}'s requests per CPU second {where}; "
-                        f"the bar is {EFFICIENCY_BAR}x"
-                    )
-            late = max(figure.heartbeat_lateness for figure in rounds)
-            if late >= LATENESS_BAR:
-                missed.append(
-                    f"{peer}'s heartbeat was {late:.2f} s late {where}; the bar is {LATENESS_BAR} s"
-                )
-            wrong = [figure for figure in rounds if figure.errors]
-            missed += [
-                f"{peer}: {each.errors} errors {where}: {each.first_error}" for each in wrong
-            ]
-    return missed
-
-
-def _is_subject(peer: str) -> bool:
-    return peer.startswith(SUBJECT)  # its variants are named revconn-…
-
-
-def _group(figures: Iterable[Figures]) -> dict[int, dict[str, list[Figures]]]:
-    grouped: dict[int, dict[str, list[Figures]]] = {}
+def by_load(figures: Iterable[Figures]) -> dict[str, dict[str, list[Figures]]]:
+    """Each load's title, each of its peers, each round."""
+    grouped: dict[str, dict[str, list[Figures]]] = {}
     for figure in figures:
-        grouped.setdefault(figure.in_flight, {}).setdefault(figure.peer, []).append(figure)
+        grouped.setdefault(figure.load.title, {}).setdefault(figure.peer, []).append(figure)
     return grouped
 
 
-def _ratio(subject: Rounds, baseline: Rounds) -> float:
-    """Requests per CPU second, against the baseline's.
-
-    Each round has its own ratio: whatever else the machine did in that round weighs on both.
-    """
-    return statistics.median(
-        ours.requests_per_cpu_second / theirs.requests_per_cpu_second
-        for ours, theirs in zip(subject, baseline)
-    )
+def median(rounds: Rounds, value: Callable[[Figures], float]) -> float:
+    return statistics.median(map(value, rounds))
 
 
-def _table(peers: Mapping[str, Rounds]) -> list[str]:
-    rows = [
-        [
-            "peer",
-            "CPU µs/request",
-            f"per CPU s, × {BASELINE}",
-            "requests/s",
-            "p50 ms",
-            "p99 ms",
-            "heartbeat late ms",
-            "load generator µs/request",
-        ]
+def render(
+    figures: Sequence[Figures],
+    missing: Mapping[str, str],
+    facts: Mapping[str, str],
+    residents: Residents | None = None,
+    verdicts: Iterable[Verdict] = (),
+) -> str:
+    """The report, as Markdown that also reads well in a terminal."""
+    lines = [f"- {name}: {fact}" for name, fact in facts.items()]
+    for title, peers in by_load(figures).items():
+        lines += ["", f"## {title}", "", *_figures(peers)]
+    if figures:
+        lines += ["", _headroom(figures)]
+    if residents is not None:
+        lines += ["", _memory(residents)]
+    for peer, reason in missing.items():
+        lines += ["", f"Not measured: {peer}", "", textwrap.indent(reason, "    ")]
+    for figure in figures:
+        if figure.errors:
+            lines += [
+                "",
+                f"Not valid: {figure.peer}, {figure.load.title}, had {figure.errors:,} errors: "
+                f"{figure.first_error}",
+            ]
+    rows = [[each.bar, each.measured or "not measured", _word(each)] for each in verdicts]
+    if rows:
+        lines += ["", "## Bars", "", *_table(["bar", "measured", "met"], rows, left=3)]
+    return "\n".join(lines) + "\n"
+
+
+def _word(verdict: Verdict) -> str:
+    return "yes" if verdict.met else "MISSED"
+
+
+def _figures(peers: Mapping[str, Rounds]) -> list[str]:
+    baseline = "go" if "go" in peers else next(iter(peers))
+    head = [
+        "peer",
+        "CPU µs/request",
+        f"× {baseline}",
+        "requests/s",
+        f"× {baseline}",
+        "p50 ms",
+        "p99 ms",
+        "heartbeat late ms",
+        "peak MiB",
+        "load generator µs/request",
     ]
+    rows = []
     for peer, rounds in peers.items():
-        ratio = f"{_ratio(rounds, peers[BASELINE]):.2f}" if BASELINE in peers else "–"
+        cpu = ratio(rounds, peers[baseline], lambda figure: figure.cpu_per_request)
+        rate = ratio(rounds, peers[baseline], lambda figure: figure.requests_per_second)
         late = f"{1e3 * max(figure.heartbeat_lateness for figure in rounds):.0f}"
         rows.append(
             [
                 peer,
-                f"{1e6 * _median(rounds, lambda figure: figure.cpu_per_request):.1f}",
-                ratio,
-                f"{_median(rounds, lambda figure: figure.requests_per_second):,.0f}",
-                f"{1e3 * _median(rounds, lambda figure: figure.p50):.2f}",
-                f"{1e3 * _median(rounds, lambda figure: figure.p99):.2f}",
+                f"{1e6 * median(rounds, lambda figure: figure.cpu_per_request):,.1f}",
+                f"{cpu:.2f}",
+                f"{median(rounds, lambda figure: figure.requests_per_second):,.0f}",
+                f"{rate:.2f}",
+                f"{1e3 * median(rounds, lambda figure: figure.p50):.2f}",
+                f"{1e3 * median(rounds, lambda figure: figure.p99):.2f}",
                 "–" if PEERS[peer].listens else late,
-                f"{1e6 * _median(rounds, lambda figure: figure.loadgen_cpu_per_request):.1f}",
+                f"{max(figure.peak_memory for figure in rounds) / (1 << 20):.0f}",
+                f"{1e6 * median(rounds, lambda figure: figure.loadgen_cpu_per_request):,.1f}",
             ]
         )
-    widths = [max(map(len, column)) for column in zip(*rows)]
+    return _table(head, rows, left=1)
+
+
+def _table(head: list[str], rows: Iterable[list[str]], *, left: int) -> list[str]:
+    """A Markdown table with its columns aligned, the first ``left`` of them to the left."""
+    table = [head, *rows]
+    widths = [max(map(len, column)) for column in zip(*table)]
     lines = [
         "| "
         + " | ".join(
-            cell.ljust(width) if column == 0 else cell.rjust(width)
+            cell.ljust(width) if column < left else cell.rjust(width)
             for column, (cell, width) in enumerate(zip(row, widths))
         )
         + " |"
-        for row in rows
+        for row in table
     ]
     rule = [
-        ("-" * width if column == 0 else "-" * (width - 1) + ":")
+        ("-" * width if column < left else "-" * (width - 1) + ":")
         for column, width in enumerate(widths)
     ]
     lines.insert(1, "| " + " | ".join(rule) + " |")
     return lines
 
 
-def _median(rounds: Rounds, value: Callable[[Figures], float]) -> float:
-    return statistics.median(map(value, rounds))
+def _memory(residents: Residents) -> str:
+    return (
+        f"Memory: a process with one idle connector holds {readable(residents.process)}, each "
+        f"further connector {readable(round(residents.idle_connector))}, a request of 64 B in "
+        f"flight {readable(round(residents.request_in_flight))}."
+    )
 
 
 def _headroom(figures: Rounds) -> str:

@@ -21,7 +21,7 @@ def test_a_peer_answers_everything_and_its_cpu_time_is_counted(peer, tmp_path):
 
     assert run.returncode == 0, run.stderr
     measured = json.loads(figures.read_text())["figures"]
-    assert [(each["peer"], each["in_flight"], each["errors"]) for each in measured] == [
+    assert [(each["peer"], each["load"]["in_flight"], each["errors"]) for each in measured] == [
         (peer, 8, 0)
     ], run.stdout
     assert measured[0]["requests"] > 0

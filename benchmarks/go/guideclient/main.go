@@ -4,11 +4,12 @@ package main
 
 import (
 	"context"
+	"flag"
 	"log"
-	"os"
 	"time"
 
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/credentials/insecure"
 
 	"revconn/benchmarks/registry"
@@ -20,17 +21,25 @@ const (
 )
 
 func main() {
-	if len(os.Args) != 2 {
-		log.Fatal("usage: guideclient GATEWAY-ADDRESS")
+	ca := flag.String("ca", "", "speak TLS, and trust the certificate in this file")
+	flag.Parse()
+	if flag.NArg() != 1 {
+		log.Fatal("usage: guideclient [-ca FILE] GATEWAY-ADDRESS")
 	}
-	if err := serve(os.Args[1]); err != nil {
+	security := insecure.NewCredentials()
+	if *ca != "" {
+		var err error
+		if security, err = credentials.NewClientTLSFromFile(*ca, ""); err != nil {
+			log.Fatal(err)
+		}
+	}
+	if err := serve(flag.Arg(0), security); err != nil {
 		log.Fatal(err)
 	}
 }
 
-func serve(address string) error {
-	connection, err := grpc.NewClient(address,
-		grpc.WithTransportCredentials(insecure.NewCredentials()))
+func serve(address string, security credentials.TransportCredentials) error {
+	connection, err := grpc.NewClient(address, grpc.WithTransportCredentials(security))
 	if err != nil {
 		return err
 	}

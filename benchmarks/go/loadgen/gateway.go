@@ -2,13 +2,13 @@ package main
 
 import (
 	"bytes"
-	"errors"
 	"fmt"
 	"net"
 	"time"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/keepalive"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
@@ -23,7 +23,7 @@ const connectionID = "6f0f1f9e-3c59-4f0c-9d6e-2b1a7c5d8e43"
 // number is in free, and to the receiver from the moment its answer has arrived.
 type gateway struct {
 	options   options
-	meter     meter
+	meter     *meter
 	requests  []*request
 	sentAt    []time.Time
 	free      chan int
@@ -33,80 +33,127 @@ type gateway struct {
 	ended     chan error
 }
 
-func runGateway(o options) (result, error) {
+func newGateway(o options, m *meter) (*gateway, error) {
 	g := &gateway{
 		options:   o,
+		meter:     m,
 		sentAt:    make([]time.Time, o.inFlight),
 		free:      make(chan int, o.inFlight),
 		connected: make(chan struct{}),
 		ended:     make(chan error, 1),
 	}
-	g.tally.latencies = make([]time.Duration, 0, 1<<20)
+	g.tally.latencies = make([]time.Duration, 0, (1<<20)/o.connections)
 	for slot := range o.inFlight {
 		request, err := newRequest(slot, o.payload)
 		if err != nil {
-			return result{}, err
+			return nil, err
 		}
 		g.requests = append(g.requests, request)
 		g.free <- slot
 	}
+	return g, nil
+}
 
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
+func runGateway(o options) (result, error) {
+	var m meter
+	gateways := make([]*gateway, o.connections)
+	waiting := make(chan *gateway, o.connections)
+	for i := range gateways {
+		g, err := newGateway(o, &m)
+		if err != nil {
+			return result{}, err
+		}
+		gateways[i] = g
+		waiting <- g
+	}
+	server, err := serve(o, func(_ any, stream grpc.ServerStream) error {
+		select {
+		case g := <-waiting:
+			return g.establish(stream)
+		default:
+			if m.phase.Load() != over { // later the first to be done may come again
+				for _, g := range gateways {
+					g.end(fmt.Errorf("more connections than %d", o.connections))
+				}
+			}
+			return status.Error(codes.ResourceExhausted, "every expected connection is here")
+		}
+	})
 	if err != nil {
 		return result{}, err
 	}
-	server := grpc.NewServer(
+	defer server.Stop()
+
+	timeout := time.After(connectTimeout)
+	for _, g := range gateways {
+		select {
+		case <-g.connected:
+		case err := <-g.ended:
+			return result{}, err
+		case <-timeout:
+			return result{}, fmt.Errorf("not every connector registered within %v", connectTimeout)
+		}
+	}
+	m.run(o)
+
+	var total tally
+	timeout = time.After(drainTimeout)
+	for _, g := range gateways {
+		select {
+		case err = <-g.ended:
+		case <-timeout:
+			server.Stop()
+			err = <-g.ended
+		}
+		if err != nil {
+			return result{}, err
+		}
+		total.add(&g.tally)
+	}
+	return m.result(&total), nil
+}
+
+// serve announces the address where establish answers each reverse connection.
+func serve(o options, establish grpc.StreamHandler) (*grpc.Server, error) {
+	settings := []grpc.ServerOption{
 		grpc.ForceServerCodecV2(rawCodec{}),
 		grpc.MaxConcurrentStreams(16),
-		grpc.InitialWindowSize(1<<20),
-		grpc.InitialConnWindowSize(1<<20),
-		grpc.WriteBufferSize(128<<10),
-		grpc.ReadBufferSize(128<<10),
+		grpc.MaxRecvMsgSize(256 << 20),
+		grpc.InitialWindowSize(1 << 20),
+		grpc.InitialConnWindowSize(1 << 20),
+		grpc.WriteBufferSize(128 << 10),
+		grpc.ReadBufferSize(128 << 10),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{
 			MinTime: 500 * time.Millisecond, PermitWithoutStream: true,
 		}),
-	)
+	}
+	if o.certificate != "" {
+		certificate, err := makeCertificate(o.certificate)
+		if err != nil {
+			return nil, err
+		}
+		settings = append(settings, grpc.Creds(credentials.NewServerTLSFromCert(certificate)))
+	}
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return nil, err
+	}
+	server := grpc.NewServer(settings...)
 	server.RegisterService(&grpc.ServiceDesc{
 		ServiceName: "registry.RegistryService",
 		Streams: []grpc.StreamDesc{{
 			StreamName:    "EstablishConnection",
-			Handler:       g.establish,
+			Handler:       establish,
 			ServerStreams: true,
 			ClientStreams: true,
 		}},
 	}, nil)
 	go server.Serve(listener)
-	defer server.Stop()
 	emit(map[string]string{"event": "listening", "address": listener.Addr().String()})
-
-	select {
-	case <-g.connected:
-	case err := <-g.ended:
-		return result{}, err
-	case <-time.After(connectTimeout):
-		return result{}, fmt.Errorf("no connector registered within %v", connectTimeout)
-	}
-	g.meter.run(o)
-
-	select {
-	case err = <-g.ended:
-	case <-time.After(drainTimeout):
-		server.Stop()
-		err = <-g.ended
-	}
-	if err != nil {
-		return result{}, err
-	}
-	return g.meter.result(&g.tally), nil
+	return server, nil
 }
 
-func (g *gateway) establish(_ any, stream grpc.ServerStream) error {
-	select {
-	case <-g.connected:
-		g.end(errors.New("the peer connected a second time"))
-		return status.Error(codes.ResourceExhausted, "one connection per run")
-	default:
-	}
+func (g *gateway) establish(stream grpc.ServerStream) error {
 	if err := g.handshake(stream); err != nil {
 		g.end(err)
 		return status.Error(codes.InvalidArgument, err.Error())
@@ -166,7 +213,7 @@ func (g *gateway) send(stream grpc.ServerStream) {
 func (g *gateway) receive(stream grpc.ServerStream) error {
 	unanswered := len(g.requests)
 	var message []byte
-	for unanswered > 0 {
+	for unanswered > 0 || g.meter.phase.Load() != over {
 		if err := stream.RecvMsg(&message); err != nil {
 			if g.meter.phase.Load() != over {
 				return fmt.Errorf("the peer's stream ended: %w", err)

@@ -1,10 +1,10 @@
 // Command loadgen keeps a fixed number of echo requests in flight and measures a window of time.
 //
-// Without -connect it is the gateway of a reverse connection: it listens, accepts one connector
-// and pushes requests down its stream. With -connect it is an ordinary client of a gRPC server.
+// Without -connect it is the gateway of a reverse connection: it listens, accepts its connectors
+// and pushes requests down their streams. With -connect it is an ordinary client of a gRPC server.
 //
-// It prints one JSON object per line: {"event": "listening", "address": …} once it accepts a
-// connector, "window-start" and "window-end" at those moments, and "result" at the end.
+// It prints one JSON object per line: {"event": "listening", "address": …} once it accepts
+// connectors, "window-start" and "window-end" at those moments, and "result" at the end.
 package main
 
 import (
@@ -24,6 +24,8 @@ const (
 
 type options struct {
 	connect           string
+	certificate       string
+	connections       int
 	inFlight          int
 	payload           []byte
 	warmup            time.Duration
@@ -35,7 +37,10 @@ func main() {
 	var o options
 	var payloadBytes int
 	flag.StringVar(&o.connect, "connect", "", "be a client of the gRPC server at this address")
-	flag.IntVar(&o.inFlight, "in-flight", 64, "requests kept in flight")
+	flag.StringVar(&o.certificate, "certificate", "",
+		"speak TLS, with a certificate that is made now and written to this file")
+	flag.IntVar(&o.connections, "connections", 1, "connectors to wait for")
+	flag.IntVar(&o.inFlight, "in-flight", 64, "requests kept in flight, for each connector")
 	flag.IntVar(&payloadBytes, "payload", 64, "bytes per request")
 	warmup := flag.Float64("warmup", 0.5, "seconds of load before the window")
 	seconds := flag.Float64("seconds", 3, "length of the measured window")

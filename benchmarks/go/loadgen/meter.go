@@ -59,6 +59,8 @@ func (t *tally) fail(err error) {
 func (t *tally) add(other *tally) {
 	t.latencies = append(t.latencies, other.latencies...)
 	t.errors += other.errors
+	t.heartbeats += other.heartbeats
+	t.lateness = max(t.lateness, other.lateness)
 	if t.firstError == "" {
 		t.firstError = other.firstError
 	}
