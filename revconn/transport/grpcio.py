@@ -52,9 +52,11 @@ class GrpcioTransport(Transport):
         # Pings or not, keepalive_timeout bounds how long sent data may stay unacknowledged: hence
         # a ping that is never due, where an infinite interval would leave out both.
         ping_ms = _NEVER_MS if keepalive_interval is None else int(keepalive_interval * 1000)
+        timeout_ms = min(int(keepalive_timeout * 1000), _NEVER_MS)
         self._options += [
             ("grpc.keepalive_time_ms", min(ping_ms, _NEVER_MS)),
-            ("grpc.keepalive_timeout_ms", min(int(keepalive_timeout * 1000), _NEVER_MS)),
+            ("grpc.keepalive_timeout_ms", timeout_ms),
+            ("grpc.http2.ping_timeout_ms", timeout_ms),  # what newer releases go by
             ("grpc.keepalive_permit_without_calls", 1),
             ("grpc.http2.max_pings_without_data", 0),
         ]

@@ -145,7 +145,13 @@ class Peer:
 class ScriptedGateway:
     """Listens on loopback; each connection comes out of :meth:`accept`."""
 
-    def __init__(self, port: int = 0, credentials: grpc.ServerCredentials | None = None) -> None:
+    def __init__(
+        self,
+        port: int = 0,
+        credentials: grpc.ServerCredentials | None = None,
+        *,
+        tolerates_pings: bool = True,
+    ) -> None:
         self._peers: queue.Queue = queue.Queue()
         self._accepted = itertools.count()
         self._pool = ThreadPoolExecutor(64)
@@ -155,6 +161,7 @@ class ScriptedGateway:
                 ("grpc.so_reuseport", 0),
                 ("grpc.max_receive_message_length", -1),
                 ("grpc.max_send_message_length", -1),
+                ("grpc.http2.max_ping_strikes", 0 if tolerates_pings else 1),
             ],
         )
         handler = grpc.stream_stream_rpc_method_handler(self._establish)
