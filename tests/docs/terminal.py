@@ -2,7 +2,8 @@
 
 $ export NAME=value              holds for the rest of the page
 $ command                        has to end, with exit code 0 and exactly the output shown
-$ command  # terminal 2          goes on until the page ends, which presses Ctrl-C
+$ command  # terminal 2          goes on until the page ends, which presses Ctrl-C; it then ends with
+                                 0, or with 1 where that is shown: # terminal 2, exit code 1
 ^C                               presses Ctrl-C; the output after it is shown below
 $ echo $?                        the exit code of the command before it, which may then fail
 """
@@ -21,7 +22,7 @@ from pathlib import Path
 
 from tests.docs.transcript import TIMEOUT, Transcript
 
-_OWN_TERMINAL = re.compile(r"\s# (?P<name>terminal \d)$")
+_OWN_TERMINAL = re.compile(r"\s# (?P<name>terminal \d)(?:, exit code (?P<code>\d+))?$")
 _INTERRUPT = "^C"
 
 
@@ -62,6 +63,7 @@ class Terminal:
         scripts = sysconfig.get_path("scripts")
         self._environment = {
             **os.environ,
+            "HOME": str(directory),
             "PATH": os.pathsep.join([scripts, os.environ["PATH"]]),
             "PYTHONUNBUFFERED": "1",
             "PYTHONIOENCODING": "utf-8",
@@ -104,7 +106,8 @@ class Terminal:
         process = self._going_on.pop(terminal)
         process.interrupt()
         code = process.wait()
-        assert code == 0, f"{process.typed}: exit code {code} after Ctrl-C"
+        shown = _OWN_TERMINAL.search(process.typed)
+        assert code == int(shown["code"] or 0), f"{process.typed}: exit code {code} after Ctrl-C"
 
     def close(self) -> None:
         """Press Ctrl-C in every terminal, the one that was used last first."""

@@ -9,6 +9,7 @@ console  typed into a shell: see :mod:`tests.docs.terminal`
 log      has to have been logged by then, in this order
 text     a picture, neither code nor output
 
+A page that begins with ``<!-- needs: … -->`` names what is to be installed beyond the tests' own.
 Anything else needs a comment that says why it is not run. A gateway listens on 127.0.0.1:50051
 for pages that start none, and takes the key ``demo-key``. Ports are the only thing that is changed
 in an example: other programs of this machine may have them.
@@ -33,6 +34,7 @@ from revconn.gateway import Gateway
 from tests.docs.markdown import BadPage, Block, read_blocks
 from tests.docs.terminal import Terminal, read_commands
 from tests.docs.transcript import Transcript, TranscriptHandler
+from tests.support.optional import needs
 
 ROOT = Path(__file__).resolve().parents[2]
 READMES = [ROOT / "README.md", ROOT / "README.zh-CN.md"]
@@ -40,7 +42,8 @@ PAGES = [*READMES, *sorted(ROOT.glob("docs/**/*.md"))]
 
 GATEWAY_PORT = "50051"
 _PORT = re.compile(rf"\b(?:{GATEWAY_PORT}|800\d)\b")
-_FILE_NAME = re.compile(r"# ([\w/]+\.py)\n")
+_FILE_NAME = re.compile(r"# ([\w./]+\.py)\n")
+_NEEDS = re.compile(r"\A<!-- needs: (?P<distributions>.+) -->\n")
 
 
 class Page:
@@ -123,6 +126,9 @@ class Page:
 def test_a_page_shows_what_happens(
     page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    needed = _NEEDS.match(page.read_text(encoding="utf-8"))
+    for distribution in needed["distributions"].split(", ") if needed else ():
+        needs(distribution)
     monkeypatch.chdir(tmp_path)
     Page(page.name, read_blocks(page), tmp_path).run()
 
