@@ -2,8 +2,8 @@
 
 $ export NAME=value              holds for the rest of the page
 $ command                        has to end, with exit code 0 and exactly the output shown
-$ command  # terminal 2          goes on until the page ends, which presses Ctrl-C; it then ends with
-                                 0, or with 1 where that is shown: # terminal 2, exit code 1
+$ command  # terminal 2          goes on until the page ends, which presses Ctrl-C; then its
+                                 exit code is 0, or as shown: # terminal 2, exit code 1
 ^C                               presses Ctrl-C; the output after it is shown below
 $ echo $?                        the exit code of the command before it, which may then fail
 """
