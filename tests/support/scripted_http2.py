@@ -170,14 +170,14 @@ class Http2Peer:
     def send(self, *payloads: bytes, size: int = _FRAME_BYTES) -> None:
         """gRPC messages in DATA frames, as far as the window allows at once."""
         for payload in payloads:
-            framed = message(payload)
+            framed = memoryview(message(payload))
             while framed:
                 while self.window <= 0:
                     self.hears_frame()
                 piece = framed[: min(size, self.window)]
                 self.connection_window -= len(piece)
                 self.stream_window -= len(piece)
-                self.say(DataFrame(1, piece))
+                self.say(DataFrame(1, bytes(piece)))
                 framed = framed[len(piece) :]
 
     def trailers(self, *headers: tuple[str, str]) -> None:

@@ -199,6 +199,8 @@ class Engine:
         """
         messages: list[bytes] = []
         with self._lock:
+            if self.end is not None:
+                return messages
             try:
                 self._take_in(data, messages)
             except ProtocolError as error:
