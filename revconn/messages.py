@@ -12,6 +12,8 @@ from revconn.core.status import is_success
 
 __all__ = ["Request", "Response"]
 
+_LARGE = 16 << 10
+
 
 class Request:
     """One request from a gateway. Read-only; safe to use from any thread.
@@ -21,28 +23,47 @@ class Request:
     ``grpc-timeout``. ``None``: nobody set one.
     """
 
-    __slots__ = ("_active", "_headers", "_message", "deadline")
+    __slots__ = (
+        "_active",
+        "_headers",
+        "_message",
+        "_payload",
+        "deadline",
+        "framed",
+        "method",
+        "payload_bytes",
+        "request_id",
+    )
+
+    request_id: str
+    """The gateway's id of this request, unique among those in flight."""
+    method: str
+    """The method's path as the gateway sent it, ``/package.Service/Method``."""
+    framed: bool
+    """Whether the payload came in gRPC's framing; the answer then goes out in it too."""
+    payload_bytes: int
+    """The size of the payload as it came, in bytes."""
 
     def __init__(self, message: ForwardRequest, deadline: float | None) -> None:
-        self._message = message
+        payload = message.payload  # once: protobuf makes a copy for everybody who asks
+        self._payload = payload
+        self._message: ForwardRequest | None = message
         self._headers: dict[str, str] | None = None
+        self.request_id = message.request_id
         self._active = True
         self.deadline = deadline
-
-    @property
-    def request_id(self) -> str:
-        """The gateway's id of this request, unique among those in flight."""
-        return self._message.request_id
-
-    @property
-    def method(self) -> str:
-        """The method's path as the gateway sent it, ``/package.Service/Method``."""
-        return self._message.method_path
+        self.method = message.method_path
+        self.framed = is_framed(payload)
+        self.payload_bytes = len(payload)
+        if len(payload) > _LARGE:  # worth more than the time it takes: not to hold it twice
+            self._headers = dict(message.headers)
+            self._message = None
 
     @property
     def headers(self) -> Mapping[str, str]:
         """The caller's headers as the gateway sent them; gRPC has names in lower case."""
         if self._headers is None:
+            assert self._message is not None
             self._headers = dict(self._message.headers)
         return self._headers
 
@@ -52,18 +73,7 @@ class Request:
 
         Raises :class:`~revconn.ProtocolError` for a gRPC frame that is cut short or compressed.
         """
-        payload = self._message.payload
-        return unframe(payload) if is_framed(payload) else payload
-
-    @property
-    def framed(self) -> bool:
-        """Whether the payload came in gRPC's framing; the answer then goes out in it too."""
-        return is_framed(self._message.payload)
-
-    @property
-    def payload_bytes(self) -> int:
-        """The size of the payload as it came, in bytes."""
-        return len(self._message.payload)
+        return unframe(self._payload) if self.framed else self._payload
 
     def time_remaining(self) -> float | None:
         """Seconds until the deadline, never negative; ``None`` without one."""

@@ -39,11 +39,10 @@ def request_deadline(timeout_seconds: int, headers: Mapping[str, str], now: floa
     ``grpc-timeout`` that does not parse is taken as absent: the gateway's own limit still holds.
     """
     deadline = now + timeout_seconds if timeout_seconds > 0 else None
-    header = headers.get("grpc-timeout")
-    if header is None:
+    if "grpc-timeout" not in headers:
         return deadline
     try:
-        callers = now + parse_grpc_timeout(header)
+        callers = now + parse_grpc_timeout(headers["grpc-timeout"])
     except ValueError:
         return deadline
     return callers if deadline is None else min(deadline, callers)

@@ -32,12 +32,13 @@ class Routes(Generic[T]):
     """Handlers by method, and catch-alls by service. Not thread-safe: the owner guards it."""
 
     def __init__(self) -> None:
-        self._methods: dict[tuple[str, str], T] = {}
+        self._methods: dict[str, T] = {}
         self._services: dict[str, T] = {}
 
     def add_method(self, path: str, handler: T) -> None:
         """Register one method. Raises :class:`ValueError` for a bad path or a second handler."""
-        key = split_method_path(path)
+        service, method = split_method_path(path)
+        key = f"/{service}/{method}"
         if key in self._methods:
             raise ValueError(f"{path} already has a handler")
         self._methods[key] = handler
@@ -53,7 +54,7 @@ class Routes(Generic[T]):
 
     def services(self) -> list[str]:
         """The names of all services that have a handler, sorted."""
-        return sorted({service for service, _ in self._methods} | set(self._services))
+        return sorted({split_method_path(path)[0] for path in self._methods} | set(self._services))
 
     def find(self, path: str) -> T | None:
         """The handler of a path.
@@ -61,11 +62,14 @@ class Routes(Generic[T]):
         A gateway resolves a service by its dotted parents too, so a path may name a child of
         the service that was registered: the nearest parent's catch-all takes it.
         """
+        exact = self._methods.get(path)
+        if exact is not None:
+            return exact
         try:
             service, method = split_method_path(path)
         except ValueError:
             return None
-        exact = self._methods.get((service, method))
+        exact = self._methods.get(f"/{service}/{method}")
         if exact is not None:
             return exact
         for name in lookup_order(service):

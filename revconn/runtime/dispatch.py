@@ -128,7 +128,7 @@ class Dispatcher:
         self._counts["accepted"] += 1
         self._in_flight[origin, message.request_id] = request
         self._waiting.append(_Entry(origin, request))
-        self._bytes += len(message.payload)
+        self._bytes += request.payload_bytes
         self.saturated = self._bytes > self._max_in_flight_bytes
         if deadline is not None and (self._next_due is None or deadline < self._next_due):
             self._next_due = deadline
