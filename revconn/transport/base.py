@@ -31,7 +31,10 @@ LARGEST_MESSAGE = 256 << 20
 @functools.cache
 def user_agent() -> str:
     """What connectors call themselves."""
-    return f"revconn-python/{importlib.metadata.version('revconn')}"
+    try:
+        return f"revconn-python/{importlib.metadata.version('revconn')}"
+    except importlib.metadata.PackageNotFoundError:  # bundled into an application, say
+        return "revconn-python"
 
 
 class Source(Protocol):

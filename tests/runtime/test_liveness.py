@@ -201,7 +201,7 @@ before = leftovers()
 say("counted")
 wait_connections(103)
 deadline = time.monotonic() + 10.0
-# What is left behind once is left behind a hundred times; grpc takes a descriptor or two for itself.
+# What each connection leaves behind is there a hundred times; grpc takes one or two for itself.
 while any(count > before[name] + 5 for name, count in leftovers().items()):
     if time.monotonic() > deadline:
         say("left behind:", before, leftovers())
