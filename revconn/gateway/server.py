@@ -191,6 +191,7 @@ class _GatewayThread:
             if self._started.done():
                 logger.exception("the gateway failed")
             else:
+                # Its traceback would keep the server, and grpc's thread with it, for a while.
                 self._started.set_exception(error.with_traceback(None))
 
     async def _serve(self) -> None:

@@ -306,6 +306,19 @@ def test_its_thread_is_named_and_none_is_left_behind(connect, call, dial) -> Non
         gc.enable()
 
 
+def test_a_start_that_failed_leaves_no_thread_behind_either() -> None:
+    taken, port = occupied_port()
+    gc.collect()
+    assert threads_behind_gateways() == []
+    gc.disable()
+    try:
+        with taken, pytest.raises(OSError, match="cannot listen"):
+            Gateway(f"127.0.0.1:{port}", api_keys="key").start()
+        eventually(lambda: not threads_behind_gateways())
+    finally:
+        gc.enable()
+
+
 def threads_behind_gateways() -> list[threading.Thread]:
     """The gateways' own, and the one with which grpc polls for all of them."""
     return [
