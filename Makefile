@@ -8,7 +8,7 @@ PACKAGING := setup.cfg setup.py pyproject.toml
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format types imports docs bench proto matrix coverage clean
+.PHONY: help demo test lint format types imports docs bench fuzz proto matrix coverage clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -55,9 +55,13 @@ matrix: $(VENV)/test.stamp  ## the tests on every Python found, oldest and newes
 	@echo "make matrix: the tests on every Python found"
 	@$(BIN)/python tests/matrix.py $(ARGS)
 
-bench: $(VENV)/run.stamp  ## CPU time per request and requests per second
+bench: $(VENV)/bench.stamp  ## CPU time per request and requests per second
 	@echo "make bench: measuring"
 	@$(BIN)/python -m benchmarks $(ARGS)
+
+fuzz: $(VENV)/fuzz.stamp  ## broken conversations for 60 s, with atheris (ARGS="-runs=100000")
+	@echo "make fuzz: the http2 transport against mutated recordings"
+	@$(BIN)/python -m tests.fuzz $(ARGS)
 
 # grpcio-tools 1.62 has wheels for Python 3.9 to 3.12 only, and an environment of its own
 # because its protobuf is not the newest.
@@ -88,6 +92,8 @@ clean:  ## remove everything that was made here
 $(VENV)/run.stamp: EXTRAS :=
 $(VENV)/test.stamp: EXTRAS := [test]
 $(VENV)/dev.stamp: EXTRAS := [dev]
+$(VENV)/fuzz.stamp: EXTRAS := [fuzz]
+$(VENV)/bench.stamp: EXTRAS := [bench]
 $(VENV)/all.stamp: EXTRAS := [dev,uwsgi]
 
 $(VENV)/%.stamp: $(VENV)/made $(PACKAGING)

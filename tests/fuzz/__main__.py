@@ -1,0 +1,35 @@
+"""`python -m tests.fuzz`: the target under atheris, for 60 s or as libFuzzer's flags say."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import tempfile
+
+from tests.fuzz.record import RECORDINGS
+
+DEFAULTS = ("-max_total_time=60", "-timeout=10", "-rss_limit_mb=1024", "-max_len=65536")
+
+
+def main() -> None:
+    try:
+        import atheris
+    except ImportError:
+        sys.exit(
+            "fuzzing needs atheris, which is made for Linux and Python 3.9 to 3.13:"
+            " pip install 'revconn[fuzz]'"
+        )
+    with atheris.instrument_imports(include=["revconn", "h2", "hpack"]):
+        from tests.fuzz.target import converse
+
+    def run(data: bytes) -> None:
+        converse(data)  # libFuzzer wants nothing back
+
+    logging.disable(logging.CRITICAL)
+    found = tempfile.mkdtemp(prefix="revconn-fuzz-")
+    atheris.Setup([sys.argv[0], *DEFAULTS, *sys.argv[1:], found, str(RECORDINGS)], run)
+    atheris.Fuzz()
+
+
+if __name__ == "__main__":
+    main()

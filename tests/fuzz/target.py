@@ -1,0 +1,77 @@
+"""What is fuzzed: the http2 transport's engine and all that its messages go through, without I/O.
+
+Whatever a gateway sends, the engine ends the stream with a reason or goes on; nothing is raised,
+nothing goes on for ever, and what is kept stays in proportion to what was sent.
+"""
+
+from __future__ import annotations
+
+import contextlib
+
+from revconn.core.answers import encode_response
+from revconn.core.protocol import Conversation
+from revconn.exceptions import ProtocolError
+from revconn.messages import Request
+from revconn.transport.base import METHOD
+from revconn.transport.http2.engine import Engine
+
+__all__ = ["converse"]
+
+MESSAGE_LIMIT = 1 << 20
+OUTPUT_LIMIT = 4 << 20  # the engine's bound for what a peer asks for, and what we say ourselves
+ANSWER = b"\x0a" + b"x" * 99
+
+
+class Broken(AssertionError):
+    """An invariant does not hold."""
+
+
+def converse(data: bytes) -> Engine:
+    """Let a gateway say ``data``; its first byte tells in which pieces it arrives."""
+    engine = Engine(MESSAGE_LIMIT)
+    conversation = Conversation(liveness_timeout=None)
+    engine.open_stream("http", "gateway.example.com", METHOD, {"user-agent": "fuzz"})
+    engine.put([conversation.register("key", ["echo.Echo"])])
+    _write(engine)
+    for piece in _pieces(data):
+        messages = engine.receive(piece)
+        _require(sum(map(len, messages)) <= len(data) + MESSAGE_LIMIT, "messages out of nothing")
+        inbound = conversation.receive(messages)
+        for message in inbound.requests:
+            engine.put([_answer(Request(message, None))])
+        engine.grant()
+        engine.ping()
+        _write(engine)
+        if engine.end is not None:
+            _require(bool(engine.end.details), "the stream ended without a reason")
+            break
+    engine.describe_eof()
+    return engine
+
+
+def _pieces(data: bytes) -> list[bytes]:
+    size = 1 + 7 * data[0] if data else 1
+    return [data[start : start + size] for start in range(1, len(data), size)]
+
+
+def _answer(request: Request) -> bytes:
+    with contextlib.suppress(ProtocolError):  # a payload in a frame that is broken
+        request.payload  # noqa: B018
+    return encode_response(request.request_id, ANSWER, framed=request.framed)
+
+
+def _write(engine: Engine) -> None:
+    written = 0
+    while True:
+        output, carried = engine.take_output()
+        if not output:
+            return
+        _require(carried <= len(output), "more carried than written")
+        _require(engine.end is None, "output after the end")
+        written += len(output)
+        _require(written <= OUTPUT_LIMIT, "output without end")
+
+
+def _require(holds: bool, otherwise: str) -> None:
+    if not holds:
+        raise Broken(otherwise)
