@@ -90,7 +90,7 @@ _BARS = (
     _Bar(_RATE, _rate, "revconn", "go", MIB, _AT_LEAST, 0.6),
     # In step with its size it would take 64 times as long, quadratically 4,096 times. The caches
     # hold the smaller one.
-    _Bar(_LATENCY, _latency, "revconn", "revconn", LARGEST, _AT_MOST, 128, baseline_load=MIB_LONE),
+    _Bar(_CPU, _cpu, "revconn", "revconn", LARGEST, _AT_MOST, 128, baseline_load=MIB_LONE),
 )
 
 

@@ -38,8 +38,8 @@ def good_run(rounds=1):
         figures(
             peer,
             case.load,
-            cpu=SLOW_PYTHON.get(peer, 1.0),
-            p50=64.0 if case.load == LARGEST else SLOW_PYTHON.get(peer, 1.0),
+            cpu=64.0 if case.load == LARGEST else SLOW_PYTHON.get(peer, 1.0),
+            p50=SLOW_PYTHON.get(peer, 1.0),
         )
         for case in CASES
         for _ in range(rounds)
@@ -75,7 +75,7 @@ def test_every_bar_is_missed_by_a_run_that_measured_nothing():
         ("revconn", 64, 64 << 10, {"rate": 0.59}, "revconn ≥ 0.6 × go"),
         ("revconn", 64, 1 << 20, {"cpu": 2.1}, "revconn ≤ 2 × go"),
         ("revconn", 64, 1 << 20, {"rate": 0.59}, "revconn ≥ 0.6 × go"),
-        ("revconn", 1, 64 << 20, {"p50": 129.0}, "revconn ≤ 128 × revconn with 1 in flight, 1 MiB"),
+        ("revconn", 1, 64 << 20, {"cpu": 129.0}, "revconn ≤ 128 × revconn with 1 in flight, 1 MiB"),
         ("revconn-busy", 32, 64, {"lateness": 1.0}, "32 handlers that compute"),
         ("revconn-slow", 1000, 256 << 10, {"peak": 159 * MIB}, "memory under a flood"),
         ("revconn-grpcio", 64, 64, {"lateness": 1.0}, "the latest heartbeat of all"),
@@ -100,8 +100,8 @@ def test_each_bar_is_missed_by_the_figure_that_it_is_about(peer, in_flight, payl
 def test_a_ratio_is_the_median_of_what_each_round_gave():
     run = [each for each in good_run(rounds=3) if each.load not in (MIB_LONE, LARGEST)]
     for busy in (1, 3, 1):  # the machine was three times as slow in one round
-        run.append(figures("revconn", MIB_LONE, p50=1.0 * busy))
-        run.append(figures("revconn", LARGEST, p50=64.0 * busy))
+        run.append(figures("revconn", MIB_LONE, cpu=1.0 * busy))
+        run.append(figures("revconn", LARGEST, cpu=64.0 * busy))
     (verdict,) = [each for each in judge(run, RESIDENTS) if "64 MiB" in each.bar]
     assert verdict.measured == "64"
 
