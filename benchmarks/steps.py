@@ -1,0 +1,139 @@
+"""Where an inline request's microseconds go: `python -m benchmarks.steps`.
+
+Each step of the real path takes a batch as one read of the socket brings it, without the socket
+and without other threads. What a whole run needs beyond their sum is the kernel's and the
+threads'.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import time
+from typing import Any, Callable
+
+import h2.config
+import h2.connection
+
+from revconn import Request
+from revconn._proto.registry_pb2 import ConnectionMessage, ConnectionStatus, ForwardRequest
+from revconn.core.deadline import request_deadline
+from revconn.core.frames import data_header
+from revconn.core.framing import frame
+from revconn.core.outbound import Answer, Outbound
+from revconn.core.protocol import Conversation
+from revconn.core.routing import Routes
+from revconn.runtime.handlers import Answering, Handler
+from revconn.transport.base import METHOD
+from revconn.transport.http2.engine import Engine
+
+_PATH = "/echo.Echo/Say"
+_PAYLOAD = b"\x0a" + b"x" * 63
+_HEADERS = {"content-type": "application/grpc", "te": "trailers", "user-agent": "grpc-go/1.80.0"}
+
+
+class Path:
+    """The library's parts, after the handshake, and the steps between them."""
+
+    def __init__(self, batch: int) -> None:
+        self._engine = Engine(1 << 20)
+        self._engine.open_stream("http", "gateway", METHOD, {"user-agent": "steps"})
+        self._engine.receive(_greeting(self._engine.take_output()[0]))
+        self._conversation = Conversation(liveness_timeout=None)
+        self._conversation.register("key", ["echo.Echo"])
+        status = ConnectionStatus(status=ConnectionStatus.CONNECTED, connection_id="id")
+        self._conversation.receive([ConnectionMessage(status=status).SerializeToString()])
+        routes: Routes[Handler] = Routes()
+        routes.add_method(_PATH, lambda request: request.payload)
+        self._answering = Answering(routes, 4 << 20)
+        self._outbound = Outbound()
+        self.read = b"".join(_request(number) for number in range(batch))
+
+    def steps(self) -> list[tuple[str, Callable[[Any], Any]]]:
+        """What is done one after the other; each takes what the one before gave."""
+        return [
+            ("HTTP/2 frames and gRPC messages taken apart", self._engine.receive),
+            ("protobuf decoded, the conversation's rules", self._decode),
+            ("request objects and deadlines", self._requests),
+            ("handler found and run, answer encoded", self._answer),
+            ("outbound queue", self._queue),
+            ("gRPC messages and HTTP/2 frames put together", self._frames),
+        ]
+
+    def _decode(self, messages: list[bytes]) -> list[ForwardRequest]:
+        return self._conversation.receive(messages).requests
+
+    def _requests(self, messages: list[ForwardRequest]) -> list[Request]:
+        return [
+            Request(each, request_deadline(each.timeout_seconds, each.headers, time.monotonic()))
+            for each in messages
+        ]
+
+    def _answer(self, requests: list[Request]) -> list[Answer]:
+        return [Answer(self._answering(each), each.deadline) for each in requests]
+
+    def _queue(self, answers: list[Answer]) -> list[bytes]:
+        for answer in answers:
+            self._outbound.put(answer)
+        return [answer.message for answer in self._outbound.take_answers(1 << 20)]
+
+    def _frames(self, messages: list[bytes]) -> None:
+        self._engine.put(messages)
+        self._engine.grant()
+        output, _ = self._engine.take_output()
+        assert output, "more rounds than the peer opened its window for"
+
+
+def _greeting(preface: bytes) -> bytes:
+    """A gateway's settings, headers, and a window that stays open."""
+    server = h2.connection.H2Connection(h2.config.H2Configuration(client_side=False))
+    server.initiate_connection()
+    server.receive_data(preface)
+    server.send_headers(1, [(":status", "200"), ("content-type", "application/grpc")])
+    server.increment_flow_control_window((1 << 31) - (1 << 17))
+    server.increment_flow_control_window((1 << 31) - (1 << 17), stream_id=1)
+    return bytes(server.data_to_send())
+
+
+def _request(number: int) -> bytes:
+    request = ForwardRequest(
+        request_id=f"{number:08x}-0000-4000-8000-000000000000",
+        method_path=_PATH,
+        headers=_HEADERS,
+        payload=_PAYLOAD,
+        timeout_seconds=30,
+    )
+    message = frame(ConnectionMessage(request=request).SerializeToString())
+    return data_header(len(message), 1) + message
+
+
+def measure(batch: int, rounds: int) -> dict[str, float]:
+    """Seconds per request of each step; the quickest round of each, as others only disturb."""
+    path = Path(batch)
+    steps = path.steps()
+    best = {name: float("inf") for name, _ in steps}
+    for _ in range(rounds):
+        value: Any = path.read
+        for name, step in steps:
+            started = time.perf_counter()
+            value = step(value)
+            best[name] = min(best[name], time.perf_counter() - started)
+    return {name: seconds / batch for name, seconds in best.items()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.steps", description=__doc__)
+    parser.add_argument("--batch", type=int, default=64, help="requests that one read brings (64)")
+    parser.add_argument("--rounds", type=int, default=2000)
+    options = parser.parse_args()
+    measured = measure(options.batch, options.rounds)
+    row = functools.partial("| {:<46} | {:>6} |".format)
+    print(row("step", "µs"))
+    print(row("-" * 46, "-----:"))
+    for name, seconds in measured.items():
+        print(row(name, f"{1e6 * seconds:.2f}"))
+    print(row("together", f"{1e6 * sum(measured.values()):.2f}"))
+
+
+if __name__ == "__main__":
+    main()
