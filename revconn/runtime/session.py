@@ -97,7 +97,7 @@ class Session:
             while True:
                 self._take_in(self._stream.receive())
         except StreamEnded as ended:
-            raise self._retired or self._loss(ended.details, ended.code) from None
+            raise self._loss_by(ended) from None
         except ConfigurationError as error:  # a certificate's file that is just being replaced, say
             raise self._loss(str(error)) from None
         finally:
@@ -128,6 +128,13 @@ class Session:
         self._line.let_answers_through()
         self._timer.established()
         self._owner.session_ready(self)
+
+    def _loss_by(self, ended: StreamEnded) -> ConnectionLost:
+        if self._retired is None:
+            return self._loss(ended.details, ended.code)
+        if ended.code is StatusCode.CANCELLED:  # it only says that we closed it
+            return self._retired
+        return self._loss(f"{self._retired.reason}: {ended.details}")
 
     def _loss(self, reason: str, code: StatusCode | None = None) -> ConnectionLost:
         if self.ready_since is not None:
