@@ -62,7 +62,7 @@ def test_a_leaving_one_gets_what_is_queued_for_it_once_it_reads(gateway, stall) 
 
 
 def test_a_leaving_one_that_does_not_read_is_given_up(gateway, stall, monkeypatch) -> None:
-    monkeypatch.setattr(stream, "FLUSH_TIMEOUT", 0.1)
+    monkeypatch.setattr(stream, "FLUSH_TIMEOUT", 0.0)
     connector = stall(gateway)
     for number in range(10):
         connector.send(request=ForwardRequest(request_id=f"{number}" + "x" * 1_000_000))
