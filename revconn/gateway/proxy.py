@@ -79,7 +79,8 @@ class Proxy(grpc.GenericRpcHandler):
             return failure(StatusCode.UNIMPLEMENTED, str(error))
         if not self._registry.serves(service):
             return _nobody_serves(service)
-        started = asyncio.get_running_loop().time()
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + self._request_timeout
         try:
             payload = await asyncio.wait_for(_only_message(messages), self._request_timeout)
         except asyncio.TimeoutError:
@@ -92,7 +93,7 @@ class Proxy(grpc.GenericRpcHandler):
         if connection is None:  # it left in the meantime
             return _nobody_serves(service)
         remaining: float | None = context.time_remaining()
-        timeout = min(self._request_timeout, math.inf if remaining is None else remaining)
+        timeout = min(deadline - loop.time(), math.inf if remaining is None else remaining)
         request = ForwardRequest(
             request_id=str(uuid.uuid4()),
             method_path=path,
@@ -101,7 +102,7 @@ class Proxy(grpc.GenericRpcHandler):
             timeout_seconds=max(1, math.ceil(timeout)),
         )
         # The caller's own deadline is grpc's business: it cancels this when it passes.
-        return await self._exchange(request, connection, started + self._request_timeout)
+        return await self._exchange(request, connection, deadline)
 
     async def _exchange(
         self, request: ForwardRequest, connection: Connection, deadline: float

@@ -46,7 +46,8 @@ class Connection:
 
     ``key`` says which API key it showed (never the key itself). ``send`` queues a message and
     says whether there was room for it; ``end`` ends the stream with a status and a reason, the
-    first call counts. Times are monotonic seconds.
+    first call counts. ``departure`` says how it takes its leave, once it does. Times are
+    monotonic seconds.
     """
 
     id: str
@@ -57,17 +58,22 @@ class Connection:
     send: Callable[[ConnectionMessage], bool]
     end: Callable[[StatusCode, str], None]
     pending: set[str] = field(default_factory=set)
-    draining: bool = False
+    departure: str = ""
     unmatched: int = 0
     last_heartbeat: float = field(init=False)
 
     def __post_init__(self) -> None:
         self.last_heartbeat = self.connected_at
 
+    @property
+    def draining(self) -> bool:
+        """Whether it is leaving: it finishes what it has and gets nothing new."""
+        return bool(self.departure)
+
     def end_if_drained(self) -> None:
         """End the stream in peace once it is leaving and all it was sent is settled."""
         if self.draining and not self.pending:
-            self.end(StatusCode.OK, "it left, and everything sent to it is settled")
+            self.end(StatusCode.OK, f"{self.departure}, and all that was sent to it is settled")
 
     def describe(self, now: float) -> ConnectionInfo:
         """A picture of the connection at ``now``."""
@@ -106,10 +112,10 @@ class Registry:
         for service in connection.services:
             self._rings.setdefault(service, deque()).append(connection)
 
-    def drain(self, connection: Connection) -> None:
+    def drain(self, connection: Connection, departure: str) -> None:
         """Route nothing new to ``connection``; its stream ends when all it has is settled."""
         if not connection.draining:
-            connection.draining = True
+            connection.departure = departure
             self._unroute(connection)
         connection.end_if_drained()
 

@@ -27,6 +27,7 @@ logger = logging.getLogger(__name__)
 
 _START_TIMEOUT = 30.0
 _STOP_MARGIN = 10.0  # seconds that ending takes at most, beyond the grace given to calls
+_LARGEST_MESSAGE = 2**31 - 1
 _HOST_PORT = re.compile(r"(?P<host>\[[0-9A-Fa-f:.%\w]+\]|[^\s:/\[\]@]+):(?P<port>\d{1,5})")
 
 
@@ -43,7 +44,8 @@ class Gateway:
     :param request_timeout: seconds a call may take at most, whatever its caller would allow.
     :param max_pending: calls that may wait for an answer at once; more fail with
         RESOURCE_EXHAUSTED.
-    :param max_message_bytes: the largest message taken from a connector or a caller (4 MiB).
+    :param max_message_bytes: the largest message taken from a connector or a caller (4 MiB),
+        below 2 GiB.
 
     Raises :class:`ConfigurationError` for an argument that cannot be used. Every method may be
     called from any thread. A stopped gateway may be started again.
@@ -72,7 +74,7 @@ class Gateway:
             heartbeat_timeout=require_seconds("heartbeat_timeout", heartbeat_timeout),
             request_timeout=require_seconds("request_timeout", request_timeout),
             max_pending=require_count("max_pending", max_pending),
-            max_message_bytes=require_count("max_message_bytes", max_message_bytes),
+            max_message_bytes=_require_message_size(max_message_bytes),
         )
         self._address = address
         self._lock = threading.Lock()  # guards _thread
@@ -216,6 +218,12 @@ def _report_loop_error(loop: asyncio.AbstractEventLoop, context: dict[str, Any])
     # find nothing to read: harmless, and far too much for a log.
     if not isinstance(context.get("exception"), BlockingIOError):
         loop.default_exception_handler(context)
+
+
+def _require_message_size(value: Any) -> int:
+    if require_count("max_message_bytes", value) > _LARGEST_MESSAGE:
+        refuse("max_message_bytes", value, "more than gRPC can count", "give less than 2 GiB")
+    return int(value)
 
 
 def _parse_address(address: Any) -> tuple[str, int]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -21,8 +20,6 @@ from revconn.gateway.statuses import fail
 from revconn.gateway.stream import ConnectorStreams
 
 __all__ = ["Serving", "Settings"]
-
-logger = logging.getLogger(__name__)
 
 _SERVICE = "registry.RegistryService"
 _POLL_INTERVAL = 0.02  # seconds

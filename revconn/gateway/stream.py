@@ -169,7 +169,8 @@ class _Stream:
         while True:
             received = await self._context.read()
             if not isinstance(received, bytes):
-                self._registry.drain(self._connection)
+                # A stream that breaks looks like this at first; grpc cancels run() soon after.
+                self._registry.drain(self._connection, "it closed its side of the stream")
                 return
             try:
                 message = decode(received)
@@ -211,13 +212,12 @@ class _Stream:
         if status.status == ConnectionStatus.DISCONNECTED:
             reason = f": {status.message[:200]!r}" if status.message else ""
             logger.info("connection %s is leaving%s", self._connection.id, reason)
-            self._registry.drain(self._connection)
+            self._registry.drain(self._connection, "it left")
         else:
-            self._note(f"status {status.status}, {status.message[:200]!r}")
+            self._note(f"status {status.status}", f": {status.message[:200]!r}")
 
-    def _note(self, kind: str) -> None:
+    def _note(self, kind: str, detail: str = "") -> None:
         if kind not in self._noted:
             self._noted.add(kind)
-            logger.warning(
-                "connection %s: ignored %s; further ones are not logged", self._connection.id, kind
-            )
+            connection_id = self._connection.id
+            logger.warning("connection %s: ignored %s%s", connection_id, kind, detail)

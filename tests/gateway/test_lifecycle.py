@@ -48,6 +48,11 @@ def test_a_limit_that_is_none_is_refused_by_name(name, value) -> None:
         Gateway(api_keys="key", **{name: value})
 
 
+def test_a_message_size_that_grpc_cannot_count_is_refused() -> None:
+    with pytest.raises(ConfigurationError, match="max_message_bytes: more than gRPC can count"):
+        Gateway(api_keys="key", max_message_bytes=2**31)
+
+
 def test_the_keys_are_checked_at_construction_and_never_shown() -> None:
     with pytest.raises(ConfigurationError, match="api_keys"):
         Gateway(api_keys="hunter2\n")

@@ -110,7 +110,7 @@ def test_a_discarded_request_is_settled_by_nobody(pending, connection) -> None:
 def test_a_draining_connection_ends_with_its_last_request(pending, connection, settled) -> None:
     pending.add("1", connection, settled.append)
     pending.add("2", connection, settled.append)
-    connection.draining = True
+    connection.departure = "it left"
     pending.discard("1")
     assert connection.end == []
     pending.answer(ForwardResponse(request_id="2"), connection)

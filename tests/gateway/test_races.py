@@ -102,7 +102,7 @@ def test_an_answer_that_meets_a_cancelled_caller_is_dropped() -> None:
 def test_a_connector_may_leave_while_a_request_is_still_arriving() -> None:
     async def message_and_farewell(call: Call) -> AsyncIterator[bytes]:
         yield b""
-        call.registry.drain(call.connection)
+        call.registry.drain(call.connection, "it left")
 
     async def scenario() -> None:
         call = Call(message_and_farewell)

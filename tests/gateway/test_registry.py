@@ -85,7 +85,7 @@ def test_a_draining_connection_gets_no_turn_but_is_still_there() -> None:
     leaving = register(registry, "a", "x", "y")
     register(registry, "b", "x")
     leaving.pending.add("1")
-    registry.drain(leaving)
+    registry.drain(leaving, "it left")
     assert turns(registry, "x", 2) + turns(registry, "y", 1) == "bb-"
     assert [connection.id for connection in registry.connections] == ["a", "b"]
     assert leaving.end == []
@@ -94,7 +94,7 @@ def test_a_draining_connection_gets_no_turn_but_is_still_there() -> None:
 def test_a_connection_that_drains_with_nothing_pending_ends_in_peace() -> None:
     registry = Registry()
     leaving = register(registry, "a", "x")
-    registry.drain(leaving)
+    registry.drain(leaving, "it left")
     assert leaving.end == [StatusCode.OK]
 
 
@@ -102,8 +102,8 @@ def test_draining_twice_is_draining_once() -> None:
     registry = Registry()
     leaving = register(registry, "a", "x")
     leaving.pending.add("1")
-    registry.drain(leaving)
-    registry.drain(leaving)
+    registry.drain(leaving, "it left")
+    registry.drain(leaving, "it left")
     registry.remove(leaving)
     assert registry.connections == ()
 

@@ -155,13 +155,15 @@ def test_messages_it_has_no_use_for_are_logged_once_each_and_ignored(
         connector.send(subscription=SubscriptionRequest(event_types=["x"]))
         connector.send(register=ConnectionRegister(api_key="key", services=["more"]))
         connector.send(status=ConnectionStatus(status=ConnectionStatus.ERROR, message="oh"))
+        connector.send(status=ConnectionStatus(status=ConnectionStatus.ERROR, message="no"))
         connector.send(status=ConnectionStatus(status=77))
         connector.send_bytes(b"\xa2\x06\x00")
     connector.send(request=ForwardRequest(request_id="last"))
     assert connector.receive().response.request_id == "last"
     assert gateway.connections()[0].services == ("echo.Echo",)
     ignored = [line for line in messages(caplog) if "ignored" in line]
-    for what in ("event", "subscription", "register", "status 2, 'oh'", "status 77", "unknown"):
+    assert len(ignored) == 6
+    for what in ("event", "subscription", "register", "status 2: 'oh'", "status 77", "unknown"):
         assert sum(what in line for line in ignored) == 1, what
 
 
@@ -206,14 +208,16 @@ def test_a_connector_that_leaves_with_nothing_pending_ends_with_ok(
         connector.disconnect("restarting")
         assert connector.ended() == (grpc.StatusCode.OK, "")
     assert "is leaving: 'restarting'" in caplog.text
-    assert "it left, and everything sent to it is settled" in caplog.text
+    assert "ended: it left, and all that was sent to it is settled" in caplog.text
     assert gateway.connections() == ()
 
 
-def test_a_half_close_is_a_farewell_too(gateway, connect) -> None:
+def test_a_half_close_is_a_farewell_too(gateway, connect, caplog) -> None:
     connector = connect(gateway, "echo.Echo")
-    connector.half_close()
-    assert connector.ended() == (grpc.StatusCode.OK, "")
+    with caplog.at_level(logging.INFO, STREAM_LOG):
+        connector.half_close()
+        assert connector.ended() == (grpc.StatusCode.OK, "")
+    assert "ended: it closed its side of the stream, and all" in caplog.text
 
 
 def test_what_is_queued_for_a_leaving_connector_still_reaches_it(gateway, connect) -> None:
