@@ -164,11 +164,11 @@ class FrameSplitter:
         return weight
 
     def describe_end(self) -> str:
-        """What to add to "the connection was closed" when it is closed here; often nothing."""
+        """What to add to words for a connection that broke here; often nothing."""
         if self._accepted < 0:
             if self._held:
                 return "; " + _not_http2(b"".join(self._held))
-            return " before it said anything (does it expect TLS, or none?)"
+            return " before anything was said (does the port expect TLS, or none?)"
         return " in the middle of a frame" if self._held or self._data_left else ""
 
 

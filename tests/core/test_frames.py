@@ -203,7 +203,7 @@ def test_a_connection_begins_with_settings(first: Frame) -> None:
 @pytest.mark.parametrize(
     ("said", "words"),
     [
-        (b"", "before it said anything"),
+        (b"", "before anything was said"),
         (SETTINGS, ""),
         (SETTINGS + SETTINGS[:3], "in the middle of a frame"),
         (SETTINGS + data_frame(b"abc").serialize()[:-1], "in the middle of a frame"),

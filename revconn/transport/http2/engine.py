@@ -207,14 +207,13 @@ class Engine:
                 self._finish(StreamEnd(StatusCode.INTERNAL, str(error)))
         return messages
 
-    def describe_eof(self) -> str:
-        """Words for a connection that the peer closed before the stream's end."""
+    def describe_end(self) -> str:
+        """What to add to words for a connection that broke here; often nothing."""
         with self._lock:
             where = self._splitter.describe_end()
             if self._reader.mid_message:
                 where = " in the middle of a message"
-        after = f" after {self.goaways[-1]}" if self.goaways else ""
-        return f"the gateway closed the connection{where}{after}"
+        return f"{where} after {self.goaways[-1]}" if self.goaways else where
 
     # Each of these requires holding ``_lock``
 

@@ -117,9 +117,9 @@ class _Http2Stream(Stream):
             try:
                 data = wire.read()
             except OSError as error:
-                raise self._fail(StatusCode.UNAVAILABLE, _network_words(error)) from None
+                raise self._fail(StatusCode.UNAVAILABLE, self._describe(error)) from None
             if not data:
-                raise self._fail(StatusCode.UNAVAILABLE, self._describe_eof())
+                raise self._fail(StatusCode.UNAVAILABLE, self._describe(None))
             messages = self._take_in(data)
             if messages:
                 return messages
@@ -136,8 +136,12 @@ class _Http2Stream(Stream):
             self._source.nudge()
         return messages
 
-    def _describe_eof(self) -> str:
-        reason = self._engine.describe_eof()
+    def _describe(self, error: OSError | None) -> str:
+        """Why the connection is over: an error, or the gateway's wish (``None``)."""
+        if error is not None:
+            where = "" if error.errno is None else self._engine.describe_end()
+            return _network_words(error) + where
+        reason = f"the gateway closed the connection{self._engine.describe_end()}"
         return f"{reason} ({self._send_error})" if self._send_error else reason
 
     # The sending thread
