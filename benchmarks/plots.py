@@ -92,13 +92,14 @@ def _draw(
     figure.supxlabel(footnote, fontsize=7, color="#57606a")
     names = list(peers)
     colours = [_OURS if name.startswith("revconn") else _OTHERS for name in names]
-    for axes, (label, value, form) in zip(figure.subplots(1, len(panels), sharey=True), panels):
+    axes_of = figure.subplots(1, len(panels), sharey=True)
+    axes_of[0].invert_yaxis()
+    for axes, (label, value, form) in zip(axes_of, panels):
         values = [median(peers[name], value) for name in names]
         bars = axes.barh(names, values, color=colours)
         axes.bar_label(bars, [form.format(each) for each in values], padding=3, fontsize=8)
         axes.set_title(label, fontsize=9)
         axes.set_xlim(0, 1.2 * max(values))
-        axes.invert_yaxis()
         axes.spines[["top", "right"]].set_visible(False)
         axes.tick_params(labelsize=8)
     figure.savefig(path, dpi=_DPI, metadata={"Software": None})
