@@ -32,9 +32,10 @@ LARGEST_MESSAGE = 256 << 20
 def user_agent() -> str:
     """What connectors call themselves."""
     try:
-        return f"revconn-python/{importlib.metadata.version('revconn')}"
+        version = importlib.metadata.version("revconn")
     except importlib.metadata.PackageNotFoundError:  # bundled into an application, say
-        return "revconn-python"
+        version = "unknown"
+    return f"revconn-python/{version}"
 
 
 class Source(Protocol):

@@ -45,7 +45,7 @@ def converse(data: bytes) -> Engine:
         if engine.end is not None:
             _require(bool(engine.end.details), "the stream ended without a reason")
             break
-    engine.describe_eof()
+    engine.describe_end()
     return engine
 
 
