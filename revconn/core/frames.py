@@ -168,7 +168,8 @@ class FrameSplitter:
         if self._accepted < 0:
             if self._held:
                 return "; " + _not_http2(b"".join(self._held))
-            return " before anything was said (does the port expect TLS, or none?)"
+            wish = "TLS, or none, or a client certificate"
+            return f" before anything was said (does the port expect {wish}?)"
         return " in the middle of a frame" if self._held or self._data_left else ""
 
 

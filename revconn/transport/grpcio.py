@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import grpc
@@ -17,6 +18,7 @@ from revconn.transport.base import LARGEST_MESSAGE, METHOD, Source, Stream, Stre
 
 __all__ = ["GrpcioTransport", "explain"]
 
+logger = logging.getLogger(__name__)
 
 _NEVER_MS = 2**31 - 2  # one more is gRPC's infinity
 
@@ -49,33 +51,53 @@ class GrpcioTransport(Transport):
             self._options.append(("grpc.enable_http_proxy", 0))
         else:
             self._options.append(("grpc.http_proxy", proxy.url))
-        # Pings or not, keepalive_timeout bounds how long sent data may stay unacknowledged: hence
-        # a ping that is never due, where an infinite interval would leave out both.
-        ping_ms = _NEVER_MS if keepalive_interval is None else int(keepalive_interval * 1000)
-        timeout_ms = min(int(keepalive_timeout * 1000), _NEVER_MS)
-        self._options += [
-            ("grpc.keepalive_time_ms", min(ping_ms, _NEVER_MS)),
-            ("grpc.keepalive_timeout_ms", timeout_ms),
-            ("grpc.http2.ping_timeout_ms", timeout_ms),  # what newer releases go by
-            ("grpc.keepalive_permit_without_calls", 1),
-            ("grpc.http2.max_pings_without_data", 0),
-        ]
+        self._keepalive_interval = keepalive_interval
+        self._keepalive_timeout = keepalive_timeout
 
     def stream(self, source: Source, name: str) -> Stream:
         """A stream on a channel of its own, which is made when the stream is opened."""
         return _GrpcioStream(self, source, name)
 
+    @property
+    def speaks_tls(self) -> bool:
+        """Whether its streams are to be encrypted."""
+        return self._tls is not None
+
+    def ping_less(self) -> None:
+        """The gateway finds pings too frequent: the streams to come leave more time between."""
+        if self._keepalive_interval is not None:
+            self._keepalive_interval *= 2
+            logger.warning(
+                "%s finds keepalive pings too frequent: the interval is %g s from now on",
+                self._target,
+                self._keepalive_interval,
+            )
+
     def channel(self) -> grpc.Channel:
         """A new channel to the target."""
+        options = [*self._options, *self._keepalive()]
         if self._tls is None:
-            return grpc.insecure_channel(self._target.address, self._options)
+            return grpc.insecure_channel(self._target.address, options)
         credentials = grpc.ssl_channel_credentials(
             self._tls.read("ca"), self._tls.read("key"), self._tls.read("cert")
         )
-        options: Sequence[tuple[str, int | str]] = self._options
         if self._tls.server_name is not None:
-            options = [*options, ("grpc.ssl_target_name_override", self._tls.server_name)]
+            options.append(("grpc.ssl_target_name_override", self._tls.server_name))
         return grpc.secure_channel(self._target.address, credentials, options)
+
+    def _keepalive(self) -> list[tuple[str, int | str]]:
+        # Pings or not, the timeout bounds how long sent data may stay unacknowledged: hence a
+        # ping that is never due, where an infinite interval would leave out both.
+        interval = self._keepalive_interval
+        interval_ms = _NEVER_MS if interval is None else min(int(interval * 1000), _NEVER_MS)
+        timeout_ms = min(int(self._keepalive_timeout * 1000), _NEVER_MS)
+        return [
+            ("grpc.keepalive_time_ms", interval_ms),
+            ("grpc.keepalive_timeout_ms", timeout_ms),
+            ("grpc.http2.ping_timeout_ms", timeout_ms),  # what newer releases go by
+            ("grpc.keepalive_permit_without_calls", 1),
+            ("grpc.http2.max_pings_without_data", 0),
+        ]
 
 
 class _GrpcioStream(Stream):
@@ -119,7 +141,10 @@ class _GrpcioStream(Stream):
             raise StreamEnded(StatusCode.OK, "the gateway ended the stream") from None
         except grpc.RpcError as error:
             code = StatusCode(error.code().value[0])
-            raise StreamEnded(code, explain(error.details() or "")) from None
+            if "too many pings" in (error.details() or "").lower():
+                self._transport.ping_less()
+            reason = explain(error.details() or "", tls=self._transport.speaks_tls)
+            raise StreamEnded(code, reason) from None
 
     def close(self) -> None:
         with self._lock:
@@ -145,20 +170,42 @@ class _GrpcioStream(Stream):
             self._sender.join(timeout)
 
 
+_NO_CONNECTION = "failed to connect to all addresses"
+_NOT_TRUSTED = (
+    "the gateway's certificate is signed by an unknown authority (give that as TLS(ca=…)), has"
+    " expired or is not yet valid"
+)
 _EXPLANATIONS = (
     ("Hostname Verification", "the gateway's certificate is for another name"),
     ("Peer name", "the gateway's certificate is for another name"),
     ("certificate has expired", "the gateway's certificate has expired"),
-    ("not yet valid", "the gateway's certificate is not yet valid"),
-    ("CERTIFICATE_VERIFY_FAILED", "the gateway's certificate is not trusted"),
-    ("WRONG_VERSION_NUMBER", "the gateway does not speak TLS on this port"),
-    ("Cannot check peer: missing selected ALPN", "the gateway does not offer HTTP/2 over TLS"),
+    ("certificate is not yet valid", "the gateway's certificate is not yet valid"),
+    ("local issuer", "the gateway's certificate is signed by an unknown authority"),
+    ("self-signed", "the gateway's certificate is signed by an unknown authority"),
+    ("self signed", "the gateway's certificate is signed by an unknown authority"),
+    ("CERTIFICATE_VERIFY_FAILED", _NOT_TRUSTED),  # all that older releases say
+    ("WRONG_VERSION_NUMBER", "what listens there does not speak TLS"),
+    ("PROTOCOL_VERSION", "the gateway's TLS is too old"),
+    ("ALERT_UNKNOWN_CA", "the gateway does not know who signed the client certificate"),
+    ("ALERT_HANDSHAKE_FAILURE", "the gateway broke off the handshake: does it demand TLS(cert=…)?"),
+    ("missing selected ALPN", "the gateway speaks TLS but not HTTP/2"),
+    ("Failed to create security handshaker", "TLS(ca=, cert=, key=): not PEM, or not of one pair"),
+    ("http1.x server", "what listens there speaks HTTP/1.1, not HTTP/2"),
+    ("Failed parsing HTTP/2", "what listens there does not speak HTTP/2"),
 )
+_HANG_UPS = ("Socket closed", "Endpoint read failed", "Unwrap failed", "onnection reset")
 
 
-def explain(details: str) -> str:
+def explain(details: str, *, tls: bool) -> str:
     """What grpcio says of why a call failed, led by what they mean where that is known."""
-    for sign, meaning in _EXPLANATIONS:
-        if sign in details:
-            return f"{meaning} ({details})"
-    return details
+    meaning = next((meaning for sign, meaning in _EXPLANATIONS if sign in details), None)
+    if meaning is None and details.startswith(_NO_CONNECTION):
+        if details == _NO_CONNECTION:
+            meaning = "nobody listens there, or TLS failed: grpcio 1.49 or newer says which"
+        elif any(sign in details for sign in _HANG_UPS):
+            meaning = f"the gateway hung up at once: does it expect {_what_it_may_miss(tls)}?"
+    return details if meaning is None else f"{meaning} ({details})"
+
+
+def _what_it_may_miss(tls: bool) -> str:
+    return "a client certificate, TLS(cert=…), or no TLS at all" if tls else "TLS"
