@@ -10,6 +10,7 @@ from concurrent.futures import Executor, ProcessPoolExecutor
 from dataclasses import dataclass, field
 from typing import Callable, Union
 
+from revconn.proxy import Proxy
 from revconn.target import Target
 from revconn.validation import (
     refuse,
@@ -195,6 +196,8 @@ class Options:
             refuse("tls", None, f"is {kind}, not TLS settings", "give TLS(…), True, False or None")
         if self.proxy is not None and not isinstance(self.proxy, (str, bool)):
             refuse("proxy", None, "not a proxy", "give its URL, False for none, or leave it out")
+        if isinstance(self.proxy, str):
+            Proxy.parse(self.proxy)
         if self.transport not in TRANSPORTS:
             refuse("transport", self.transport, "unknown", f"give one of {', '.join(TRANSPORTS)}")
         if self.transport == "grpcio" and isinstance(self.tls, TLS) and self.tls.ssl_context:

@@ -243,6 +243,7 @@ class Connector:
         Raises :class:`TimeoutError` after ``timeout`` seconds, the fatal error that ended the
         connector, or :class:`RevconnError` when it was stopped.
         """
+        _require_wait(timeout)
         reached = self._board.wait_for((State.READY, State.DRAINING, State.CLOSED), timeout)
         if reached is None:
             raise TimeoutError(f"not ready within {timeout:g} s: {self!r}")
@@ -258,6 +259,7 @@ class Connector:
         """
         if is_own_thread():
             raise RevconnError("wait() in a handler or a callback would wait for itself")
+        _require_wait(timeout)
         if self._board.wait_for((State.CLOSED,), timeout) is None:
             raise TimeoutError(f"still running after {timeout:g} s: {self!r}")
         self._raise_error()
@@ -427,3 +429,9 @@ def _after_fork_in_child() -> None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork_in_child)
+
+
+def _require_wait(timeout: float | None) -> None:
+    # NaN is no duration either, and no comparison with it is true.
+    if timeout is not None and not (isinstance(timeout, (int, float)) and timeout >= 0):
+        refuse("timeout", timeout, "not a duration", "give seconds, 0 or more, or None")

@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 
 from revconn.connector import Connector
 from revconn.exceptions import ConfigurationError
+from revconn.runtime.state import State
 
 __all__ = ["CannotLoad", "load_connector"]
 
@@ -35,6 +36,11 @@ def load_connector(spec: str) -> Connector:
         raise CannotLoad(f"{spec!r} names no connector; write package.module:connector")
     found = _find(_import(module_name), attribute)
     if isinstance(found, Connector):
+        if found.state is not State.IDLE:
+            raise CannotLoad(
+                f"{spec} was started while its module was imported; put connector.start() under"
+                ' if __name__ == "__main__":'
+            )
         return found
     if not callable(found):
         raise CannotLoad(f"{spec} is {_kind(found)}, neither a Connector nor a function")

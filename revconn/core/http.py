@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from revconn.core.frames import error_name
 from revconn.core.status import StatusCode, decode_message
+from revconn.core.text import presentable
 
 __all__ = [
     "StreamEnd",
@@ -49,8 +50,6 @@ _RESET_CODES = {
     "INADEQUATE_SECURITY": StatusCode.PERMISSION_DENIED,
     "HTTP_1_1_REQUIRED": StatusCode.UNKNOWN,
 }
-
-_LONGEST_DETAILS = 1000
 
 
 def encode_metadata(metadata: Mapping[str, str | bytes]) -> list[tuple[bytes, bytes]]:
@@ -101,7 +100,7 @@ def refusal(metadata: Mapping[str, str | bytes]) -> StreamEnd | None:
 def end_by_trailers(metadata: Mapping[str, str | bytes]) -> StreamEnd:
     """The status in a stream's trailers."""
     status = metadata.get("grpc-status")
-    details = _presentable(decode_message(str(metadata.get("grpc-message", ""))))
+    details = presentable(decode_message(str(metadata.get("grpc-message", ""))))
     details = details or "the gateway ended the stream"
     try:
         return StreamEnd(StatusCode(_number(status)), details)
@@ -121,9 +120,3 @@ def _number(value: str | bytes | None) -> int:
     """A header's number; -1 for anything else."""
     text = value if isinstance(value, str) else ""
     return int(text) if text.isascii() and text.isdigit() and len(text) < 10 else -1
-
-
-def _presentable(text: str) -> str:
-    """A peer's words as one line of a log."""
-    text = text[:_LONGEST_DETAILS]
-    return text if text.isprintable() else "".join(c if c.isprintable() else " " for c in text)

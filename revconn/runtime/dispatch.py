@@ -81,11 +81,13 @@ class Dispatcher:
         self._in_flight: dict[tuple[Origin, str], Request] = {}
         self._waiting: deque[_Entry] = deque()
         self._workers = 0
+        self._hired: set[object] = set()
         self._parked = 0
         self._bytes = 0
         self.saturated = False
         self._next_due: float | None = None
         self._closed = False
+        self._watched = False
         self._counts = dict.fromkeys(
             ("accepted", "answered", "expired", "late", "repeated", "overloaded"), 0
         )
@@ -160,21 +162,32 @@ class Dispatcher:
         return hire
 
     def _hire(self) -> None:
+        contract = object()
+        with self._lock:
+            self._hired.add(contract)
+
+        def ended(worker: Future[None]) -> None:
+            if worker.cancelled():  # shut down before it could begin
+                self._dismiss(contract, "the executor was shut down")
+
         try:
-            worker = self._executor.submit(self._work)
-        except RuntimeError as error:  # shut down: by its owner, or as the interpreter exits
-            self._dismiss(str(error))
+            worker = self._executor.submit(self._work, contract)
+        except RuntimeError as error:  # shut down, or no thread to be had
+            self._dismiss(contract, str(error))
         else:
-            worker.add_done_callback(self._worker_ended)
+            worker.add_done_callback(ended)
 
-    def _worker_ended(self, worker: Future[None]) -> None:
-        if worker.cancelled():  # shut down before it could begin
-            self._dismiss("the executor was shut down")
+    def _dismiss(self, contract: object, reason: str) -> None:
+        """The executor took no more workers; without any, what waits cannot run.
 
-    def _dismiss(self, reason: str) -> None:
-        """The executor took no more workers; without any, what waits cannot run."""
+        An executor that cannot start a thread has queued the task all the same: should some other
+        thread come to it, before or after, the contract says which of the two counts.
+        """
         stranded: list[_Entry] = []
         with self._lock:
+            if contract not in self._hired:
+                return
+            self._hired.remove(contract)
             self._workers -= 1
             if not self._workers:
                 stranded += self._waiting
@@ -184,7 +197,11 @@ class Dispatcher:
         if stranded:
             logger.warning("refused %d requests: no worker to run them: %s", len(stranded), reason)
 
-    def _work(self) -> None:
+    def _work(self, contract: object) -> None:
+        with self._lock:
+            if contract not in self._hired:
+                return
+            self._hired.remove(contract)
         shift_ends = time.monotonic() + _SHIFT
         with own_thread():
             while time.monotonic() < shift_ends:
@@ -234,7 +251,7 @@ class Dispatcher:
             relieved = self.saturated and self._bytes <= self._max_in_flight_bytes
             if relieved:
                 self.saturated = False
-            if not self._in_flight:
+            if not self._in_flight or self._watched:
                 self._idle.notify_all()
         origin.answer((Answer(message, request.deadline),))
         if relieved:
@@ -303,6 +320,15 @@ class Dispatcher:
         """Wait, at most ``timeout`` seconds, until nothing is in flight."""
         with self._lock:
             return self._idle.wait_for(lambda: not self._in_flight, timeout)
+
+    def wait_settled(self, timeout: float) -> bool:
+        """Wait, at most ``timeout`` seconds, until all that is in flight now is settled."""
+        with self._lock:
+            self._watched = True
+            requests = list(self._in_flight.values())
+            return self._idle.wait_for(
+                lambda: not any(request.is_active() for request in requests), timeout
+            )
 
     def give_up(self) -> int:
         """Answer 503 to everything that is still in flight, name it in the log, and count it."""

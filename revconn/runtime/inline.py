@@ -49,11 +49,12 @@ class InlineRunner:
             return messages
         others: list[ForwardRequest] = []
         answers: list[Answer] = []
+        arrived = time.monotonic()
         for message in messages:
             if self._routes.find(message.method_path) is None:
                 others.append(message)
             else:
-                answers.append(self._answer(message))
+                answers.append(self._answer(message, arrived))
         if answers:
             with self._lock:
                 self._accepted += len(answers)
@@ -72,27 +73,34 @@ class InlineRunner:
             answered = self._accepted - self._expired
             return {"accepted": self._accepted, "answered": answered, "expired": self._expired}
 
-    def _answer(self, message: ForwardRequest) -> Answer:
-        start = time.monotonic()
-        deadline = request_deadline(message.timeout_seconds, message.headers, start)
+    def _answer(self, message: ForwardRequest, arrived: float) -> Answer:
+        deadline = request_deadline(message.timeout_seconds, message.headers, arrived)
         request = Request(message, deadline)
+        start = time.monotonic()
         if deadline is not None and deadline <= start:
-            with self._lock:
-                self._expired += 1
-            code = StatusCode.DEADLINE_EXCEEDED
-            failure = encode_failure(
-                message.request_id, code, "deadline exceeded", framed=request.framed
-            )
-            return Answer(failure, deadline)
+            return self._expire(request)
         thread = threading.get_ident()
         self._running[thread] = (message.method_path, start)
         answer = self._answerer(request)
         del self._running[thread]
         request._settle()
-        took = time.monotonic() - start
-        if took > _PATIENCE:
-            self._name(message.method_path, took)
+        end = time.monotonic()
+        if end - start > _PATIENCE:
+            self._name(message.method_path, end - start)
+        if deadline is not None and deadline <= end:
+            return self._expire(request)
         return Answer(answer, deadline)
+
+    def _expire(self, request: Request) -> Answer:
+        with self._lock:
+            self._expired += 1
+        failure = encode_failure(
+            request.request_id,
+            StatusCode.DEADLINE_EXCEEDED,
+            "deadline exceeded",
+            framed=request.framed,
+        )
+        return Answer(failure, request.deadline)
 
     def _name(self, method: str, seconds: float) -> None:
         with self._lock:

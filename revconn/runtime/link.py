@@ -76,6 +76,7 @@ class Link:
         self._stopping = threading.Event()
         self._failures = 0
         self._connections = 0
+        self._was_ready = False
         self._down_since = time.monotonic()
         self._name = str(target)
         self._thread = threading.Thread(
@@ -133,6 +134,11 @@ class Link:
     def forsake(self) -> None:
         """In a forked child: open no other stream. Takes no lock: its owner may be gone."""
         self._leaving = True
+
+    @property
+    def is_running(self) -> bool:
+        """Whether the link's thread still runs."""
+        return self._thread.is_alive()
 
     def join(self, timeout: float) -> None:
         """Wait, at most ``timeout`` seconds, for the thread to end. A no-op in that thread."""
@@ -200,6 +206,7 @@ class Link:
     def _count_failure(self, session: Session) -> None:
         ready_since = session.ready_since
         now = time.monotonic()
+        self._was_ready = ready_since is not None
         if ready_since is not None:
             self._down_since = now
             if now - ready_since >= self._backoff.stable_after:
@@ -232,7 +239,7 @@ class Link:
         assert retry_state.next_action is not None
         error = retry_state.outcome.exception()
         delay = retry_state.next_action.sleep
-        if self._failures == 1 and self._connections > 0:
+        if self._was_ready:
             logger.warning("lost the connection: %s; trying again in %.1f s", error, delay)
         elif self._failures & (self._failures - 1) == 0:  # 1, 2, 4, 8 …: ever rarer reminders
             logger.warning(

@@ -11,6 +11,7 @@ from revconn._proto.registry_pb2 import ForwardRequest
 from revconn.config import Options
 from revconn.core.protocol import Conversation, Phase
 from revconn.core.status import StatusCode
+from revconn.core.text import presentable
 from revconn.exceptions import (
     AuthenticationError,
     ConfigurationError,
@@ -138,9 +139,9 @@ class Session:
 
     def _loss(self, reason: str, code: StatusCode | None = None) -> ConnectionLost:
         if self.ready_since is not None:
-            return ConnectionLost(self._target, reason, code)
+            return ConnectionLost(self._target, presentable(reason), code)
         if code is not None:
-            reason = ": ".join(part for part in (code.name, reason) if part)
+            reason = ": ".join(part for part in (code.name, presentable(reason)) if part)
         advice = remedy(code)
         if advice is not None:
             reason = f"{reason}; {advice}"

@@ -34,7 +34,8 @@ _ABORT_WAIT = 5.0
 class Supervisor:
     """Starts and ends what serves: links, dispatcher, executor. Lives once.
 
-    ``_lock`` guards ``_living``, ``_ending`` and ``_failure``; nothing is called under it.
+    ``_lock`` guards ``_living``, ``_ending``, ``_finished`` and ``_failure``; nothing is called
+    under it.
     ``on_end`` is called once, last of all, in whichever thread ended it.
     """
 
@@ -74,6 +75,7 @@ class Supervisor:
         self._lock = threading.Lock()
         self._living = len(self.links)
         self._ending = False
+        self._finished = False
         self._failure: BaseException | None = None
         self._ended = threading.Event()
 
@@ -128,7 +130,20 @@ class Supervisor:
         for link in self.links:
             link.abort()
         if not is_own_thread():
-            self._ended.wait(_ABORT_WAIT)
+            self._await_end()
+
+    def _await_end(self) -> None:
+        """The links were told to end: wait for them, but not for users' code that holds one up."""
+        if self._ended.wait(_ABORT_WAIT):
+            return
+        for link in self.links:
+            if link.is_running:
+                logger.warning(
+                    "left %s behind: its thread is held up (by the api_key callable, an inline"
+                    " handler or a state callback?)",
+                    link.target,
+                )
+        self._finish()
 
     def wait(self, timeout: float | None) -> bool:
         """Whether it ended, at the latest after ``timeout`` seconds (``None``: no limit)."""
@@ -141,8 +156,9 @@ class Supervisor:
     def _finish_and_leave(self, deadline: float) -> None:
         self._board.update(lambda state: state if state is State.CLOSED else State.DRAINING)
         # A gateway that knows no draining loses what is on its way when it reads DISCONNECTED:
-        # leave in a quiet moment if there is one.
-        self._become_quiet(min(deadline, time.monotonic() + _QUIET_WAIT))
+        # leave in a quiet moment if there is one, but not before all that was there is answered.
+        if not self._become_quiet(min(deadline, time.monotonic() + _QUIET_WAIT)):
+            self._dispatcher.wait_settled(_clamp(deadline - _LINGER - time.monotonic()))
         for link in self.links:
             link.leave()
         while not self._ended.wait(_clamp(deadline - time.monotonic(), _LINGER)):
@@ -154,6 +170,7 @@ class Supervisor:
             if self._become_quiet(time.monotonic()):
                 break  # all is answered, and this gateway does not end the stream
         self.abort()
+        self._await_end()
 
     def _become_quiet(self, deadline: float) -> bool:
         """Wait until nothing is in flight and every answer has left, or until ``deadline``."""
@@ -217,6 +234,14 @@ class Supervisor:
                 return
             if self._ending:
                 self._failure = None
+        self._finish()
+
+    def _finish(self) -> None:
+        """Everything has ended, or was left behind. Only the first call counts."""
+        with self._lock:
+            if self._finished:
+                return
+            self._finished = True
         self._dispatcher.close()
         if self._own_executor is not None:
             self._own_executor.shutdown(wait=False)

@@ -1,0 +1,83 @@
+"""Users' code that holds up a thread of ours, and an executor that has none to give."""
+
+from __future__ import annotations
+
+import threading
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, Callable
+
+import pytest
+
+from revconn import Connector, Request, State
+from revconn.runtime import supervisor
+from tests.support.waiting import eventually
+
+TIMEOUT = 10.0
+
+
+def test_a_blocking_api_key_callable_does_not_keep_a_connector_from_ending(
+    new_connector, gateway, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(supervisor, "_ABORT_WAIT", 0.1)
+    asked, released = threading.Event(), threading.Event()
+
+    def api_key() -> str:
+        asked.set()
+        released.wait(TIMEOUT)
+        return "key"
+
+    connector = new_connector(gateway.address, api_key=api_key)
+    connector.add_method("/echo.Echo/Say", lambda request: b"")
+    connector.start(block=False)
+    assert asked.wait(TIMEOUT)
+    connector.abort()
+    assert connector.state is State.CLOSED
+    connector.wait(timeout=0)
+    assert f"left {gateway.address} behind" in caplog.text
+    released.set()
+
+
+class Reluctant(ThreadPoolExecutor):
+    """Queues a task and then cannot start a thread, as ThreadPoolExecutor does at a limit."""
+
+    def __init__(self) -> None:
+        super().__init__(4)
+        self.reluctant = False
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        future = super().submit(fn, *args, **kwargs)
+        if self.reluctant:
+            raise RuntimeError("can't start new thread")
+        return future
+
+
+def test_a_thread_that_could_not_be_started_does_not_raise_the_number_of_workers(
+    new_connector, gateway
+) -> None:
+    executor = Reluctant()
+    running: list[str] = []
+    released = threading.Event()
+
+    def handler(request: Request) -> bytes:
+        running.append(request.request_id)
+        released.wait(TIMEOUT)
+        return b""
+
+    connector: Connector = new_connector(gateway.address, executor=executor, max_workers=1)
+    connector.add_method("/echo.Echo/Say", handler)
+    connector.start(block=False)
+    peer = gateway.accept_ready()
+    executor.reluctant = True
+    for number in range(3):
+        peer.request(f"lost{number}", method="/echo.Echo/Nobody")
+        assert peer.answer(f"lost{number}").status_code in (404, 503)
+    executor.reluctant = False
+    peer.request("a")
+    peer.request("b")
+    eventually(lambda: running)
+    assert connector.stats()["in_flight"] == 2
+    assert len(running) == 1
+    released.set()
+    assert {peer.hears("response").request_id for _ in range(2)} == {"a", "b"}
+    connector.stop(1)
+    executor.shutdown()

@@ -1,0 +1,137 @@
+"""Handlers that promised not to block, and what becomes of those that do."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Iterable
+from typing import Callable
+
+import pytest
+
+from revconn import Request
+from revconn._proto.registry_pb2 import ConnectionMessage, ForwardRequest, ForwardResponse
+from revconn.core.outbound import Answer
+from revconn.core.routing import Routes
+from revconn.runtime import inline
+from revconn.runtime.handlers import Answering, Handler
+from revconn.runtime.inline import InlineRunner
+
+
+class Clock:
+    """Stands still until a handler moves it."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+class Origin:
+    def __init__(self) -> None:
+        self.batches: list[list[ForwardResponse]] = []
+
+    def answer(self, answers: Iterable[Answer]) -> None:
+        decoded = [ConnectionMessage.FromString(answer.message).response for answer in answers]
+        self.batches.append(decoded)
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(inline, "time", clock)
+    return clock
+
+
+def runner_for(handler: Callable[[Request], bytes]) -> InlineRunner:
+    routes: Routes[Handler] = Routes()
+    routes.add_method("/echo.Echo/Say", handler)
+    return InlineRunner(routes, Answering(routes, 4 << 20))
+
+
+def request(number: int, method: str = "/echo.Echo/Say", timeout: int = 30) -> ForwardRequest:
+    return ForwardRequest(
+        request_id=f"r{number}", method_path=method, payload=b"\n\0", timeout_seconds=timeout
+    )
+
+
+def test_a_batch_is_answered_as_one_in_the_thread_that_brings_it() -> None:
+    threads = []
+    runner = runner_for(lambda request: threads.append(threading.current_thread()) or b"said")
+    origin = Origin()
+    assert runner.serve(origin, [request(1), request(2)]) == []
+    assert [[response.request_id for response in batch] for batch in origin.batches] == [
+        ["r1", "r2"]
+    ]
+    assert origin.batches[0][0].payload == b"said"
+    assert set(threads) == {threading.current_thread()}
+    assert runner.stats() == {"accepted": 2, "answered": 2, "expired": 0}
+
+
+def test_requests_for_other_handlers_are_given_back_in_their_order() -> None:
+    runner, origin = runner_for(lambda request: b""), Origin()
+    others = [request(1, "/echo.Echo/Other"), request(3, "/a.B/C")]
+    assert runner.serve(origin, [others[0], request(2), others[1]]) == others
+    assert [[response.request_id for response in batch] for batch in origin.batches] == [["r2"]]
+
+
+def test_without_inline_handlers_everything_is_given_back() -> None:
+    routes: Routes[Handler] = Routes()
+    messages, origin = [request(1)], Origin()
+    assert InlineRunner(routes, Answering(routes, 1000)).serve(origin, messages) is messages
+    assert origin.batches == []
+
+
+def test_time_in_the_queue_counts_and_an_expired_request_never_runs(clock: Clock) -> None:
+    ran: list[str] = []
+
+    def handler(request: Request) -> bytes:
+        ran.append(request.request_id)
+        clock.now += 0.6
+        return b""
+
+    runner, origin = runner_for(handler), Origin()
+    runner.serve(origin, [request(number, timeout=1) for number in (1, 2, 3)])
+    assert ran == ["r1", "r2"]
+    assert [response.status_code for response in origin.batches[0]] == [200, 504, 504]
+    assert runner.stats() == {"accepted": 3, "answered": 1, "expired": 2}
+
+
+def test_a_handler_that_blocked_is_named_once(
+    clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
+    def handler(request: Request) -> bytes:
+        clock.now += 0.2
+        return b""
+
+    runner = runner_for(handler)
+    with caplog.at_level(logging.WARNING, "revconn"):
+        runner.serve(Origin(), [request(1), request(2)])
+    assert [record.getMessage() for record in caplog.records] == [
+        "the inline handler of /echo.Echo/Say blocked for 0.2 s, and the whole connection with it:"
+        " register it without inline=True"
+    ]
+
+
+def test_a_handler_that_is_stuck_is_named_while_it_is(
+    clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
+    begun, released = threading.Event(), threading.Event()
+
+    def handler(request: Request) -> bytes:
+        begun.set()
+        released.wait(10.0)
+        return b""
+
+    runner = runner_for(handler)
+    serving = threading.Thread(target=runner.serve, args=(Origin(), [request(1)]))
+    serving.start()
+    assert begun.wait(10.0)
+    with caplog.at_level(logging.WARNING, "revconn"):
+        runner.watch(clock.now + 0.05)
+        assert not caplog.records
+        runner.watch(clock.now + 7.0)
+    released.set()
+    serving.join(10.0)
+    assert "/echo.Echo/Say blocked for 7.0 s" in caplog.text
