@@ -166,7 +166,8 @@ def test_a_frame_64_times_as_large_takes_about_64_times_as_long() -> None:
             times.append(time.thread_time() - started)
         return min(times)
 
-    assert seconds(8 << 20, 3) < 64 * 8 * seconds(128 << 10, 10)
+    # A quadratic splitter takes 64 times as much again, a processor's cache a few times.
+    assert seconds(8 << 20, 3) < 64 * 16 * seconds(128 << 10, 10)
 
 
 # The beginning and the end

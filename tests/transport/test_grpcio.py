@@ -135,4 +135,4 @@ def test_a_package_without_metadata_still_has_a_name(monkeypatch) -> None:
         raise importlib.metadata.PackageNotFoundError(name)
 
     monkeypatch.setattr(importlib.metadata, "version", missing)
-    assert user_agent.__wrapped__() == "revconn-python"
+    assert user_agent.__wrapped__() == "revconn-python/unknown"

@@ -254,4 +254,5 @@ def test_64_mebibytes_take_about_64_times_as_long_as_one(
     transfer: Callable[[int], None],
 ) -> None:
     one = seconds_for(lambda: [transfer(MIB) for _ in range(4)]) / 4
-    assert seconds_for(lambda: transfer(64 * MIB)) < 64 * 4 * one
+    # Quadratic would be 64 times as much again; a processor's cache makes a few times of it.
+    assert seconds_for(lambda: transfer(64 * MIB)) < 64 * 16 * one
