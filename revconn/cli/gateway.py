@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import logging
 import os
 import queue
 import signal
@@ -12,11 +11,9 @@ from typing import Any
 from revconn.cli.logs import add_log_level, set_up_logging
 from revconn.exceptions import ConfigurationError
 from revconn.gateway import Gateway
-from revconn.runtime.signals import signals_into
+from revconn.runtime.signals import obey_signals, signals_into
 
 __all__ = ["add_parser", "run"]
-
-logger = logging.getLogger(__name__)
 
 _KEYS_VARIABLE = "REVCONN_API_KEYS"
 
@@ -73,12 +70,12 @@ def run(arguments: argparse.Namespace) -> int:
         heartbeat_timeout=arguments.heartbeat_timeout,
         request_timeout=arguments.request_timeout,
     )
-    received: queue.SimpleQueue[int] = queue.SimpleQueue()
+    wakeups: queue.SimpleQueue[int | None] = queue.SimpleQueue()
     with gateway:
-        with signals_into(received):
+        with signals_into(wakeups):
             print(f"gateway listening on {gateway.address}", flush=True)
-            logger.info("%s: stopping", signal.Signals(received.get()).name)
-        # The next signal ends the process at once.
+            obey_signals(wakeups, lambda: wakeups.put(None), lambda: gateway.stop(grace=0.0))
+        # Calls are being finished now, and the next signal ends the process at once.
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
     return 0

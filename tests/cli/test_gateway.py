@@ -57,7 +57,7 @@ def test_it_serves_until_a_signal_and_ends_in_peace(run, connect, resources, num
     pending = channel.unary_unary("/echo.Echo/Say").future(b"\x0a", timeout=10)
     request = connector.receive_request()
     command.signal(number)
-    command.wait_for_line(f"{number.name}: stopping")
+    command.wait_for_line(f"{number.name}: finishing what was accepted")
     connector.respond(request.request_id, b"\x0b")
     assert pending.result() == b"\x0b"
     assert connector.ended() == (grpc.StatusCode.UNAVAILABLE, "the gateway is stopping")
@@ -73,7 +73,7 @@ def test_a_second_signal_ends_it_at_once(run, connect, resources) -> None:
     held = channel.unary_unary("/echo.Echo/Say").future(b"", timeout=10)
     connector.receive_request()
     command.signal(signal.SIGTERM)
-    command.wait_for_line("SIGTERM: stopping")
+    command.wait_for_line("SIGTERM: finishing what was accepted")
     refused = channel.unary_unary("/echo.Echo/Say")
     with pytest.raises(grpc.RpcError):  # it takes nothing new: the first signal is being obeyed
         refused(b"", timeout=10)
