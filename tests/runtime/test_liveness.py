@@ -167,8 +167,9 @@ def test_a_peer_that_vanished_without_a_word_is_found_out_by_pings(
     connector.wait_ready(TIMEOUT)
     proxy.fault = Fault.BLACK_HOLE
     eventually(lambda: connector.state is not State.READY)
+    proxy.fault = Fault.REFUSE
+    proxy.reset_all()  # what was opened meanwhile has lost some of what was said
     proxy.fault = Fault.NONE
-    eventually(lambda: proxy.connections > 1)
     gateway.accept_ready("id-2")
     eventually(lambda: connector.connection_id == "id-2")
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import logging
 import queue
 import socket
@@ -95,7 +96,8 @@ def test_a_lost_connection_is_replaced_and_the_log_says_why(
     serve, gateway, proxy, caplog, lose, reason
 ) -> None:
     caplog.set_level(logging.INFO, "revconn")
-    connector = serve(proxy.address)
+    # grpcio before 1.5x may notice the reset of a young connection only when it next writes.
+    connector = serve(proxy.address, heartbeat_interval=0.1)
     first = gateway.accept_ready("id-1")
     connector.wait_ready(TIMEOUT)
     lose(first, proxy)
@@ -203,15 +205,11 @@ def test_a_peer_that_takes_the_connection_and_says_nothing_is_tried_again(
         serve(proxy.address, connect_timeout=0.3)
         proxy.wait_connections(2)
         proxy.fault = Fault.NONE
-        while True:  # a stream or two were opened while the proxy stalled
-            peer = gateway.accept()
-            try:
-                peer.hears("register")
-            except AssertionError:
-                continue
-            peer.connected()
-            break
-        assert_serves(peer)
+        serves = False
+        while not serves:  # what was opened while the proxy stalled may have been given up
+            with contextlib.suppress(AssertionError):
+                assert_serves(gateway.accept_ready())
+                serves = True
     assert "no CONNECTED within 0.3 s" in caplog.text
 
 
