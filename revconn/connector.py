@@ -182,7 +182,10 @@ class Connector:
         """
         try:
             service, method = split_method_path(path)
+            named = method.isprintable() and not any(map(str.isspace, method))
         except (ValueError, AttributeError):
+            named = False
+        if not named:
             refuse("path", path, "not a method path", "write /package.Service/Method")
         routes = self._inline_routes if inline else self._routes
         self._add(service, f"/{service}/{method}", handler, routes.add_method)
