@@ -157,6 +157,9 @@ class _Http2Stream(Stream):
             # reads that to its end, gives the reason.
             self._send_error = _network_words(error)
             wire.close()
+        except Exception:  # a stream that only receives would be worse than none
+            logger.exception("%s: sending failed", self._transport.target)
+            self._fail(StatusCode.INTERNAL, "sending failed; the log says why")
 
     def _write_output(self, wire: Wire) -> bool:
         """Write what may be written now; false after the end of the stream.

@@ -328,16 +328,49 @@ def test_what_was_sent_after_the_end_of_the_stream_goes_out_on_the_next(client, 
     assert client.unsent()[-2:] == [b"second", b"third"]
 
 
-def test_what_the_window_held_back_goes_out_on_the_next_stream(new_client, server) -> None:
+@pytest.mark.parametrize(
+    "end",
+    [
+        lambda peer: peer.reset(8),
+        lambda peer: peer.trailers(("grpc-status", "14")),
+        lambda peer: peer.goaway(0, 0),
+        lambda peer: peer.say(b"\xff" * 50),
+        lambda peer: peer.hang_up(),
+        lambda peer: peer.close(),
+    ],
+    ids=["reset", "trailers", "GOAWAY", "garbage", "end of file", "broken connection"],
+)
+def test_what_the_window_held_back_goes_out_on_the_next_stream(new_client, server, end) -> None:
     client = new_client(server.address)
     client.open()
     peer = server.accept_stream({4: 10})
     peer.ping()
     client.send(b"x" * 100, b"y")
+    client.send(b"z")
     assert len(peer.hears(DataFrame).data) == 10
-    peer.reset(8)
+    end(peer)
     client.end()
-    assert client.unsent() == [b"x" * 100, b"y"]
+    assert client.unsent() == [b"x" * 100, b"y", b"z"]
+
+
+def test_a_sender_that_fails_for_whatever_reason_ends_the_stream(
+    client, peer, caplog, monkeypatch
+) -> None:
+    def fail() -> None:
+        raise RuntimeError("nobody foresaw this")
+
+    peer.accept_stream()
+    peer.ping()
+    monkeypatch.setattr(client.stream._engine, "take_output", fail)
+    client.send(b"x")
+    ended = client.end()
+    assert (ended.code, ended.details) == (
+        StatusCode.INTERNAL,
+        "sending failed; the log says why",
+    )
+    assert "nobody foresaw this" in caplog.text
+    monkeypatch.undo()
+    assert client.unsent() == [b"x"]
 
 
 def test_interim_headers_are_passed_over(client, peer) -> None:
