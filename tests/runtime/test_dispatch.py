@@ -37,6 +37,7 @@ class Gate:
         self.threads: set[str] = set()
         self._let_go: dict[str, threading.Event] = {}
         self._lock = threading.Lock()
+        self._is_open = False
 
     def __call__(self, request: Request) -> bytes:
         self.entered.append(request.request_id)
@@ -51,16 +52,25 @@ class Gate:
         for request_id in request_ids:
             self._event(request_id).set()
 
+    def open_for_all(self) -> None:
+        with self._lock:
+            self._is_open = True
+            held = list(self._let_go)
+        self.open(*held)
+
     def _event(self, request_id: str) -> threading.Event:
         with self._lock:
-            return self._let_go.setdefault(request_id, threading.Event())
+            event = self._let_go.setdefault(request_id, threading.Event())
+            if self._is_open:
+                event.set()
+            return event
 
 
 @pytest.fixture
 def gate():
     gate = Gate()
     yield gate
-    gate.open(*gate.entered)
+    gate.open_for_all()
 
 
 # What handlers give back
@@ -197,7 +207,7 @@ def test_as_many_run_at_once_as_there_are_workers(connect, gate) -> None:
     connector, peer = connect(gate, max_workers=3)
     peer.requests(*"abcd")
     gate.holds(3)
-    assert connector.stats()["waiting"] == 1
+    eventually(lambda: connector.stats()["waiting"] == 1)
     assert all(name.startswith("revconn-handler") for name in gate.threads)
     gate.open("b")
     assert peer.answer("b").payload == b"b"
