@@ -244,9 +244,14 @@ class Connector:
         """Wait until at least one gateway has accepted the connection.
 
         Raises :class:`TimeoutError` after ``timeout`` seconds, the fatal error that ended the
-        connector, or :class:`RevconnError` when it was stopped.
+        connector, or :class:`RevconnError` when it was stopped. A handler or a callback needs to
+        give a ``timeout``: it may hold up the very thread that connects.
         """
         _require_wait(timeout)
+        if timeout is None and is_own_thread():
+            raise RevconnError(
+                "wait_ready() in a handler or a callback could wait for itself; give a timeout"
+            )
         reached = self._board.wait_for((State.READY, State.DRAINING, State.CLOSED), timeout)
         if reached is None:
             raise TimeoutError(f"not ready within {timeout:g} s: {self!r}")

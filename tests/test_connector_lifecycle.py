@@ -177,6 +177,17 @@ def test_a_handler_that_waits_for_the_end_is_told_that_it_would_wait_for_itself(
     assert peer.answer().status_code == 500
 
 
+def test_a_callback_cannot_wait_for_ever_for_what_its_own_thread_has_to_do(
+    new_connector, gateway, caplog
+) -> None:
+    connector = new_connector(gateway.address)
+    connector.on_state_change(lambda state: connector.wait_ready())
+    connector.start(block=False)
+    gateway.accept_ready()
+    connector.wait_ready(TIMEOUT)
+    assert "could wait for itself; give a timeout" in caplog.text
+
+
 # with
 
 
