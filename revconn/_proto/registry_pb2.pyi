@@ -7,7 +7,7 @@ from typing import ClassVar as _ClassVar, Iterable as _Iterable, Mapping as _Map
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class ConnectionMessage(_message.Message):
-    __slots__ = ("register", "request", "response", "heartbeat", "status", "event", "subscription")
+    __slots__ = ("register", "request", "response", "heartbeat", "status", "event", "subscription", "cancel")
     REGISTER_FIELD_NUMBER: _ClassVar[int]
     REQUEST_FIELD_NUMBER: _ClassVar[int]
     RESPONSE_FIELD_NUMBER: _ClassVar[int]
@@ -15,6 +15,7 @@ class ConnectionMessage(_message.Message):
     STATUS_FIELD_NUMBER: _ClassVar[int]
     EVENT_FIELD_NUMBER: _ClassVar[int]
     SUBSCRIPTION_FIELD_NUMBER: _ClassVar[int]
+    CANCEL_FIELD_NUMBER: _ClassVar[int]
     register: ConnectionRegister
     request: ForwardRequest
     response: ForwardResponse
@@ -22,7 +23,8 @@ class ConnectionMessage(_message.Message):
     status: ConnectionStatus
     event: EventMessage
     subscription: SubscriptionRequest
-    def __init__(self, register: _Optional[_Union[ConnectionRegister, _Mapping]] = ..., request: _Optional[_Union[ForwardRequest, _Mapping]] = ..., response: _Optional[_Union[ForwardResponse, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ..., status: _Optional[_Union[ConnectionStatus, _Mapping]] = ..., event: _Optional[_Union[EventMessage, _Mapping]] = ..., subscription: _Optional[_Union[SubscriptionRequest, _Mapping]] = ...) -> None: ...
+    cancel: CancelRequest
+    def __init__(self, register: _Optional[_Union[ConnectionRegister, _Mapping]] = ..., request: _Optional[_Union[ForwardRequest, _Mapping]] = ..., response: _Optional[_Union[ForwardResponse, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ..., status: _Optional[_Union[ConnectionStatus, _Mapping]] = ..., event: _Optional[_Union[EventMessage, _Mapping]] = ..., subscription: _Optional[_Union[SubscriptionRequest, _Mapping]] = ..., cancel: _Optional[_Union[CancelRequest, _Mapping]] = ...) -> None: ...
 
 class ConnectionRegister(_message.Message):
     __slots__ = ("api_key", "services", "connection_id")
@@ -182,6 +184,14 @@ class SubscriptionRequest(_message.Message):
     event_types: _containers.RepeatedScalarFieldContainer[str]
     subscriber_id: str
     def __init__(self, action: _Optional[_Union[SubscriptionRequest.Action, str]] = ..., event_types: _Optional[_Iterable[str]] = ..., subscriber_id: _Optional[str] = ...) -> None: ...
+
+class CancelRequest(_message.Message):
+    __slots__ = ("request_id", "reason")
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    request_id: str
+    reason: str
+    def __init__(self, request_id: _Optional[str] = ..., reason: _Optional[str] = ...) -> None: ...
 
 class RegisterRequest(_message.Message):
     __slots__ = ("api_key", "address", "services")

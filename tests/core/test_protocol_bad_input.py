@@ -222,7 +222,7 @@ def test_a_gateways_reason_is_shortened_and_cannot_forge_log_lines() -> None:
 
 
 def test_a_message_of_a_newer_type_is_logged_and_ignored(caplog: pytest.LogCaptureFixture) -> None:
-    newer = bytes.fromhex("a20600")  # field 100, which this schema does not know
+    newer = bytes.fromhex("fa7f00")  # field 2031, which this schema does not know
     with caplog.at_level(logging.INFO, "revconn"):
         inbound = ready().receive([newer, request("r1")])
     assert ids(inbound) == ["r1"]

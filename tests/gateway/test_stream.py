@@ -157,7 +157,7 @@ def test_messages_it_has_no_use_for_are_logged_once_each_and_ignored(
         connector.send(status=ConnectionStatus(status=ConnectionStatus.ERROR, message="oh"))
         connector.send(status=ConnectionStatus(status=ConnectionStatus.ERROR, message="no"))
         connector.send(status=ConnectionStatus(status=77))
-        connector.send_bytes(b"\xa2\x06\x00")
+        connector.send_bytes(b"\xfa\x7f\x00")
     connector.send(request=ForwardRequest(request_id="last"))
     assert connector.receive().response.request_id == "last"
     assert gateway.connections()[0].services == ("echo.Echo",)
