@@ -1,0 +1,139 @@
+"""A response too large for one message, as several: how it is cut, and how it is joined again.
+
+The chunks of a response belong to one connection: on another one they start again from 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from revconn._proto.registry_pb2 import ForwardResponse, ResponseStreamInfo
+from revconn.core.errors import ProtocolError
+
+__all__ = ["MAX_CHUNKS", "ChunkJoiner", "split"]
+
+MAX_CHUNKS = 16_384  # of one response: each costs memory, however small it is
+
+_STREAM_INFO = 64  # bytes that a chunk's number, sizes and tags take at most
+_MAX_SIZE = 2**31 - 1  # what chunk_size can say
+
+
+def split(response: ForwardResponse, limit: int) -> Iterator[ForwardResponse]:
+    """The chunks of ``response``, each at most ``limit`` bytes as a message of a connection.
+
+    The last one carries headers and error message, as the protocol has it. Raises
+    :class:`ValueError` when these leave no room for the payload, or it takes too many chunks.
+    """
+    last = ForwardResponse()
+    last.CopyFrom(response)
+    last.ClearField("payload")
+    room = min(limit - last.ByteSize() - _STREAM_INFO, _MAX_SIZE)
+    total = len(response.payload)
+    if room < 1 or total > room * MAX_CHUNKS:
+        raise ValueError(
+            f"a response with {total:,} bytes of payload and {last.ByteSize():,} of headers does"
+            f" not go into chunks of at most {limit:,} bytes"
+        )
+    return _chunks(response, last, room)
+
+
+def _chunks(
+    response: ForwardResponse, last: ForwardResponse, room: int
+) -> Iterator[ForwardResponse]:
+    payload = response.payload
+    # An empty payload is one chunk too.
+    final_index = max(0, len(payload) - 1) // room
+    for index in range(final_index + 1):
+        is_final = index == final_index
+        chunk = last
+        if not is_final:
+            chunk = ForwardResponse(
+                request_id=response.request_id, status_code=response.status_code
+            )
+        part = payload[index * room : (index + 1) * room]
+        chunk.payload = part
+        chunk.response_stream_info.CopyFrom(
+            ResponseStreamInfo(
+                is_streamed=True,
+                chunk_index=index,
+                is_final_chunk=is_final,
+                chunk_size=len(part),
+                total_size=len(payload),
+            )
+        )
+        yield chunk
+
+
+class ChunkJoiner:
+    """The chunks of one response, until the final one has come. Not thread-safe.
+
+    ``held_bytes`` is the payload that waits in it.
+    """
+
+    def __init__(self, max_bytes: int) -> None:
+        self.held_bytes = 0
+        self._max_bytes = max_bytes
+        self._total_size: int | None = None
+        self._parts: dict[int, bytes] = {}
+
+    def add(self, chunk: ForwardResponse) -> ForwardResponse | None:
+        """Take a chunk in; the whole response, once this was the final one.
+
+        Chunks may come in any order, the final one last. Raises :class:`ProtocolError` when one
+        is wrong, or too much: there is nothing to be joined any more then.
+        """
+        info = chunk.response_stream_info
+        self._check(info, chunk.payload)
+        self._parts[info.chunk_index] = chunk.payload
+        self.held_bytes += len(chunk.payload)
+        return self._join(chunk) if info.is_final_chunk else None
+
+    def _check(self, info: ResponseStreamInfo, payload: bytes) -> None:
+        index = info.chunk_index
+        if not 0 <= index < MAX_CHUNKS:
+            raise ProtocolError(f"chunk {index}: there may be {MAX_CHUNKS:,}, counted from 0")
+        if index in self._parts:
+            raise ProtocolError(f"chunk {index} came twice")
+        if info.chunk_size != len(payload):
+            raise ProtocolError(
+                f"chunk {index} is said to hold {info.chunk_size:,} bytes", f"{len(payload):,}"
+            )
+        if info.HasField("total_size"):
+            self._check_total(info.total_size)
+        size = self.held_bytes + len(payload)
+        if size > self._max_bytes:
+            raise ProtocolError(
+                f"the chunks exceed the {self._max_bytes:,} bytes that a response may hold"
+            )
+        if self._total_size is not None and size > self._total_size:
+            raise ProtocolError(
+                f"the chunks exceed the {self._total_size:,} bytes that they are said to hold"
+            )
+
+    def _check_total(self, total: int) -> None:
+        if self._total_size not in (None, total):
+            raise ProtocolError(f"total_size was {self._total_size:,}, and then {total:,}")
+        if total > self._max_bytes:
+            raise ProtocolError(
+                f"a response of {total:,} bytes exceeds the {self._max_bytes:,} that it may hold"
+            )
+        self._total_size = total
+
+    def _join(self, final: ForwardResponse) -> ForwardResponse:
+        count = final.response_stream_info.chunk_index + 1
+        if len(self._parts) < count:
+            missing = next(index for index in range(count) if index not in self._parts)
+            raise ProtocolError(f"the final chunk came without chunk {missing}")
+        if len(self._parts) > count:
+            raise ProtocolError(
+                f"chunk {max(self._parts)} came although {count - 1} is the final one"
+            )
+        if self._total_size not in (None, self.held_bytes):
+            raise ProtocolError(
+                f"the chunks are said to hold {self._total_size:,} bytes", f"{self.held_bytes:,}"
+            )
+        whole = ForwardResponse()
+        whole.CopyFrom(final)
+        whole.ClearField("response_stream_info")
+        whole.payload = b"".join(self._parts[index] for index in range(count))
+        return whole
