@@ -61,7 +61,12 @@ def check_registration(received: bytes, keys: ApiKeys) -> Registration:
     key = keys.identify(message.register.api_key)
     if key is None:
         raise Refused(StatusCode.UNAUTHENTICATED, "Invalid token")
-    return Registration(key, _services(message.register))
+    services = _services(message.register)
+    for service in services:
+        if not keys.allows(key, service):
+            problem = f"the API key may not register {service[:200]!r}"
+            raise Refused(StatusCode.PERMISSION_DENIED, problem)
+    return Registration(key, services)
 
 
 def _services(register: ConnectionRegister) -> tuple[str, ...]:

@@ -1,38 +1,156 @@
-"""The API keys a gateway accepts."""
+"""The API keys a gateway accepts, and what each may be used for."""
 
 from __future__ import annotations
 
 import hmac
-from collections.abc import Iterable
+import re
+import threading
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Union
 
 from revconn.validation import refuse, require_api_key
 
-__all__ = ["ApiKeys"]
+__all__ = ["PATTERN_REMEDY", "UNCHECKED", "ApiKeys", "ApiKeysGiven", "is_pattern"]
+
+ApiKeysGiven = Union[str, Iterable[str], Mapping[str, Union[Iterable[str], None]], None]
+
+UNCHECKED = 0  # the number of whatever key is shown to a gateway that checks none
+PATTERN_REMEDY = "write echo.Echo for one service, echo.* for all below echo, * for all"
+
+_NAME = r"[A-Za-z_][A-Za-z0-9_]*"
+_PATTERN = re.compile(rf"(?:{_NAME}\.)*(?:{_NAME}|\*)")
+
+
+@dataclass(frozen=True)
+class _Key:
+    text: bytes
+    patterns: tuple[str, ...] | None  # None: every service
 
 
 class ApiKeys:
-    """A fixed set of keys, compared in constant time and never shown. Safe from any thread."""
+    """A set of keys, compared in constant time and never shown. Safe from any thread.
 
-    def __init__(self, keys: str | Iterable[str]) -> None:
-        try:
-            given = [keys] if isinstance(keys, str) else list(keys)
-        except TypeError:
-            refuse("api_keys", None, f"is {type(keys).__name__}", "give a str, or several")
-        if not given:
-            refuse("api_keys", None, "holds no key", "give at least one")
-        self._keys = tuple(require_api_key(key, "api_keys").encode() for key in given)
+    A key has a number, from 1 in the order given, by which everybody else knows it. It keeps that
+    number for as long as it stays, and nobody gets it afterwards.
+
+    :param given: a key; several; keys with the patterns of the services that each may register
+        and call, ``None`` being every service; ``None``: no key is checked.
+    """
+
+    def __init__(self, given: ApiKeysGiven) -> None:
+        self._lock = threading.Lock()  # guards _highest, and who replaces _keys
+        self._highest = UNCHECKED
+        # Replaced, never changed: any thread may read it without a lock.
+        self._keys: Mapping[int, _Key] | None = None
+        self.replace(given)
+
+    @property
+    def are_checked(self) -> bool:
+        """Whether a connector has to show a key at all."""
+        return self._keys is not None
+
+    def replace(self, given: ApiKeysGiven) -> None:
+        """Accept these keys from now on.
+
+        Raises :class:`ConfigurationError`, and goes on with the old ones, for keys that cannot
+        be used.
+        """
+        keys = None if given is None else _parse(given)
+        with self._lock:
+            self._keys = None if keys is None else self._number(keys)
+
+    def _number(self, keys: list[_Key]) -> dict[int, _Key]:
+        assert self._lock.locked()
+        numbers = {key.text: number for number, key in (self._keys or {}).items()}
+        numbered = {}
+        for key in keys:
+            if key.text not in numbers:
+                self._highest += 1
+                numbers[key.text] = self._highest
+            numbered[numbers[key.text]] = key
+        return numbered
 
     def identify(self, offered: str) -> int | None:
-        """Which key was offered, as a number that reveals nothing of it; ``None`` for no such key.
+        """The number of the key that was offered; ``None`` for no such key.
 
         Every key is compared, and each in constant time: how long it takes says nothing.
         """
+        keys = self._keys
+        if keys is None:
+            return UNCHECKED
         found = None
         candidate = offered.encode()
-        for number, key in enumerate(self._keys):
-            if hmac.compare_digest(key, candidate):
+        for number, key in keys.items():
+            if hmac.compare_digest(key.text, candidate):
                 found = number
         return found
 
+    def accepts(self, number: int) -> bool:
+        """Whether the key of that number is accepted still."""
+        keys = self._keys
+        return keys is None or number in keys
+
+    def allows(self, number: int, service: str) -> bool:
+        """Whether the key of that number may register and call ``service``."""
+        keys = self._keys
+        if keys is None:
+            return True
+        key = keys.get(number)
+        if key is None:
+            return False
+        return key.patterns is None or any(_matches(each, service) for each in key.patterns)
+
     def __repr__(self) -> str:
-        return f"ApiKeys({len(self._keys)} keys)"
+        keys = self._keys
+        return "ApiKeys(unchecked)" if keys is None else f"ApiKeys({len(keys)} keys)"
+
+
+def is_pattern(text: str) -> bool:
+    """Whether ``text`` is a service's name, a name followed by ``.*``, or ``*``."""
+    return _PATTERN.fullmatch(text) is not None
+
+
+def _matches(pattern: str, service: str) -> bool:
+    if pattern.endswith("*"):
+        return service.startswith(pattern[:-1])
+    return service == pattern
+
+
+def _parse(given: str | Iterable[str] | Mapping[str, Iterable[str] | None]) -> list[_Key]:
+    if isinstance(given, Mapping):
+        pairs = list(given.items())
+    else:
+        try:
+            texts = [given] if isinstance(given, str) else list(given)
+        except TypeError:
+            problem = f"is {type(given).__name__}"
+            refuse("api_keys", None, problem, "give a str, several, or a dict of keys and patterns")
+        for text in texts:
+            require_api_key(text, "api_keys")
+        pairs = [(text, None) for text in dict.fromkeys(texts)]
+    if not pairs:
+        refuse("api_keys", None, "holds no key", "give at least one, or None to check no key")
+    return [
+        _Key(require_api_key(text, "api_keys").encode(), _patterns(patterns, position))
+        for position, (text, patterns) in enumerate(pairs, 1)
+    ]
+
+
+def _patterns(patterns: Any, position: int) -> tuple[str, ...] | None:
+    # No pattern is shown: it may be part of a key, by a slip of whoever wrote it.
+    if patterns is None:
+        return None
+    of_which = f"of key {position} "
+    if isinstance(patterns, str) or not isinstance(patterns, Iterable):
+        problem = f"the patterns {of_which}are {type(patterns).__name__}, not a list"
+        refuse("api_keys", None, problem, 'write {"key": ["echo.*"]}')
+    listed = tuple(patterns)
+    if not listed:
+        remedy = "give at least one, or None for every service"
+        refuse("api_keys", None, f"the patterns {of_which}are none", remedy)
+    for number, pattern in enumerate(listed, 1):
+        if not isinstance(pattern, str) or not is_pattern(pattern):
+            problem = f"pattern {number} {of_which}is not one"
+            refuse("api_keys", None, problem, PATTERN_REMEDY)
+    return listed

@@ -6,17 +6,17 @@ import asyncio
 import atexit
 import concurrent.futures
 import contextlib
+import ipaddress
 import logging
 import re
 import threading
 import time
-from collections.abc import Iterable
 from types import TracebackType
 from typing import Any
 
 import grpc
 
-from revconn.gateway.keys import ApiKeys
+from revconn.gateway.keys import ApiKeys, ApiKeysGiven
 from revconn.gateway.registry import ConnectionInfo, Registry
 from revconn.gateway.serving import Serving, Settings
 from revconn.validation import refuse, require_count, require_seconds
@@ -38,7 +38,10 @@ class Gateway:
     is forwarded to a connector that registered its service and answered with what came back.
 
     :param address: the ``host:port`` to listen on; port 0 takes a free one.
-    :param api_keys: the key or keys that connectors may show.
+    :param api_keys: the key or keys that connectors may show; or a dict of keys, each with
+        ``None`` or a list of patterns: which services it may register and, from a connector, call.
+        ``"echo.Echo"`` is that service, ``"echo.*"`` every service below ``echo``, ``"*"`` every
+        service. ``None``: whatever key is shown is taken, on a loopback address only.
     :param tls: ``grpc.ssl_server_credentials(…)``, or ``None`` for plaintext.
     :param heartbeat_timeout: seconds without a heartbeat after which a connection is ended.
     :param request_timeout: seconds a call may take at most, whatever its caller would allow.
@@ -55,7 +58,7 @@ class Gateway:
         self,
         address: str = "127.0.0.1:0",
         *,
-        api_keys: str | Iterable[str],
+        api_keys: ApiKeysGiven = None,
         tls: grpc.ServerCredentials | None = None,
         heartbeat_timeout: float = 120.0,
         request_timeout: float = 30.0,
@@ -66,17 +69,21 @@ class Gateway:
             remedy = "give grpc.ssl_server_credentials(…), or None for plaintext"
             refuse("tls", tls, "not server credentials", remedy)
         host, port = _parse_address(address)
+        self._address = address
+        self._keys = ApiKeys(api_keys)
+        self._is_loopback = _is_loopback(host)
+        if not self._keys.are_checked:
+            self._require_loopback()
         self._settings = Settings(
             host=host,
             port=port,
-            keys=ApiKeys(api_keys),
+            keys=self._keys,
             tls=tls,
             heartbeat_timeout=require_seconds("heartbeat_timeout", heartbeat_timeout),
             request_timeout=require_seconds("request_timeout", request_timeout),
             max_pending=require_count("max_pending", max_pending),
             max_message_bytes=_require_message_size(max_message_bytes),
         )
-        self._address = address
         self._lock = threading.Lock()  # guards _thread
         self._thread: _GatewayThread | None = None
 
@@ -122,6 +129,26 @@ class Gateway:
                 self._thread = None
         atexit.unregister(self.stop)
 
+    def replace_keys(self, api_keys: ApiKeysGiven) -> None:
+        """Accept these keys from now on, instead of those before.
+
+        Connections whose key is not among them are ended with UNAUTHENTICATED; all others go on,
+        with what they have registered. New patterns count for what is registered and called from
+        now on. Raises :class:`ConfigurationError`, and changes nothing, as the constructor does.
+        """
+        if api_keys is None:
+            self._require_loopback()
+        self._keys.replace(api_keys)
+        with self._lock:
+            thread = self._thread
+        if thread is not None:
+            thread.end_withdrawn()
+
+    def _require_loopback(self) -> None:
+        if not self._is_loopback:
+            problem = f"none given, and {self._address} can be reached from elsewhere"
+            refuse("api_keys", None, problem, "give a key, or listen on 127.0.0.1")
+
     def connections(self) -> tuple[ConnectionInfo, ...]:
         """The connectors' connections as they are now, oldest first; none when not running."""
         with self._lock:
@@ -154,6 +181,7 @@ class _GatewayThread:
         self._started: concurrent.futures.Future[str] = concurrent.futures.Future()
         # Set by the gateway's thread before it reports that it has started:
         self._registry = Registry()
+        self._serving: Serving | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stop_requested: asyncio.Future[float] | None = None
 
@@ -182,6 +210,13 @@ class _GatewayThread:
         """A picture of every connection."""
         return self._registry.describe(time.monotonic())
 
+    def end_withdrawn(self) -> None:
+        """End the connections whose key is not accepted any more."""
+        serving, loop = self._serving, self._loop
+        if serving is not None and loop is not None:
+            with contextlib.suppress(RuntimeError):  # the loop is closed: all are ended
+                loop.call_soon_threadsafe(serving.end_withdrawn)
+
     def _request_stop(self, grace: float) -> None:
         if self._stop_requested is not None and not self._stop_requested.done():
             self._stop_requested.set_result(grace)
@@ -203,6 +238,7 @@ class _GatewayThread:
         serving = Serving(self._settings)
         address = await serving.start()
         self._registry = serving.registry
+        self._serving = serving
         self._started.set_result(address)
         expiry = asyncio.ensure_future(serving.expire())
         grace = 0.0
@@ -211,6 +247,7 @@ class _GatewayThread:
         finally:
             expiry.cancel()
             await serving.stop(grace)
+            self._serving = None  # grpc's thread ends with the server
 
 
 def _report_loop_error(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
@@ -224,6 +261,15 @@ def _require_message_size(value: Any) -> int:
     if require_count("max_message_bytes", value) > _LARGEST_MESSAGE:
         refuse("max_message_bytes", value, "more than gRPC can count", "give less than 2 GiB")
     return int(value)
+
+
+def _is_loopback(host: str) -> bool:
+    if host.lower() == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
 
 
 def _parse_address(address: Any) -> tuple[str, int]:

@@ -97,12 +97,19 @@ class Serving:
         if handlers:
             await asyncio.wait(handlers, timeout=_UNWIND_TIMEOUT)
 
+    def end_withdrawn(self) -> None:
+        """End the streams of connectors whose key is not accepted any more."""
+        for connection in self.registry.connections:
+            if not self._settings.keys.accepts(connection.key):
+                connection.end(StatusCode.UNAUTHENTICATED, "the API key was withdrawn")
+
     async def expire(self) -> None:
         """End the streams of connectors that fell silent, until cancelled."""
         timeout = self._settings.heartbeat_timeout
         while True:
             for connection in self.registry.expired(time.monotonic(), timeout):
                 connection.end(StatusCode.UNAVAILABLE, f"no heartbeat for {timeout:g} seconds")
+            self.end_withdrawn()  # of those, too, that were just registering when the keys changed
             await asyncio.sleep(min(LONGEST_EXPIRY_INTERVAL, timeout / 4))
 
 
