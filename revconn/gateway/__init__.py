@@ -4,5 +4,6 @@ from __future__ import annotations
 
 from revconn.gateway.registry import ConnectionInfo
 from revconn.gateway.server import Gateway
+from revconn.gateway.tls import ServerTLS
 
-__all__ = ["ConnectionInfo", "Gateway"]
+__all__ = ["ConnectionInfo", "Gateway", "ServerTLS"]

@@ -19,6 +19,7 @@ import grpc
 from revconn.gateway.keys import ApiKeys, ApiKeysGiven
 from revconn.gateway.registry import ConnectionInfo, Registry
 from revconn.gateway.serving import Serving, Settings
+from revconn.gateway.tls import ServerTLS
 from revconn.validation import refuse, require_count, require_seconds
 
 __all__ = ["Gateway"]
@@ -42,7 +43,7 @@ class Gateway:
         ``None`` or a list of patterns: which services it may register and, from a connector, call.
         ``"echo.Echo"`` is that service, ``"echo.*"`` every service below ``echo``, ``"*"`` every
         service. ``None``: whatever key is shown is taken, on a loopback address only.
-    :param tls: ``grpc.ssl_server_credentials(…)``, or ``None`` for plaintext.
+    :param tls: :class:`ServerTLS`, or ``grpc.ssl_server_credentials(…)``; ``None`` for plaintext.
     :param heartbeat_timeout: seconds without a heartbeat after which a connection is ended.
     :param request_timeout: seconds a call may take at most, whatever its caller would allow.
     :param max_pending: calls that may wait for an answer at once; more fail with
@@ -59,15 +60,16 @@ class Gateway:
         address: str = "127.0.0.1:0",
         *,
         api_keys: ApiKeysGiven = None,
-        tls: grpc.ServerCredentials | None = None,
+        tls: ServerTLS | grpc.ServerCredentials | None = None,
         heartbeat_timeout: float = 120.0,
         request_timeout: float = 30.0,
         max_pending: int = 1000,
         max_message_bytes: int = 4 * 1024 * 1024,
     ) -> None:
-        if tls is not None and not isinstance(tls, grpc.ServerCredentials):
-            remedy = "give grpc.ssl_server_credentials(…), or None for plaintext"
-            refuse("tls", tls, "not server credentials", remedy)
+        if tls is not None and not isinstance(tls, (ServerTLS, grpc.ServerCredentials)):
+            kind = type(tls).__name__  # no more of it: it may be a private key
+            remedy = "give ServerTLS(…), grpc.ssl_server_credentials(…), or None for plaintext"
+            refuse("tls", None, f"is {kind}, not TLS settings", remedy)
         host, port = _parse_address(address)
         self._address = address
         self._keys = ApiKeys(api_keys)

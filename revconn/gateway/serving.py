@@ -18,6 +18,7 @@ from revconn.gateway.proxy import Proxy
 from revconn.gateway.registry import Registry
 from revconn.gateway.statuses import fail
 from revconn.gateway.stream import ConnectorStreams
+from revconn.gateway.tls import ServerTLS, server_credentials
 
 __all__ = ["Serving", "Settings"]
 
@@ -35,7 +36,7 @@ class Settings:
     host: str
     port: int
     keys: ApiKeys
-    tls: grpc.ServerCredentials | None
+    tls: ServerTLS | grpc.ServerCredentials | None
     heartbeat_timeout: float
     request_timeout: float
     max_pending: int
@@ -75,10 +76,13 @@ class Serving:
         return f"{self._settings.host}:{port}"
 
     def _bind(self, address: str) -> int | None:
+        tls = self._settings.tls
+        # Kept: grpc calls back into them without holding them.
+        self._credentials = server_credentials(tls) if isinstance(tls, ServerTLS) else tls
         try:
-            if self._settings.tls is None:
+            if self._credentials is None:
                 return self._server.add_insecure_port(address)
-            return self._server.add_secure_port(address, self._settings.tls)
+            return self._server.add_secure_port(address, self._credentials)
         except RuntimeError:  # which says no more than that it failed
             return None
 

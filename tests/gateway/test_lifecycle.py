@@ -60,7 +60,7 @@ def test_the_keys_are_checked_at_construction_and_never_shown() -> None:
 
 
 @pytest.mark.parametrize("tls", [True, "cert.pem", b""])
-def test_tls_that_is_no_server_credentials_is_refused(tls) -> None:
+def test_tls_that_is_none_is_refused(tls) -> None:
     with pytest.raises(ConfigurationError, match="ssl_server_credentials"):
         Gateway(api_keys="key", tls=tls)
 

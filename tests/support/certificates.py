@@ -29,6 +29,15 @@ class Authority:
         leaf = self._ca.issue_cert(*names, **dates)
         return leaf.private_key_pem.bytes(), b"".join(c.bytes() for c in leaf.cert_chain_pems)
 
+    def issue_files(
+        self, directory: pathlib.Path, *names: str
+    ) -> tuple[pathlib.Path, pathlib.Path]:
+        """The same, by default for loopback, as ``cert.pem`` and ``key.pem``."""
+        key, chain = self.issue(*(names or ("127.0.0.1", "localhost")))
+        (directory / "cert.pem").write_bytes(chain)
+        (directory / "key.pem").write_bytes(key)
+        return directory / "cert.pem", directory / "key.pem"
+
     def server(
         self, *names: str, clients: Authority | None = None, **dates: datetime.datetime
     ) -> grpc.ServerCredentials:
