@@ -59,7 +59,7 @@ def test_one_started_before_is_inert_in_the_child_and_says_why(
 def test_forking_again_and_again_while_requests_flow_hangs_nobody(
     gateway: EmbeddingGateway, run_app: RunApp, monkeypatch: pytest.MonkeyPatch, transport: str
 ) -> None:
-    # With grpc's own care for forks a child may eat what arrives for its parent: see the docs on transports.
+    # grpc's own care for forks lets a child swallow its parent's wake-ups: topics/transports.
     monkeypatch.setenv("GRPC_ENABLE_FORK_SUPPORT", "0")
     app = run_app("forking.py", transport, "fork_in_a_loop")
     app.hears("begin")
