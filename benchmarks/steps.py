@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import threading
 import time
 from typing import Any, Callable
 
@@ -47,6 +48,7 @@ class Path:
         routes.add_method(_PATH, lambda request: request.payload)
         self._answering = Answering(routes, 4 << 20)
         self._outbound = Outbound()
+        self._lock = threading.Lock()
         self.read = b"".join(_request(number) for number in range(batch))
 
     def steps(self) -> list[tuple[str, Callable[[Any], Any]]]:
@@ -63,11 +65,11 @@ class Path:
     def _decode(self, messages: list[bytes]) -> list[ForwardRequest]:
         return self._conversation.receive(messages).requests
 
+    def _deadline(self, message: ForwardRequest) -> float | None:
+        return request_deadline(message.timeout_seconds, message.headers, time.monotonic())
+
     def _requests(self, messages: list[ForwardRequest]) -> list[Request]:
-        return [
-            Request(each, request_deadline(each.timeout_seconds, each.headers, time.monotonic()))
-            for each in messages
-        ]
+        return [Request(each, self._deadline(each), self._lock) for each in messages]
 
     def _answer(self, requests: list[Request]) -> list[Answer]:
         return [Answer(self._answering(each), each.deadline) for each in requests]

@@ -331,7 +331,8 @@ class Connector:
         """Counters since the start; empty before it.
 
         Of requests: ``accepted``; ``answered`` (failures too); ``expired`` (answered by their
-        deadline); ``late`` (results that came after it); ``overloaded`` (refused); ``repeated``
+        deadline); ``cancelled`` (their caller gave up, so nobody answered them); ``late`` (results
+        that came after either); ``overloaded`` (refused); ``repeated``
         (their id was in flight already). ``undelivered``: answers that could not leave before
         their deadline. ``connections``: how many were established. Now: ``in_flight``, and of
         those ``waiting`` for a worker.

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Mapping
 from types import MappingProxyType
+from typing import Callable
 
 from revconn._proto.registry_pb2 import ForwardRequest
 from revconn.core.framing import is_framed, unframe
@@ -16,7 +18,7 @@ _LARGE = 16 << 10
 
 
 class Request:
-    """One request from a gateway. Read-only; safe to use from any thread.
+    """One request from a gateway. Safe to use from any thread.
 
     ``deadline`` is the absolute instant (``time.monotonic()``, seconds) after which the caller no
     longer waits: the nearer of the gateway's ``timeout_seconds`` and the caller's own
@@ -25,7 +27,9 @@ class Request:
 
     __slots__ = (
         "_active",
+        "_callbacks",
         "_headers",
+        "_lock",
         "_message",
         "_payload",
         "deadline",
@@ -44,8 +48,12 @@ class Request:
     payload_bytes: int
     """The size of the payload as it came, in bytes."""
 
-    def __init__(self, message: ForwardRequest, deadline: float | None) -> None:
+    def __init__(
+        self, message: ForwardRequest, deadline: float | None, lock: threading.Lock
+    ) -> None:
         payload = message.payload  # once: protobuf makes a copy for everybody who asks
+        self._lock = lock  # of whoever settles it; guards _active and _callbacks
+        self._callbacks: tuple[Callable[[], object], ...] = ()
         self._payload = payload
         self._message: ForwardRequest | None = message
         self._headers: dict[str, str] | None = None
@@ -80,12 +88,36 @@ class Request:
         return None if self.deadline is None else max(0.0, self.deadline - time.monotonic())
 
     def is_active(self) -> bool:
-        """Whether an answer is still wanted. A long handler may look now and then, and stop."""
-        return self._active
+        """Whether an answer is still wanted: a long handler looks now and then, and stops.
+
+        False once the request was answered, its deadline passed, its caller gave up (where the
+        gateway passes that on) or the connector was aborted.
+        """
+        return self._active and (self.deadline is None or time.monotonic() < self.deadline)
+
+    def add_callback(self, callback: Callable[[], object]) -> bool:
+        """Call ``callback()`` once, when the request is over: see :meth:`is_active`.
+
+        False when it is over already: the callback will not be called. It runs in a thread that
+        others share, so it should return soon; an exception in it is logged.
+        """
+        if not self._active:
+            return False
+        with self._lock:
+            if not self._active:
+                return False
+            self._callbacks = (*self._callbacks, callback)
+            return True
 
     def _settle(self) -> None:
-        """Called once, by the dispatcher: answered, expired or abandoned."""
+        """Called once, by whoever owns ``_lock``, holding it."""
         self._active = False
+
+    def _take_callbacks(self) -> tuple[Callable[[], object], ...]:
+        """Those still to be called, for the one who calls them."""
+        with self._lock:
+            callbacks, self._callbacks = self._callbacks, ()
+        return callbacks
 
     def __repr__(self) -> str:
         return f"Request({self.method!r:.200}, request_id={self.request_id!r})"

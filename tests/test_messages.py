@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import threading
 import time
 from typing import Any
 
@@ -12,7 +13,7 @@ from revconn.messages import Request, Response
 
 
 def request(deadline: float | None = None, **fields: Any) -> Request:
-    return Request(ForwardRequest(**fields), deadline)
+    return Request(ForwardRequest(**fields), deadline, threading.Lock())
 
 
 # Requests
@@ -60,6 +61,42 @@ def test_a_request_is_active_until_it_is_settled() -> None:
     made._settle()
     made._settle()
     assert not made.is_active()
+
+
+def test_a_request_is_active_until_its_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 1000.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    made = request(deadline=1002.0)
+    assert made.is_active()
+    now = 1002.0
+    assert not made.is_active()
+
+
+def test_callbacks_are_taken_once_and_none_is_added_to_a_request_that_is_over() -> None:
+    made = request()
+    one, two = object, dict
+    assert made.add_callback(one)
+    assert made.add_callback(two)
+    made._settle()
+    assert not made.add_callback(one)
+    assert made._take_callbacks() == (one, two)
+    assert made._take_callbacks() == ()
+
+
+def test_a_request_that_ends_just_before_a_callback_is_added_does_not_take_it() -> None:
+    made = request()
+
+    class EndsMeanwhile:
+        def __enter__(self) -> None:
+            made._settle()
+
+        def __exit__(self, *exc_info: object) -> None:
+            pass
+
+    made._lock = EndsMeanwhile()
+    assert made.is_active()
+    assert not made.add_callback(object)
+    assert made._take_callbacks() == ()
 
 
 def test_the_repr_of_a_request_is_short_escaped_and_without_its_payload() -> None:

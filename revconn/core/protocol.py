@@ -15,6 +15,7 @@ from typing import Callable
 from google.protobuf.message import DecodeError
 
 from revconn._proto.registry_pb2 import (
+    CancelRequest,
     ConnectionMessage,
     ConnectionRegister,
     ConnectionStatus,
@@ -22,6 +23,9 @@ from revconn._proto.registry_pb2 import (
     Heartbeat,
 )
 from revconn.core.errors import ProtocolError
+from revconn.core.features import CANCEL
+from revconn.core.terms import Terms
+from revconn.core.text import presentable
 
 __all__ = ["Conversation", "Inbound", "Phase"]
 
@@ -47,10 +51,12 @@ class Inbound:
 
     ``connection_id`` is set by the batch that brought CONNECTED, ``end`` by the one that ended
     the conversation: a :class:`ProtocolError` when the gateway broke the protocol, else the
-    gateway's own reason. ``requests`` hold even then: they came first.
+    gateway's own reason. ``requests`` hold even then: they came first. ``cancelled`` are the ids
+    of requests, of this batch or earlier, or of none that ever was.
     """
 
     requests: list[ForwardRequest] = field(default_factory=list)
+    cancelled: list[str] = field(default_factory=list)
     connection_id: str | None = None
     end: ProtocolError | str | None = None
 
@@ -66,6 +72,7 @@ class Conversation:
         self.phase = Phase.OPENED
         self.connection_id = ""
         self._liveness_timeout = liveness_timeout
+        self._features: frozenset[str] = frozenset()
         self._last_heartbeat_left: float | None = None
         self._longest_gap = 0.0
 
@@ -73,6 +80,14 @@ class Conversation:
     def established(self) -> bool:
         """Whether answers and heartbeats may be sent."""
         return self.phase in (Phase.READY, Phase.LEAVING)
+
+    def agree(self, terms: Terms) -> None:
+        """What the gateway announced as it opened the stream; without this, nothing was.
+
+        Comes before the first message that is heard.
+        """
+        self._liveness_timeout = terms.liveness_timeout
+        self._features = terms.features
 
     # Wishes
 
@@ -166,10 +181,19 @@ class Conversation:
                 logger.warning("ignored a request with no id or an endless one: unanswerable")
         elif kind == "status":
             self._receive_status(message.status, inbound)
+        elif kind == "cancel" and CANCEL in self._features:
+            self._receive_cancel(message.cancel, inbound)
         elif kind is None:
             logger.info("ignored a message of a type newer than this schema")
         else:
             logger.info("ignored a %s: a gateway has no use for one here", kind)
+
+    def _receive_cancel(self, cancel: CancelRequest, inbound: Inbound) -> None:
+        if 0 < len(cancel.request_id) <= _LONGEST_ID:
+            inbound.cancelled.append(cancel.request_id)
+            logger.debug(
+                "the gateway cancels %r: %s", cancel.request_id, presentable(cancel.reason)
+            )
 
     def _receive_status(self, status: ConnectionStatus, inbound: Inbound) -> None:
         receive = _STATUS_RECEIVERS.get(status.status)

@@ -7,7 +7,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterable
-from concurrent.futures import Executor, Future
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from typing import Callable, NamedTuple, Protocol
 
 from revconn._proto.registry_pb2 import ForwardRequest
@@ -16,6 +16,7 @@ from revconn.core.deadline import request_deadline
 from revconn.core.outbound import Answer
 from revconn.core.status import StatusCode
 from revconn.messages import Request
+from revconn.runtime.callbacks import run_callbacks
 from revconn.runtime.threads import own_thread
 
 __all__ = ["Dispatcher", "Origin"]
@@ -49,10 +50,13 @@ class Dispatcher:
     ``answerer`` turns a request into its encoded answer; it runs user code and never raises.
 
     A request is in flight from :meth:`accept` until it is settled: whoever settles it (its
-    handler, its deadline, the end) answers it, and nobody else does. A worker is a task in the
-    executor that takes requests until none came for a while: one task per request would cost a
-    future, a queue and a wake-up each. While requests never end it makes way for a successor now
-    and then: others may want the executor's threads, or their end.
+    handler, its deadline, the end) answers it, and nobody else does; nobody answers one that was
+    cancelled. Its callbacks are called by the thread of its handler or, when the handler may still
+    be busy, by one for callbacks alone, which starts when there is a first.
+
+    A worker is a task in the executor that takes requests until none came for a while: one task per
+    request would cost a future, a queue and a wake-up each. While requests never end it makes way
+    for a successor now and then: others may want the executor's threads, or their end.
 
     ``_lock`` guards all state; ``_idle``, ``_due`` and ``_work_arrived`` are its conditions.
     Thread-safe.
@@ -89,11 +93,12 @@ class Dispatcher:
         self._closed = False
         self._watched = False
         self._counts = dict.fromkeys(
-            ("accepted", "answered", "expired", "late", "repeated", "overloaded"), 0
+            ("accepted", "answered", "cancelled", "expired", "late", "repeated", "overloaded"), 0
         )
         self._timer = threading.Thread(
             target=self._watch_deadlines, name="revconn-deadlines", daemon=True
         )
+        self._caller = ThreadPoolExecutor(1, thread_name_prefix="revconn-callbacks")
 
     def start(self) -> None:
         """Start the thread that watches deadlines."""
@@ -126,7 +131,7 @@ class Dispatcher:
     def _admit(self, origin: Origin, message: ForwardRequest) -> None:
         """Requires holding ``_lock``."""
         deadline = request_deadline(message.timeout_seconds, message.headers, time.monotonic())
-        request = Request(message, deadline)
+        request = Request(message, deadline, self._lock)
         self._counts["accepted"] += 1
         self._in_flight[origin, message.request_id] = request
         self._waiting.append(_Entry(origin, request))
@@ -231,8 +236,10 @@ class Dispatcher:
         request = entry.request
         if request.deadline is not None and request.deadline <= time.monotonic():
             self._expire(entry)
-        elif request.is_active():
+        elif request._active:
             self._settle(entry, self._answerer(request), "answered")
+            if request._callbacks:
+                run_callbacks([request])
 
     # Answers go out
 
@@ -245,28 +252,67 @@ class Dispatcher:
                 self._counts["late"] += outcome == "answered"
                 return False
             del self._in_flight[key]
-            request._settle()
-            self._counts[outcome] += 1
-            self._bytes -= request.payload_bytes
-            relieved = self.saturated and self._bytes <= self._max_in_flight_bytes
-            if relieved:
-                self.saturated = False
-            if not self._in_flight or self._watched:
-                self._idle.notify_all()
+            relieved = self._release(request, outcome)
         origin.answer((Answer(message, request.deadline),))
         if relieved:
             self._on_relief()
         return True
+
+    def _release(self, request: Request, outcome: str) -> bool:
+        """A request is in flight no longer; whether that ends a backlog. Requires ``_lock``."""
+        request._settle()
+        self._counts[outcome] += 1
+        self._bytes -= request.payload_bytes
+        if not self._in_flight or self._watched:
+            self._idle.notify_all()
+        relieved = self.saturated and self._bytes <= self._max_in_flight_bytes
+        if relieved:
+            self.saturated = False
+        return relieved
 
     def _fail(
         self, entry: _Entry, code: StatusCode, reason: str, outcome: str = "answered"
     ) -> None:
         request = entry.request
         failure = encode_failure(request.request_id, code, reason, framed=request.framed)
-        self._settle(entry, failure, outcome)
+        if self._settle(entry, failure, outcome):
+            self._call_back([request])
 
     def _expire(self, entry: _Entry) -> None:
         self._fail(entry, StatusCode.DEADLINE_EXCEEDED, "deadline exceeded", "expired")
+
+    def _call_back(self, ended: list[Request]) -> None:
+        """Requests ended that a handler may still be busy with."""
+        told = [request for request in ended if request._callbacks]
+        if not told:
+            return
+        try:
+            self._caller.submit(run_callbacks, told)
+        except RuntimeError:  # shut down, or no thread to be had
+            run_callbacks(told)
+
+    # Callers give up
+
+    def cancel(self, origin: Origin, request_ids: Iterable[str]) -> None:
+        """Nobody waits for these any more: they are not answered, and not run if they still wait.
+
+        Unknown ids (of requests answered meanwhile, most often) are ignored.
+        """
+        cancelled = []
+        relieved = False
+        with self._lock:
+            for request_id in request_ids:
+                request = self._in_flight.pop((origin, request_id), None)
+                if request is not None:
+                    relieved |= self._release(request, "cancelled")
+                    cancelled.append(request)
+        if cancelled:
+            self._forget_settled()
+        if relieved:
+            self._on_relief()
+        self._call_back(cancelled)
+        for request in cancelled:
+            logger.debug("%r was cancelled", request)
 
     # Deadlines
 
@@ -281,7 +327,7 @@ class Dispatcher:
                     continue
             for entry in expired:
                 self._expire(entry)
-            self._forget_expired()
+            self._forget_settled()
 
     def _take_stock(self, now: float) -> list[_Entry]:
         """Who has expired; also finds the next instant to look. Requires holding ``_lock``.
@@ -303,10 +349,10 @@ class Dispatcher:
                 self._next_due = request.deadline
         return expired
 
-    def _forget_expired(self) -> None:
+    def _forget_settled(self) -> None:
         """While every worker is busy nobody else would drop them, and the payloads they hold."""
         with self._lock:
-            self._waiting = deque(entry for entry in self._waiting if entry.request.is_active())
+            self._waiting = deque(entry for entry in self._waiting if entry.request._active)
 
     def _until_due(self) -> float | None:
         """Requires holding ``_lock``."""
@@ -327,7 +373,7 @@ class Dispatcher:
             self._watched = True
             requests = list(self._in_flight.values())
             return self._idle.wait_for(
-                lambda: not any(request.is_active() for request in requests), timeout
+                lambda: not any(request._active for request in requests), timeout
             )
 
     def give_up(self) -> int:
@@ -343,18 +389,23 @@ class Dispatcher:
         """Abandon what is in flight and end the deadline thread. Idempotent."""
         with self._lock:
             self._closed = True
-            for request in self._in_flight.values():
+            abandoned = list(self._in_flight.values())
+            for request in abandoned:
                 request._settle()
             self._in_flight.clear()
             self._waiting.clear()
             self._due.notify_all()
             self._idle.notify_all()
             self._work_arrived.notify_all()
+        self._call_back(abandoned)
+        self._caller.shutdown(wait=False)
 
     def forsake(self) -> None:
         """In a forked child: run nothing more. Takes no lock: its owner may be gone."""
         self._closed = True
         self._waiting.clear()
+        for request in self._in_flight.values():
+            request._settle()
         self._in_flight.clear()
 
     def stats(self) -> dict[str, int]:

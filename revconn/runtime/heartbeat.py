@@ -49,8 +49,10 @@ class HeartbeatTimer:
         self._stopped = threading.Event()
         self._wait = wait or self._stopped.wait
 
-    def established(self) -> None:
-        """The handshake is done: start to beat."""
+    def established(self, interval: float) -> None:
+        """The handshake is done: start to beat, every ``interval`` seconds if that is sooner."""
+        self._interval = min(self._interval, interval)
+        self._check_interval = min(self._check_interval, interval)
         self._settled.set()
 
     def stop(self) -> None:

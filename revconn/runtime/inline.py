@@ -14,6 +14,7 @@ from revconn.core.outbound import Answer
 from revconn.core.routing import Routes
 from revconn.core.status import StatusCode
 from revconn.messages import Request
+from revconn.runtime.callbacks import run_callbacks
 from revconn.runtime.dispatch import Origin
 from revconn.runtime.handlers import Handler
 
@@ -75,7 +76,7 @@ class InlineRunner:
 
     def _answer(self, message: ForwardRequest, arrived: float) -> Answer:
         deadline = request_deadline(message.timeout_seconds, message.headers, arrived)
-        request = Request(message, deadline)
+        request = Request(message, deadline, self._lock)
         start = time.monotonic()
         if deadline is not None and deadline <= start:
             return self._expire(request)
@@ -83,7 +84,10 @@ class InlineRunner:
         self._running[thread] = (message.method_path, start)
         answer = self._answerer(request)
         del self._running[thread]
-        request._settle()
+        with self._lock:
+            request._settle()
+        if request._callbacks:
+            run_callbacks([request])
         end = time.monotonic()
         if end - start > _PATIENCE:
             self._name(message.method_path, end - start)

@@ -40,6 +40,9 @@ class LinkOwner(Protocol):
     def requests_arrived(self, link: Link, requests: list[ForwardRequest]) -> None:
         """A batch of requests arrived."""
 
+    def requests_cancelled(self, link: Link, request_ids: list[str]) -> None:
+        """Nobody waits for these any more."""
+
     def watch(self) -> None:
         """A few seconds have passed; called from a timer's thread."""
 
@@ -76,6 +79,7 @@ class Link:
         self._stopping = threading.Event()
         self._failures = 0
         self._connections = 0
+        self._notes: tuple[str, ...] = ()
         self._was_ready = False
         self._down_since = time.monotonic()
         self._name = str(target)
@@ -272,11 +276,23 @@ class Link:
                 time.monotonic() - self._down_since,
                 self._failures,
             )
+        self._note(session.terms.notes)
         self._enter(State.READY)
+
+    def _note(self, notes: tuple[str, ...]) -> None:
+        """Say what the gateway's limits changed; not again on every connection."""
+        if notes != self._notes:
+            self._notes = notes
+            for note in notes:
+                logger.info("%s: %s", self.target, note)
 
     def requests_arrived(self, requests: list[ForwardRequest]) -> None:
         """A batch of requests arrived."""
         self._owner.requests_arrived(self, requests)
+
+    def requests_cancelled(self, request_ids: list[str]) -> None:
+        """Nobody waits for these any more."""
+        self._owner.requests_cancelled(self, request_ids)
 
     def watch(self) -> None:
         """A few seconds have passed; called from the session's timer thread."""

@@ -11,6 +11,7 @@ from revconn._proto.registry_pb2 import ForwardRequest
 from revconn.config import Options
 from revconn.core.protocol import Conversation, Phase
 from revconn.core.status import StatusCode
+from revconn.core.terms import Terms
 from revconn.core.text import presentable
 from revconn.exceptions import (
     AuthenticationError,
@@ -41,12 +42,17 @@ class SessionOwner(Protocol):
     def requests_arrived(self, requests: list[ForwardRequest]) -> None:
         """A batch of requests arrived."""
 
+    def requests_cancelled(self, request_ids: list[str]) -> None:
+        """Nobody waits for these any more; some may be answered already, or unknown."""
+
     def watch(self) -> None:
         """A few seconds have passed; called from the timer's thread."""
 
 
 class Session:
     """Runs one stream from its opening to its end, in the thread that calls :meth:`run`.
+
+    ``terms`` are the connector's own until the gateway's first message has come.
 
     ``_lock`` guards the conversation and ``_retired``; no I/O happens under it.
     """
@@ -68,6 +74,10 @@ class Session:
         self._stream = open_stream(line)
         self._lock = threading.Lock()
         self._conversation = Conversation(liveness_timeout=options.liveness_timeout)
+        self._introduced = False
+        self.terms = Terms(
+            options.heartbeat_interval, options.liveness_timeout, options.max_message_bytes
+        )
         self._retired: ConnectionLost | None = None
         self._timer = HeartbeatTimer(
             self,
@@ -115,19 +125,26 @@ class Session:
             raise self._loss(str(error)) from None
 
     def _take_in(self, batch: list[bytes]) -> None:
+        if not self._introduced:
+            self._introduced = True
+            self.terms = self.terms.met_with(self._stream.metadata())
+            with self._lock:
+                self._conversation.agree(self.terms)
         with self._lock:
             inbound = self._conversation.receive(batch)
         if inbound.connection_id is not None:
             self._become_ready()
         if inbound.requests:
             self._owner.requests_arrived(inbound.requests)
+        if inbound.cancelled:
+            self._owner.requests_cancelled(inbound.cancelled)
         if inbound.end is not None:
             raise self._loss(str(inbound.end))
 
     def _become_ready(self) -> None:
         self.ready_since = time.monotonic()
         self._line.let_answers_through()
-        self._timer.established()
+        self._timer.established(self.terms.heartbeat_interval)
         self._owner.session_ready(self)
 
     def _loss_by(self, ended: StreamEnded) -> ConnectionLost:

@@ -206,6 +206,10 @@ class Supervisor:
         if pooled:
             self._dispatcher.accept(link, pooled)
 
+    def requests_cancelled(self, link: Link, request_ids: list[str]) -> None:
+        """Nobody waits for these any more."""
+        self._dispatcher.cancel(link, request_ids)
+
     def watch(self) -> None:
         """A few seconds have passed; called from a timer's thread."""
         self._inline.watch(time.monotonic())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib.metadata
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from typing import Protocol
 
 from revconn.config import TLS
@@ -94,6 +95,13 @@ class Stream(ABC):
         """Every message that has arrived, at least one; blocks until there is one.
 
         Raises :class:`StreamEnded`. Called by one thread.
+        """
+
+    @abstractmethod
+    def metadata(self) -> Iterable[tuple[str, str | bytes]]:
+        """The gateway's initial metadata. Called once :meth:`receive` has returned, by its thread.
+
+        No sooner: a gateway may send it only with its first message.
         """
 
     def check(self, now: float) -> None:  # noqa: B027 - most transports have nothing to look for

@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import logging
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import grpc
 
 from revconn.config import TLS
 from revconn.core.status import StatusCode
+from revconn.core.terms import OFFER
 from revconn.proxy import Proxy
 from revconn.target import Target
 from revconn.transport.base import LARGEST_MESSAGE, METHOD, Source, Stream, StreamEnded, Transport
@@ -115,7 +116,8 @@ class _GrpcioStream(Stream):
 
     def open(self) -> None:
         channel = self._transport.channel()
-        call: Any = channel.stream_stream(METHOD)(self._outgoing())  # type: ignore[arg-type]
+        establish: Any = channel.stream_stream(METHOD)
+        call = establish(self._outgoing(), metadata=OFFER)
         with self._lock:
             self._channel, self._call = channel, call
             closed = self._closed
@@ -145,6 +147,10 @@ class _GrpcioStream(Stream):
                 self._transport.ping_less()
             reason = explain(error.details() or "", tls=self._transport.speaks_tls)
             raise StreamEnded(code, reason) from None
+
+    def metadata(self) -> Iterable[tuple[str, str | bytes]]:
+        assert self._call is not None, "open() comes first"
+        return [(key, value) for key, value in self._call.initial_metadata()]
 
     def close(self) -> None:
         with self._lock:

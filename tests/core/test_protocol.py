@@ -12,9 +12,12 @@ from revconn._proto.registry_pb2 import (
 )
 from revconn.core.errors import ProtocolError
 from revconn.core.protocol import Conversation, Inbound, Phase
+from revconn.core.terms import Terms
 from tests.support.conversations import (
     CONNECTED,
     DISCONNECTED,
+    agreed,
+    cancel,
     ended,
     ids,
     leaving,
@@ -72,6 +75,56 @@ def test_requests_still_arrive_and_heartbeats_still_leave_after_the_goodbye() ->
     assert conversation.established
     assert ids(conversation.receive([request("r1")])) == ["r1"]
     assert b"id-1" in conversation.heartbeat(0)
+
+
+# What both sides announced
+
+
+def test_a_cancelled_request_is_told_with_the_requests_around_it() -> None:
+    conversation = agreed(ready(), "cancel")
+    inbound = conversation.receive([request("r1"), cancel("r0", "gave up"), request("r2")])
+    assert ids(inbound) == ["r1", "r2"]
+    assert inbound.cancelled == ["r0"]
+
+
+@pytest.mark.parametrize("made", [registering, leaving])
+def test_a_cancel_may_come_as_soon_and_as_late_as_a_request(made) -> None:
+    assert agreed(made(), "cancel").receive([request(), cancel()]).cancelled == ["r1"]
+
+
+def test_a_cancel_after_the_end_is_not_heard() -> None:
+    conversation = agreed(ready(), "cancel")
+    assert conversation.receive([status(DISCONNECTED), cancel()]).cancelled == []
+
+
+@pytest.mark.parametrize("features", [(), ("chunks", "drain"), ("cancellation",)])
+def test_a_cancel_that_was_not_announced_is_ignored_and_logged(
+    features, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO, "revconn"):
+        inbound = agreed(ready(), *features).receive([cancel(), request("r2")])
+    assert inbound.cancelled == []
+    assert ids(inbound) == ["r2"]
+    assert "ignored a cancel" in caplog.text
+
+
+@pytest.mark.parametrize("request_id", ["", "x" * 257])
+def test_a_cancel_of_no_possible_request_is_ignored(request_id) -> None:
+    assert agreed(ready(), "cancel").receive([cancel(request_id)]) == Inbound()
+
+
+def test_a_cancels_reason_is_no_second_log_line(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.DEBUG, "revconn"):
+        agreed(ready(), "cancel").receive([cancel("r1", "gave up\nERROR all is lost")])
+    assert "gave up ERROR all is lost" in caplog.text
+
+
+def test_a_gateways_patience_shortens_ours() -> None:
+    conversation = ready(liveness_timeout=90.0)
+    conversation.agree(Terms(30.0, 90.0, 4 << 20).met_with([("revconn-heartbeat-timeout", "40")]))
+    conversation.heartbeat_left(1000.0)
+    assert not conversation.may_be_forgotten(1030.0)
+    assert conversation.may_be_forgotten(1030.1)
 
 
 # What may not be sent

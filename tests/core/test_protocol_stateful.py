@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from revconn._proto.registry_pb2 import (
+    CancelRequest,
     ConnectionMessage,
     ConnectionRegister,
     ConnectionStatus,
@@ -18,7 +19,9 @@ from revconn._proto.registry_pb2 import (
     Heartbeat,
 )
 from revconn.core.errors import ProtocolError
+from revconn.core.features import CANCEL, CHUNKS, DRAIN
 from revconn.core.protocol import Conversation, Inbound, Phase
+from revconn.core.terms import Terms
 
 LIVENESS_TIMEOUT = 90.0
 IDS = ["", "id-1", "id-2", "x" * 256, "x" * 257, "a\nb", "é"]
@@ -53,6 +56,11 @@ def said_request(request_id: str) -> Said:
     return Said(ConnectionMessage(request=fields).SerializeToString(), "request", request_id)
 
 
+def said_cancel(request_id: str) -> Said:
+    fields = CancelRequest(request_id=request_id, reason="gave up\n")
+    return Said(ConnectionMessage(cancel=fields).SerializeToString(), "cancel", request_id)
+
+
 IGNORED = [
     ConnectionMessage(),
     ConnectionMessage(register=ConnectionRegister(api_key="k")),
@@ -65,6 +73,7 @@ GARBAGE = [b"\xff", b"\x12\x7f", b"\x2a\x02\x0a\x05", b"HTTP/1.1 400 Bad Request
 ANYTHING_SAID = st.one_of(
     st.builds(said_status, st.sampled_from(STATUSES), st.sampled_from(IDS), st.text(max_size=5)),
     st.builds(said_request, st.sampled_from(IDS)),
+    st.builds(said_cancel, st.sampled_from(IDS)),
     st.sampled_from([Said(message.SerializeToString(), "ignored") for message in IGNORED]),
     st.sampled_from([Said(data, "garbage") for data in GARBAGE]),
 )
@@ -83,6 +92,8 @@ class ConversationMachine(RuleBasedStateMachine):
         self.phase = Phase.OPENED
         self.id = ""
         self.left_at: float | None = None
+        self.heard = False
+        self.features: frozenset[str] = frozenset()
 
     # Wishes
 
@@ -124,6 +135,13 @@ class ConversationMachine(RuleBasedStateMachine):
 
     # The gateway
 
+    @precondition(lambda self: not self.heard)
+    @rule(features=st.frozensets(st.sampled_from([CANCEL, CHUNKS, DRAIN, "other"])))
+    def the_gateway_announces(self, features: frozenset[str]) -> None:
+        metadata = [("revconn-features", ",".join(features))]
+        self.conversation.agree(Terms(30.0, LIVENESS_TIMEOUT, 4 << 20).met_with(metadata))
+        self.features = features
+
     @precondition(lambda self: self.phase is Phase.REGISTERING)
     @rule(connected=GOOD_HANDSHAKE)
     def the_gateway_connects(self, connected: Said) -> None:
@@ -132,8 +150,10 @@ class ConversationMachine(RuleBasedStateMachine):
     @rule(batch=st.lists(ANYTHING_SAID, max_size=6))
     def hear(self, batch: list[Said]) -> None:
         inbound = self.conversation.receive([said.data for said in batch])
+        self.heard = self.heard or bool(batch)
         id_before = self.id
         expected = []
+        cancelled = []
         for said in batch:
             if self.phase is Phase.ENDED:
                 break
@@ -141,9 +161,12 @@ class ConversationMachine(RuleBasedStateMachine):
                 self.phase = Phase.ENDED
             elif said.kind == "request" and said.id in ANSWERABLE_IDS:
                 expected.append(said.id)
+            elif said.kind == "cancel" and said.id in ANSWERABLE_IDS and CANCEL in self.features:
+                cancelled.append(said.id)
             elif said.kind == "status":
                 self.model_status(said)
         assert [message.request_id for message in inbound.requests] == expected
+        assert inbound.cancelled == cancelled
         assert inbound.connection_id == (self.id if self.id != id_before else None)
 
     def model_status(self, said: Said) -> None:

@@ -154,7 +154,9 @@ class TestTheThreads:
     def test_are_all_listed(self) -> None:
         listed = {_CODE.findall(cells[0])[0] for cells in rows(self.page, "thread")}
         named = set()
-        for _, module in modules():
+        for path, module in modules():
+            if "core" in path.parts:  # no threads there, but headers that are named like them
+                continue
             for node in ast.walk(module):
                 if isinstance(node, ast.Constant) and isinstance(node.value, str):
                     name = _THREAD.fullmatch(node.value.rstrip("-"))

@@ -7,6 +7,7 @@ nothing goes on for ever, and what is kept stays in proportion to what was sent.
 from __future__ import annotations
 
 import contextlib
+import threading
 
 from revconn.core.answers import encode_response
 from revconn.core.protocol import Conversation
@@ -38,7 +39,7 @@ def converse(data: bytes) -> Engine:
         _require(sum(map(len, messages)) <= len(data) + MESSAGE_LIMIT, "messages out of nothing")
         inbound = conversation.receive(messages)
         for message in inbound.requests:
-            engine.put([_answer(Request(message, None))])
+            engine.put([_answer(Request(message, None, threading.Lock()))])
         engine.grant()
         engine.ping()
         _write(engine)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import threading
 from typing import Any, Callable
 
 import pytest
@@ -38,7 +39,7 @@ def answer_to(
     if handler is not None:
         routes.add_method(METHOD, handler)
     message = ForwardRequest(request_id="r1", method_path=method, payload=payload)
-    data = Answering(routes, limit)(Request(message, None))
+    data = Answering(routes, limit)(Request(message, None, threading.Lock()))
     assert len(data) <= limit
     response = ConnectionMessage.FromString(data).response
     assert response.request_id == "r1"

@@ -63,7 +63,7 @@ def play(
         clock=played.clock,
         wait=played.wait,
     )
-    timer.established()
+    timer.established(interval)
     timer.run()
     return played
 
@@ -149,7 +149,7 @@ def test_a_stop_wakes_and_ends_the_thread(established: bool) -> None:
     timer, scene = timer_with(handshake_timeout=600.0, interval=600.0)
     running = in_thread(timer.run)
     if established:
-        timer.established()
+        timer.established(600.0)
     timer.stop()
     timer.stop()
     running.result(TIMEOUT)
@@ -166,7 +166,7 @@ def test_a_stop_before_the_thread_begins_ends_it_at_once() -> None:
 def test_it_beats_by_the_real_clock_until_it_is_stopped(beaten: threading.Event) -> None:
     timer, _ = timer_with(handshake_timeout=TIMEOUT, interval=0.001, beat=beaten.set)
     running = in_thread(timer.run)
-    timer.established()
+    timer.established(0.001)
     assert beaten.wait(TIMEOUT)
     timer.stop()
     running.result(TIMEOUT)
@@ -180,6 +180,6 @@ def test_a_beat_may_stop_the_timer() -> None:
         timer.stop()
 
     timer, _ = timer_with(handshake_timeout=TIMEOUT, interval=0.001, beat=beat)
-    timer.established()
+    timer.established(0.001)
     in_thread(timer.run).result(TIMEOUT)
     assert beats == [1]

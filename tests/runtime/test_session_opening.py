@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import pathlib
+from collections.abc import Iterable
 
 import pytest
 
@@ -26,6 +27,9 @@ class StreamWithCertificate(Stream):
         raise AssertionError("there was nothing to read")
 
     def receive(self) -> list[bytes]:
+        raise AssertionError("the stream is not open")
+
+    def metadata(self) -> Iterable[tuple[str, str | bytes]]:
         raise AssertionError("the stream is not open")
 
     def close(self) -> None:

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
-from revconn._proto.registry_pb2 import ConnectionMessage, ConnectionStatus, ForwardRequest
+from revconn._proto.registry_pb2 import (
+    CancelRequest,
+    ConnectionMessage,
+    ConnectionStatus,
+    ForwardRequest,
+)
 from revconn.core.protocol import Conversation, Inbound
+from revconn.core.terms import Terms
 
 CONNECTED = ConnectionStatus.CONNECTED
 DISCONNECTED = ConnectionStatus.DISCONNECTED
@@ -18,6 +24,18 @@ def status(kind: int, connection_id: str = "", message: str = "") -> bytes:
 def request(request_id: str = "r1") -> bytes:
     fields = ForwardRequest(request_id=request_id, method_path="/echo.Echo/Say")
     return ConnectionMessage(request=fields).SerializeToString()
+
+
+def cancel(request_id: str = "r1", reason: str = "") -> bytes:
+    fields = CancelRequest(request_id=request_id, reason=reason)
+    return ConnectionMessage(cancel=fields).SerializeToString()
+
+
+def agreed(conversation: Conversation, *features: str) -> Conversation:
+    """The same, with a gateway that announced these features."""
+    terms = Terms(30.0, 90.0, 4 << 20)
+    conversation.agree(terms.met_with([("revconn-features", ",".join(features))]))
+    return conversation
 
 
 def registering(liveness_timeout: float | None = 90.0) -> Conversation:

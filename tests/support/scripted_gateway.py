@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import itertools
 import queue
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from types import MappingProxyType
 
 import grpc
 
 from revconn._proto.registry_pb2 import (
+    CancelRequest,
     ConnectionMessage,
     ConnectionStatus,
     ForwardRequest,
@@ -23,10 +26,13 @@ _SERVICE = "registry.RegistryService"
 class Peer:
     """One connector's stream, seen from the gateway's side."""
 
-    def __init__(self, context: grpc.ServicerContext) -> None:
+    def __init__(self, context: grpc.ServicerContext, announces: Mapping[str, str]) -> None:
         self._context = context
+        self._announces = tuple(announces.items())
+        self.metadata = dict(context.invocation_metadata())
         self._to_say: queue.Queue = queue.Queue()
         self._heard: queue.Queue = queue.Queue()
+        self.heard_bytes: list[bytes] = []
 
     # What the test makes the gateway say
 
@@ -70,6 +76,12 @@ class Peer:
         """Several requests, alike but for their ids."""
         for request_id in request_ids:
             self.request(request_id, **fields)
+
+    def cancel(self, *request_ids: str, reason: str = "") -> None:
+        """Nobody waits for these any more."""
+        for request_id in request_ids:
+            cancel = CancelRequest(request_id=request_id, reason=reason)
+            self.say(ConnectionMessage(cancel=cancel))
 
     def end(self, code: grpc.StatusCode = grpc.StatusCode.OK, details: str = "") -> None:
         """End the stream with a status."""
@@ -130,11 +142,15 @@ class Peer:
                 if code is not grpc.StatusCode.OK:
                     self._context.abort(code, details)
                 return
+            if self._announces:
+                self._context.send_initial_metadata(self._announces)
+                self._announces = ()
             yield item
 
     def _listen(self, received) -> None:
         try:
             for data in received:
+                self.heard_bytes.append(data)
                 self._heard.put(ConnectionMessage.FromString(data))
         except Exception:  # noqa: BLE001
             pass  # the stream broke: for the test that is a hang-up like any other
@@ -143,7 +159,11 @@ class Peer:
 
 
 class ScriptedGateway:
-    """Listens on loopback; each connection comes out of :meth:`accept`."""
+    """Listens on loopback; each connection comes out of :meth:`accept`.
+
+    ``announces`` goes out as initial metadata with the first message of each stream to come, and
+    no sooner: a connector must not wait for it.
+    """
 
     def __init__(
         self,
@@ -151,7 +171,9 @@ class ScriptedGateway:
         credentials: grpc.ServerCredentials | None = None,
         *,
         tolerates_pings: bool = True,
+        announces: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
+        self.announces = announces
         self._peers: queue.Queue = queue.Queue()
         self._accepted = itertools.count()
         self._pool = ThreadPoolExecutor(64)
@@ -177,7 +199,7 @@ class ScriptedGateway:
         self._server.start()
 
     def _establish(self, received, context):
-        peer = Peer(context)
+        peer = Peer(context, self.announces)
         self._peers.put(peer)
         return peer.serve(received)
 

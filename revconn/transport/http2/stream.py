@@ -5,10 +5,12 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections.abc import Iterable
 
 from revconn.config import TLS
 from revconn.core.frames import Goaway
 from revconn.core.status import StatusCode
+from revconn.core.terms import OFFER
 from revconn.proxy import Proxy
 from revconn.target import Target
 from revconn.transport.base import (
@@ -102,7 +104,7 @@ class _Http2Stream(Stream):
             wire.release()
             raise StreamEnded(StatusCode.CANCELLED, "closed")
         authority = self._transport.target.authority
-        metadata = {"user-agent": user_agent()}
+        metadata = {"user-agent": user_agent(), **dict(OFFER)}
         self._engine.open_stream(self._transport.scheme, authority, METHOD, metadata)
         self._heard_at = time.monotonic()
         self._sender.start()
@@ -123,6 +125,10 @@ class _Http2Stream(Stream):
             messages = self._take_in(data)
             if messages:
                 return messages
+
+    def metadata(self) -> Iterable[tuple[str, str | bytes]]:
+        """The response's headers."""
+        return (self._engine.initial_metadata or {}).items()
 
     def _take_in(self, data: bytes) -> list[bytes]:
         self._heard_at = time.monotonic()

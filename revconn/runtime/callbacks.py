@@ -1,0 +1,24 @@
+"""What users want called when a request is over."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+
+from revconn.messages import Request
+from revconn.runtime.threads import own_thread
+
+__all__ = ["run_callbacks"]
+
+logger = logging.getLogger(__name__)
+
+
+def run_callbacks(requests: Iterable[Request]) -> None:
+    """Call the callbacks of requests that are over: each once, whoever else does the same."""
+    with own_thread():  # they may call stop()
+        for request in requests:
+            for callback in request._take_callbacks():
+                try:
+                    callback()
+                except (Exception, SystemExit):  # sys.exit() would end a thread of the library's
+                    logger.exception("%r: a callback failed", request)
