@@ -12,6 +12,7 @@ import tenacity
 
 from revconn._proto.registry_pb2 import ForwardRequest
 from revconn.config import Options
+from revconn.core.features import DRAIN
 from revconn.core.outbound import Answer
 from revconn.exceptions import ConfigurationError, ConnectionLost, HandshakeError
 from revconn.runtime.outbox import Outbox
@@ -115,6 +116,13 @@ class Link:
     def wait_flushed(self, timeout: float) -> bool:
         """Wait, at most ``timeout`` seconds, until every queued answer has left."""
         return self._outbox.wait_flushed(timeout)
+
+    @property
+    def drains(self) -> bool:
+        """Whether its gateway, told goodbye, sends nothing new and loses nothing that it sent."""
+        with self._lock:
+            session = self._session
+        return session is not None and DRAIN in session.terms.features
 
     def leave(self) -> None:
         """Say goodbye and serve on until the gateway ends the stream; then the thread ends.

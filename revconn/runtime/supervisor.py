@@ -155,11 +155,17 @@ class Supervisor:
 
     def _finish_and_leave(self, deadline: float) -> None:
         self._board.update(lambda state: state if state is State.CLOSED else State.DRAINING)
+        others = []
+        for link in self.links:
+            if link.drains:
+                link.leave()
+            else:
+                others.append(link)
         # A gateway that knows no draining loses what is on its way when it reads DISCONNECTED:
         # leave in a quiet moment if there is one, but not before all that was there is answered.
-        if not self._become_quiet(min(deadline, time.monotonic() + _QUIET_WAIT)):
+        if others and not self._become_quiet(min(deadline, time.monotonic() + _QUIET_WAIT)):
             self._dispatcher.wait_settled(_clamp(deadline - _LINGER - time.monotonic()))
-        for link in self.links:
+        for link in others:
             link.leave()
         while not self._ended.wait(_clamp(deadline - time.monotonic(), _LINGER)):
             if time.monotonic() >= deadline:

@@ -1,0 +1,121 @@
+"""Leaving a gateway that knows draining, over real sockets."""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import Callable
+
+import pytest
+
+from revconn import Connector, Request
+from revconn._proto.registry_pb2 import ConnectionStatus
+from tests.support.scripted_gateway import Peer, ScriptedGateway
+from tests.support.threads import in_thread
+from tests.support.waiting import eventually
+
+TIMEOUT = 10.0
+LONG_BEFORE_A_QUIET_WAIT = 3.0
+
+
+class Handler:
+    """Holds every request until all are let go."""
+
+    def __init__(self) -> None:
+        self.entered: list[str] = []
+        self.let_go = threading.Event()
+
+    def __call__(self, request: Request) -> bytes:
+        self.entered.append(request.request_id)
+        assert self.let_go.wait(TIMEOUT)
+        return b"done"
+
+
+@pytest.fixture
+def handler():
+    handler = Handler()
+    yield handler
+    handler.let_go.set()
+
+
+@pytest.fixture
+def connect(new_connector, handler) -> Callable[..., Connector]:
+    def connect(*gateways: ScriptedGateway, **options) -> tuple[Connector, list[Peer]]:
+        connector = new_connector([gateway.address for gateway in gateways], **options)
+        connector.add_method("/echo.Echo/Say", handler)
+        connector.start(block=False)
+        peers = [gateway.accept_ready() for gateway in gateways]
+        eventually(lambda: all(link.connection_id for link in connector.links))
+        connector.wait_ready(TIMEOUT)
+        return connector, peers
+
+    return connect
+
+
+def test_the_goodbye_is_said_at_once_and_what_is_in_flight_is_answered_after_it(
+    connect, handler, gateway
+) -> None:
+    gateway.announces = {"revconn-features": "drain"}
+    connector, (peer,) = connect(gateway)
+    peer.request("in flight")
+    eventually(lambda: handler.entered == ["in flight"])
+    began = time.monotonic()
+    stopping = in_thread(connector.stop)
+    assert peer.hears("status").status == ConnectionStatus.DISCONNECTED
+    peer.request("on its way")
+    eventually(lambda: handler.entered == ["in flight", "on its way"])
+    handler.let_go.set()
+    assert set(peer.answers(2)) == {"in flight", "on its way"}
+    assert not stopping.done(), "the gateway says when all is settled"
+    peer.end()
+    stopping.result(TIMEOUT)
+    assert time.monotonic() - began < LONG_BEFORE_A_QUIET_WAIT
+
+
+def test_an_idle_connector_is_gone_as_soon_as_the_gateway_lets_it_go(connect, gateway) -> None:
+    gateway.announces = {"revconn-features": "drain"}
+    connector, (peer,) = connect(gateway)
+    began = time.monotonic()
+    stopping = in_thread(connector.stop)
+    peer.hears_goodbye()
+    stopping.result(TIMEOUT)
+    assert time.monotonic() - began < LONG_BEFORE_A_QUIET_WAIT
+
+
+def test_a_gateway_that_does_not_let_go_is_left_all_the_same(connect, gateway) -> None:
+    gateway.announces = {"revconn-features": "drain"}
+    connector, (peer,) = connect(gateway)
+    connector.stop(timeout=0.2)
+    assert peer.hears("status").status == ConnectionStatus.DISCONNECTED
+    peer.hears_hang_up()
+
+
+def test_without_the_feature_the_goodbye_waits_until_what_is_in_flight_is_answered(
+    connect, handler, gateway
+) -> None:
+    gateway.announces = {"revconn-features": "cancel,chunks"}
+    connector, (peer,) = connect(gateway)
+    peer.request()
+    eventually(lambda: handler.entered)
+    stopping = in_thread(connector.stop)
+    eventually(lambda: connector.state.name == "DRAINING")
+    handler.let_go.set()
+    peer.answer()
+    peer.hears_goodbye()
+    stopping.result(TIMEOUT)
+
+
+def test_of_two_gateways_only_the_one_that_drains_hears_the_goodbye_at_once(
+    connect, handler, gateway
+) -> None:
+    gateway.announces = {"revconn-features": "drain"}
+    with ScriptedGateway() as other:
+        connector, (draining, plain) = connect(gateway, other)
+        plain.request("busy")
+        eventually(lambda: handler.entered)
+        stopping = in_thread(connector.stop)
+        draining.hears_goodbye()
+        handler.let_go.set()
+        plain.answer("busy")
+        plain.hears_goodbye()
+        stopping.result(TIMEOUT)
