@@ -3,19 +3,79 @@
 from __future__ import annotations
 
 import argparse
+import inspect
+import logging
 import os
 import queue
 import signal
 from typing import Any
 
-from revconn.cli.logs import add_log_level, set_up_logging
+from revconn.cli.api_keys import KEYS_VARIABLE, KeySources
+from revconn.cli.logs import add_log_format, add_log_level, set_up_logging
 from revconn.exceptions import ConfigurationError
-from revconn.gateway import Gateway
+from revconn.gateway import Gateway, ServerTLS
 from revconn.runtime.signals import obey_signals, signals_into
+from revconn.validation import require_seconds
 
 __all__ = ["add_parser", "run"]
 
-_KEYS_VARIABLE = "REVCONN_API_KEYS"
+logger = logging.getLogger(__name__)
+
+_DESCRIPTION = """\
+Run a gateway. Connectors dial in and register services, gRPC clients call
+those services, both on one port. It serves until SIGINT or SIGTERM.
+"""
+
+_KEYS = f"""\
+The keys that connectors may show, each written as KEY [PATTERN ...]. A pattern
+says which services the key may register and call: echo.Echo is that service,
+echo.* every service below echo, * every service; without patterns a key may do
+everything. Without --api-key and --api-key-file the environment variable
+{KEYS_VARIABLE} counts, with commas between the keys. Without any key whoever
+connects may register, and the gateway listens on a loopback address only.
+"""
+
+_TLS = """\
+PEM files. They are read again when they change, for connections that are made
+from then on.
+"""
+
+_STOPPING = """\
+The first SIGINT or SIGTERM refuses new calls, lets those that were accepted be
+answered, sends the connectors away and exits with 0. The second one ends the
+process at once (exit code 130 or 143 in a shell).
+"""
+
+_EPILOG = """\
+examples:
+  revconn gateway
+      for development: no keys, no TLS, reached from this machine only
+  revconn gateway --address 0.0.0.0:50051 --api-key-file keys.txt
+      behind a proxy that ends TLS; kill -HUP makes it read keys.txt again
+  revconn gateway --address 0.0.0.0:443 --api-key-file keys.txt \\
+      --tls-cert chain.pem --tls-key key.pem
+      on its own
+
+keys.txt:
+  # who may do what
+  4ObzMCoFYmdP                            # everything
+  Zx9pCzcQb2Uo  billing.* orders.Orders
+
+exit codes:
+  0  stopped by a signal
+  1  it could not listen
+  2  something that was given cannot be used
+"""
+
+# The constructor's own limits, whose defaults are its: option, unit, help.
+_LIMITS = {
+    "heartbeat_timeout": ("SECONDS", "end a connection that has sent no heartbeat for so long"),
+    "request_timeout": ("SECONDS", "give up a call that is not answered for so long"),
+    "max_pending": ("N", "calls that may wait for an answer at once"),
+    "max_message_bytes": ("BYTES", "largest message taken from a connector or a caller"),
+}
+_TLS_OPTIONS = {f"ServerTLS({name}=)": f"--tls-{name}" for name in ("cert", "key")}
+_TLS_OPTIONS["ServerTLS(client_ca=)"] = "--tls-client-ca"
 
 
 def add_parser(subparsers: Any) -> None:
@@ -23,83 +83,141 @@ def add_parser(subparsers: Any) -> None:
     parser = subparsers.add_parser(
         "gateway",
         help="run a gateway",
-        description=(
-            "Run a gateway: connectors dial in, gRPC clients call what they serve, on one port,"
-            " in plaintext. SIGINT or SIGTERM stops it once calls are answered, a second one at"
-            " once."
-        ),
-        epilog=(
-            f"The keys that connectors may show come from --api-key, --api-key-file or, without"
-            f" either, from {_KEYS_VARIABLE} (separated by commas). Keys given with --api-key are"
-            " visible to every user of this machine."
-        ),
+        usage="%(prog)s [options]",
+        description=_DESCRIPTION,
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "--address", default="127.0.0.1:50051", metavar="HOST:PORT", help="default: %(default)s"
+        "--address",
+        default="127.0.0.1:50051",
+        metavar="HOST:PORT",
+        help="where to listen; port 0 takes a free one (default: %(default)s)",
     )
-    parser.add_argument(
-        "--api-key", action="append", default=[], metavar="KEY", help="may be given several times"
-    )
-    parser.add_argument(
-        "--api-key-file", action="append", default=[], metavar="FILE", help="one key per line"
-    )
-    parser.add_argument(
-        "--heartbeat-timeout",
-        type=float,
-        default=120.0,
-        metavar="SECONDS",
-        help="end a connection that has sent no heartbeat for so long (default: 120)",
-    )
-    parser.add_argument(
-        "--request-timeout",
+    _add_keys(parser.add_argument_group("API keys", _KEYS))
+    _add_tls(parser.add_argument_group("TLS", _TLS))
+    _add_limits(parser.add_argument_group("limits"))
+    stopping = parser.add_argument_group("stopping", _STOPPING)
+    stopping.add_argument(
+        "--grace",
         type=float,
         default=30.0,
         metavar="SECONDS",
-        help="give up a call that is not answered for so long (default: 30)",
+        help="how long calls may take to be answered then (default: 30)",
     )
-    add_log_level(parser)
+    logs = parser.add_argument_group("logging")
+    add_log_level(logs)
+    add_log_format(logs)
     parser.set_defaults(run=run)
+
+
+def _add_keys(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--api-key",
+        action="append",
+        default=[],
+        metavar="KEY",
+        help="visible to every user of this machine; may be given several times",
+    )
+    group.add_argument(
+        "--api-key-file",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="one key on each line, # begins a comment; read again at SIGHUP, which ends the"
+        " connections whose key is gone; may be given several times",
+    )
+
+
+def _add_tls(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--tls-cert", metavar="FILE", help="the gateway's certificate chain; without it: plaintext"
+    )
+    group.add_argument("--tls-key", metavar="FILE", help="its private key, without a passphrase")
+    group.add_argument(
+        "--tls-client-ca",
+        metavar="FILE",
+        help="ask connectors and callers for a certificate that these authorities issued",
+    )
+
+
+def _add_limits(group: argparse._ArgumentGroup) -> None:
+    parameters = inspect.signature(Gateway).parameters
+    for name, (unit, text) in _LIMITS.items():
+        default = parameters[name].default
+        group.add_argument(
+            _option(name),
+            type=type(default),
+            default=default,
+            metavar=unit,
+            help=f"{text} (default: {default:.12g})",
+        )
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Run the command; the exit code."""
-    set_up_logging(arguments.log_level)
-    gateway = Gateway(
-        arguments.address,
-        api_keys=_api_keys(arguments),
-        heartbeat_timeout=arguments.heartbeat_timeout,
-        request_timeout=arguments.request_timeout,
+    # What grpc writes to stderr by itself says less than our errors do, and says it differently.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+    set_up_logging(arguments.log_level, arguments.log_format)
+    sources = KeySources(
+        tuple(arguments.api_key), tuple(arguments.api_key_file), os.environ.get(KEYS_VARIABLE, "")
     )
+    gateway = _make_gateway(arguments, sources)
+    if sources == KeySources():
+        logger.warning("no API keys: whoever can connect to %s may register", gateway.address)
     wakeups: queue.SimpleQueue[int | None] = queue.SimpleQueue()
-    with gateway:
+    hangups = [signal.SIGHUP] if hasattr(signal, "SIGHUP") else []
+    with signals_into(wakeups, hangups), gateway:
         with signals_into(wakeups):
             print(f"gateway listening on {gateway.address}", flush=True)
-            obey_signals(wakeups, lambda: wakeups.put(None), lambda: gateway.stop(grace=0.0))
+            obey_signals(
+                wakeups,
+                drain=lambda: wakeups.put(None),
+                abort=lambda: gateway.stop(grace=0.0),
+                reload=lambda: _reload_keys(gateway, sources),
+            )
         # Calls are being finished now, and the next signal ends the process at once.
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        gateway.stop(arguments.grace)
     return 0
 
 
-def _api_keys(arguments: argparse.Namespace) -> list[str]:
-    keys = list(arguments.api_key)
-    for path in arguments.api_key_file:
-        keys += _keys_in_file(path)
-    if not keys:
-        keys = [key.strip() for key in os.environ.get(_KEYS_VARIABLE, "").split(",") if key.strip()]
-    if not keys:
-        remedy = f"give --api-key or --api-key-file, or set {_KEYS_VARIABLE}"
-        raise ConfigurationError("--api-key", None, "no key given", remedy)
-    return keys
-
-
-def _keys_in_file(path: str) -> list[str]:
+def _make_gateway(arguments: argparse.Namespace, sources: KeySources) -> Gateway:
     try:
-        with open(path, encoding="utf-8") as file:
-            keys = [line.strip() for line in file if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        problem = f"cannot be read: {error}"
-        raise ConfigurationError("--api-key-file", path, problem, "name a text file") from None
-    if not keys:
-        raise ConfigurationError("--api-key-file", path, "holds no key", "write one key per line")
-    return keys
+        require_seconds("grace", arguments.grace, zero=True)
+        return Gateway(
+            arguments.address,
+            api_keys=sources.read(),
+            tls=_tls(arguments),
+            **{name: getattr(arguments, name) for name in _LIMITS},
+        )
+    except ConfigurationError as error:
+        name = _TLS_OPTIONS.get(error.name, error.name)
+        if name in vars(arguments):
+            name = _option(name)
+        raise ConfigurationError(name, error.value, error.problem, error.remedy) from None
+
+
+def _tls(arguments: argparse.Namespace) -> ServerTLS | None:
+    given = (arguments.tls_cert, arguments.tls_key, arguments.tls_client_ca)
+    if given == (None, None, None):
+        return None
+    for option, value in (("--tls-cert", given[0]), ("--tls-key", given[1])):
+        if value is None:
+            raise ConfigurationError(option, None, "is missing", "TLS needs certificate and key")
+    return ServerTLS(*given)
+
+
+def _reload_keys(gateway: Gateway, sources: KeySources) -> None:
+    try:
+        keys = sources.read()
+        gateway.replace_keys(keys)
+    except ConfigurationError as error:
+        logger.error("SIGHUP: the API keys stay as they were: %s", error)
+    else:
+        logger.info("SIGHUP: read the API keys again: %d of them", len(keys or ()))
+
+
+def _option(name: str) -> str:
+    return "--" + name.replace("_", "-")

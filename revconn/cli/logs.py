@@ -1,20 +1,22 @@
-"""Log lines of the commands that run on: stderr, one format."""
+"""Log lines of the commands that run on, on stderr: as text, or as JSON for machines."""
 
 from __future__ import annotations
 
 import argparse
+import datetime
+import json
 import logging
 import re
 import sys
 from typing import NamedTuple
 
-__all__ = ["LogLine", "add_log_level", "set_up_logging"]
+__all__ = ["LogLine", "add_log_format", "add_log_level", "set_up_logging"]
 
 _FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 _LINE = re.compile(r"\S+ \S+ (?P<level>[A-Z]+) (?P<logger>[\w.]+): (?P<message>.*)")
 
 
-def add_log_level(parser: argparse.ArgumentParser) -> None:
+def add_log_level(parser: argparse._ActionsContainer) -> None:
     """The option ``--log-level``."""
     parser.add_argument(
         "--log-level",
@@ -24,10 +26,43 @@ def add_log_level(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def set_up_logging(level: str) -> None:
+def add_log_format(parser: argparse._ActionsContainer) -> None:
+    """The option ``--log-format``."""
+    parser.add_argument(
+        "--log-format",
+        choices=("text", "json"),
+        default="text",
+        help="text for people, or one JSON object on each line (default: text)",
+    )
+
+
+def set_up_logging(level: str, log_format: str = "text") -> None:
     """Send log lines from ``level`` on to stderr."""
-    logging.basicConfig(level=level.upper(), format=_FORMAT, stream=sys.stderr)
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_JSONFormatter() if log_format == "json" else logging.Formatter(_FORMAT))
+    logging.basicConfig(level=level.upper(), handlers=[handler])
     logging.getLogger("hpack").setLevel(logging.INFO)  # it would log every byte of every header
+
+
+class _JSONFormatter(logging.Formatter):
+    """One object on a line: what every record has, and what was given as its ``extra``."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        time = datetime.datetime.fromtimestamp(record.created, datetime.timezone.utc)
+        line = {
+            "time": time.isoformat(timespec="milliseconds"),
+            "level": record.levelname,
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        line.update((name, value) for name, value in vars(record).items() if name not in _STANDARD)
+        if record.exc_info:
+            line["exception"] = self.formatException(record.exc_info)
+        return json.dumps(line, ensure_ascii=False, default=str)
+
+
+# What every record has. The last two are set when it is formatted, and by Python 3.12.
+_STANDARD = {*vars(logging.makeLogRecord({})), "message", "taskName"}
 
 
 class LogLine(NamedTuple):

@@ -7,7 +7,7 @@ import os
 import queue
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any, Callable
@@ -21,7 +21,9 @@ _GLANCE = 1.0
 
 
 @contextmanager
-def signals_into(wakeups: queue.SimpleQueue[Any]) -> Iterator[None]:
+def signals_into(
+    wakeups: queue.SimpleQueue[Any], numbers: Iterable[int] = _SIGNALS
+) -> Iterator[None]:
     """Put the number of each signal into ``wakeups`` instead of what it did before.
 
     Does nothing outside the main thread, where Python delivers no signals. A handler runs between
@@ -45,7 +47,7 @@ def signals_into(wakeups: queue.SimpleQueue[Any]) -> Iterator[None]:
             # None: a handler that was not set from Python and cannot be put back.
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
-    previous = {number: signal.signal(number, receive) for number in _SIGNALS}
+    previous = {number: signal.signal(number, receive) for number in numbers}
     try:
         yield
     finally:
@@ -62,16 +64,20 @@ def obey_signals(
     wakeups: queue.SimpleQueue[int | None],
     drain: Callable[[], object],
     abort: Callable[[], object],
+    reload: Callable[[], object] | None = None,
 ) -> int | None:
     """Until ``None`` comes: call ``drain`` for the first signal, ``abort`` for every later one.
 
-    ``drain`` must return at once. Returns the signal that aborted, if one did.
+    SIGHUP is none of them, if there is something to ``reload``. ``drain`` must return at once.
+    Returns the signal that aborted, if one did.
     """
     draining = False
     aborted_by: int | None = None
     while (number := _next(wakeups)) is not None:
         name = signal.Signals(number).name
-        if not draining:
+        if reload is not None and name == "SIGHUP":
+            reload()
+        elif not draining:
             logger.info("%s: finishing what was accepted, then leaving", name)
             draining = True
             drain()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 import signal
 import socket
 from collections.abc import Callable, Iterator
@@ -12,7 +14,8 @@ import grpc
 import pytest
 
 from revconn.cli import main
-from tests.support.commands import Command
+from tests.support.certificates import Authority
+from tests.support.commands import Command, run_command
 from tests.support.scripted_connector import ScriptedConnector
 
 LISTENING = "gateway listening on "
@@ -46,7 +49,7 @@ def connect(resources: ExitStack) -> Callable[..., ScriptedConnector]:
 
 
 def address(command: Command) -> str:
-    return command.wait_for_line(LISTENING).partition(LISTENING)[2]
+    return re.search(r"127[\d.]+:\d+", command.wait_for_line(LISTENING))[0]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -82,34 +85,6 @@ def test_a_second_signal_ends_it_at_once(run, connect, resources) -> None:
     assert held.code() is grpc.StatusCode.UNAVAILABLE
 
 
-def test_several_keys_are_accepted(run, connect) -> None:
-    command = run("--api-key", "one", "--api-key", "two")
-    connect(command, "one")
-    connect(command, "two")
-
-
-def test_keys_may_stand_in_a_file(run, connect, tmp_path) -> None:
-    (tmp_path / "keys").write_text("\none\n  two  \n\n", encoding="utf-8")
-    command = run("--api-key-file", "keys")
-    connect(command, "one")
-    connect(command, "two")
-    command.signal(signal.SIGTERM)
-    assert command.wait() == 0
-
-
-def test_keys_may_come_from_the_environment(run, connect) -> None:
-    command = run(REVCONN_API_KEYS="one, two,")
-    connect(command, "one")
-    connect(command, "two")
-
-
-def test_keys_that_are_given_replace_those_of_the_environment(run, resources) -> None:
-    command = run("--api-key", "one", REVCONN_API_KEYS="two")
-    connector = resources.enter_context(ScriptedConnector(address(command)))
-    with pytest.raises(EOFError, match="Invalid token"):
-        connector.register(api_key="two")
-
-
 def test_its_limits_are_those_given(run, connect, resources) -> None:
     command = run("--api-key", "key", "--heartbeat-timeout", "0.5", "--request-timeout", "0.1")
     connector = connect(command, "key", "echo.Echo")
@@ -130,13 +105,18 @@ def test_the_log_says_no_more_than_asked_for(run, connect) -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ((), "no key given; give --api-key or --api-key-file, or set REVCONN_API_KEYS"),
-        (("--api-key", ""), "api_keys: is empty"),
+        (("--address", "0.0.0.0:0"), "api_keys: none given, and 0.0.0.0:0 can be reached"),
+        (("--api-key", ""), "--api-key: is empty"),
         (("--api-key-file", "missing"), "--api-key-file: cannot be read"),
         (("--api-key-file", "empty"), "--api-key-file: holds no key"),
         (("--api-key-file", "binary"), "--api-key-file: cannot be read"),
-        (("--api-key", "k", "--address", "nowhere"), "address: not an address to listen on"),
-        (("--api-key", "k", "--request-timeout", "-1"), "request_timeout: not a duration"),
+        (("--api-key", "k", "--address", "nowhere"), "--address: not an address to listen on"),
+        (("--api-key", "k", "--request-timeout", "-1"), "--request-timeout: not a duration"),
+        (("--api-key", "k", "--max-pending", "0"), "--max-pending: not a count"),
+        (("--api-key", "k", "--grace", "-1"), "--grace: not a duration"),
+        (("--tls-cert", "missing"), "--tls-key: is missing; TLS needs certificate and key"),
+        (("--tls-client-ca", "missing"), "--tls-cert: is missing; TLS needs certificate and key"),
+        (("--tls-cert", "missing", "--tls-key", "missing"), "--tls-cert: cannot be read: No such"),
         (("--api-key", "k", "--heartbeat-timeout", "soon"), "invalid float value: 'soon'"),
         (("--api-key", "k", "--log-level", "loud"), "invalid choice: 'loud'"),
         (("--unknown",), "unrecognized arguments: --unknown"),
@@ -157,13 +137,115 @@ def test_bad_arguments_are_one_line_and_exit_code_2(
     assert said in captured.err
 
 
-def test_a_port_that_is_taken_is_one_line_and_exit_code_1(capfd) -> None:
+def test_a_port_that_is_taken_is_one_line_and_exit_code_1(tmp_path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
-        arguments = ("--address", f"127.0.0.1:{port}", "--api-key", "k")
-        assert exit_code("gateway", *arguments) == 1
-    last = capfd.readouterr().err.splitlines()[-1]
-    assert last.startswith(f"revconn gateway: cannot listen on 127.0.0.1:{port}")
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        ended = run_command("gateway", "--address", address, "--api-key", "k", cwd=tmp_path)
+    assert (ended.returncode, ended.stdout) == (1, "")
+    (line,) = ended.stderr.splitlines()  # grpc would have had something to say too
+    assert line.startswith(f"revconn gateway: cannot listen on {address}")
+
+
+# Keys
+
+
+def test_several_keys_are_accepted(run, connect) -> None:
+    command = run("--api-key", "one", "--api-key", "two")
+    connect(command, "one")
+    connect(command, "two")
+
+
+def test_keys_may_stand_in_files(run, connect, tmp_path) -> None:
+    text = "# all of ours\n\none\n  two  echo.* a.A # of the second team\n"
+    (tmp_path / "keys").write_text(text, encoding="utf-8")
+    (tmp_path / "more").write_text("three", encoding="utf-8")
+    command = run("--api-key-file", "keys", "--api-key-file", "more")
+    connect(command, "one", "any.Service")
+    connect(command, "two", "echo.Echo", "a.A")
+    connect(command, "three")
+    with pytest.raises(EOFError, match=r"PERMISSION_DENIED: .* may not register 'a\.B'"):
+        connect(command, "two", "a.B")
+    command.signal(signal.SIGTERM)
+    assert command.wait() == 0
+
+
+def test_keys_may_come_from_the_environment(run, connect) -> None:
+    command = run(REVCONN_API_KEYS="one, two echo.*,")
+    connect(command, "one", "any.Service")
+    with pytest.raises(EOFError, match="PERMISSION_DENIED"):
+        connect(command, "two", "any.Service")
+
+
+def test_keys_that_are_given_replace_those_of_the_environment(run, connect) -> None:
+    command = run("--api-key", "one", REVCONN_API_KEYS="two")
+    with pytest.raises(EOFError, match="Invalid token"):
+        connect(command, "two")
+
+
+def test_without_a_key_it_says_that_everybody_may_register(run, connect) -> None:
+    command = run()
+    connect(command, "any", "echo.Echo")
+    command.wait_for_line("WARNING revconn.cli.gateway: no API keys: whoever can connect to")
+
+
+def test_sighup_reads_the_files_again_and_drops_nobody_whose_key_stays(
+    run, connect, tmp_path
+) -> None:
+    (tmp_path / "keys").write_text("old\nstays", encoding="utf-8")
+    command = run("--api-key-file", "keys")
+    dropped, kept = connect(command, "old", "a.A"), connect(command, "stays", "b.B")
+    (tmp_path / "keys").write_text("new\nstays echo.*", encoding="utf-8")
+    command.signal(signal.SIGHUP)
+    assert dropped.ended() == (grpc.StatusCode.UNAUTHENTICATED, "the API key was withdrawn")
+    command.wait_for_line("SIGHUP: read the API keys again: 2 of them")
+    connect(command, "new", "a.A")
+    with pytest.raises(EOFError, match="Invalid token"):
+        connect(command, "old")
+    command.signal(signal.SIGTERM)
+    assert kept.ended() == (grpc.StatusCode.UNAVAILABLE, "the gateway is stopping")
+    assert command.wait() == 0
+
+
+@pytest.mark.parametrize("broken", ["", "new\n\0", "old a..b", None])
+def test_a_broken_file_at_sighup_leaves_the_old_keys_in_force(
+    run, connect, tmp_path, broken
+) -> None:
+    keys = tmp_path / "keys"
+    keys.write_text("old", encoding="utf-8")
+    command = run("--api-key-file", "keys")
+    kept = connect(command, "old", "a.A")
+    keys.unlink() if broken is None else keys.write_text(broken, encoding="utf-8")
+    command.signal(signal.SIGHUP)
+    command.wait_for_line(
+        "ERROR revconn.cli.gateway: SIGHUP: the API keys stay as they were: --api"
+    )
+    connect(command, "old")
+    kept.heartbeat()
+    command.signal(signal.SIGTERM)
+    assert kept.ended() == (grpc.StatusCode.UNAVAILABLE, "the gateway is stopping")
+
+
+# TLS and logs
+
+
+def test_it_speaks_tls(run, resources, tmp_path) -> None:
+    authority = Authority()
+    cert, key = authority.issue_files(tmp_path)
+    clients = authority.write(tmp_path / "clients.pem")
+    command = run("--tls-cert", cert.name, "--tls-key", key.name, "--tls-client-ca", clients.name)
+    credentials = grpc.ssl_channel_credentials(authority.pem, *authority.issue("client"))
+    channel = resources.enter_context(grpc.secure_channel(address(command), credentials))
+    with pytest.raises(grpc.RpcError, match=r"no connector serves a\.A"):
+        channel.unary_unary("/a.A/B")(b"", timeout=10)
+
+
+def test_the_log_may_be_json(run, connect) -> None:
+    command = run("--log-format", "json", "--log-level", "debug", "--api-key", "key")
+    connect(command, "key", "echo.Echo")
+    command.signal(signal.SIGTERM)
+    assert command.wait() == 0
+    lines = [json.loads(line) for line in command.lines if LISTENING not in line]
+    assert {"time", "level", "logger", "message"} <= set.intersection(*map(set, lines))
 
 
 def exit_code(*arguments: str) -> int:
