@@ -1,11 +1,16 @@
-// Command guideclient is the protocol guide's client in Go: it registers, sends heartbeats, and
-// answers each request in a goroutine of its own.
+// Command guideclient is the protocol guide's client in Go: it registers, sends heartbeats, answers
+// each request in a goroutine of its own, and takes its leave on SIGTERM.
 package main
 
 import (
 	"context"
+	"errors"
 	"flag"
+	"io"
 	"log"
+	"os"
+	"os/signal"
+	"syscall"
 	"time"
 
 	"google.golang.org/grpc"
@@ -18,13 +23,16 @@ import (
 const (
 	heartbeatInterval = time.Second
 	queuedMessages    = 100
+	largestMessage    = 100 << 20 // what a gateway may send
 )
 
 func main() {
 	ca := flag.String("ca", "", "speak TLS, and trust the certificate in this file")
+	key := flag.String("api-key", "benchmark", "the key to show to the gateway")
+	service := flag.String("service", "echo.Echo", "the service to register")
 	flag.Parse()
 	if flag.NArg() != 1 {
-		log.Fatal("usage: guideclient [-ca FILE] GATEWAY-ADDRESS")
+		log.Fatal("usage: guideclient [-ca FILE] [-api-key KEY] [-service NAME] GATEWAY-ADDRESS")
 	}
 	security := insecure.NewCredentials()
 	if *ca != "" {
@@ -33,13 +41,20 @@ func main() {
 			log.Fatal(err)
 		}
 	}
-	if err := serve(flag.Arg(0), security); err != nil {
+	registration := &registry.ConnectionRegister{ApiKey: *key, Services: []string{*service}}
+	if err := serve(flag.Arg(0), security, registration); err != nil {
 		log.Fatal(err)
 	}
 }
 
-func serve(address string, security credentials.TransportCredentials) error {
-	connection, err := grpc.NewClient(address, grpc.WithTransportCredentials(security))
+func serve(
+	address string, security credentials.TransportCredentials, as *registry.ConnectionRegister,
+) error {
+	connection, err := grpc.NewClient(
+		address,
+		grpc.WithTransportCredentials(security),
+		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(largestMessage)),
+	)
 	if err != nil {
 		return err
 	}
@@ -54,12 +69,13 @@ func serve(address string, security credentials.TransportCredentials) error {
 	outbound := make(chan *registry.ConnectionMessage, queuedMessages)
 	go send(stream, outbound)
 	outbound <- &registry.ConnectionMessage{
-		MessageType: &registry.ConnectionMessage_Register{Register: &registry.ConnectionRegister{
-			ApiKey: "benchmark", Services: []string{"echo.Echo"},
-		}},
+		MessageType: &registry.ConnectionMessage_Register{Register: as},
 	}
 	for {
 		message, err := stream.Recv()
+		if errors.Is(err, io.EOF) {
+			return nil // the gateway has let go of it
+		}
 		if err != nil {
 			return err
 		}
@@ -67,6 +83,7 @@ func serve(address string, security credentials.TransportCredentials) error {
 		case *registry.ConnectionMessage_Status:
 			if body.Status.Status == registry.ConnectionStatus_CONNECTED {
 				go heartbeat(ctx, body.Status.ConnectionId, outbound)
+				go leave(body.Status.ConnectionId, outbound)
 			}
 		case *registry.ConnectionMessage_Request:
 			go func() { outbound <- answer(body.Request) }()
@@ -104,10 +121,15 @@ func heartbeat(
 	}
 }
 
-func answer(request *registry.ForwardRequest) *registry.ConnectionMessage {
-	return &registry.ConnectionMessage{
-		MessageType: &registry.ConnectionMessage_Response{Response: &registry.ForwardResponse{
-			RequestId: request.RequestId, StatusCode: 200, Payload: request.Payload,
+// leave says DISCONNECTED when the process is told to end. The gateway ends the stream once
+// everything that it had sent is answered.
+func leave(connectionID string, outbound chan<- *registry.ConnectionMessage) {
+	told := make(chan os.Signal, 1)
+	signal.Notify(told, syscall.SIGTERM)
+	<-told
+	outbound <- &registry.ConnectionMessage{
+		MessageType: &registry.ConnectionMessage_Status{Status: &registry.ConnectionStatus{
+			ConnectionId: connectionID, Status: registry.ConnectionStatus_DISCONNECTED,
 		}},
 	}
 }

@@ -182,6 +182,7 @@ type ConnectionMessage struct {
 	//	*ConnectionMessage_Status
 	//	*ConnectionMessage_Event
 	//	*ConnectionMessage_Subscription
+	//	*ConnectionMessage_Cancel
 	MessageType   isConnectionMessage_MessageType `protobuf_oneof:"message_type"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -287,6 +288,15 @@ func (x *ConnectionMessage) GetSubscription() *SubscriptionRequest {
 	return nil
 }
 
+func (x *ConnectionMessage) GetCancel() *CancelRequest {
+	if x != nil {
+		if x, ok := x.MessageType.(*ConnectionMessage_Cancel); ok {
+			return x.Cancel
+		}
+	}
+	return nil
+}
+
 type isConnectionMessage_MessageType interface {
 	isConnectionMessage_MessageType()
 }
@@ -319,6 +329,11 @@ type ConnectionMessage_Subscription struct {
 	Subscription *SubscriptionRequest `protobuf:"bytes,7,opt,name=subscription,proto3,oneof"`
 }
 
+type ConnectionMessage_Cancel struct {
+	// Not of the published protocol: sent only when both sides announced the feature.
+	Cancel *CancelRequest `protobuf:"bytes,100,opt,name=cancel,proto3,oneof"` // feature "cancel"
+}
+
 func (*ConnectionMessage_Register) isConnectionMessage_MessageType() {}
 
 func (*ConnectionMessage_Request) isConnectionMessage_MessageType() {}
@@ -332,6 +347,8 @@ func (*ConnectionMessage_Status) isConnectionMessage_MessageType() {}
 func (*ConnectionMessage_Event) isConnectionMessage_MessageType() {}
 
 func (*ConnectionMessage_Subscription) isConnectionMessage_MessageType() {}
+
+func (*ConnectionMessage_Cancel) isConnectionMessage_MessageType() {}
 
 // The connector's first message. The gateway gives the id: connection_id stays empty.
 type ConnectionRegister struct {
@@ -971,6 +988,59 @@ func (x *SubscriptionRequest) GetSubscriberId() string {
 	return ""
 }
 
+// Whoever asked gave up: the answerer stops if it can and need not answer.
+type CancelRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	RequestId     string                 `protobuf:"bytes,1,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	Reason        string                 `protobuf:"bytes,2,opt,name=reason,proto3" json:"reason,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CancelRequest) Reset() {
+	*x = CancelRequest{}
+	mi := &file_registry_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CancelRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CancelRequest) ProtoMessage() {}
+
+func (x *CancelRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_registry_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CancelRequest.ProtoReflect.Descriptor instead.
+func (*CancelRequest) Descriptor() ([]byte, []int) {
+	return file_registry_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *CancelRequest) GetRequestId() string {
+	if x != nil {
+		return x.RequestId
+	}
+	return ""
+}
+
+func (x *CancelRequest) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
 type RegisterRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	ApiKey        string                 `protobuf:"bytes,1,opt,name=api_key,json=apiKey,proto3" json:"api_key,omitempty"`
@@ -982,7 +1052,7 @@ type RegisterRequest struct {
 
 func (x *RegisterRequest) Reset() {
 	*x = RegisterRequest{}
-	mi := &file_registry_proto_msgTypes[10]
+	mi := &file_registry_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -994,7 +1064,7 @@ func (x *RegisterRequest) String() string {
 func (*RegisterRequest) ProtoMessage() {}
 
 func (x *RegisterRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_registry_proto_msgTypes[10]
+	mi := &file_registry_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1007,7 +1077,7 @@ func (x *RegisterRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RegisterRequest.ProtoReflect.Descriptor instead.
 func (*RegisterRequest) Descriptor() ([]byte, []int) {
-	return file_registry_proto_rawDescGZIP(), []int{10}
+	return file_registry_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *RegisterRequest) GetApiKey() string {
@@ -1041,7 +1111,7 @@ type RegisterResponse struct {
 
 func (x *RegisterResponse) Reset() {
 	*x = RegisterResponse{}
-	mi := &file_registry_proto_msgTypes[11]
+	mi := &file_registry_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1053,7 +1123,7 @@ func (x *RegisterResponse) String() string {
 func (*RegisterResponse) ProtoMessage() {}
 
 func (x *RegisterResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_registry_proto_msgTypes[11]
+	mi := &file_registry_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1066,7 +1136,7 @@ func (x *RegisterResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RegisterResponse.ProtoReflect.Descriptor instead.
 func (*RegisterResponse) Descriptor() ([]byte, []int) {
-	return file_registry_proto_rawDescGZIP(), []int{11}
+	return file_registry_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *RegisterResponse) GetSuccess() bool {
@@ -1087,7 +1157,7 @@ var File_registry_proto protoreflect.FileDescriptor
 
 const file_registry_proto_rawDesc = "" +
 	"\n" +
-	"\x0eregistry.proto\x12\bregistry\"\xae\x03\n" +
+	"\x0eregistry.proto\x12\bregistry\"\xe1\x03\n" +
 	"\x11ConnectionMessage\x12:\n" +
 	"\bregister\x18\x01 \x01(\v2\x1c.registry.ConnectionRegisterH\x00R\bregister\x124\n" +
 	"\arequest\x18\x02 \x01(\v2\x18.registry.ForwardRequestH\x00R\arequest\x127\n" +
@@ -1095,7 +1165,8 @@ const file_registry_proto_rawDesc = "" +
 	"\theartbeat\x18\x04 \x01(\v2\x13.registry.HeartbeatH\x00R\theartbeat\x124\n" +
 	"\x06status\x18\x05 \x01(\v2\x1a.registry.ConnectionStatusH\x00R\x06status\x12.\n" +
 	"\x05event\x18\x06 \x01(\v2\x16.registry.EventMessageH\x00R\x05event\x12C\n" +
-	"\fsubscription\x18\a \x01(\v2\x1d.registry.SubscriptionRequestH\x00R\fsubscriptionB\x0e\n" +
+	"\fsubscription\x18\a \x01(\v2\x1d.registry.SubscriptionRequestH\x00R\fsubscription\x121\n" +
+	"\x06cancel\x18d \x01(\v2\x17.registry.CancelRequestH\x00R\x06cancelB\x0e\n" +
 	"\fmessage_type\"n\n" +
 	"\x12ConnectionRegister\x12\x17\n" +
 	"\aapi_key\x18\x01 \x01(\tR\x06apiKey\x12\x1a\n" +
@@ -1180,7 +1251,11 @@ const file_registry_proto_rawDesc = "" +
 	"\rsubscriber_id\x18\x03 \x01(\tR\fsubscriberId\"(\n" +
 	"\x06Action\x12\r\n" +
 	"\tSUBSCRIBE\x10\x00\x12\x0f\n" +
-	"\vUNSUBSCRIBE\x10\x01\"`\n" +
+	"\vUNSUBSCRIBE\x10\x01\"F\n" +
+	"\rCancelRequest\x12\x1d\n" +
+	"\n" +
+	"request_id\x18\x01 \x01(\tR\trequestId\x12\x16\n" +
+	"\x06reason\x18\x02 \x01(\tR\x06reason\"`\n" +
 	"\x0fRegisterRequest\x12\x17\n" +
 	"\aapi_key\x18\x01 \x01(\tR\x06apiKey\x12\x18\n" +
 	"\aaddress\x18\x02 \x01(\tR\aaddress\x12\x1a\n" +
@@ -1205,7 +1280,7 @@ func file_registry_proto_rawDescGZIP() []byte {
 }
 
 var file_registry_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
-var file_registry_proto_msgTypes = make([]protoimpl.MessageInfo, 15)
+var file_registry_proto_msgTypes = make([]protoimpl.MessageInfo, 16)
 var file_registry_proto_goTypes = []any{
 	(StreamingInfo_StreamType)(0),    // 0: registry.StreamingInfo.StreamType
 	(ConnectionStatus_StatusType)(0), // 1: registry.ConnectionStatus.StatusType
@@ -1220,11 +1295,12 @@ var file_registry_proto_goTypes = []any{
 	(*ConnectionStatus)(nil),         // 10: registry.ConnectionStatus
 	(*EventMessage)(nil),             // 11: registry.EventMessage
 	(*SubscriptionRequest)(nil),      // 12: registry.SubscriptionRequest
-	(*RegisterRequest)(nil),          // 13: registry.RegisterRequest
-	(*RegisterResponse)(nil),         // 14: registry.RegisterResponse
-	nil,                              // 15: registry.ForwardRequest.HeadersEntry
-	nil,                              // 16: registry.ForwardResponse.HeadersEntry
-	nil,                              // 17: registry.EventMessage.MetadataEntry
+	(*CancelRequest)(nil),            // 13: registry.CancelRequest
+	(*RegisterRequest)(nil),          // 14: registry.RegisterRequest
+	(*RegisterResponse)(nil),         // 15: registry.RegisterResponse
+	nil,                              // 16: registry.ForwardRequest.HeadersEntry
+	nil,                              // 17: registry.ForwardResponse.HeadersEntry
+	nil,                              // 18: registry.EventMessage.MetadataEntry
 }
 var file_registry_proto_depIdxs = []int32{
 	4,  // 0: registry.ConnectionMessage.register:type_name -> registry.ConnectionRegister
@@ -1234,24 +1310,25 @@ var file_registry_proto_depIdxs = []int32{
 	10, // 4: registry.ConnectionMessage.status:type_name -> registry.ConnectionStatus
 	11, // 5: registry.ConnectionMessage.event:type_name -> registry.EventMessage
 	12, // 6: registry.ConnectionMessage.subscription:type_name -> registry.SubscriptionRequest
-	15, // 7: registry.ForwardRequest.headers:type_name -> registry.ForwardRequest.HeadersEntry
-	7,  // 8: registry.ForwardRequest.streaming_info:type_name -> registry.StreamingInfo
-	16, // 9: registry.ForwardResponse.headers:type_name -> registry.ForwardResponse.HeadersEntry
-	7,  // 10: registry.ForwardResponse.streaming_info:type_name -> registry.StreamingInfo
-	8,  // 11: registry.ForwardResponse.response_stream_info:type_name -> registry.ResponseStreamInfo
-	0,  // 12: registry.StreamingInfo.stream_type:type_name -> registry.StreamingInfo.StreamType
-	1,  // 13: registry.ConnectionStatus.status:type_name -> registry.ConnectionStatus.StatusType
-	17, // 14: registry.EventMessage.metadata:type_name -> registry.EventMessage.MetadataEntry
-	2,  // 15: registry.SubscriptionRequest.action:type_name -> registry.SubscriptionRequest.Action
-	13, // 16: registry.RegistryService.Register:input_type -> registry.RegisterRequest
-	3,  // 17: registry.RegistryService.EstablishConnection:input_type -> registry.ConnectionMessage
-	14, // 18: registry.RegistryService.Register:output_type -> registry.RegisterResponse
-	3,  // 19: registry.RegistryService.EstablishConnection:output_type -> registry.ConnectionMessage
-	18, // [18:20] is the sub-list for method output_type
-	16, // [16:18] is the sub-list for method input_type
-	16, // [16:16] is the sub-list for extension type_name
-	16, // [16:16] is the sub-list for extension extendee
-	0,  // [0:16] is the sub-list for field type_name
+	13, // 7: registry.ConnectionMessage.cancel:type_name -> registry.CancelRequest
+	16, // 8: registry.ForwardRequest.headers:type_name -> registry.ForwardRequest.HeadersEntry
+	7,  // 9: registry.ForwardRequest.streaming_info:type_name -> registry.StreamingInfo
+	17, // 10: registry.ForwardResponse.headers:type_name -> registry.ForwardResponse.HeadersEntry
+	7,  // 11: registry.ForwardResponse.streaming_info:type_name -> registry.StreamingInfo
+	8,  // 12: registry.ForwardResponse.response_stream_info:type_name -> registry.ResponseStreamInfo
+	0,  // 13: registry.StreamingInfo.stream_type:type_name -> registry.StreamingInfo.StreamType
+	1,  // 14: registry.ConnectionStatus.status:type_name -> registry.ConnectionStatus.StatusType
+	18, // 15: registry.EventMessage.metadata:type_name -> registry.EventMessage.MetadataEntry
+	2,  // 16: registry.SubscriptionRequest.action:type_name -> registry.SubscriptionRequest.Action
+	14, // 17: registry.RegistryService.Register:input_type -> registry.RegisterRequest
+	3,  // 18: registry.RegistryService.EstablishConnection:input_type -> registry.ConnectionMessage
+	15, // 19: registry.RegistryService.Register:output_type -> registry.RegisterResponse
+	3,  // 20: registry.RegistryService.EstablishConnection:output_type -> registry.ConnectionMessage
+	19, // [19:21] is the sub-list for method output_type
+	17, // [17:19] is the sub-list for method input_type
+	17, // [17:17] is the sub-list for extension type_name
+	17, // [17:17] is the sub-list for extension extendee
+	0,  // [0:17] is the sub-list for field type_name
 }
 
 func init() { file_registry_proto_init() }
@@ -1267,6 +1344,7 @@ func file_registry_proto_init() {
 		(*ConnectionMessage_Status)(nil),
 		(*ConnectionMessage_Event)(nil),
 		(*ConnectionMessage_Subscription)(nil),
+		(*ConnectionMessage_Cancel)(nil),
 	}
 	file_registry_proto_msgTypes[5].OneofWrappers = []any{}
 	type x struct{}
@@ -1275,7 +1353,7 @@ func file_registry_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_registry_proto_rawDesc), len(file_registry_proto_rawDesc)),
 			NumEnums:      3,
-			NumMessages:   15,
+			NumMessages:   16,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -1,0 +1,109 @@
+"""The programs that are not written in Python: built into build/interop when a source changes."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import shutil
+import subprocess
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+__all__ = ["BUILD", "GO", "GRPCURL", "JAVA", "NODE", "PROTOS", "Sources", "build"]
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent.parent
+PROTOS = ROOT / "protos"
+BUILD = ROOT / "build" / "interop"
+BENCHMARKS = ROOT / "benchmarks" / "go"
+
+
+@dataclass(frozen=True)
+class Sources:
+    """What one language's programs are made of: their tools, their sources, and how."""
+
+    name: str
+    tools: tuple[str, ...]
+    sources: tuple[Path, ...]
+    make: Callable[[], None]
+
+    def missing(self) -> str:
+        """Why it cannot be built here, or an empty string."""
+        absent = [tool for tool in self.tools if shutil.which(tool) is None]
+        return f"no {' or '.join(absent)} on PATH" if absent else ""
+
+
+def build(what: Sources) -> None:
+    """Build ``what`` unless it is built already. Raises :class:`subprocess.CalledProcessError`."""
+    stamp = BUILD / f"{what.name}.stamp"
+    wanted = _digest(what.sources)
+    with _alone(what.name):
+        if not stamp.exists() or stamp.read_text() != wanted:
+            stamp.unlink(missing_ok=True)
+            what.make()
+            stamp.write_text(wanted)
+
+
+def _make_go() -> None:
+    _run(["go", "build", "-o", f"{BUILD}/go/client", "./client"], HERE / "go")
+    _run(["go", "build", "-o", f"{BUILD}/go/connector", "./guideclient"], BENCHMARKS)
+
+
+def _make_grpcurl() -> None:
+    package = "github.com/fullstorydev/grpcurl/cmd/grpcurl"
+    _run(["go", "build", "-o", f"{BUILD}/go/grpcurl", package], HERE / "go")
+
+
+def _make_node() -> None:
+    shutil.copytree(HERE / "node", BUILD / "node", dirs_exist_ok=True)
+    _run(["npm", "ci", "--ignore-scripts", "--no-audit", "--no-fund"], BUILD / "node")
+
+
+def _make_java() -> None:
+    _run(["mvn", "--quiet", "--batch-mode", "compile"], HERE / "java")
+
+
+def _run(command: list[str], directory: Path) -> None:
+    subprocess.run(
+        command,
+        cwd=directory,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        encoding="utf-8",
+        check=True,
+    )
+
+
+def _digest(sources: Iterable[Path]) -> str:
+    digest = hashlib.sha256()
+    for path in sorted(_files(sources)):
+        digest.update(f"{path.relative_to(ROOT)}\n".encode())
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def _files(sources: Iterable[Path]) -> Iterator[Path]:
+    for source in sources:
+        if source.is_dir():
+            yield from (path for path in source.rglob("*") if path.is_file())
+        else:
+            yield source
+
+
+@contextmanager
+def _alone(name: str) -> Iterator[None]:
+    """No other run of the tests builds the same at the same time."""
+    BUILD.mkdir(parents=True, exist_ok=True)
+    with open(BUILD / f"{name}.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+_GO_MODULE = (HERE / "go" / "go.mod", HERE / "go" / "go.sum")
+GO = Sources("go", ("go",), (HERE / "go", BENCHMARKS), _make_go)
+GRPCURL = Sources("grpcurl", ("go",), _GO_MODULE, _make_grpcurl)
+NODE = Sources("node", ("node", "npm"), (HERE / "node", PROTOS), _make_node)
+JAVA = Sources("java", ("java", "javac", "mvn"), (HERE / "java", PROTOS), _make_java)

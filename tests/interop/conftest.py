@@ -1,0 +1,128 @@
+"""What the interop tests get: programs in four languages, and the gateways they meet at."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from revconn.gateway import Gateway
+from tests.interop.building import GO, GRPCURL, JAVA, NODE, Sources, build
+from tests.interop.peers import CONNECTORS, KEY, client_command, connector_command, needed
+from tests.support.apps import TIMEOUT, App
+from tests.support.waiting import eventually
+
+CLIENT_TIMEOUT = 60.0
+BUILD_TIMEOUT = 600  # seconds, with everything downloaded
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    here = Path(__file__).parent
+    for item in items:
+        if here in item.path.parents:
+            item.add_marker(pytest.mark.timeout(BUILD_TIMEOUT))
+
+
+class Workshop:
+    """Builds everything that can be built here, at once, when the first of it is asked for."""
+
+    def __init__(self) -> None:
+        self._problems: dict[str, str] | None = None
+
+    def needs(self, sources: Sources | None) -> None:
+        """Skip the test whose tools are missing; in CI, or with INTEROP=required, fail it."""
+        if sources is None:
+            return
+        missing = sources.missing()
+        if missing and _required():
+            pytest.fail(missing)
+        if missing:
+            pytest.skip(missing)
+        if self._problems is None:
+            with ThreadPoolExecutor() as builders:
+                tried = builders.map(_try_to_build, (GO, NODE, JAVA, GRPCURL))
+                self._problems = dict(tried)
+        if self._problems[sources.name]:
+            pytest.fail(self._problems[sources.name])
+
+
+def _required() -> bool:
+    return os.environ.get("CI") == "true" or os.environ.get("INTEROP") == "required"
+
+
+def _try_to_build(sources: Sources) -> tuple[str, str]:
+    if not sources.missing():
+        try:
+            build(sources)
+        except subprocess.CalledProcessError as error:
+            return sources.name, f"{' '.join(error.cmd)} failed:\n{error.stdout}"
+    return sources.name, ""
+
+
+class Interop:
+    """A gateway for each connector; the connectors, and the clients' reports, when asked for."""
+
+    def __init__(self, workshop: Workshop, directory: Path, opened: ExitStack) -> None:
+        self.workshop = workshop
+        self._directory = directory
+        self._opened = opened
+        self._gateways = {name: opened.enter_context(new_gateway()) for name in CONNECTORS}
+        self._reports: dict[tuple[str, str], dict[str, str]] = {}
+
+    def gateway(self, connector: str) -> Gateway:
+        """A gateway that serves what ``connector`` registered."""
+        gateway = self._gateways[connector]
+        if not gateway.connections():
+            self._opened.callback(self.start_connector(connector, gateway).kill)
+        return gateway
+
+    def start_connector(self, connector: str, gateway: Gateway) -> App:
+        """Start a connector and wait until it has registered; to be killed by the caller."""
+        self.workshop.needs(needed(connector))
+        app = App(connector_command(connector, gateway.address, KEY), self._directory)
+        try:
+            eventually(gateway.connections, TIMEOUT)
+        except AssertionError:
+            app.kill()
+            raise AssertionError(f"the {connector} connector said:\n{app.output}") from None
+        return app
+
+    def report(self, connector: str, client: str) -> dict[str, str]:
+        """What was wrong with each case when ``client`` tried ``connector``; empty when right."""
+        pair = connector, client
+        if pair not in self._reports:
+            self.workshop.needs(needed(client))
+            command = client_command(client, self.gateway(connector).address)
+            ran = subprocess.run(
+                command,
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                encoding="utf-8",
+                timeout=CLIENT_TIMEOUT,
+            )
+            lines = [json.loads(line) for line in ran.stdout.splitlines()]
+            self._reports[pair] = {line["case"]: line["problem"] for line in lines}
+            assert ran.returncode == 0, f"{client} ended with {ran.returncode}:\n{ran.stderr}"
+        return self._reports[pair]
+
+
+def new_gateway() -> Gateway:
+    # A connector that does not beat is not there for long.
+    return Gateway(api_keys=KEY, max_message_bytes=16 << 20, heartbeat_timeout=5.0)
+
+
+@pytest.fixture(scope="session")
+def workshop() -> Workshop:
+    return Workshop()
+
+
+@pytest.fixture(scope="session")
+def interop(workshop: Workshop, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Interop]:
+    with ExitStack() as opened:
+        yield Interop(workshop, tmp_path_factory.mktemp("interop"), opened)
