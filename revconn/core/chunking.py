@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from revconn._proto.registry_pb2 import ForwardResponse, ResponseStreamInfo
 from revconn.core.errors import ProtocolError
 
-__all__ = ["MAX_CHUNKS", "ChunkJoiner", "split"]
+__all__ = ["MAX_CHUNKS", "ChunkJoiner", "ResponseTooLarge", "split"]
 
 MAX_CHUNKS = 16_384  # of one response: each costs memory, however small it is
 
@@ -18,9 +18,16 @@ _STREAM_INFO = 64  # bytes that a chunk's number, sizes and tags take at most
 _MAX_SIZE = 2**31 - 1  # what chunk_size can say
 
 
-def split(response: ForwardResponse, limit: int) -> Iterator[ForwardResponse]:
+class ResponseTooLarge(ProtocolError):
+    """Chunks hold, or are said to hold, more than a response may."""
+
+
+def split(
+    response: ForwardResponse, limit: int, payload: bytes | None = None
+) -> Iterator[ForwardResponse]:
     """The chunks of ``response``, each at most ``limit`` bytes as a message of a connection.
 
+    ``payload`` stands in for the response's own, so that a large one need not be copied into it.
     The last one carries headers and error message, as the protocol has it. Raises
     :class:`ValueError` when these leave no room for the payload, or it takes too many chunks.
     """
@@ -28,19 +35,19 @@ def split(response: ForwardResponse, limit: int) -> Iterator[ForwardResponse]:
     last.CopyFrom(response)
     last.ClearField("payload")
     room = min(limit - last.ByteSize() - _STREAM_INFO, _MAX_SIZE)
-    total = len(response.payload)
+    payload = response.payload if payload is None else payload
+    total = len(payload)
     if room < 1 or total > room * MAX_CHUNKS:
         raise ValueError(
             f"a response with {total:,} bytes of payload and {last.ByteSize():,} of headers does"
             f" not go into chunks of at most {limit:,} bytes"
         )
-    return _chunks(response, last, room)
+    return _chunks(response, payload, last, room)
 
 
 def _chunks(
-    response: ForwardResponse, last: ForwardResponse, room: int
+    response: ForwardResponse, payload: bytes, last: ForwardResponse, room: int
 ) -> Iterator[ForwardResponse]:
-    payload = response.payload
     # An empty payload is one chunk too.
     final_index = max(0, len(payload) - 1) // room
     for index in range(final_index + 1):
@@ -102,7 +109,7 @@ class ChunkJoiner:
             self._check_total(info.total_size)
         size = self.held_bytes + len(payload)
         if size > self._max_bytes:
-            raise ProtocolError(
+            raise ResponseTooLarge(
                 f"the chunks exceed the {self._max_bytes:,} bytes that a response may hold"
             )
         if self._total_size is not None and size > self._total_size:
@@ -114,7 +121,7 @@ class ChunkJoiner:
         if self._total_size not in (None, total):
             raise ProtocolError(f"total_size was {self._total_size:,}, and then {total:,}")
         if total > self._max_bytes:
-            raise ProtocolError(
+            raise ResponseTooLarge(
                 f"a response of {total:,} bytes exceeds the {self._max_bytes:,} that it may hold"
             )
         self._total_size = total

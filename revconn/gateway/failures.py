@@ -4,8 +4,35 @@ from __future__ import annotations
 
 from revconn._proto.registry_pb2 import ForwardResponse
 from revconn.core.status import StatusCode, encode_message, http_status
+from revconn.gateway.counters import Counters
 
-__all__ = ["failure"]
+__all__ = ["NobodyServes", "Refused", "failure", "over_limit"]
+
+
+class Refused(Exception):
+    """The gateway does not do what it was asked for; whoever asked is told code and message."""
+
+    def __init__(self, code: StatusCode, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message
+
+    def response(self, request_id: str = "") -> ForwardResponse:
+        """The refusal as the response to a request."""
+        return failure(self.code, self.message, request_id)
+
+
+class NobodyServes(Refused):
+    """A call of a service that no connector has registered."""
+
+    def __init__(self, service: str) -> None:
+        super().__init__(StatusCode.UNAVAILABLE, f"no connector serves {service}")
+
+
+def over_limit(counters: Counters, option: str, problem: str) -> Refused:
+    """A refusal, counted, because of the limit that ``option`` sets."""
+    counters.refused[option] += 1
+    return Refused(StatusCode.RESOURCE_EXHAUSTED, f"{problem} (the gateway's {option})")
 
 
 def failure(code: StatusCode, message: str, request_id: str = "") -> ForwardResponse:

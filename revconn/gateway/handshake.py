@@ -10,21 +10,12 @@ import grpc.aio
 from revconn._proto.registry_pb2 import ConnectionRegister
 from revconn.core.errors import ProtocolError
 from revconn.core.status import StatusCode
+from revconn.gateway.counters import Counters
 from revconn.gateway.decoding import decode
+from revconn.gateway.failures import Refused
 from revconn.gateway.keys import ApiKeys
 
-__all__ = ["Refused", "Registration", "receive_registration"]
-
-REGISTER_TIMEOUT = 10.0  # seconds from the opening of a stream to its first message
-
-
-class Refused(Exception):
-    """A connector may not register; it is told the code and the message."""
-
-    def __init__(self, code: StatusCode, message: str) -> None:
-        super().__init__(message)
-        self.code = code
-        self.message = message
+__all__ = ["Registration", "check_registration", "receive_registration"]
 
 
 class Registration(NamedTuple):
@@ -35,13 +26,17 @@ class Registration(NamedTuple):
 
 
 async def receive_registration(
-    context: grpc.aio.ServicerContext[Any, Any], keys: ApiKeys
+    context: grpc.aio.ServicerContext[Any, Any],
+    keys: ApiKeys,
+    timeout: float,
+    counters: Counters,
 ) -> Registration:
     """Wait for a stream's first message and check it. Raises :class:`Refused`."""
     try:
-        received = await asyncio.wait_for(context.read(), REGISTER_TIMEOUT)
+        received = await asyncio.wait_for(context.read(), timeout)
     except asyncio.TimeoutError:
-        problem = f"no register message came within {REGISTER_TIMEOUT:g} seconds"
+        counters.refused["handshake_timeout"] += 1
+        problem = f"no register message came within {timeout:g} seconds"
         raise Refused(StatusCode.DEADLINE_EXCEEDED, problem) from None
     if not isinstance(received, bytes):
         raise Refused(StatusCode.INVALID_ARGUMENT, "the stream ended before a register message")

@@ -9,8 +9,17 @@ from typing import Union
 from urllib.parse import unquote
 
 from revconn.core.status import encode_message
+from revconn.gateway.counters import Counters
+from revconn.gateway.failures import over_limit
+from revconn.gateway.limits import Limits
 
-__all__ = ["HEADER_BUDGET", "headers_from_metadata", "metadata_from_headers", "truncate_message"]
+__all__ = [
+    "HEADER_BUDGET",
+    "headers_from_metadata",
+    "metadata_from_headers",
+    "require_small_headers",
+    "truncate_message",
+]
 
 Metadata = tuple[tuple[str, Union[str, bytes]], ...]
 
@@ -56,6 +65,14 @@ def headers_from_metadata(metadata: Iterable[tuple[str, str | bytes]]) -> dict[s
         if text.isascii():
             headers[key] = f"{headers[key]},{text}" if key in headers else text
     return headers
+
+
+def require_small_headers(headers: Mapping[str, str], limits: Limits, counters: Counters) -> None:
+    """Refuse (raise :class:`Refused`) a request whose headers, as HTTP/2 counts, are too large."""
+    size = sum(len(name) + len(text) + _PER_HEADER for name, text in headers.items())
+    if size > limits.max_metadata_bytes:
+        problem = f"{size:,} bytes of metadata exceed {limits.max_metadata_bytes:,}"
+        raise over_limit(counters, "max_metadata_bytes", problem)
 
 
 def metadata_from_headers(headers: Mapping[str, str]) -> Metadata:

@@ -5,37 +5,82 @@ Everything here belongs to the gateway's thread.
 
 from __future__ import annotations
 
+import asyncio
 import logging
-from dataclasses import dataclass
+from collections import deque
 from typing import Callable
 
 from revconn._proto.registry_pb2 import ForwardResponse
 from revconn.core.status import StatusCode
-from revconn.exceptions import Overloaded
-from revconn.gateway.failures import failure
+from revconn.gateway.counters import Counters
+from revconn.gateway.failures import Refused, over_limit
+from revconn.gateway.limits import Limits
+from revconn.gateway.outbound import Outgoing
 from revconn.gateway.registry import Connection
 
-__all__ = ["PendingRequests"]
+__all__ = ["PendingRequest", "PendingRequests", "Settle"]
 
 logger = logging.getLogger(__name__)
 
+Settle = Callable[[ForwardResponse], None]
 
-@dataclass(frozen=True)
-class _Pending:
-    connection: Connection
-    settle: Callable[[ForwardResponse], None]
+_REMEMBERED = 10_000  # settled requests, by which a late answer is told from a made-up one
+
+
+class PendingRequest:
+    """One request: who is to answer it, who asked, and what is done with the answer.
+
+    ``asker`` is the connector that asked; ``None`` for any other caller. ``lost`` says how the
+    connection ended that it was sent on, once it has.
+    """
+
+    __slots__ = (
+        "asker",
+        "connection",
+        "id",
+        "lost",
+        "outgoing",
+        "service",
+        "settle",
+        "timer",
+    )
+
+    def __init__(
+        self,
+        request_id: str,
+        service: str,
+        connection: Connection,
+        settle: Settle,
+        asker: Connection | None = None,
+    ) -> None:
+        self.id = request_id
+        self.service = service
+        self.connection = connection
+        self.settle = settle
+        self.asker = asker
+        self.lost = ""
+        self.outgoing: Outgoing | None = None
+        self.timer: asyncio.TimerHandle | None = None
+
+    @property
+    def unsent(self) -> bytes | None:
+        """The message, as long as nothing of it was written; ``None`` from then on."""
+        return None if self.outgoing is None else self.outgoing.data
 
 
 class PendingRequests:
-    """Every request that waits for an answer, at most ``limit`` of them, by its id.
+    """Every request that waits for an answer, by its id.
 
     Each is settled at most once: by an answer, by a failure, or by being discarded because
-    nobody waits any more.
+    nobody waits any more. It does not end with the connection that it was sent on.
     """
 
-    def __init__(self, limit: int) -> None:
-        self._limit = limit
-        self._requests: dict[str, _Pending] = {}
+    def __init__(self, limits: Limits, counters: Counters) -> None:
+        self._limit = limits.max_pending
+        self._counters = counters
+        self._requests: dict[str, PendingRequest] = {}
+        self._settled: set[str] = set()
+        self._settled_order: deque[str] = deque()
 
     def __len__(self) -> int:
         return len(self._requests)
@@ -43,56 +88,88 @@ class PendingRequests:
     def __contains__(self, request_id: str) -> bool:
         return request_id in self._requests
 
-    def add(
-        self,
-        request_id: str,
-        connection: Connection,
-        settle: Callable[[ForwardResponse], None],
-    ) -> None:
-        """Expect an answer; ``settle`` is called with it. Raises :class:`Overloaded`."""
+    def require_room(self, request_id: str) -> None:
+        """Raises :class:`Refused` unless a request with that id may be added."""
+        if request_id in self._requests:
+            problem = f"a request with the id {request_id[:64]!r} is pending already"
+            raise Refused(StatusCode.ALREADY_EXISTS, problem)
         if len(self._requests) >= self._limit:
-            raise Overloaded(self._limit)
-        self._requests[request_id] = _Pending(connection, settle)
-        connection.pending.add(request_id)
+            problem = f"{self._limit:,} calls wait for an answer"
+            raise over_limit(self._counters, "max_pending", problem)
 
-    def answer(self, response: ForwardResponse, sender: Connection) -> None:
-        """Settle the request that ``response`` answers.
+    def add(self, request: PendingRequest) -> None:
+        """Expect an answer."""
+        self._requests[request.id] = request
+        request.connection.pending.add(request.id)
+        if request.asker is not None:
+            request.asker.asked.add(request.id)
+
+    def move(self, request: PendingRequest, connection: Connection) -> None:
+        """Expect the answer from ``connection`` from now on."""
+        former = request.connection
+        former.pending.discard(request.id)
+        request.connection = connection
+        connection.pending.add(request.id)
+        former.end_if_drained()
+
+    def get(self, request_id: str) -> PendingRequest | None:
+        """The request, unless it is settled."""
+        return self._requests.get(request_id)
+
+    def all(self) -> tuple[PendingRequest, ...]:
+        """All of them, oldest first."""
+        return tuple(self._requests.values())
+
+    def of(self, connection: Connection) -> list[PendingRequest]:
+        """Those that were sent to ``connection``, or are to be."""
+        return [self._requests[request_id] for request_id in connection.pending]
+
+    def match(self, response: ForwardResponse, sender: Connection) -> PendingRequest | None:
+        """The request that ``sender`` answers; ``None``, counted, when it may not or need not.
 
         The answer may come on another connection than the request went out on, as long as both
         showed the same API key: so a connector hands over from one connection to the next.
         """
-        pending = self._requests.get(response.request_id)
-        if pending is None or pending.connection.key != sender.key:
-            sender.unmatched += 1
-            logger.debug(
-                "connection %s answered %.64r, which is not pending", sender.id, response.request_id
-            )
-        elif response.response_stream_info.is_streamed:
-            self.fail(
-                response.request_id,
-                StatusCode.INTERNAL,
-                "the connector answered in chunks, which this gateway did not announce",
-            )
+        request = self._requests.get(response.request_id)
+        if request is not None and request.connection.key == sender.key:
+            return request
+        sender.unmatched += 1
+        if request is not None:
+            self._counters.answers_foreign += 1
+        elif response.request_id in self._settled:
+            self._counters.answers_late += 1
         else:
-            self._pop(response.request_id).settle(response)
+            self._counters.answers_unknown += 1
+        logger.debug(
+            "connection %s answered %.64r, which is not pending", sender.id, response.request_id
+        )
+        return None
 
-    def fail(self, request_id: str, code: StatusCode, message: str) -> None:
-        """Settle a request with a failure of the gateway's own, unless it is settled already."""
-        if request_id in self._requests:
-            self._pop(request_id).settle(failure(code, message, request_id))
+    def settle(self, request: PendingRequest, response: ForwardResponse) -> None:
+        """Give whoever asked the answer."""
+        self._remove(request)
+        request.settle(response)
+        self._release(request)
 
-    def fail_connection(self, connection: Connection, message: str) -> None:
-        """Fail all that waits for ``connection`` with UNAVAILABLE."""
-        for request_id in tuple(connection.pending):
-            self.fail(request_id, StatusCode.UNAVAILABLE, message)
+    def discard(self, request: PendingRequest) -> None:
+        """Forget a request whose caller no longer waits."""
+        self._remove(request)
+        self._release(request)
 
-    def discard(self, request_id: str) -> None:
-        """Forget a request whose caller no longer waits; settled ones are forgotten already."""
-        if request_id in self._requests:
-            self._pop(request_id)
+    def _remove(self, request: PendingRequest) -> None:
+        del self._requests[request.id]
+        if request.timer is not None:
+            request.timer.cancel()
+        if request.outgoing is not None:
+            request.connection.outbound.withdraw(request.outgoing)
+        self._settled.add(request.id)
+        self._settled_order.append(request.id)
+        if len(self._settled_order) > _REMEMBERED:
+            self._settled.discard(self._settled_order.popleft())
 
-    def _pop(self, request_id: str) -> _Pending:
-        pending = self._requests.pop(request_id)
-        pending.connection.pending.discard(request_id)
-        pending.connection.end_if_drained()
-        return pending
+    def _release(self, request: PendingRequest) -> None:
+        request.connection.pending.discard(request.id)
+        request.connection.end_if_drained()
+        if request.asker is not None:
+            request.asker.asked.discard(request.id)
+            request.asker.end_if_drained()

@@ -12,17 +12,19 @@ from typing import Any
 import grpc
 import grpc.aio
 
-from revconn._proto.registry_pb2 import ConnectionMessage, ForwardRequest, ForwardResponse
+from revconn._proto.registry_pb2 import ConnectionMessage, ForwardResponse
 from revconn.core.deadline import format_grpc_timeout
 from revconn.core.errors import ProtocolError
 from revconn.core.framing import is_framed, unframe
 from revconn.core.routing import split_method_path
 from revconn.core.status import StatusCode, decode_message, response_code
-from revconn.exceptions import Overloaded
-from revconn.gateway.failures import failure
-from revconn.gateway.metadata import headers_from_metadata, metadata_from_headers
-from revconn.gateway.pending import PendingRequests
-from revconn.gateway.registry import Connection, Registry
+from revconn.gateway.failures import NobodyServes, Refused, over_limit
+from revconn.gateway.metadata import (
+    headers_from_metadata,
+    metadata_from_headers,
+    require_small_headers,
+)
+from revconn.gateway.shared import Shared
 from revconn.gateway.statuses import answer, fail
 
 __all__ = ["Proxy"]
@@ -39,12 +41,8 @@ class Proxy(grpc.GenericRpcHandler):
     told apart by what it does, and a failure goes out without an empty message before it.
     """
 
-    def __init__(
-        self, registry: Registry, pending: PendingRequests, request_timeout: float
-    ) -> None:
-        self._registry = registry
-        self._pending = pending
-        self._request_timeout = request_timeout
+    def __init__(self, shared: Shared) -> None:
+        self._shared = shared
 
     def service(self, handler_call_details: grpc.HandlerCallDetails) -> Any:
         """The handler of any method."""
@@ -56,80 +54,96 @@ class Proxy(grpc.GenericRpcHandler):
         return grpc.stream_stream_rpc_method_handler(call)
 
     async def _call(self, path: str, messages: AsyncIterator[bytes], context: Context) -> None:
-        response = await self._forward(path, messages, context)
+        try:
+            response = await self._forward(path, messages, context)
+        except Refused as refused:
+            response = refused.response()
         code = response_code(response.status_code, response.headers)
         logger.debug("%.200r from %s: %s", path, context.peer(), code.name)
         metadata = metadata_from_headers(response.headers)
         if code is not StatusCode.OK:
             return await fail(context, code, _message(response), metadata)
         try:
-            payload = _bare(response.payload)
-        except ProtocolError as error:
-            problem = f"the connector's payload: {error}"
+            payload = self._payload(response)
+        except Refused as refused:
+            code, problem = refused.code, refused.message
         else:
             return await answer(context, payload, metadata)
-        return await fail(context, StatusCode.INTERNAL, problem)
+        return await fail(context, code, problem)
 
     async def _forward(
         self, path: str, messages: AsyncIterator[bytes], context: Context
     ) -> ForwardResponse:
+        shared = self._shared
         try:
             service, _ = split_method_path(path)
         except ValueError as error:
-            return failure(StatusCode.UNIMPLEMENTED, str(error))
-        if not self._registry.serves(service):
-            return _nobody_serves(service)
+            raise Refused(StatusCode.UNIMPLEMENTED, str(error)) from None
+        if not shared.registry.serves(service):
+            shared.counters.calls_unserved += 1
+            raise NobodyServes(service)
         loop = asyncio.get_running_loop()
-        deadline = loop.time() + self._request_timeout
+        deadline = loop.time() + shared.request_timeout
+        headers = headers_from_metadata(context.invocation_metadata() or ())
+        require_small_headers(headers, shared.limits, shared.counters)
+        headers["content-type"] = "application/grpc"
+        message = ConnectionMessage()
+        request = message.request
+        request.payload = await self._read(messages)
+        remaining: float | None = context.time_remaining()
+        if remaining is not None:
+            headers["grpc-timeout"] = format_grpc_timeout(remaining)
+        timeout = min(deadline - loop.time(), math.inf if remaining is None else remaining)
+        request.request_id = str(uuid.uuid4())
+        request.method_path = path
+        request.headers.update(headers)
+        request.timeout_seconds = max(1, math.ceil(timeout))
+        # The caller's own deadline is grpc's business: it cancels this when it passes.
+        return await self._exchange(message, service, deadline)
+
+    async def _read(self, messages: AsyncIterator[bytes]) -> bytes:
+        timeout, limit = self._shared.request_timeout, self._shared.limits.max_message_bytes
         try:
-            payload = await asyncio.wait_for(_only_message(messages), self._request_timeout)
+            payload = await asyncio.wait_for(_only_message(messages), timeout)
         except asyncio.TimeoutError:
-            problem = f"the request did not end within {self._request_timeout:g} seconds"
-            return failure(StatusCode.DEADLINE_EXCEEDED, f"{problem}; only unary calls work")
+            problem = f"the request did not end within {timeout:g} seconds; only unary calls work"
+            raise Refused(StatusCode.DEADLINE_EXCEEDED, problem) from None
         if payload is None:
             problem = "the request is not exactly one message; only unary calls are forwarded"
-            return failure(StatusCode.UNIMPLEMENTED, problem)
-        connection = self._registry.take_turn(service)
-        if connection is None:  # it left in the meantime
-            return _nobody_serves(service)
-        remaining: float | None = context.time_remaining()
-        timeout = min(deadline - loop.time(), math.inf if remaining is None else remaining)
-        request = ForwardRequest(
-            request_id=str(uuid.uuid4()),
-            method_path=path,
-            headers=_headers(context, remaining),
-            payload=payload,
-            timeout_seconds=max(1, math.ceil(timeout)),
-        )
-        # The caller's own deadline is grpc's business: it cancels this when it passes.
-        return await self._exchange(request, connection, deadline)
+            raise Refused(StatusCode.UNIMPLEMENTED, problem)
+        if len(payload) > limit:
+            problem = f"a request of {len(payload):,} bytes exceeds {limit:,}"
+            raise over_limit(self._shared.counters, "max_message_bytes", problem)
+        return payload
 
     async def _exchange(
-        self, request: ForwardRequest, connection: Connection, deadline: float
+        self, message: ConnectionMessage, service: str, deadline: float
     ) -> ForwardResponse:
         """Send the request and wait for its answer, until ``deadline`` on the loop's clock."""
-        loop = asyncio.get_running_loop()
-        answered: asyncio.Future[ForwardResponse] = loop.create_future()
+        answered: asyncio.Future[ForwardResponse] = asyncio.get_running_loop().create_future()
 
         def settle(response: ForwardResponse) -> None:
             if not answered.done():  # a caller that gave up has cancelled it
                 answered.set_result(response)
 
+        forwarding, request_id = self._shared.forwarding, message.request.request_id
+        forwarding.submit(message, service, deadline, settle)
+        message.Clear()  # it may be large, and the answer may take a while
         try:
-            self._pending.add(request.request_id, connection, settle)
-        except Overloaded as error:
-            return failure(StatusCode.RESOURCE_EXHAUSTED, str(error))
-        late = "the connector did not answer in time"
-        timer = loop.call_at(
-            deadline, self._pending.fail, request.request_id, StatusCode.DEADLINE_EXCEEDED, late
-        )
-        try:
-            if not connection.send(ConnectionMessage(request=request)):
-                return failure(StatusCode.RESOURCE_EXHAUSTED, "the connector does not keep up")
             return await answered
         finally:
-            timer.cancel()
-            self._pending.discard(request.request_id)
+            forwarding.give_up(request_id, "the caller gave up")
+
+    def _payload(self, response: ForwardResponse) -> bytes:
+        payload, limit = response.payload, self._shared.limits.max_sent_message_bytes
+        if len(payload) > limit:
+            problem = f"a response of {len(payload):,} bytes exceeds the {limit:,} that may be sent"
+            raise over_limit(self._shared.counters, "max_sent_message_bytes", problem)
+        try:
+            return unframe(payload) if is_framed(payload) else payload
+        except ProtocolError as error:
+            problem = f"the connector's payload: {error}"
+            raise Refused(StatusCode.INTERNAL, problem) from None
 
 
 async def _only_message(messages: AsyncIterator[bytes]) -> bytes | None:
@@ -140,22 +154,6 @@ async def _only_message(messages: AsyncIterator[bytes]) -> bytes | None:
             return None
         only = message
     return only
-
-
-def _nobody_serves(service: str) -> ForwardResponse:
-    return failure(StatusCode.UNAVAILABLE, f"no connector serves {service}")
-
-
-def _bare(payload: bytes) -> bytes:
-    return unframe(payload) if is_framed(payload) else payload
-
-
-def _headers(context: Context, remaining: float | None) -> dict[str, str]:
-    headers = headers_from_metadata(context.invocation_metadata() or ())
-    headers["content-type"] = "application/grpc"
-    if remaining is not None:
-        headers["grpc-timeout"] = format_grpc_timeout(remaining)
-    return headers
 
 
 def _message(response: ForwardResponse) -> str:

@@ -5,13 +5,13 @@ Everything here belongs to the gateway's thread, except :meth:`Registry.describe
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from dataclasses import dataclass, field
 from typing import Callable
 
-from revconn._proto.registry_pb2 import ConnectionMessage
 from revconn.core.routing import lookup_order
 from revconn.core.status import StatusCode
+from revconn.gateway.outbound import Outbound
 
 __all__ = ["Connection", "ConnectionInfo", "Registry"]
 
@@ -28,6 +28,10 @@ class ConnectionInfo:
     :ivar pending: requests sent to it that are not settled yet.
     :ivar draining: whether it is leaving: it finishes what it has and gets nothing new.
     :ivar unmatched: its answers that no pending request waited for, duplicates included.
+    :ivar asked: its own calls to others that are not settled yet.
+    :ivar features: what it and the gateway both can do beyond the published protocol.
+    :ivar subscriptions: how many types of events it is subscribed to.
+    :ivar events_dropped: events that it lost because it did not read them in time.
     """
 
     connection_id: str
@@ -38,16 +42,21 @@ class ConnectionInfo:
     pending: int
     draining: bool
     unmatched: int
+    asked: int
+    features: frozenset[str]
+    subscriptions: int
+    events_dropped: int
 
 
 @dataclass(eq=False)
 class Connection:
     """One connector's stream.
 
-    ``key`` says which API key it showed (never the key itself). ``send`` queues a message and
-    says whether there was room for it; ``end`` ends the stream with a status and a reason, the
-    first call counts. ``departure`` says how it takes its leave, once it does. Times are
-    monotonic seconds.
+    ``key`` says which API key it showed (never the key itself). ``outbound`` takes what is to be
+    sent to it; ``end`` ends the stream with a status and a reason, the first call counts.
+    ``max_pending`` bounds the requests that wait for it, ``max_message_bytes`` is the largest
+    message that may be sent to it. ``departure`` says how it takes its leave, once it does.
+    Times are monotonic seconds.
     """
 
     id: str
@@ -55,11 +64,17 @@ class Connection:
     services: tuple[str, ...]
     peer: str
     connected_at: float
-    send: Callable[[ConnectionMessage], bool]
+    outbound: Outbound
     end: Callable[[StatusCode, str], None]
+    max_pending: int
+    max_message_bytes: int
+    features: frozenset[str] = frozenset()
     pending: set[str] = field(default_factory=set)
+    asked: set[str] = field(default_factory=set)
+    subscriptions: set[str] = field(default_factory=set)
     departure: str = ""
     unmatched: int = 0
+    events_dropped: int = 0
     last_heartbeat: float = field(init=False)
 
     def __post_init__(self) -> None:
@@ -70,9 +85,18 @@ class Connection:
         """Whether it is leaving: it finishes what it has and gets nothing new."""
         return bool(self.departure)
 
+    @property
+    def has_room(self) -> bool:
+        """Whether one more request may wait for it."""
+        return len(self.pending) < self.max_pending and not self.outbound.is_full
+
+    def is_ready(self, now: float) -> bool:
+        """Whether one more request would be sent to it without delay."""
+        return self.has_room and not self.outbound.is_stalled(now)
+
     def end_if_drained(self) -> None:
-        """End the stream in peace once it is leaving and all it was sent is settled."""
-        if self.draining and not self.pending:
+        """End the stream in peace once it is leaving and all it was sent, or asked, is settled."""
+        if self.draining and not self.pending and not self.asked:
             self.end(StatusCode.OK, f"{self.departure}, and all that was sent to it is settled")
 
     def describe(self, now: float) -> ConnectionInfo:
@@ -86,6 +110,10 @@ class Connection:
             pending=len(self.pending),
             draining=self.draining,
             unmatched=self.unmatched,
+            asked=len(self.asked),
+            features=self.features,
+            subscriptions=len(self.subscriptions),
+            events_dropped=self.events_dropped,
         )
 
 
@@ -96,6 +124,7 @@ class Registry:
         # Replaced, never changed: any thread may read it without a lock.
         self._connections: tuple[Connection, ...] = ()
         self._rings: dict[str, deque[Connection]] = {}
+        self._keys: Counter[int] = Counter()
 
     @property
     def connections(self) -> tuple[Connection, ...]:
@@ -109,8 +138,13 @@ class Registry:
     def add(self, connection: Connection) -> None:
         """Route the services of ``connection`` to it, among others that serve them."""
         self._connections = (*self._connections, connection)
+        self._keys[connection.key] += 1
         for service in connection.services:
             self._rings.setdefault(service, deque()).append(connection)
+
+    def count(self, key: int) -> int:
+        """How many connections showed the key of that number."""
+        return self._keys[key]
 
     def drain(self, connection: Connection, departure: str) -> None:
         """Route nothing new to ``connection``; its stream ends when all it has is settled."""
@@ -122,6 +156,9 @@ class Registry:
     def remove(self, connection: Connection) -> None:
         """Forget ``connection``."""
         self._connections = tuple(other for other in self._connections if other is not connection)
+        self._keys[connection.key] -= 1
+        if not self._keys[connection.key]:
+            del self._keys[connection.key]
         if not connection.draining:
             self._unroute(connection)
 
@@ -136,14 +173,15 @@ class Registry:
         """Whether anybody serves ``service``, or a dotted parent of it."""
         return any(name in self._rings for name in lookup_order(service))
 
-    def take_turn(self, service: str) -> Connection | None:
-        """The connection whose turn it is to serve ``service``; ``None`` when nobody does."""
+    def take_turn(self, service: str, now: float) -> Connection | None:
+        """The connection whose turn it is to serve ``service``; ``None`` when nobody does.
+
+        One that does not keep up with what it was sent is passed over, unless all are like that.
+        """
         for name in lookup_order(service):
             ring = self._rings.get(name)
             if ring is not None:
-                connection = ring[0]
-                ring.rotate(-1)
-                return connection
+                return _next_of(ring, now)
         return None
 
     def expired(self, now: float, heartbeat_timeout: float) -> list[Connection]:
@@ -153,3 +191,13 @@ class Registry:
             for connection in self._connections
             if now - connection.last_heartbeat >= heartbeat_timeout
         ]
+
+
+def _next_of(ring: deque[Connection], now: float) -> Connection:
+    for _ in range(len(ring)):
+        connection = ring[0]
+        ring.rotate(-1)
+        if connection.is_ready(now):
+            return connection
+    # A stalled one may get going again before the caller's deadline; a full one may not take more.
+    return next((connection for connection in ring if connection.has_room), ring[0])

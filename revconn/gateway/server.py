@@ -17,10 +17,11 @@ from typing import Any
 import grpc
 
 from revconn.gateway.keys import ApiKeys, ApiKeysGiven
+from revconn.gateway.limits import Limits
 from revconn.gateway.registry import ConnectionInfo, Registry
 from revconn.gateway.serving import Serving, Settings
 from revconn.gateway.tls import ServerTLS
-from revconn.validation import refuse, require_count, require_seconds
+from revconn.validation import refuse, require_seconds
 
 __all__ = ["Gateway"]
 
@@ -28,7 +29,6 @@ logger = logging.getLogger(__name__)
 
 _START_TIMEOUT = 30.0
 _STOP_MARGIN = 10.0  # seconds that ending takes at most, beyond the grace given to calls
-_LARGEST_MESSAGE = 2**31 - 1
 _HOST_PORT = re.compile(r"(?P<host>\[[0-9A-Fa-f:.%\w]+\]|[^\s:/\[\]@]+):(?P<port>\d{1,5})")
 
 
@@ -46,10 +46,36 @@ class Gateway:
     :param tls: :class:`ServerTLS`, or ``grpc.ssl_server_credentials(…)``; ``None`` for plaintext.
     :param heartbeat_timeout: seconds without a heartbeat after which a connection is ended.
     :param request_timeout: seconds a call may take at most, whatever its caller would allow.
-    :param max_pending: calls that may wait for an answer at once; more fail with
-        RESOURCE_EXHAUSTED.
-    :param max_message_bytes: the largest message taken from a connector or a caller (4 MiB),
-        below 2 GiB.
+
+    The rest are limits. Who meets one is told which, with RESOURCE_EXHAUSTED unless said otherwise.
+
+    :param max_pending: calls that may wait for an answer at once (1,000: as the reference gateway
+        has it; at 30 s each they bound what a dead service costs).
+    :param max_pending_per_connection: of those, how many may wait for one connector, and how many
+        may be one connector's own (500: a service that hangs leaves room for the others).
+    :param max_connections: streams of connectors (10,000: each costs memory and a descriptor).
+    :param max_connections_per_key: streams that registered with the same API key (5,000: a key in
+        the wrong hands does not lock out the other keys).
+    :param max_message_bytes: the largest message taken from a connector or a caller (4 MiB: gRPC's
+        own default), below 1 GiB. A larger one ends the stream or call that it came on.
+    :param max_sent_message_bytes: the largest message sent to a connector or a caller
+        (100,000,000: what the protocol has connectors prepared for). A connector that announces
+        less gets less.
+    :param max_response_bytes: the largest response taken in chunks (64 MiB: it is held in memory
+        until it is whole).
+    :param max_joining_bytes: all such responses together while they are not whole (256 MiB: four
+        of the largest).
+    :param max_queued_bytes: what may wait to be read by one connector, apart from events, and as
+        much again in events (64 MiB: sixteen of the largest requests).
+    :param max_queued_events: events that may wait to be read by one connector; it loses the
+        oldest beyond that (1,000: a second's worth of a busy publisher).
+    :param max_subscriptions: types of events that one connector may subscribe to (1,000: each costs
+        a few hundred bytes). More are not taken; status ERROR says so.
+    :param max_metadata_bytes: the metadata of one call, as HTTP/2 counts it (8 KiB: what gRPC and
+        most proxies take by default), at least 1 KiB.
+    :param handshake_timeout: seconds from the opening of a stream to its first message (10: enough
+        for a slow network, too little for holding streams open without a key); then
+        DEADLINE_EXCEEDED.
 
     Raises :class:`ConfigurationError` for an argument that cannot be used. Every method may be
     called from any thread. A stopped gateway may be started again.
@@ -63,8 +89,19 @@ class Gateway:
         tls: ServerTLS | grpc.ServerCredentials | None = None,
         heartbeat_timeout: float = 120.0,
         request_timeout: float = 30.0,
-        max_pending: int = 1000,
-        max_message_bytes: int = 4 * 1024 * 1024,
+        max_pending: int = Limits.max_pending,
+        max_pending_per_connection: int = Limits.max_pending_per_connection,
+        max_connections: int = Limits.max_connections,
+        max_connections_per_key: int = Limits.max_connections_per_key,
+        max_message_bytes: int = Limits.max_message_bytes,
+        max_sent_message_bytes: int = Limits.max_sent_message_bytes,
+        max_response_bytes: int = Limits.max_response_bytes,
+        max_joining_bytes: int = Limits.max_joining_bytes,
+        max_queued_bytes: int = Limits.max_queued_bytes,
+        max_queued_events: int = Limits.max_queued_events,
+        max_subscriptions: int = Limits.max_subscriptions,
+        max_metadata_bytes: int = Limits.max_metadata_bytes,
+        handshake_timeout: float = Limits.handshake_timeout,
     ) -> None:
         if tls is not None and not isinstance(tls, (ServerTLS, grpc.ServerCredentials)):
             kind = type(tls).__name__  # no more of it: it may be a private key
@@ -83,8 +120,21 @@ class Gateway:
             tls=tls,
             heartbeat_timeout=require_seconds("heartbeat_timeout", heartbeat_timeout),
             request_timeout=require_seconds("request_timeout", request_timeout),
-            max_pending=require_count("max_pending", max_pending),
-            max_message_bytes=_require_message_size(max_message_bytes),
+            limits=Limits(
+                max_pending=max_pending,
+                max_pending_per_connection=max_pending_per_connection,
+                max_connections=max_connections,
+                max_connections_per_key=max_connections_per_key,
+                max_message_bytes=max_message_bytes,
+                max_sent_message_bytes=max_sent_message_bytes,
+                max_response_bytes=max_response_bytes,
+                max_joining_bytes=max_joining_bytes,
+                max_queued_bytes=max_queued_bytes,
+                max_queued_events=max_queued_events,
+                max_subscriptions=max_subscriptions,
+                max_metadata_bytes=max_metadata_bytes,
+                handshake_timeout=handshake_timeout,
+            ),
         )
         self._lock = threading.Lock()  # guards _thread
         self._thread: _GatewayThread | None = None
@@ -257,12 +307,6 @@ def _report_loop_error(loop: asyncio.AbstractEventLoop, context: dict[str, Any])
     # find nothing to read: harmless, and far too much for a log.
     if not isinstance(context.get("exception"), BlockingIOError):
         loop.default_exception_handler(context)
-
-
-def _require_message_size(value: Any) -> int:
-    if require_count("max_message_bytes", value) > _LARGEST_MESSAGE:
-        refuse("max_message_bytes", value, "more than gRPC can count", "give less than 2 GiB")
-    return int(value)
 
 
 def _is_loopback(host: str) -> bool:

@@ -13,9 +13,9 @@ import grpc.aio
 
 from revconn.core.status import StatusCode
 from revconn.gateway.keys import ApiKeys
-from revconn.gateway.pending import PendingRequests
+from revconn.gateway.limits import Limits
 from revconn.gateway.proxy import Proxy
-from revconn.gateway.registry import Registry
+from revconn.gateway.shared import Shared
 from revconn.gateway.statuses import fail
 from revconn.gateway.stream import ConnectorStreams
 from revconn.gateway.tls import ServerTLS, server_credentials
@@ -39,8 +39,7 @@ class Settings:
     tls: ServerTLS | grpc.ServerCredentials | None
     heartbeat_timeout: float
     request_timeout: float
-    max_pending: int
-    max_message_bytes: int
+    limits: Limits
 
 
 class Serving:
@@ -48,17 +47,20 @@ class Serving:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self.registry = Registry()
-        self._pending = PendingRequests(settings.max_pending)
-        self._server = grpc.aio.server(options=_options(settings))
-        streams = ConnectorStreams(
-            settings.keys, self.registry, self._pending, queue_size=settings.max_pending + 1
+        self.shared = Shared(
+            settings.keys,
+            settings.limits,
+            heartbeat_timeout=settings.heartbeat_timeout,
+            request_timeout=settings.request_timeout,
         )
+        self.registry = self.shared.registry
+        self._server = grpc.aio.server(options=_options(settings))
+        streams = ConnectorStreams(self.shared)
         handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
             "EstablishConnection": grpc.stream_stream_rpc_method_handler(streams.establish),
             "Register": grpc.stream_stream_rpc_method_handler(_refuse_register),
         }
-        proxy = Proxy(self.registry, self._pending, settings.request_timeout)
+        proxy = Proxy(self.shared)
         # Asked in this order: the proxy takes what nobody before it took.
         self._server.add_generic_rpc_handlers(
             (grpc.method_handlers_generic_handler(_SERVICE, handlers), proxy)
@@ -91,8 +93,9 @@ class Serving:
         loop = asyncio.get_running_loop()
         deadline = loop.time() + grace
         stopped = asyncio.ensure_future(self._server.stop(grace + _FAREWELL_TIMEOUT))
-        while len(self._pending) and loop.time() < deadline:
+        while len(self.shared.forwarding) and loop.time() < deadline:
             await asyncio.sleep(_POLL_INTERVAL)
+        self.shared.forwarding.fail_all(StatusCode.UNAVAILABLE, "the gateway is stopping")
         for connection in self.registry.connections:
             connection.end(StatusCode.UNAVAILABLE, "the gateway is stopping")
         await stopped
@@ -108,11 +111,15 @@ class Serving:
                 connection.end(StatusCode.UNAUTHENTICATED, "the API key was withdrawn")
 
     async def expire(self) -> None:
-        """End the streams of connectors that fell silent, until cancelled."""
+        """End the streams of connectors that fell silent, until cancelled.
+
+        What waits for one that does not read is sent to others meanwhile.
+        """
         timeout = self._settings.heartbeat_timeout
         while True:
             for connection in self.registry.expired(time.monotonic(), timeout):
                 connection.end(StatusCode.UNAVAILABLE, f"no heartbeat for {timeout:g} seconds")
+            self.shared.forwarding.relieve_stalled()
             self.end_withdrawn()  # of those, too, that were just registering when the keys changed
             await asyncio.sleep(min(LONGEST_EXPIRY_INTERVAL, timeout / 4))
 
@@ -125,10 +132,14 @@ async def _refuse_register(
 
 
 def _options(settings: Settings) -> list[tuple[str, int]]:
+    limits = settings.limits
     return [
         # Two gateways on one port would each get half of the connections, and say nothing.
         ("grpc.so_reuseport", 0),
-        ("grpc.max_receive_message_length", settings.max_message_bytes),
+        # What is over the limit, but not by far, is refused by us: with words, and counted.
+        ("grpc.max_receive_message_length", min(2 * limits.max_message_bytes, 2**31 - 1)),
+        ("grpc.max_metadata_size", min(2 * limits.max_metadata_bytes, 2**31 - 1)),
+        ("grpc.absolute_max_metadata_size", min(2 * limits.max_metadata_bytes, 2**31 - 1)),
         ("grpc.max_send_message_length", -1),
         # Connectors may keep their link warm as often as they like.
         ("grpc.http2.min_recv_ping_interval_without_data_ms", 1),

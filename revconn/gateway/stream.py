@@ -12,15 +12,17 @@ from typing import Any, NamedTuple
 
 import grpc.aio
 
-from revconn._proto.registry_pb2 import ConnectionMessage, ConnectionStatus, Heartbeat
+from revconn._proto.registry_pb2 import ConnectionMessage, ConnectionStatus
 from revconn.core.errors import ProtocolError
+from revconn.core.features import FEATURES_HEADER, SUPPORTED, Announcement
 from revconn.core.status import StatusCode
+from revconn.gateway.conversation import Conversation
 from revconn.gateway.decoding import decode
-from revconn.gateway.failures import failure
-from revconn.gateway.handshake import Refused, Registration, receive_registration
-from revconn.gateway.keys import ApiKeys
-from revconn.gateway.pending import PendingRequests
-from revconn.gateway.registry import Connection, Registry
+from revconn.gateway.failures import Refused, over_limit
+from revconn.gateway.handshake import Registration, receive_registration
+from revconn.gateway.outbound import Outbound
+from revconn.gateway.registry import Connection
+from revconn.gateway.shared import Shared
 from revconn.gateway.statuses import fail
 
 __all__ = ["ConnectorStreams"]
@@ -29,91 +31,107 @@ logger = logging.getLogger(__name__)
 
 FLUSH_TIMEOUT = 5.0  # seconds a leaving connector has to read what is still queued for it
 
+Context = grpc.aio.ServicerContext[Any, Any]
+
 
 class _Ending(NamedTuple):
     code: StatusCode
     reason: str
 
 
-class _Outbound:
-    """What a stream's connection may ask of it: to send a message, or to end."""
+class _End:
+    """The end of a stream, which may be brought about from outside.
 
-    def __init__(self, size: int) -> None:
-        # Bounded: a connector that does not read must not fill the gateway's memory.
-        self.queue: asyncio.Queue[ConnectionMessage] = asyncio.Queue(size)
-        self.ended: asyncio.Future[_Ending] = asyncio.get_running_loop().create_future()
+    An object of its own: what a connection holds must not lead back to the stream that holds it.
+    """
 
-    def send(self, message: ConnectionMessage) -> bool:
-        try:
-            self.queue.put_nowait(message)
-        except asyncio.QueueFull:
-            return False
-        return True
+    def __init__(self) -> None:
+        self.came: asyncio.Future[_Ending] = asyncio.get_running_loop().create_future()
 
-    def end(self, code: StatusCode, reason: str) -> None:
-        if not self.ended.done():
-            self.ended.set_result(_Ending(code, reason))
+    def bring(self, code: StatusCode, reason: str) -> None:
+        if not self.came.done():
+            self.came.set_result(_Ending(code, reason))
 
 
 class ConnectorStreams:
     """Takes connectors' streams: registers each, serves it, and cleans up after it."""
 
-    def __init__(
-        self, keys: ApiKeys, registry: Registry, pending: PendingRequests, queue_size: int
-    ) -> None:
-        self._keys = keys
-        self._registry = registry
-        self._pending = pending
-        self._queue_size = queue_size
+    def __init__(self, shared: Shared) -> None:
+        self._shared = shared
+        self._open = 0
 
-    async def establish(
-        self, _requests: AsyncIterator[bytes], context: grpc.aio.ServicerContext[Any, Any]
-    ) -> None:
+    async def establish(self, _requests: AsyncIterator[bytes], context: Context) -> None:
         """The rpc; messages are encoded, so that garbage gets an answer of ours."""
+        self._open += 1
         try:
-            registration = await receive_registration(context, self._keys)
+            await self._establish(context)
+        finally:
+            self._open -= 1
+
+    async def _establish(self, context: Context) -> None:
+        try:
+            self._require_room()
+            registration = await self._receive_registration(context)
+            self._require_room_for(registration.key)
         except Refused as error:
             code, problem = error.code, error.message
         else:
-            stream = _Stream(context, registration, self._registry, self._pending, self._queue_size)
-            return await stream.run()
+            return await _Stream(context, registration, self._shared).run()
+        self._shared.counters.connections_refused += 1
         logger.warning("refused a connector at %s: %s", context.peer(), problem)
         return await fail(context, code, problem)
+
+    async def _receive_registration(self, context: Context) -> Registration:
+        shared = self._shared
+        timeout = shared.limits.handshake_timeout
+        return await receive_registration(context, shared.keys, timeout, shared.counters)
+
+    def _require_room(self) -> None:
+        limit = self._shared.limits.max_connections
+        if self._open > limit:
+            problem = f"{limit:,} connections are open"
+            raise over_limit(self._shared.counters, "max_connections", problem)
+
+    def _require_room_for(self, key: int) -> None:
+        limit = self._shared.limits.max_connections_per_key
+        if self._shared.registry.count(key) >= limit:
+            problem = f"{limit:,} connections with that API key are open"
+            raise over_limit(self._shared.counters, "max_connections_per_key", problem)
 
 
 class _Stream:
     """The stream of a registered connector: a reader, a writer, and whatever ends them."""
 
-    def __init__(
-        self,
-        context: grpc.aio.ServicerContext[Any, Any],
-        registration: Registration,
-        registry: Registry,
-        pending: PendingRequests,
-        queue_size: int,
-    ) -> None:
+    def __init__(self, context: Context, registration: Registration, shared: Shared) -> None:
         self._context = context
-        self._registry = registry
-        self._pending = pending
-        self._outbound = _Outbound(queue_size)
-        self._writing = asyncio.Lock()
-        self._noted: set[str] = set()
+        self._shared = shared
+        self._end = _End()
+        metadata = tuple(context.invocation_metadata() or ())
+        announced = Announcement.from_metadata(metadata)
+        self._announces = any(name == FEATURES_HEADER for name, _ in metadata)
+        limit = shared.limits.max_sent_message_bytes
         self._connection = Connection(
             id=str(uuid.uuid4()),
             key=registration.key,
             services=registration.services,
             peer=context.peer(),
             connected_at=time.monotonic(),
-            send=self._outbound.send,
-            end=self._outbound.end,
+            outbound=Outbound(shared.limits),
+            end=self._end.bring,
+            max_pending=shared.limits.max_pending_per_connection,
+            max_message_bytes=min(limit, announced.max_message_bytes or limit),
+            features=announced.features & SUPPORTED,
         )
+        self._conversation = Conversation(self._connection, shared)
 
     async def run(self) -> None:
         """Serve until something ends the stream."""
         connection = self._connection
         # Queued before anybody can route a request to it: CONNECTED goes out first.
-        self._outbound.send(ConnectionMessage(status=ConnectionStatus(connection_id=connection.id)))
-        self._registry.add(connection)
+        connected = ConnectionMessage(status=ConnectionStatus(connection_id=connection.id))
+        connection.outbound.put(connected.SerializeToString())
+        self._shared.registry.add(connection)
+        self._shared.counters.connections_opened += 1
         services = ", ".join(connection.services) or "no services"
         logger.info("connection %s from %s registered %s", connection.id, connection.peer, services)
         reader = asyncio.ensure_future(self._guard(self._read()))
@@ -121,103 +139,71 @@ class _Stream:
         ending = _Ending(StatusCode.UNAVAILABLE, "the stream broke")
         try:
             try:
-                ending = await self._outbound.ended
+                ending = await self._end.came
             finally:
                 reader.cancel()
                 self._forget(ending)
-            await self._flush(ending)
+            await self._flush(writer, ending)
         finally:
             writer.cancel()
         if ending.code is not StatusCode.OK:
             await fail(self._context, ending.code, ending.reason)
 
-    async def _flush(self, ending: _Ending) -> None:
+    async def _flush(self, writer: asyncio.Future[None], ending: _Ending) -> None:
+        outbound = self._connection.outbound
         if ending.code is StatusCode.OK:
+            outbound.close()
             with contextlib.suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(self._outbound.queue.join(), FLUSH_TIMEOUT)
+                await asyncio.wait_for(asyncio.shield(writer), FLUSH_TIMEOUT)
         # Whatever the ending, a status cannot follow until the message on its way is out.
-        await self._writing.acquire()
+        outbound.discard()
+        await asyncio.shield(writer)
 
     def _forget(self, ending: _Ending) -> None:
-        self._registry.remove(self._connection)
-        problem = f"the connection to the connector ended: {ending.reason}"
-        self._pending.fail_connection(self._connection, problem)
-        logger.info("connection %s ended: %s", self._connection.id, ending.reason)
+        shared, connection = self._shared, self._connection
+        shared.registry.remove(connection)
+        shared.events.forget(connection)
+        if ending.code is not StatusCode.OK:
+            connection.outbound.discard()
+        shared.forwarding.connection_ended(connection, ending.reason)
+        logger.info("connection %s ended: %s", connection.id, ending.reason)
 
     async def _guard(self, work: Awaitable[None]) -> None:
         try:
             await work
         except grpc.aio.BaseError:
-            self._outbound.end(StatusCode.UNAVAILABLE, "the stream broke")
+            self._end.bring(StatusCode.UNAVAILABLE, "the stream broke")
         except Exception:
             logger.exception("connection %s: a bug in the gateway", self._connection.id)
-            self._outbound.end(StatusCode.INTERNAL, "the gateway failed; its log says how")
+            self._end.bring(StatusCode.INTERNAL, "the gateway failed; its log says how")
 
     async def _write(self) -> None:
-        while True:
-            message = await self._outbound.queue.get()
-            if self._is_wanted(message):
-                async with self._writing:
-                    await self._context.write(message.SerializeToString())
-            self._outbound.queue.task_done()
-
-    def _is_wanted(self, message: ConnectionMessage) -> bool:
-        is_request = message.HasField("request")
-        return not is_request or message.request.request_id in self._pending
+        if self._announces:
+            announcement = Announcement(
+                SUPPORTED, self._shared.heartbeat_timeout, self._shared.limits.max_message_bytes
+            )
+            await self._context.send_initial_metadata(announcement.metadata())
+        outbound = self._connection.outbound
+        while (message := await outbound.next()) is not None:
+            await self._context.write(message)
 
     async def _read(self) -> None:
+        limit = self._shared.limits.max_message_bytes
         while True:
             received = await self._context.read()
             if not isinstance(received, bytes):
                 # A stream that breaks looks like this at first; grpc cancels run() soon after.
-                self._registry.drain(self._connection, "it closed its side of the stream")
+                departure = "it closed its side of the stream"
+                self._shared.forwarding.drain(self._connection, departure)
+                return
+            if len(received) > limit:
+                problem = f"a message of {len(received):,} bytes exceeds {limit:,}"
+                refused = over_limit(self._shared.counters, "max_message_bytes", problem)
+                self._end.bring(refused.code, refused.message)
                 return
             try:
                 message = decode(received)
             except ProtocolError as error:
-                self._outbound.end(StatusCode.INVALID_ARGUMENT, str(error))
+                self._end.bring(StatusCode.INVALID_ARGUMENT, str(error))
                 return
-            await self._receive(message)
-
-    async def _receive(self, message: ConnectionMessage) -> None:
-        kind = message.WhichOneof("message_type")
-        if kind == "response":
-            self._pending.answer(message.response, self._connection)
-        elif kind == "heartbeat":
-            self._receive_heartbeat(message.heartbeat)
-        elif kind == "status":
-            self._receive_status(message.status)
-        elif kind == "request":
-            refusal = failure(
-                StatusCode.UNIMPLEMENTED,
-                "this gateway does not forward calls from connectors",
-                message.request.request_id,
-            )
-            await self._outbound.queue.put(ConnectionMessage(response=refusal))
-        else:
-            self._note(kind or "a message of unknown type")
-
-    def _receive_heartbeat(self, heartbeat: Heartbeat) -> None:
-        if heartbeat.connection_id == self._connection.id:
-            self._connection.last_heartbeat = time.monotonic()
-            logger.debug("connection %s: heartbeat", self._connection.id)
-        else:
-            logger.warning(
-                "connection %s: ignored a heartbeat for %.64r, which is not its id",
-                self._connection.id,
-                heartbeat.connection_id,
-            )
-
-    def _receive_status(self, status: ConnectionStatus) -> None:
-        if status.status == ConnectionStatus.DISCONNECTED:
-            reason = f": {status.message[:200]!r}" if status.message else ""
-            logger.info("connection %s is leaving%s", self._connection.id, reason)
-            self._registry.drain(self._connection, "it left")
-        else:
-            self._note(f"status {status.status}", f": {status.message[:200]!r}")
-
-    def _note(self, kind: str, detail: str = "") -> None:
-        if kind not in self._noted:
-            self._noted.add(kind)
-            connection_id = self._connection.id
-            logger.warning("connection %s: ignored %s%s", connection_id, kind, detail)
+            await self._conversation.receive(message)

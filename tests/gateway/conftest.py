@@ -9,7 +9,15 @@ from typing import Any, Callable
 import grpc
 import pytest
 
-from revconn.gateway import Gateway, server, serving, stream
+from revconn.gateway import (
+    Gateway,
+    conversation,
+    forwarding,
+    outbound,
+    server,
+    serving,
+    stream,
+)
 from tests.support.scripted_connector import ScriptedConnector
 
 
@@ -51,7 +59,7 @@ class Clock:
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     """Ages and heartbeats in the test's own time. To be asked for before a gateway is."""
     clock = Clock()
-    for module in (server, serving, stream):
+    for module in (conversation, forwarding, outbound, server, serving, stream):
         monkeypatch.setattr(module, "time", clock)
     monkeypatch.setattr(serving, "LONGEST_EXPIRY_INTERVAL", 0.01)
     return clock

@@ -6,7 +6,8 @@ from hypothesis import strategies as st
 
 from revconn._proto.registry_pb2 import ConnectionMessage, ConnectionRegister, Heartbeat
 from revconn.core.status import StatusCode
-from revconn.gateway.handshake import Refused, Registration, check_registration
+from revconn.gateway.failures import Refused
+from revconn.gateway.handshake import Registration, check_registration
 from revconn.gateway.keys import ApiKeys
 
 KEYS = ApiKeys(["first", "second"])

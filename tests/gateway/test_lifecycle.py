@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import gc
 import logging
 import socket
@@ -18,6 +19,7 @@ import trustme
 
 from revconn.exceptions import ConfigurationError
 from revconn.gateway import Gateway, server
+from revconn.gateway.limits import Limits
 from tests.support.scripted_connector import ScriptedConnector
 from tests.support.waiting import eventually
 
@@ -41,7 +43,8 @@ def test_an_address_that_is_none_is_refused(address) -> None:
 
 @pytest.mark.parametrize("value", [0, -1, float("nan"), float("inf"), "30", None, True])
 @pytest.mark.parametrize(
-    "name", ["heartbeat_timeout", "request_timeout", "max_pending", "max_message_bytes"]
+    "name",
+    ["heartbeat_timeout", "request_timeout", *(limit.name for limit in dataclasses.fields(Limits))],
 )
 def test_a_limit_that_is_none_is_refused_by_name(name, value) -> None:
     with pytest.raises(ConfigurationError, match=f"^{name}"):
@@ -51,6 +54,11 @@ def test_a_limit_that_is_none_is_refused_by_name(name, value) -> None:
 def test_a_message_size_that_grpc_cannot_count_is_refused() -> None:
     with pytest.raises(ConfigurationError, match="max_message_bytes: more than gRPC can count"):
         Gateway(api_keys="key", max_message_bytes=2**31)
+
+
+def test_metadata_too_small_for_grpc_itself_is_refused() -> None:
+    with pytest.raises(ConfigurationError, match="max_metadata_bytes: less than gRPC itself needs"):
+        Gateway(api_keys="key", max_metadata_bytes=100)
 
 
 def test_the_keys_are_checked_at_construction_and_never_shown() -> None:

@@ -2,17 +2,25 @@ from __future__ import annotations
 
 import pytest
 
-from revconn._proto.registry_pb2 import ForwardResponse, ResponseStreamInfo
-from revconn.core.status import StatusCode, response_code
-from revconn.exceptions import Overloaded
-from revconn.gateway.pending import PendingRequests
+from revconn._proto.registry_pb2 import ForwardResponse
+from revconn.core.status import StatusCode
+from revconn.gateway import pending as pending_module
+from revconn.gateway.counters import Counters
+from revconn.gateway.failures import Refused
+from revconn.gateway.limits import Limits
+from revconn.gateway.pending import PendingRequest, PendingRequests
 from revconn.gateway.registry import Connection
 from tests.gateway.test_registry import make
 
 
 @pytest.fixture
-def pending() -> PendingRequests:
-    return PendingRequests(limit=2)
+def counters() -> Counters:
+    return Counters()
+
+
+@pytest.fixture
+def pending(counters) -> PendingRequests:
+    return PendingRequests(Limits(max_pending=2), counters)
 
 
 @pytest.fixture
@@ -25,93 +33,122 @@ def settled() -> list[ForwardResponse]:
     return []
 
 
-def test_an_answer_settles_its_request_and_no_other(pending, connection, settled) -> None:
-    pending.add("1", connection, settled.append)
-    pending.add("2", connection, pytest.fail)
-    answer = ForwardResponse(request_id="1", payload=b"x")
-    pending.answer(answer, connection)
-    assert settled == [answer]
+@pytest.fixture
+def add(pending, connection, settled):
+    def add(request_id: str, **options) -> PendingRequest:
+        arguments = {"connection": connection, "settle": settled.append, **options}
+        request = PendingRequest(request_id, "echo.Echo", **arguments)
+        request.outgoing = request.connection.outbound.put(b"the request")
+        pending.add(request)
+        return request
+
+    return add
+
+
+def answer(request_id: str, payload: bytes = b"") -> ForwardResponse:
+    return ForwardResponse(request_id=request_id, payload=payload)
+
+
+def test_an_answer_matches_its_request_and_settles_it_alone(
+    pending, connection, add, settled
+) -> None:
+    request = add("1")
+    add("2")
+    response = answer("1", b"x")
+    assert pending.match(response, connection) is request
+    pending.settle(request, response)
+    assert settled == [response]
     assert "1" not in pending
     assert connection.pending == {"2"}
 
 
-def test_an_answer_to_nothing_is_counted(pending, connection) -> None:
-    pending.answer(ForwardResponse(request_id="1"), connection)
-    assert connection.unmatched == 1
-
-
-def test_a_second_answer_is_counted_and_settles_nothing(pending, connection, settled) -> None:
-    pending.add("1", connection, settled.append)
-    for payload in (b"first", b"second"):
-        pending.answer(ForwardResponse(request_id="1", payload=payload), connection)
-    assert [answer.payload for answer in settled] == [b"first"]
-    assert connection.unmatched == 1
-
-
-def test_another_connection_with_the_same_key_may_answer(pending, connection, settled) -> None:
-    pending.add("1", connection, settled.append)
-    pending.answer(ForwardResponse(request_id="1"), make("b"))
-    assert len(settled) == 1
-    assert connection.pending == set()
-
-
-def test_a_connection_with_another_key_may_not(pending, connection) -> None:
-    pending.add("1", connection, pytest.fail)
-    stranger = make("b")
-    stranger.key = 1
-    pending.answer(ForwardResponse(request_id="1"), stranger)
-    assert "1" in pending
-    assert stranger.unmatched == 1
-
-
-def test_a_chunked_answer_fails_its_request(pending, connection, settled) -> None:
-    pending.add("1", connection, settled.append)
-    chunk = ForwardResponse(
-        request_id="1", status_code=200, response_stream_info=ResponseStreamInfo(is_streamed=True)
-    )
-    pending.answer(chunk, connection)
-    assert response_code(settled[0].status_code, settled[0].headers) is StatusCode.INTERNAL
-    assert "chunks" in settled[0].error_message
-    assert len(pending) == 0
-
-
-def test_more_than_the_limit_is_refused(pending, connection) -> None:
-    pending.add("1", connection, pytest.fail)
-    pending.add("2", connection, pytest.fail)
-    with pytest.raises(Overloaded, match="2 requests"):
-        pending.add("3", connection, pytest.fail)
-    assert connection.pending == {"1", "2"}
-
-
-def test_a_lost_connection_fails_what_waits_for_it_and_nothing_else(
-    pending, connection, settled
+def test_a_request_outlives_its_connection_and_is_answered_on_the_next(
+    pending, connection, add
 ) -> None:
-    pending.add("1", connection, settled.append)
-    pending.add("2", make("b"), pytest.fail)
-    pending.fail_connection(connection, "gone")
-    assert [answer.error_message for answer in settled] == ["gone"]
-    assert response_code(settled[0].status_code, settled[0].headers) is StatusCode.UNAVAILABLE
-    assert len(pending) == 1
+    request = add("1")
+    assert pending.match(answer("1"), make("b")) is request
 
 
-def test_failing_a_settled_request_changes_nothing(pending, connection) -> None:
-    pending.fail("1", StatusCode.DEADLINE_EXCEEDED, "late")
-    assert len(pending) == 0
+def test_a_connection_with_another_key_may_not_answer(pending, counters, add) -> None:
+    add("1")
+    stranger = make("b", key=2)
+    assert pending.match(answer("1"), stranger) is None
+    assert stranger.unmatched == 1
+    assert counters.answers_foreign == 1
 
 
-def test_a_discarded_request_is_settled_by_nobody(pending, connection) -> None:
-    pending.add("1", connection, pytest.fail)
-    pending.discard("1")
-    pending.discard("1")
-    pending.answer(ForwardResponse(request_id="1"), connection)
-    assert connection.unmatched == 1
+def test_a_second_answer_is_late_and_one_to_nothing_unknown(
+    pending, connection, counters, add
+) -> None:
+    pending.settle(add("1"), answer("1"))
+    pending.discard(add("2"))
+    for request_id in ("1", "2", "never asked"):
+        assert pending.match(answer(request_id), connection) is None
+    assert connection.unmatched == 3
+    assert (counters.answers_late, counters.answers_unknown) == (2, 1)
 
 
-def test_a_draining_connection_ends_with_its_last_request(pending, connection, settled) -> None:
-    pending.add("1", connection, settled.append)
-    pending.add("2", connection, settled.append)
+def test_what_was_settled_is_not_remembered_for_ever(
+    pending, connection, counters, add, monkeypatch
+) -> None:
+    monkeypatch.setattr(pending_module, "_REMEMBERED", 2)
+    for number in range(3):
+        pending.discard(add(str(number)))
+    for number in range(3):
+        pending.match(answer(str(number)), connection)
+    assert (counters.answers_late, counters.answers_unknown) == (2, 1)
+
+
+def test_more_than_the_limit_is_refused_by_name(pending, counters, add) -> None:
+    add("1")
+    pending.require_room("2")
+    add("2")
+    with pytest.raises(Refused, match="2 calls wait for an answer .*max_pending") as refused:
+        pending.require_room("3")
+    assert refused.value.code is StatusCode.RESOURCE_EXHAUSTED
+    assert counters.refused["max_pending"] == 1
+
+
+def test_an_id_that_is_pending_is_refused(pending, add) -> None:
+    add("1")
+    with pytest.raises(Refused, match="'1' is pending already") as refused:
+        pending.require_room("1")
+    assert refused.value.code is StatusCode.ALREADY_EXISTS
+
+
+def test_a_request_that_moves_waits_for_the_other_connection(pending, connection, add) -> None:
+    request = add("1")
+    other = make("b", key=2)
+    pending.move(request, other)
+    assert (connection.pending, other.pending) == (set(), {"1"})
+    assert pending.match(answer("1"), connection) is None
+    assert pending.match(answer("1"), other) is request
+
+
+def test_what_is_discarded_before_it_was_written_is_withdrawn(pending, connection, add) -> None:
+    request = add("1")
+    assert request.unsent == b"the request"
+    pending.discard(request)
+    assert request.unsent is None
+    assert "1" not in pending
+
+
+def test_a_draining_connection_ends_with_its_last_request(pending, connection, add) -> None:
+    first, second = add("1"), add("2")
     connection.departure = "it left"
-    pending.discard("1")
+    pending.discard(first)
     assert connection.end == []
-    pending.answer(ForwardResponse(request_id="2"), connection)
+    pending.settle(second, answer("2"))
     assert connection.end == [StatusCode.OK]
+
+
+def test_a_draining_asker_ends_when_its_last_call_is_settled(pending, add, settled) -> None:
+    asker = make("b")
+    request = add("1", asker=asker)
+    assert asker.asked == {"1"}
+    asker.departure = "it left"
+    asker.end_if_drained()
+    assert asker.end == []
+    pending.settle(request, answer("1"))
+    assert len(settled) == 1
+    assert asker.end == [StatusCode.OK]

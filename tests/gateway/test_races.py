@@ -12,9 +12,10 @@ import pytest
 
 from revconn._proto.registry_pb2 import ForwardResponse
 from revconn.core.status import StatusCode
-from revconn.gateway.pending import PendingRequests
+from revconn.gateway.keys import ApiKeys
+from revconn.gateway.limits import Limits
 from revconn.gateway.proxy import Proxy
-from revconn.gateway.registry import Registry
+from revconn.gateway.shared import Shared
 from revconn.gateway.statuses import answer, fail
 from tests.gateway.test_registry import make
 
@@ -72,12 +73,12 @@ class Call:
     """A call of /echo.Echo/Say, and the one connection that serves it."""
 
     def __init__(self, messages: Callable[[Call], AsyncIterator[bytes]]) -> None:
-        self.registry, self.pending = Registry(), PendingRequests(10)
+        self.shared = Shared(ApiKeys(None), Limits())
         self.connection = make("a", "echo.Echo")
-        self.registry.add(self.connection)
+        self.shared.registry.add(self.connection)
         self.context = Context()
         details = type("Details", (), {"method": "/echo.Echo/Say"})()
-        handler = Proxy(self.registry, self.pending, 30.0).service(details).stream_stream
+        handler = Proxy(self.shared).service(details).stream_stream
         self.task = asyncio.ensure_future(handler(messages(self), self.context))
 
 
@@ -91,10 +92,10 @@ def test_an_answer_that_meets_a_cancelled_caller_is_dropped() -> None:
             await asyncio.sleep(0)
         (request_id,) = call.connection.pending
         call.task.cancel()  # which it learns when the loop comes round to it, after the answer:
-        call.pending.answer(ForwardResponse(request_id=request_id), call.connection)
+        call.shared.forwarding.answer(ForwardResponse(request_id=request_id), call.connection)
         with pytest.raises(asyncio.CancelledError):
             await call.task
-        assert len(call.pending) == 0
+        assert len(call.shared.forwarding) == 0
 
     asyncio.run(scenario())
 
@@ -102,7 +103,7 @@ def test_an_answer_that_meets_a_cancelled_caller_is_dropped() -> None:
 def test_a_connector_may_leave_while_a_request_is_still_arriving() -> None:
     async def message_and_farewell(call: Call) -> AsyncIterator[bytes]:
         yield b""
-        call.registry.drain(call.connection, "it left")
+        call.shared.forwarding.drain(call.connection, "it left")
 
     async def scenario() -> None:
         call = Call(message_and_farewell)

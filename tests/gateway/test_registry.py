@@ -5,7 +5,11 @@ from typing import Any
 import pytest
 
 from revconn.core.status import StatusCode
+from revconn.gateway.limits import Limits
+from revconn.gateway.outbound import STALL_AFTER, Outbound
 from revconn.gateway.registry import Connection, ConnectionInfo, Registry
+
+LIMITS = Limits()
 
 
 class Ends(list):
@@ -13,15 +17,25 @@ class Ends(list):
         self.append(code)
 
 
-def make(name: str, *services: str, now: float = 0.0) -> Connection:
+def make(
+    name: str,
+    *services: str,
+    now: float = 0.0,
+    key: int = 1,
+    limits: Limits = LIMITS,
+    **fields: Any,
+) -> Connection:
     return Connection(
         id=name,
-        key=0,
+        key=key,
         services=services,
         peer=f"ipv4:{name}",
         connected_at=now,
-        send=lambda message: True,
+        outbound=Outbound(limits),
         end=Ends(),
+        max_pending=limits.max_pending_per_connection,
+        max_message_bytes=limits.max_sent_message_bytes,
+        **fields,
     )
 
 
@@ -31,8 +45,8 @@ def register(registry: Registry, name: str, *services: str, **options: Any) -> C
     return connection
 
 
-def turns(registry: Registry, service: str, count: int) -> str:
-    taken = (registry.take_turn(service) for _ in range(count))
+def turns(registry: Registry, service: str, count: int, now: float = 0.0) -> str:
+    taken = (registry.take_turn(service, now) for _ in range(count))
     return "".join("-" if connection is None else connection.id for connection in taken)
 
 
@@ -70,7 +84,7 @@ def test_the_exact_name_goes_before_a_parent() -> None:
 def test_a_service_nobody_serves_is_not_found(service: str) -> None:
     registry = Registry()
     register(registry, "a", "x.y")
-    assert registry.take_turn(service) is None
+    assert registry.take_turn(service, 0.0) is None
     assert not registry.serves(service)
 
 
@@ -108,6 +122,67 @@ def test_draining_twice_is_draining_once() -> None:
     assert registry.connections == ()
 
 
+def test_a_leaving_connection_stays_until_its_own_calls_are_settled_too() -> None:
+    registry = Registry()
+    leaving = register(registry, "a", "x")
+    leaving.asked.add("1")
+    registry.drain(leaving, "it left")
+    assert leaving.end == []
+    leaving.asked.clear()
+    leaving.end_if_drained()
+    assert leaving.end == [StatusCode.OK]
+
+
+def stall(connection: Connection, since: float) -> None:
+    connection.outbound._writing_since = since
+
+
+def test_a_stalled_connection_is_passed_over_until_it_gets_going() -> None:
+    registry = Registry()
+    stalled = register(registry, "a", "x")
+    for name in "bc":
+        register(registry, name, "x")
+    stall(stalled, since=10.0)
+    assert turns(registry, "x", 3, now=10.0 + STALL_AFTER) == "abc"
+    assert turns(registry, "x", 4, now=10.1 + STALL_AFTER) == "bcbc"
+    stalled.outbound._writing_since = None
+    assert set(turns(registry, "x", 3, now=20.0)) == set("abc")
+
+
+def test_a_connection_with_its_share_of_requests_is_passed_over() -> None:
+    registry = Registry()
+    full = register(registry, "a", "x", limits=Limits(max_pending_per_connection=1))
+    register(registry, "b", "x")
+    full.pending.add("1")
+    assert turns(registry, "x", 2) == "bb"
+
+
+def test_a_connection_that_leaves_too_much_unread_is_passed_over() -> None:
+    registry = Registry()
+    full = register(registry, "a", "x", limits=Limits(max_queued_bytes=2))
+    register(registry, "b", "x")
+    full.outbound.put(b"12")
+    assert turns(registry, "x", 2) == "bb"
+
+
+def test_when_all_are_stalled_one_that_has_room_takes_the_turn() -> None:
+    registry = Registry()
+    full = register(registry, "a", "x", limits=Limits(max_queued_bytes=2))
+    full.outbound.put(b"12")
+    stall(register(registry, "b", "x"), since=0.0)
+    assert turns(registry, "x", 2, now=10.0) == "bb"
+
+
+def test_connections_are_counted_by_key() -> None:
+    registry = Registry()
+    first = register(registry, "a")
+    register(registry, "b")
+    register(registry, "c", key=2)
+    assert [registry.count(key) for key in (1, 2, 3)] == [2, 1, 0]
+    registry.remove(first)
+    assert registry.count(1) == 1
+
+
 def test_a_removed_connection_leaves_nothing_behind() -> None:
     registry = Registry()
     gone = register(registry, "a", "x", "y")
@@ -132,6 +207,10 @@ def test_a_picture_of_a_connection_says_where_it_stands() -> None:
     connection.last_heartbeat = 15.0
     connection.pending.add("1")
     connection.unmatched = 2
+    connection.asked.add("2")
+    connection.features = frozenset({"chunks"})
+    connection.subscriptions |= {"x", "y"}
+    connection.events_dropped = 3
     assert registry.describe(20.0) == (
         ConnectionInfo(
             connection_id="a",
@@ -142,5 +221,9 @@ def test_a_picture_of_a_connection_says_where_it_stands() -> None:
             pending=1,
             draining=False,
             unmatched=2,
+            asked=1,
+            features=frozenset({"chunks"}),
+            subscriptions=2,
+            events_dropped=3,
         ),
     )

@@ -1,0 +1,157 @@
+"""What a registered connector says, and what becomes of it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import time
+from functools import partial
+
+from revconn._proto.registry_pb2 import (
+    CancelRequest,
+    ConnectionMessage,
+    ConnectionStatus,
+    Heartbeat,
+    SubscriptionRequest,
+)
+from revconn.core.deadline import request_deadline
+from revconn.core.features import CANCEL
+from revconn.core.routing import split_method_path
+from revconn.core.status import StatusCode
+from revconn.gateway.failures import NobodyServes, Refused
+from revconn.gateway.metadata import require_small_headers
+from revconn.gateway.registry import Connection
+from revconn.gateway.responding import respond
+from revconn.gateway.shared import Shared
+
+__all__ = ["Conversation"]
+
+logger = logging.getLogger(__name__)
+
+_LONGEST_ID = 256
+
+
+class Conversation:
+    """Takes the messages of one connection, in order."""
+
+    def __init__(self, connection: Connection, shared: Shared) -> None:
+        self._connection = connection
+        self._shared = shared
+        self._noted: set[str] = set()
+
+    async def receive(self, message: ConnectionMessage) -> None:
+        """Do what a message asks for; the next one is not read before that is done."""
+        kind = message.WhichOneof("message_type")
+        if kind == "response":
+            self._shared.forwarding.answer(message.response, self._connection)
+        elif kind == "heartbeat":
+            self._receive_heartbeat(message.heartbeat)
+        elif kind == "request":
+            self._receive_request(message)
+            # Who calls and does not read the answers is not read either.
+            await self._connection.outbound.room()
+        elif kind == "status":
+            self._receive_status(message.status)
+        elif kind == "event":
+            self._shared.events.publish(message.event)
+        elif kind == "subscription":
+            self._receive_subscription(message.subscription)
+        elif kind == "cancel" and CANCEL in self._connection.features:
+            self._receive_cancel(message.cancel)
+        else:
+            self._note(kind or "a message of unknown type")
+
+    def _receive_heartbeat(self, heartbeat: Heartbeat) -> None:
+        if heartbeat.connection_id == self._connection.id:
+            self._connection.last_heartbeat = time.monotonic()
+            logger.debug("connection %s: heartbeat", self._connection.id)
+        else:
+            logger.warning(
+                "connection %s: ignored a heartbeat for %.64r, which is not its id",
+                self._connection.id,
+                heartbeat.connection_id,
+            )
+
+    def _receive_status(self, status: ConnectionStatus) -> None:
+        if status.status == ConnectionStatus.DISCONNECTED:
+            reason = f": {status.message[:200]!r}" if status.message else ""
+            logger.info("connection %s is leaving%s", self._connection.id, reason)
+            self._shared.forwarding.drain(self._connection, "it left")
+        else:
+            self._note(f"status {status.status}", f": {status.message[:200]!r}")
+
+    def _receive_request(self, message: ConnectionMessage) -> None:
+        request_id = message.request.request_id
+        if not 0 < len(request_id) <= _LONGEST_ID:
+            self._note("a request with no id or an endless one")
+            return
+        connection, counters = self._connection, self._shared.counters
+        try:
+            self._forward(message)
+        except NobodyServes as refused:
+            # Whoever calls from outside is told UNAVAILABLE; between connectors it is a 404.
+            unknown = Refused(StatusCode.NOT_FOUND, refused.message)
+            respond(connection, unknown.response(request_id), counters)
+        except Refused as refused:
+            respond(connection, refused.response(request_id), counters)
+
+    def _forward(self, message: ConnectionMessage) -> None:
+        request, shared, connection = message.request, self._shared, self._connection
+        service = self._service(request.method_path)
+        require_small_headers(request.headers, shared.limits, shared.counters)
+        now = asyncio.get_running_loop().time()
+        latest = now + shared.request_timeout
+        own = request_deadline(request.timeout_seconds, request.headers, now)
+        deadline = latest if own is None else min(latest, own)
+        request.timeout_seconds = max(1, math.ceil(deadline - now))
+        settle = partial(respond, connection, counters=shared.counters)
+        shared.forwarding.submit(message, service, deadline, settle, asker=connection)
+
+    def _service(self, method_path: str) -> str:
+        try:
+            service, _ = split_method_path(method_path)
+        except ValueError as error:
+            raise Refused(StatusCode.INVALID_ARGUMENT, str(error)) from None
+        if not self._shared.keys.allows(self._connection.key, service):
+            problem = f"the API key may not call {service[:200]!r}"
+            raise Refused(StatusCode.PERMISSION_DENIED, problem)
+        return service
+
+    def _receive_subscription(self, subscription: SubscriptionRequest) -> None:
+        events = self._shared.events
+        if subscription.action == SubscriptionRequest.UNSUBSCRIBE:
+            events.unsubscribe(self._connection, subscription.event_types)
+        elif subscription.action != SubscriptionRequest.SUBSCRIBE:
+            self._note(f"subscription action {subscription.action}")
+        else:
+            try:
+                events.subscribe(self._connection, subscription.event_types)
+            except Refused as refused:
+                self._complain(refused.message)
+
+    def _receive_cancel(self, cancel: CancelRequest) -> None:
+        if not self._shared.forwarding.cancel(cancel.request_id, self._connection):
+            # The answer and the cancel met on the way, as they may.
+            logger.debug(
+                "connection %s cancelled %.64r, which is not a pending call of its own",
+                self._connection.id,
+                cancel.request_id,
+            )
+
+    def _complain(self, problem: str) -> None:
+        """Tell the connector, once, what has no answer of its own to be told in."""
+        if problem in self._noted:
+            return
+        self._noted.add(problem)
+        logger.warning("connection %s: refused a subscription: %s", self._connection.id, problem)
+        error = ConnectionStatus(
+            connection_id=self._connection.id, status=ConnectionStatus.ERROR, message=problem
+        )
+        self._connection.outbound.put(ConnectionMessage(status=error).SerializeToString())
+
+    def _note(self, kind: str, detail: str = "") -> None:
+        if kind not in self._noted:
+            self._noted.add(kind)
+            connection_id = self._connection.id
+            logger.warning("connection %s: ignored %s%s", connection_id, kind, detail)

@@ -1,0 +1,79 @@
+"""Answers that come in chunks, until they are whole. It belongs to the gateway's thread."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from revconn._proto.registry_pb2 import ForwardResponse
+from revconn.core.chunking import ChunkJoiner, ResponseTooLarge
+from revconn.core.errors import ProtocolError
+from revconn.core.features import CHUNKS
+from revconn.core.status import StatusCode
+from revconn.gateway.counters import Counters
+from revconn.gateway.failures import Refused, over_limit
+from revconn.gateway.limits import Limits
+from revconn.gateway.registry import Connection
+
+__all__ = ["ChunkedAnswers"]
+
+
+class _Begun(NamedTuple):
+    sender: Connection
+    joiner: ChunkJoiner
+
+
+class ChunkedAnswers:
+    """The chunks of every answer that is not whole yet, by the id of its request."""
+
+    def __init__(self, limits: Limits, counters: Counters) -> None:
+        self._limits = limits
+        self._counters = counters
+        self._begun: dict[str, _Begun] = {}
+        self.held_bytes = 0
+
+    def __contains__(self, request_id: str) -> bool:
+        return request_id in self._begun
+
+    def add(self, chunk: ForwardResponse, sender: Connection) -> ForwardResponse | None:
+        """The whole answer, once this was the final chunk. Raises :class:`Refused`."""
+        if CHUNKS not in sender.features:
+            raise self._broken("in chunks, which it did not announce")
+        joiner = self._joiner(chunk.request_id, sender)
+        self._require_room(len(chunk.payload))
+        before = joiner.held_bytes
+        try:
+            whole = joiner.add(chunk)
+        except ResponseTooLarge as error:
+            raise over_limit(self._counters, "max_response_bytes", str(error)) from None
+        except ProtocolError as error:
+            raise self._broken(f"in chunks that do not make one: {error}") from None
+        self.held_bytes += joiner.held_bytes - before
+        return whole
+
+    def forget(self, request_id: str) -> None:
+        """Drop what has come of an answer, if anything has."""
+        begun = self._begun.pop(request_id, None)
+        if begun is not None:
+            self.held_bytes -= begun.joiner.held_bytes
+
+    def forget_from(self, sender: Connection) -> None:
+        """Drop what ``sender`` has not finished: on another connection it would start afresh."""
+        for request_id in [each for each, begun in self._begun.items() if begun.sender is sender]:
+            self.forget(request_id)
+
+    def _joiner(self, request_id: str, sender: Connection) -> ChunkJoiner:
+        begun = self._begun.get(request_id)
+        if begun is None or begun.sender is not sender:
+            self.forget(request_id)
+            begun = _Begun(sender, ChunkJoiner(self._limits.max_response_bytes))
+            self._begun[request_id] = begun
+        return begun.joiner
+
+    def _require_room(self, size: int) -> None:
+        if self.held_bytes + size > self._limits.max_joining_bytes:
+            problem = f"unfinished answers hold {self.held_bytes:,} bytes already"
+            raise over_limit(self._counters, "max_joining_bytes", problem)
+
+    def _broken(self, how: str) -> Refused:
+        self._counters.answers_broken += 1
+        return Refused(StatusCode.INTERNAL, f"the connector answered {how}")

@@ -1,0 +1,36 @@
+"""What the calls and streams of one gateway have in common."""
+
+from __future__ import annotations
+
+from revconn.gateway.counters import Counters
+from revconn.gateway.events import Events
+from revconn.gateway.forwarding import Forwarding
+from revconn.gateway.keys import ApiKeys
+from revconn.gateway.limits import Limits
+from revconn.gateway.registry import Registry
+
+__all__ = ["Shared"]
+
+
+class Shared:
+    """The state of a running gateway. It belongs to the thread whose loop serves.
+
+    Durations are in seconds; see :class:`revconn.gateway.Gateway`.
+    """
+
+    def __init__(
+        self,
+        keys: ApiKeys,
+        limits: Limits,
+        *,
+        heartbeat_timeout: float = 120.0,
+        request_timeout: float = 30.0,
+    ) -> None:
+        self.keys = keys
+        self.limits = limits
+        self.heartbeat_timeout = heartbeat_timeout
+        self.request_timeout = request_timeout
+        self.counters = Counters()
+        self.registry = Registry()
+        self.forwarding = Forwarding(self.registry, limits, self.counters)
+        self.events = Events(limits, self.counters)
