@@ -12,6 +12,7 @@ from revconn._proto.registry_pb2 import CancelRequest, ConnectionMessage, Forwar
 from revconn.core.features import CANCEL
 from revconn.core.status import StatusCode
 from revconn.gateway.counters import Counters
+from revconn.gateway.door import STOPPING
 from revconn.gateway.failures import NobodyServes, Refused, failure, over_limit
 from revconn.gateway.joining import ChunkedAnswers
 from revconn.gateway.limits import Limits
@@ -35,10 +36,16 @@ class Forwarding:
         self._counters = counters
         self._pending = PendingRequests(limits, counters)
         self._chunked = ChunkedAnswers(limits, counters)
+        self._is_leaving = False
 
     def __len__(self) -> int:
         """How many requests wait for an answer."""
         return len(self._pending)
+
+    @property
+    def waiting_callers(self) -> int:
+        """How many of them do not come from a connector."""
+        return sum(request.asker is None for request in self._pending.all())
 
     def submit(
         self,
@@ -54,6 +61,8 @@ class Forwarding:
         :class:`NobodyServes` when nobody is there to take it.
         """
         request_id = message.request.request_id
+        if asker is not None and self._is_leaving:
+            raise Refused(StatusCode.UNAVAILABLE, STOPPING)
         self._pending.require_room(request_id)
         connection = self._registry.take_turn(service, time.monotonic())
         if connection is None:
@@ -133,6 +142,10 @@ class Forwarding:
                 self._counters.calls_lost += 1
                 problem = f"{request.lost}; no other connector serves {request.service}"
                 self._settle(request, failure(StatusCode.UNAVAILABLE, problem, request.id))
+
+    def leave(self) -> None:
+        """Take no call of a connector any more; others are refused at the door."""
+        self._is_leaving = True
 
     def fail_all(self, code: StatusCode, message: str) -> None:
         """Settle everything that waits."""

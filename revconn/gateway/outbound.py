@@ -45,6 +45,11 @@ class Outbound:
         self._relief: asyncio.Future[None] | None = None
 
     @property
+    def is_closed(self) -> bool:
+        """Whether nothing more is taken."""
+        return self._is_closed
+
+    @property
     def is_full(self) -> bool:
         """Whether more would be more than the connector may leave unread."""
         return self._bytes >= self._limits.max_queued_bytes

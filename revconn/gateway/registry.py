@@ -9,6 +9,7 @@ from collections import Counter, deque
 from dataclasses import dataclass, field
 from typing import Callable
 
+from revconn._proto.registry_pb2 import ConnectionMessage, ConnectionStatus
 from revconn.core.routing import lookup_order
 from revconn.core.status import StatusCode
 from revconn.gateway.outbound import Outbound
@@ -99,6 +100,14 @@ class Connection:
         if self.draining and not self.pending and not self.asked:
             self.end(StatusCode.OK, f"{self.departure}, and all that was sent to it is settled")
 
+    def dismiss(self, reason: str) -> None:
+        """Send it away: what waits is still written, DISCONNECTED last."""
+        status = ConnectionStatus.DISCONNECTED
+        farewell = ConnectionStatus(connection_id=self.id, status=status, message=reason)
+        self.outbound.put(ConnectionMessage(status=farewell).SerializeToString())
+        self.outbound.close()
+        self.end(StatusCode.UNAVAILABLE, reason)
+
     def describe(self, now: float) -> ConnectionInfo:
         """A picture of the connection at ``now``."""
         return ConnectionInfo(
@@ -121,6 +130,7 @@ class Registry:
     """The live connections, and a ring of them for every service."""
 
     def __init__(self) -> None:
+        self.on_change: Callable[[], None] = _do_nothing  # called when a service comes or goes
         # Replaced, never changed: any thread may read it without a lock.
         self._connections: tuple[Connection, ...] = ()
         self._rings: dict[str, deque[Connection]] = {}
@@ -141,6 +151,7 @@ class Registry:
         self._keys[connection.key] += 1
         for service in connection.services:
             self._rings.setdefault(service, deque()).append(connection)
+        self.on_change()
 
     def count(self, key: int) -> int:
         """How many connections showed the key of that number."""
@@ -168,6 +179,7 @@ class Registry:
             ring.remove(connection)
             if not ring:
                 del self._rings[service]
+        self.on_change()
 
     def serves(self, service: str) -> bool:
         """Whether anybody serves ``service``, or a dotted parent of it."""
@@ -191,6 +203,10 @@ class Registry:
             for connection in self._connections
             if now - connection.last_heartbeat >= heartbeat_timeout
         ]
+
+
+def _do_nothing() -> None:
+    pass
 
 
 def _next_of(ring: deque[Connection], now: float) -> Connection:

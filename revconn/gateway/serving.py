@@ -3,24 +3,32 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import grpc
 import grpc.aio
 
 from revconn.core.status import StatusCode
+from revconn.gateway.door import STOPPING, Door
 from revconn.gateway.keys import ApiKeys
 from revconn.gateway.limits import Limits
 from revconn.gateway.proxy import Proxy
+from revconn.gateway.registry import Registry
 from revconn.gateway.shared import Shared
 from revconn.gateway.statuses import fail
 from revconn.gateway.stream import ConnectorStreams
 from revconn.gateway.tls import ServerTLS, server_credentials
 
+if TYPE_CHECKING:
+    from revconn.gateway.health import Health
+
 __all__ = ["Serving", "Settings"]
+
+logger = logging.getLogger(__name__)
 
 _SERVICE = "registry.RegistryService"
 _POLL_INTERVAL = 0.02  # seconds
@@ -61,10 +69,11 @@ class Serving:
             "Register": grpc.stream_stream_rpc_method_handler(_refuse_register),
         }
         proxy = Proxy(self.shared)
+        self._registration = Door(grpc.method_handlers_generic_handler(_SERVICE, handlers))
+        self._calls = Door(proxy)
+        self._health, about = _introspection(self.registry)
         # Asked in this order: the proxy takes what nobody before it took.
-        self._server.add_generic_rpc_handlers(
-            (grpc.method_handlers_generic_handler(_SERVICE, handlers), proxy)
-        )
+        self._server.add_generic_rpc_handlers((*about, self._registration, self._calls))
 
     async def start(self) -> str:
         """Listen; the address, with the real port. Raises :class:`OSError` when that fails."""
@@ -92,17 +101,35 @@ class Serving:
         """Take nothing new, give calls ``grace`` seconds to be answered, end everything."""
         loop = asyncio.get_running_loop()
         deadline = loop.time() + grace
-        stopped = asyncio.ensure_future(self._server.stop(grace + _FAREWELL_TIMEOUT))
-        while len(self.shared.forwarding) and loop.time() < deadline:
+        for door in (self._registration, self._calls):
+            door.close()
+        self.shared.forwarding.leave()
+        if self._health is not None:
+            self._health.leave()
+        while self._is_busy() and loop.time() < deadline:
+            self._dismiss_idle()
             await asyncio.sleep(_POLL_INTERVAL)
-        self.shared.forwarding.fail_all(StatusCode.UNAVAILABLE, "the gateway is stopping")
+        self.shared.forwarding.fail_all(StatusCode.UNAVAILABLE, STOPPING)
         for connection in self.registry.connections:
-            connection.end(StatusCode.UNAVAILABLE, "the gateway is stopping")
-        await stopped
+            connection.dismiss(STOPPING)
+        if self._health is not None:
+            self._health.end()
+        await self._server.stop(_FAREWELL_TIMEOUT)
         # Handlers that grpc cancelled just now still have to notice.
         handlers = asyncio.all_tasks() - {asyncio.current_task()}
         if handlers:
             await asyncio.wait(handlers, timeout=_UNWIND_TIMEOUT)
+
+    def _is_busy(self) -> bool:
+        return self._calls.inside > 0 or len(self.shared.forwarding) > 0
+
+    def _dismiss_idle(self) -> None:
+        """Send away the connectors that have nothing left to do, and will get nothing more."""
+        if self._calls.inside > self.shared.forwarding.waiting_callers:
+            return  # a call is still being received, and anybody's turn it may be
+        for connection in self.registry.connections:
+            if not connection.pending and not connection.asked:
+                connection.dismiss(STOPPING)
 
     def end_withdrawn(self) -> None:
         """End the streams of connectors whose key is not accepted any more."""
@@ -122,6 +149,20 @@ class Serving:
             self.shared.forwarding.relieve_stalled()
             self.end_withdrawn()  # of those, too, that were just registering when the keys changed
             await asyncio.sleep(min(LONGEST_EXPIRY_INTERVAL, timeout / 4))
+
+
+def _introspection(
+    registry: Registry,
+) -> tuple[Health | None, tuple[grpc.GenericRpcHandler, ...]]:
+    """Health checks and reflection, where the libraries for them are installed."""
+    try:
+        from revconn.gateway.health import Health
+        from revconn.gateway.reflection import reflection_handlers
+    except Exception as error:  # noqa: BLE001 - protobuf and grpc refuse one of the wrong age
+        logger.info("no health checks and no reflection: %s; pip install 'revconn[gateway]'", error)
+        return None, ()
+    health = Health(registry)
+    return health, (health.handler(), *reflection_handlers())
 
 
 async def _refuse_register(

@@ -153,6 +153,7 @@ class _Stream:
         outbound = self._connection.outbound
         if ending.code is StatusCode.OK:
             outbound.close()
+        if outbound.is_closed:
             with contextlib.suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(asyncio.shield(writer), FLUSH_TIMEOUT)
         # Whatever the ending, a status cannot follow until the message on its way is out.
@@ -163,7 +164,7 @@ class _Stream:
         shared, connection = self._shared, self._connection
         shared.registry.remove(connection)
         shared.events.forget(connection)
-        if ending.code is not StatusCode.OK:
+        if ending.code is not StatusCode.OK and not connection.outbound.is_closed:
             connection.outbound.discard()
         shared.forwarding.connection_ended(connection, ending.reason)
         logger.info("connection %s ended: %s", connection.id, ending.reason)
