@@ -64,6 +64,9 @@ class Forwarding:
         if asker is not None and self._is_leaving:
             raise Refused(StatusCode.UNAVAILABLE, STOPPING)
         self._pending.require_room(request_id)
+        if asker is not None and len(asker.asked) >= asker.max_pending:
+            problem = f"the connector has {asker.max_pending:,} calls of its own under way"
+            raise over_limit(self._counters, "max_pending_per_connection", problem)
         connection = self._registry.take_turn(service, time.monotonic())
         if connection is None:
             self._counters.calls_unserved += 1

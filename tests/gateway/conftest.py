@@ -92,12 +92,31 @@ def dial(resources: ExitStack) -> Callable[..., ScriptedConnector]:
 def connect(dial: Callable[..., ScriptedConnector]) -> Callable[..., ScriptedConnector]:
     """A registered connector."""
 
-    def connect(gateway: Gateway, *services: str, api_key: str = "key") -> ScriptedConnector:
-        connector = dial(gateway)
+    def connect(
+        gateway: Gateway,
+        *services: str,
+        api_key: str = "key",
+        features: str | None = None,
+        max_message_bytes: int | None = None,
+    ) -> ScriptedConnector:
+        metadata = [
+            (name, str(value))
+            for name, value in (
+                ("revconn-features", features),
+                ("revconn-max-message-bytes", max_message_bytes),
+            )
+            if value is not None
+        ]
+        connector = dial(gateway, metadata=metadata)
         connector.register(*services, api_key=api_key)
         return connector
 
     return connect
+
+
+def counted(gateway: Gateway, name: str) -> int:
+    """One of the gateway's counters."""
+    return gateway._thread._serving.shared.counters.snapshot()[name]
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
+from collections.abc import Sequence
 from typing import Any
 
 import grpc
@@ -27,16 +28,20 @@ class ScriptedConnector:
     """One EstablishConnection stream. Nothing is sent or answered unless the test says so.
 
     ``reads=False``: nothing is read either, not even from the network, until ``start_reading``.
+    ``received_bytes`` is every message as it came.
     """
 
-    def __init__(self, address: str, *, reads: bool = True) -> None:
+    def __init__(
+        self, address: str, *, reads: bool = True, metadata: Sequence[tuple[str, str]] = ()
+    ) -> None:
         # A connection of its own: closing it must not disturb other connectors of the test.
         options = [("grpc.use_local_subchannel_pool", 1), ("grpc.max_receive_message_length", -1)]
         self._channel = grpc.insecure_channel(address, options=options)
         self._outbound: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._inbound: queue.SimpleQueue[Any] = queue.SimpleQueue()
         method = self._channel.stream_stream("/registry.RegistryService/EstablishConnection")
-        self._call = method(iter(self._outbound.get, _END))
+        self._call = method(iter(self._outbound.get, _END), metadata=tuple(metadata))
+        self.received_bytes: list[bytes] = []
         self._reader = threading.Thread(target=self._read, name="scripted-connector")
         self.connection_id = ""
         if reads:
@@ -54,10 +59,15 @@ class ScriptedConnector:
     def _read(self) -> None:
         try:
             for received in self._call:
+                self.received_bytes.append(received)
                 self._inbound.put(ConnectionMessage.FromString(received))
         except grpc.RpcError:
             pass  # ended() tells
         self._inbound.put(_END)
+
+    def initial_metadata(self) -> dict[str, str]:
+        """What the gateway opened its side of the stream with."""
+        return dict(self._call.initial_metadata())
 
     def send_bytes(self, message: bytes) -> None:
         self._outbound.put(message)
@@ -76,19 +86,37 @@ class ScriptedConnector:
 
     def register(self, *services: str, api_key: str = "key", connection_id: str = "") -> str:
         """Register, and wait for CONNECTED; the connection's id."""
-        register = ConnectionRegister(
-            api_key=api_key, services=services, connection_id=connection_id
-        )
-        self.send(register=register)
+        self.send_registration(*services, api_key=api_key, connection_id=connection_id)
         status = self.receive().status
         assert status.status == ConnectionStatus.CONNECTED
         self.connection_id = status.connection_id
         return status.connection_id
 
+    def send_registration(
+        self, *services: str, api_key: str = "key", connection_id: str = ""
+    ) -> None:
+        register = ConnectionRegister(
+            api_key=api_key, services=services, connection_id=connection_id
+        )
+        self.send(register=register)
+
     def receive_request(self) -> ForwardRequest:
         message = self.receive()
         assert message.WhichOneof("message_type") == "request", message
         return message.request
+
+    def receive_response(self) -> ForwardResponse:
+        message = self.receive()
+        assert message.WhichOneof("message_type") == "response", message
+        return message.response
+
+    def ask(self, request_id: str, method_path: str, payload: bytes = b"", **fields: Any) -> None:
+        """Call a service through the gateway."""
+        self.send(
+            request=ForwardRequest(
+                request_id=request_id, method_path=method_path, payload=payload, **fields
+            )
+        )
 
     def respond(self, request_id: str, payload: bytes = b"", **fields: Any) -> None:
         """Answer with status 200, or with the ``fields`` of a ForwardResponse given."""

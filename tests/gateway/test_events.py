@@ -1,0 +1,250 @@
+"""Events: subscriptions and delivery, over real sockets."""
+
+from __future__ import annotations
+
+import time
+import uuid
+
+import grpc
+import pytest
+
+from revconn._proto.registry_pb2 import ConnectionRegister, EventMessage, SubscriptionRequest
+from revconn.gateway import events
+from tests.gateway.conftest import counted
+from tests.support.waiting import eventually
+
+LARGE = b"x" * 1_000_000
+
+
+def subscribe(connector, *event_types, action=SubscriptionRequest.SUBSCRIBE) -> None:
+    connector.send(subscription=SubscriptionRequest(action=action, event_types=event_types))
+
+
+def unsubscribe(connector, *event_types) -> None:
+    subscribe(connector, *event_types, action=SubscriptionRequest.UNSUBSCRIBE)
+
+
+def publish(connector, event_type, payload=b"", **fields) -> None:
+    connector.send(event=EventMessage(event_type=event_type, payload=payload, **fields))
+
+
+def receive_event(connector) -> EventMessage:
+    message = connector.receive()
+    assert message.WhichOneof("message_type") == "event", message
+    return message.event
+
+
+@pytest.fixture
+def subscriber(gateway, connect):
+    """A connector, and how to have it subscribed by the time the call returns."""
+
+    def subscriber(*event_types, gateway=gateway):
+        connector = connect(gateway)
+        subscribe(connector, *event_types)
+        eventually(lambda: gateway.connections()[-1].subscriptions == len(event_types))
+        return connector
+
+    return subscriber
+
+
+def test_an_event_goes_to_every_subscriber_of_its_type_and_to_nobody_else(
+    gateway, subscriber, connect
+) -> None:
+    first, second, other = subscriber("a", "b"), subscriber("a"), subscriber("b")
+    publisher = connect(gateway)
+    publish(publisher, "a", b"1")
+    publish(publisher, "b", b"2")
+    assert [receive_event(first).payload for _ in range(2)] == [b"1", b"2"]
+    assert receive_event(second).payload == b"1"
+    assert receive_event(other).payload == b"2"
+    assert counted(gateway, "events_published") == 2
+    assert counted(gateway, "events_delivered") == 4
+
+
+def test_a_publisher_that_subscribed_hears_itself(subscriber) -> None:
+    connector = subscriber("a")
+    publish(connector, "a", b"1")
+    assert receive_event(connector).payload == b"1"
+
+
+def test_an_event_arrives_as_it_was_published(subscriber) -> None:
+    connector = subscriber("a")
+    event = EventMessage(
+        event_id="mine",
+        event_type="a",
+        publisher_id="me",
+        payload=b"\x00\xff",
+        timestamp=7,
+        metadata={"k": "v"},
+    )
+    connector.send(event=event)
+    assert receive_event(connector) == event
+
+
+def test_an_id_and_a_time_are_filled_in(subscriber) -> None:
+    connector = subscriber("a")
+    before = int(time.time())
+    publish(connector, "a")
+    publish(connector, "a")
+    first, second = receive_event(connector), receive_event(connector)
+    assert first.event_id == str(uuid.UUID(first.event_id)) != second.event_id
+    assert before <= first.timestamp <= time.time()
+    assert first.publisher_id == ""
+
+
+def test_an_event_nobody_wants_is_dropped(gateway, subscriber) -> None:
+    connector = subscriber("a")
+    publish(connector, "b")
+    publish(connector, "a", b"1")
+    assert receive_event(connector).payload == b"1"
+    assert counted(gateway, "events_unwanted") == 1
+
+
+def test_subscribing_twice_is_subscribing_once(gateway, subscriber) -> None:
+    connector = subscriber("a")
+    subscribe(connector, "a", "a")
+    for number in range(2):
+        publish(connector, "a", bytes([number]))
+    assert [receive_event(connector).payload for _ in range(2)] == [b"\x00", b"\x01"]
+    assert gateway.connections()[0].subscriptions == 1
+
+
+def test_unsubscribing_ends_it(gateway, subscriber) -> None:
+    connector = subscriber("a", "b")
+    unsubscribe(connector, "a", "never subscribed to")
+    publish(connector, "a", b"1")
+    publish(connector, "b", b"2")
+    assert receive_event(connector).payload == b"2"
+    assert gateway.connections()[0].subscriptions == 1
+
+
+def test_subscriptions_end_with_their_connection(gateway, subscriber, connect) -> None:
+    subscriber("a").cancel()
+    eventually(lambda: not gateway.connections())
+    publish(connect(gateway), "a")
+    eventually(lambda: counted(gateway, "events_unwanted") == 1)
+    assert gateway._thread._serving.shared.events._subscribers == {}
+
+
+def test_a_connector_that_leaves_gets_what_was_published_before(subscriber) -> None:
+    connector = subscriber("a")
+    publish(connector, "a", b"1")
+    connector.disconnect()
+    assert receive_event(connector).payload == b"1"
+    assert connector.ended() == (grpc.StatusCode.OK, "")
+
+
+# Limits
+
+
+def test_more_subscriptions_than_allowed_are_refused_with_a_status(
+    run_gateway, connect, caplog
+) -> None:
+    gateway = run_gateway(max_subscriptions=2)
+    connector = connect(gateway)
+    for _ in range(2):
+        subscribe(connector, "a", "b", "c")
+    status = connector.receive().status
+    assert status.status == status.ERROR
+    assert "may have 2 subscriptions (the gateway's max_subscriptions)" in status.message
+    publish(connector, "b")
+    assert receive_event(connector).event_type == "b"
+    assert gateway.connections()[0].subscriptions == 2
+    assert counted(gateway, "refused_max_subscriptions") == 2
+    assert caplog.text.count("refused a subscription") == 1
+    unsubscribe(connector, "a")
+    subscribe(connector, "c")
+    publish(connector, "c")
+    assert receive_event(connector).event_type == "c"
+
+
+def test_an_endless_type_is_refused(gateway, connect) -> None:
+    connector = connect(gateway)
+    subscribe(connector, "x" * 257)
+    assert "no type of events is that long" in connector.receive().status.message
+
+
+@pytest.fixture
+def slow(dial):
+    """A subscriber that does not read."""
+
+    def slow(gateway):
+        connector = dial(gateway, reads=False)
+        connector.send(register=ConnectionRegister(api_key="key", services=["slow.Slow"]))
+        subscribe(connector, "a")
+        eventually(lambda: gateway.connections() and gateway.connections()[-1].subscriptions)
+        return connector
+
+    return slow
+
+
+def test_a_slow_subscriber_loses_its_oldest_events_and_delays_nobody(
+    run_gateway, slow, subscriber, caplog
+) -> None:
+    gateway = run_gateway(max_queued_events=10)
+    laggard = slow(gateway)
+    publisher = subscriber("a", gateway=gateway)
+    for number in range(60):
+        publish(publisher, "a", LARGE, timestamp=number + 1)
+        assert receive_event(publisher).timestamp == number + 1
+    (slow_info, publisher_info) = gateway.connections()
+    assert publisher_info.events_dropped == 0
+    dropped = slow_info.events_dropped
+    assert 30 < dropped < 60
+    assert counted(gateway, "events_dropped") == dropped
+    assert caplog.text.count("does not keep up with the events") == 1
+
+    laggard.start_reading()
+    laggard.receive()
+    received = [receive_event(laggard).timestamp for _ in range(60 - dropped)]
+    assert received[-10:] == list(range(51, 61)), "the newest are there"
+    assert received[:-10] == list(range(1, 51 - dropped)), "and those that were on their way"
+
+
+def test_what_a_slow_subscriber_keeps_is_bounded_in_bytes_too(run_gateway, slow, connect) -> None:
+    gateway = run_gateway(max_queued_bytes=3_000_000)
+    slow(gateway)
+    publisher = connect(gateway)
+    for _ in range(40):
+        publish(publisher, "a", LARGE)
+    eventually(lambda: counted(gateway, "events_published") == 40)
+    outbound = gateway._thread._serving.registry.connections[0].outbound
+    assert outbound._event_bytes <= 3_000_000
+    assert gateway.connections()[0].events_dropped > 20
+
+
+def test_requests_go_ahead_of_events(gateway, slow, connect, call) -> None:
+    laggard = slow(gateway)
+    publisher = connect(gateway)
+    for _ in range(40):
+        publish(publisher, "a", LARGE)
+    eventually(lambda: counted(gateway, "events_published") == 40)
+    pending = call(gateway, "/slow.Slow/Say")
+    eventually(lambda: gateway.connections()[0].pending == 1)
+    laggard.start_reading()
+    kinds = [laggard.receive().WhichOneof("message_type") for _ in range(42)]
+    assert kinds.index("request") < 20
+    assert not pending.done()
+
+
+def test_losses_are_reported_again_after_a_while(
+    run_gateway, slow, connect, caplog, monkeypatch
+) -> None:
+    monkeypatch.setattr(events, "REPORT_INTERVAL", 0.0)
+    gateway = run_gateway(max_queued_events=1)
+    slow(gateway)
+    publisher = connect(gateway)
+    for _ in range(20):
+        publish(publisher, "a", LARGE)
+    eventually(lambda: counted(gateway, "events_published") == 20)
+    assert caplog.text.count("does not keep up with the events") > 1
+    assert "lost so far" in caplog.text
+
+
+def test_an_event_larger_than_a_subscriber_takes_is_lost_to_it(gateway, connect) -> None:
+    small = connect(gateway, max_message_bytes=100)
+    subscribe(small, "a")
+    publish(small, "a", b"x" * 200)
+    publish(small, "a", b"1")
+    assert receive_event(small).payload == b"1"
+    assert gateway.connections()[0].events_dropped == 1

@@ -1,0 +1,161 @@
+"""Every limit: whoever meets it is told which it was, it is counted, and others go on."""
+
+from __future__ import annotations
+
+import grpc
+import pytest
+
+from tests.gateway.conftest import counted
+from tests.support.waiting import eventually
+
+SAY = "/echo.Echo/Say"
+EXHAUSTED = grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
+def refused(gateway, dial, **register) -> tuple[grpc.StatusCode, str]:
+    connector = dial(gateway)
+    with pytest.raises(EOFError):
+        connector.register(**register)
+    return connector.ended()
+
+
+def test_max_connections(run_gateway, dial, connect) -> None:
+    gateway = run_gateway(max_connections=2)
+    first = connect(gateway, "echo.Echo")
+    undecided = dial(gateway)  # it has not registered yet, and counts all the same
+    code, details = eventually(lambda: refused(gateway, dial))
+    assert (code, details) == (
+        EXHAUSTED,
+        "2 connections are open (the gateway's max_connections)",
+    )
+    assert counted(gateway, "refused_max_connections") == 1
+    assert counted(gateway, "connections_refused") == 1
+    undecided.register("echo.Echo")
+    first.disconnect()
+    first.ended()
+    connect(gateway)
+    assert counted(gateway, "connections_opened") == 3
+
+
+def test_max_connections_per_key(run_gateway, dial, connect) -> None:
+    gateway = run_gateway(api_keys=["key", "other"], max_connections_per_key=1)
+    first = connect(gateway)
+    code, details = refused(gateway, dial)
+    assert code is EXHAUSTED
+    assert "1 connections with that API key" in details
+    assert "max_connections_per_key" in details
+    assert counted(gateway, "refused_max_connections_per_key") == 1
+    connect(gateway, api_key="other")
+    first.disconnect()
+    first.ended()
+    connect(gateway)
+
+
+def test_max_pending_per_connection(run_gateway, connect, call) -> None:
+    gateway = run_gateway(max_pending_per_connection=1)
+    full, other = connect(gateway, "echo.Echo"), connect(gateway, "echo.Echo", "more.More")
+    for connector in (full, other):
+        call(gateway, SAY)
+        connector.receive_request()
+    attempt = call(gateway, SAY)
+    assert attempt.code() is EXHAUSTED
+    assert "1 calls wait for each (the gateway's max_pending_per_connection)" in attempt.details()
+    assert counted(gateway, "refused_max_pending_per_connection") == 1
+
+
+def test_a_connector_may_have_as_many_calls_of_its_own(run_gateway, connect) -> None:
+    gateway = run_gateway(max_pending_per_connection=2)
+    for _ in range(2):
+        connect(gateway, "echo.Echo")
+    asker = connect(gateway)
+    for number in range(3):
+        asker.ask(str(number), SAY)
+    response = asker.receive_response()
+    assert (response.request_id, response.status_code) == ("2", 429)
+    assert "has 2 calls of its own under way" in response.error_message
+    assert counted(gateway, "refused_max_pending_per_connection") == 1
+
+
+def test_max_message_bytes(run_gateway, connect, call) -> None:
+    gateway = run_gateway(max_message_bytes=10_000)
+    connector = connect(gateway, "echo.Echo")
+    attempt = call(gateway, SAY, b"x" * 15_000)
+    assert attempt.code() is EXHAUSTED
+    assert "15,000 bytes exceeds 10,000 (the gateway's max_message_bytes)" in attempt.details()
+    connector.respond("1", b"x" * 15_000)
+    code, details = connector.ended()
+    assert code is EXHAUSTED
+    assert "the gateway's max_message_bytes" in details
+    assert counted(gateway, "refused_max_message_bytes") == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "stated"), [({"max_sent_message_bytes": 5000}, None), ({}, 5000)]
+)
+def test_max_sent_message_bytes(run_gateway, connect, call, options, stated) -> None:
+    gateway = run_gateway(**options)
+    connector = connect(gateway, "echo.Echo", max_message_bytes=stated)
+    attempt = call(gateway, SAY, b"x" * 6000)
+    assert attempt.code() is EXHAUSTED
+    assert "exceeds the connector's 5,000 (the gateway's max_sent_m" in attempt.details()
+    assert counted(gateway, "refused_max_sent_message_bytes") == 1
+    call(gateway, SAY, b"x" * 4000)
+    connector.receive_request()
+
+
+def test_a_response_larger_than_may_be_sent(run_gateway, connect, call) -> None:
+    gateway = run_gateway(max_sent_message_bytes=5000)
+    connector = connect(gateway, "echo.Echo")
+    attempt = call(gateway, SAY)
+    connector.respond(connector.receive_request().request_id, b"x" * 6000)
+    assert attempt.code() is EXHAUSTED
+    assert "6,000 bytes exceeds the 5,000 that may be sent" in attempt.details()
+
+
+def test_max_metadata_bytes(run_gateway, connect, call) -> None:
+    gateway = run_gateway(max_metadata_bytes=2000)
+    connector = connect(gateway, "echo.Echo")
+    attempt = call(gateway, SAY, metadata=[("a", "x" * 2000)])
+    assert attempt.code() is EXHAUSTED
+    assert "exceed 2,000 (the gateway's max_metadata_bytes)" in attempt.details()
+    assert counted(gateway, "refused_max_metadata_bytes") == 1
+    call(gateway, SAY, metadata=[("a", "x" * 1000)])
+    connector.receive_request()
+
+
+def test_metadata_far_over_the_limit_is_refused_by_grpc_itself(gateway, connect, call) -> None:
+    connect(gateway, "echo.Echo")
+    attempt = call(gateway, SAY, metadata=[("a", "x" * 100_000)])
+    assert attempt.code() is EXHAUSTED
+
+
+def test_handshake_timeout(run_gateway, dial) -> None:
+    gateway = run_gateway(handshake_timeout=0.05)
+    assert dial(gateway).ended() == (
+        grpc.StatusCode.DEADLINE_EXCEEDED,
+        "no register message came within 0.05 seconds",
+    )
+    assert counted(gateway, "refused_handshake_timeout") == 1
+
+
+def test_a_response_to_an_asker_that_does_not_read_becomes_a_short_one(
+    run_gateway, dial, connect
+) -> None:
+    gateway = run_gateway(max_queued_bytes=5_000_000)
+    answerer = connect(gateway, "echo.Echo")
+    asker = dial(gateway, reads=False)
+    asker.send_registration()
+    eventually(lambda: len(gateway.connections()) == 2)
+    for number in range(20):
+        asker.ask(str(number), SAY)
+        answerer.receive_request()
+        answerer.respond(str(number), b"x" * 3_000_000)
+    eventually(lambda: gateway.connections()[1].asked == 0)
+    asker.start_reading()
+    asker.receive()
+    responses = [asker.receive_response() for _ in range(20)]
+    assert [response.request_id for response in responses] == [str(n) for n in range(20)]
+    refused = [response for response in responses if response.status_code == 429]
+    assert 10 < len(refused) < 20
+    assert "the gateway's max_queued_bytes" in refused[0].error_message
+    assert counted(gateway, "refused_max_queued_bytes") == len(refused)
