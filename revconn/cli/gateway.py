@@ -72,7 +72,18 @@ _LIMITS = {
     "heartbeat_timeout": ("SECONDS", "end a connection that has sent no heartbeat for so long"),
     "request_timeout": ("SECONDS", "give up a call that is not answered for so long"),
     "max_pending": ("N", "calls that may wait for an answer at once"),
+    "max_pending_per_connection": ("N", "of those, how many may wait for one connector"),
+    "max_connections": ("N", "connectors that may be connected"),
+    "max_connections_per_key": ("N", "of those, how many with the same API key"),
     "max_message_bytes": ("BYTES", "largest message taken from a connector or a caller"),
+    "max_sent_message_bytes": ("BYTES", "largest message sent to a connector or a caller"),
+    "max_response_bytes": ("BYTES", "largest response taken in several chunks"),
+    "max_joining_bytes": ("BYTES", "all such responses together while they are not whole"),
+    "max_queued_bytes": ("BYTES", "what may wait to be read by one connector"),
+    "max_queued_events": ("N", "events that may wait to be read by one connector"),
+    "max_subscriptions": ("N", "types of events that one connector may subscribe to"),
+    "max_metadata_bytes": ("BYTES", "metadata of one call"),
+    "handshake_timeout": ("SECONDS", "time a connector has to register once it is connected"),
 }
 _TLS_OPTIONS = {f"ServerTLS({name}=)": f"--tls-{name}" for name in ("cert", "key")}
 _TLS_OPTIONS["ServerTLS(client_ca=)"] = "--tls-client-ca"

@@ -19,6 +19,7 @@ from revconn.core.deadline import request_deadline
 from revconn.core.features import CANCEL
 from revconn.core.routing import split_method_path
 from revconn.core.status import StatusCode
+from revconn.gateway import journal
 from revconn.gateway.failures import NobodyServes, Refused
 from revconn.gateway.metadata import require_small_headers
 from revconn.gateway.registry import Connection
@@ -75,8 +76,9 @@ class Conversation:
 
     def _receive_status(self, status: ConnectionStatus) -> None:
         if status.status == ConnectionStatus.DISCONNECTED:
-            reason = f": {status.message[:200]!r}" if status.message else ""
-            logger.info("connection %s is leaving%s", self._connection.id, reason)
+            if not self._connection.draining:
+                reason = repr(status.message[:200]) if status.message else ""
+                journal.draining(self._connection, reason)
             self._shared.forwarding.drain(self._connection, "it left")
         else:
             self._note(f"status {status.status}", f": {status.message[:200]!r}")

@@ -16,6 +16,7 @@ class Counters:
 
     :ivar connections_opened: connectors that registered.
     :ivar connections_refused: streams refused before that, whatever the reason.
+    :ivar connections_expired: connections ended because they sent no heartbeat.
     :ivar calls: calls sent on to a connector, those of connectors included.
     :ivar calls_answered: calls that a connector answered, whatever with.
     :ivar calls_unserved: calls refused because nobody serves what they ask for.
@@ -36,6 +37,7 @@ class Counters:
 
     connections_opened: int = 0
     connections_refused: int = 0
+    connections_expired: int = 0
     calls: int = 0
     calls_answered: int = 0
     calls_unserved: int = 0

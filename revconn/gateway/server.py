@@ -18,8 +18,9 @@ import grpc
 
 from revconn.gateway.keys import ApiKeys, ApiKeysGiven
 from revconn.gateway.limits import Limits
-from revconn.gateway.registry import ConnectionInfo, Registry
+from revconn.gateway.registry import ConnectionInfo
 from revconn.gateway.serving import Serving, Settings
+from revconn.gateway.shared import Shared
 from revconn.gateway.tls import ServerTLS
 from revconn.validation import refuse, require_seconds
 
@@ -136,7 +137,8 @@ class Gateway:
                 handshake_timeout=handshake_timeout,
             ),
         )
-        self._lock = threading.Lock()  # guards _thread
+        self._lock = threading.Lock()  # guards _shared and _thread
+        self._shared = self._settings.new_shared()
         self._thread: _GatewayThread | None = None
 
     @property
@@ -153,7 +155,8 @@ class Gateway:
         with self._lock:
             if self._thread is not None:
                 raise RuntimeError("the gateway is running already")
-            thread = self._thread = _GatewayThread(self._settings)
+            self._shared = self._settings.new_shared()
+            thread = self._thread = _GatewayThread(self._settings, self._shared)
         try:
             self._address = thread.start()
         except BaseException:
@@ -207,6 +210,17 @@ class Gateway:
             thread = self._thread
         return () if thread is None else thread.connections()
 
+    def stats(self) -> dict[str, int]:
+        """Numbers for monitoring, by name.
+
+        ``connections`` and ``pending`` are how many connectors and unanswered calls there are now.
+        All others count from the last start on, and stay readable after the stop; the reference
+        lists them.
+        """
+        with self._lock:
+            shared = self._shared
+        return shared.stats()
+
     def __enter__(self) -> Gateway:
         return self.start()
 
@@ -227,12 +241,12 @@ class Gateway:
 class _GatewayThread:
     """The thread of a gateway, its event loop, and the way in from other threads."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, shared: Shared) -> None:
         self._settings = settings
+        self._shared = shared
         self._thread = threading.Thread(target=self._run, name="revconn-gateway", daemon=True)
         self._started: concurrent.futures.Future[str] = concurrent.futures.Future()
         # Set by the gateway's thread before it reports that it has started:
-        self._registry = Registry()
         self._serving: Serving | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stop_requested: asyncio.Future[float] | None = None
@@ -260,7 +274,7 @@ class _GatewayThread:
 
     def connections(self) -> tuple[ConnectionInfo, ...]:
         """A picture of every connection."""
-        return self._registry.describe(time.monotonic())
+        return self._shared.registry.describe(time.monotonic())
 
     def end_withdrawn(self) -> None:
         """End the connections whose key is not accepted any more."""
@@ -287,9 +301,8 @@ class _GatewayThread:
         self._loop = asyncio.get_running_loop()
         self._loop.set_exception_handler(_report_loop_error)
         self._stop_requested = self._loop.create_future()
-        serving = Serving(self._settings)
+        serving = Serving(self._settings, self._shared)
         address = await serving.start()
-        self._registry = serving.registry
         self._serving = serving
         self._started.set_result(address)
         expiry = asyncio.ensure_future(serving.expire())

@@ -13,11 +13,12 @@ import grpc
 import grpc.aio
 
 from revconn.core.status import StatusCode
+from revconn.gateway import journal
 from revconn.gateway.door import STOPPING, Door
 from revconn.gateway.keys import ApiKeys
 from revconn.gateway.limits import Limits
 from revconn.gateway.proxy import Proxy
-from revconn.gateway.registry import Registry
+from revconn.gateway.registry import Connection, Registry
 from revconn.gateway.shared import Shared
 from revconn.gateway.statuses import fail
 from revconn.gateway.stream import ConnectorStreams
@@ -49,19 +50,23 @@ class Settings:
     request_timeout: float
     limits: Limits
 
+    def new_shared(self) -> Shared:
+        """The state of a gateway that is about to start."""
+        return Shared(
+            self.keys,
+            self.limits,
+            heartbeat_timeout=self.heartbeat_timeout,
+            request_timeout=self.request_timeout,
+        )
+
 
 class Serving:
     """One server, from its start to its stop. It belongs to the thread whose loop made it."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, shared: Shared) -> None:
         self._settings = settings
-        self.shared = Shared(
-            settings.keys,
-            settings.limits,
-            heartbeat_timeout=settings.heartbeat_timeout,
-            request_timeout=settings.request_timeout,
-        )
-        self.registry = self.shared.registry
+        self.shared = shared
+        self.registry = shared.registry
         self._server = grpc.aio.server(options=_options(settings))
         streams = ConnectorStreams(self.shared)
         handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
@@ -145,10 +150,15 @@ class Serving:
         timeout = self._settings.heartbeat_timeout
         while True:
             for connection in self.registry.expired(time.monotonic(), timeout):
-                connection.end(StatusCode.UNAVAILABLE, f"no heartbeat for {timeout:g} seconds")
+                self._end_silent(connection, f"no heartbeat for {timeout:g} seconds")
             self.shared.forwarding.relieve_stalled()
             self.end_withdrawn()  # of those, too, that were just registering when the keys changed
             await asyncio.sleep(min(LONGEST_EXPIRY_INTERVAL, timeout / 4))
+
+    def _end_silent(self, connection: Connection, reason: str) -> None:
+        self.shared.counters.connections_expired += 1
+        journal.expired(connection, reason)
+        connection.end(StatusCode.UNAVAILABLE, reason)
 
 
 def _introspection(

@@ -34,3 +34,8 @@ class Shared:
         self.registry = Registry()
         self.forwarding = Forwarding(self.registry, limits, self.counters)
         self.events = Events(limits, self.counters)
+
+    def stats(self) -> dict[str, int]:
+        """What was counted since the start, and how much there is now. Safe from any thread."""
+        now = {"connections": len(self.registry.connections), "pending": len(self.forwarding)}
+        return now | self.counters.snapshot()

@@ -16,6 +16,7 @@ from revconn._proto.registry_pb2 import ConnectionMessage, ConnectionStatus
 from revconn.core.errors import ProtocolError
 from revconn.core.features import FEATURES_HEADER, SUPPORTED, Announcement
 from revconn.core.status import StatusCode
+from revconn.gateway import journal
 from revconn.gateway.conversation import Conversation
 from revconn.gateway.decoding import decode
 from revconn.gateway.failures import Refused, over_limit
@@ -78,7 +79,7 @@ class ConnectorStreams:
         else:
             return await _Stream(context, registration, self._shared).run()
         self._shared.counters.connections_refused += 1
-        logger.warning("refused a connector at %s: %s", context.peer(), problem)
+        journal.refused(context.peer(), problem)
         return await fail(context, code, problem)
 
     async def _receive_registration(self, context: Context) -> Registration:
@@ -132,8 +133,7 @@ class _Stream:
         connection.outbound.put(connected.SerializeToString())
         self._shared.registry.add(connection)
         self._shared.counters.connections_opened += 1
-        services = ", ".join(connection.services) or "no services"
-        logger.info("connection %s from %s registered %s", connection.id, connection.peer, services)
+        journal.connected(connection)
         reader = asyncio.ensure_future(self._guard(self._read()))
         writer = asyncio.ensure_future(self._guard(self._write()))
         ending = _Ending(StatusCode.UNAVAILABLE, "the stream broke")
@@ -167,7 +167,7 @@ class _Stream:
         if ending.code is not StatusCode.OK and not connection.outbound.is_closed:
             connection.outbound.discard()
         shared.forwarding.connection_ended(connection, ending.reason)
-        logger.info("connection %s ended: %s", connection.id, ending.reason)
+        journal.ended(connection, ending.reason)
 
     async def _guard(self, work: Awaitable[None]) -> None:
         try:
@@ -194,8 +194,7 @@ class _Stream:
             received = await self._context.read()
             if not isinstance(received, bytes):
                 # A stream that breaks looks like this at first; grpc cancels run() soon after.
-                departure = "it closed its side of the stream"
-                self._shared.forwarding.drain(self._connection, departure)
+                self._close_half()
                 return
             if len(received) > limit:
                 problem = f"a message of {len(received):,} bytes exceeds {limit:,}"
@@ -208,3 +207,9 @@ class _Stream:
                 self._end.bring(StatusCode.INVALID_ARGUMENT, str(error))
                 return
             await self._conversation.receive(message)
+
+    def _close_half(self) -> None:
+        departure = "it closed its side of the stream"
+        if not self._connection.draining:
+            journal.draining(self._connection, departure)
+        self._shared.forwarding.drain(self._connection, departure)

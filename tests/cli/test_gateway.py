@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+import inspect
 import json
 import re
 import signal
@@ -13,7 +15,9 @@ from pathlib import Path
 import grpc
 import pytest
 
+from revconn.cli import gateway as gateway_command
 from revconn.cli import main
+from revconn.gateway import Gateway
 from tests.support.certificates import Authority
 from tests.support.commands import Command, run_command
 from tests.support.scripted_connector import ScriptedConnector
@@ -244,8 +248,12 @@ def test_the_log_may_be_json(run, connect) -> None:
     connect(command, "key", "echo.Echo")
     command.signal(signal.SIGTERM)
     assert command.wait() == 0
-    lines = [json.loads(line) for line in command.lines if LISTENING not in line]
+    lines = [json.loads(line) for line in command.lines if not line.startswith(LISTENING)]
     assert {"time", "level", "logger", "message"} <= set.intersection(*map(set, lines))
+    events = [line for line in lines if "event" in line]
+    assert [event["event"] for event in events] == ["connected", "ended"]
+    assert {(event["key"], *event["services"]) for event in events} == {(1, "echo.Echo")}
+    assert events[1]["reason"] == "the gateway is stopping"
 
 
 def exit_code(*arguments: str) -> int:
@@ -253,3 +261,12 @@ def exit_code(*arguments: str) -> int:
         return main(arguments)
     except SystemExit as end:
         return end.code
+
+
+def test_every_limit_of_the_gateway_has_an_option_with_its_default() -> None:
+    parser = argparse.ArgumentParser()
+    gateway_command.add_parser(parser.add_subparsers())
+    arguments = vars(parser.parse_args(["gateway"]))
+    for name, parameter in inspect.signature(Gateway).parameters.items():
+        if name not in ("address", "api_keys", "tls"):
+            assert arguments[name] == parameter.default, name

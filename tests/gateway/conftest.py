@@ -13,6 +13,7 @@ from revconn.gateway import (
     Gateway,
     conversation,
     forwarding,
+    journal,
     outbound,
     server,
     serving,
@@ -59,7 +60,7 @@ class Clock:
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     """Ages and heartbeats in the test's own time. To be asked for before a gateway is."""
     clock = Clock()
-    for module in (conversation, forwarding, outbound, server, serving, stream):
+    for module in (conversation, forwarding, journal, outbound, server, serving, stream):
         monkeypatch.setattr(module, "time", clock)
     monkeypatch.setattr(serving, "LONGEST_EXPIRY_INTERVAL", 0.01)
     return clock

@@ -232,7 +232,7 @@ def test_stopping_from_its_own_thread_returns_and_takes_effect(gateway, connect)
             returned.set()
 
     returned = threading.Event()
-    log = logging.getLogger("revconn.gateway.stream")
+    log = logging.getLogger("revconn.gateway.journal")
     handler = StopWhenSomebodyRegisters()
     log.addHandler(handler)
     level = log.level

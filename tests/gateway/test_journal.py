@@ -1,0 +1,116 @@
+"""The log has a line for whatever happens to a connection, with fields for machines."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import grpc
+import pytest
+
+from revconn.gateway import journal
+from tests.support.waiting import eventually
+
+STANDARD = set(vars(logging.makeLogRecord({}))) | {"message", "taskName"}
+
+
+@pytest.fixture
+def events(caplog) -> Any:
+    """The fields of every event so far."""
+    caplog.set_level(logging.INFO, journal.__name__)
+
+    def events() -> list[dict[str, Any]]:
+        return [
+            {name: value for name, value in vars(record).items() if name not in STANDARD}
+            for record in caplog.records
+            if record.name == journal.__name__
+        ]
+
+    return events
+
+
+def test_a_connection_has_a_beginning_a_farewell_and_an_end(
+    events, clock, run_gateway, connect, caplog
+) -> None:
+    gateway = run_gateway(api_keys=["one", "two"])
+    connector = connect(gateway, "a.A", "b.B", api_key="two")
+    (connection,) = gateway.connections()
+    clock.advance(1.5)
+    connector.disconnect("for\nlunch")
+    connector.ended()
+    eventually(lambda: len(events()) == 3)
+    facts = {
+        "connection_id": connector.connection_id,
+        "key": 2,
+        "services": ["a.A", "b.B"],
+        "peer": connection.peer,
+    }
+    assert events() == [
+        {**facts, "event": "connected", "age": 0.0},
+        {**facts, "event": "draining", "age": 1.5, "reason": r"'for\nlunch'"},
+        {
+            **facts,
+            "event": "ended",
+            "age": 1.5,
+            "reason": "it left, and all that was sent to it is settled",
+        },
+    ]
+    assert [record.getMessage() for record in caplog.records] == [
+        f"connection {connection.connection_id} from {connection.peer} registered a.A, b.B",
+        rf"connection {connection.connection_id} is leaving: 'for\nlunch'",
+        f"connection {connection.connection_id} ended: it left, and all that was sent to it is"
+        " settled",
+    ]
+
+
+def test_a_refused_connector_leaves_a_line_without_its_key(events, gateway, dial, caplog) -> None:
+    with pytest.raises(EOFError, match="Invalid token"):
+        dial(gateway).register(api_key="hunter2")
+    eventually(events)
+    ((event),) = events()
+    assert event == {"event": "refused", "reason": "Invalid token", "peer": event["peer"]}
+    assert event["peer"].startswith("ipv4:127.0.0.1:")
+    assert "hunter2" not in caplog.text
+
+
+def test_a_silent_one_expires_once_and_ends(events, clock, gateway, connect) -> None:
+    connector = connect(gateway, "a.A")
+    clock.advance(120.0)
+    assert connector.ended()[0] is grpc.StatusCode.UNAVAILABLE
+    eventually(lambda: len(events()) == 3)
+    assert [event["event"] for event in events()] == ["connected", "expired", "ended"]
+    assert {event.get("reason") for event in events()} == {None, "no heartbeat for 120 seconds"}
+    assert gateway.stats()["connections_expired"] == 1
+
+
+def test_a_farewell_said_twice_is_one(events, gateway, connect, call) -> None:
+    connector = connect(gateway, "a.A")
+    pending = call(gateway, "/a.A/Do")
+    request = connector.receive_request()
+    connector.disconnect()
+    connector.disconnect()
+    connector.half_close()
+    connector.respond(request.request_id)
+    pending.cancel()
+    connector.ended()
+    eventually(lambda: events()[-1]["event"] == "ended")
+    assert [event["event"] for event in events()] == ["connected", "draining", "ended"]
+
+
+def test_one_that_hangs_up_without_a_word_drains_too(events, gateway, connect) -> None:
+    connector = connect(gateway)
+    connector.half_close()
+    connector.ended()
+    eventually(lambda: len(events()) == 3)
+    assert events()[1]["reason"] == "it closed its side of the stream"
+    assert events()[1]["services"] == []
+
+
+def test_however_much_a_connector_registers_its_line_stays_short(
+    events, gateway, connect, caplog
+) -> None:
+    connect(gateway, "x" * 100_000, *(f"a.Service{number}" for number in range(1000)))
+    eventually(events)
+    assert len(events()[0]["services"]) == 100
+    assert sum(map(len, events()[0]["services"])) < 3000
+    assert all(len(record.getMessage()) < 1500 for record in caplog.records)
