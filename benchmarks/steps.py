@@ -21,6 +21,7 @@ from revconn._proto.registry_pb2 import ConnectionMessage, ConnectionStatus, For
 from revconn.core.deadline import request_deadline
 from revconn.core.frames import data_header
 from revconn.core.framing import frame
+from revconn.core.large import LargeAnswer
 from revconn.core.outbound import Answer, Outbound
 from revconn.core.protocol import Conversation
 from revconn.core.routing import Routes
@@ -71,10 +72,10 @@ class Path:
     def _requests(self, messages: list[ForwardRequest]) -> list[Request]:
         return [Request(each, self._deadline(each), self._lock) for each in messages]
 
-    def _answer(self, requests: list[Request]) -> list[Answer]:
-        return [Answer(self._answering(each), each.deadline) for each in requests]
+    def _answer(self, requests: list[Request]) -> list[Answer | LargeAnswer]:
+        return [self._answering(each) for each in requests]
 
-    def _queue(self, answers: list[Answer]) -> list[bytes]:
+    def _queue(self, answers: list[Answer | LargeAnswer]) -> list[bytes]:
         for answer in answers:
             self._outbound.put(answer)
         return [answer.message for answer in self._outbound.take_answers(1 << 20)]

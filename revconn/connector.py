@@ -68,7 +68,8 @@ class Connector:
     :param max_in_flight_bytes: payload bytes accepted and not yet answered (64 MiB); beyond them
         gateways are held back by flow control instead of filling this machine's memory.
     :param max_message_bytes: the largest message sent (4 MiB, a gRPC server's default limit:
-        beyond it a gateway would end the whole stream). A larger answer fails alone.
+        beyond it a gateway would end the whole stream). A larger answer is sent in chunks where
+        the gateway knows them, and fails alone where it does not.
     :param heartbeat_interval: seconds between heartbeats (30.0).
     :param liveness_timeout: after a longer silence (a suspended machine, a starved process) the
         gateway may have forgotten the connection, so it is replaced (90.0: that leaves 30 s of

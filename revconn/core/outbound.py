@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+import logging
+import sys
 from collections import deque
+from collections.abc import Container
 from typing import NamedTuple
 
+from revconn.core.large import LargeAnswer
+from revconn.core.status import StatusCode
+
 __all__ = ["Answer", "Outbound"]
+
+logger = logging.getLogger(__name__)
+
+_MOST_LARGE_BYTES = 512 << 20
 
 
 class Answer(NamedTuple):
@@ -19,26 +29,45 @@ class Outbound:
     """Control messages (the registration, heartbeats, the goodbye) and answers.
 
     Control messages belong to one connection and go with it. Answers outlive it: a gateway keeps
-    a pending request by its id, so an answer may travel on the next connection. Not thread-safe.
+    a pending request by its id, so an answer may travel on the next connection. Those that are
+    too large for one message leave in chunks, in turns, if the connection's terms allow that
+    (:meth:`agree`); until these are known they wait. Not thread-safe.
     """
 
     def __init__(self) -> None:
         self._control: deque[bytes] = deque()
         self._answers: deque[Answer] = deque()
+        self._large: deque[LargeAnswer] = deque()
+        self._limit = sys.maxsize
+        self._chunks: bool | None = None
         self.answer_bytes = 0
+        self.large_bytes = 0
         self.undelivered = 0
 
     def __len__(self) -> int:
-        return len(self._control) + len(self._answers)
+        return len(self._control) + len(self._answers) + len(self._large)
+
+    @property
+    def has_large(self) -> bool:
+        """Whether there are large answers whose chunks may be taken."""
+        return bool(self._large) and self._chunks is True
 
     def put_control(self, message: bytes) -> None:
         """Queue ahead of all answers."""
         self._control.append(message)
 
-    def put(self, answer: Answer) -> None:
+    def put(self, answer: Answer | LargeAnswer) -> None:
         """Queue behind everything else."""
-        self._answers.append(answer)
-        self.answer_bytes += len(answer.message)
+        if isinstance(answer, LargeAnswer):
+            if self._chunks is None or answer.size > self._limit:
+                self._put_large(answer)
+                return
+            answer = Answer(answer.whole(), answer.deadline)
+        if len(answer.message) > self._limit:
+            self._put_large(LargeAnswer(*answer))
+        else:
+            self._answers.append(answer)
+            self.answer_bytes += len(answer.message)
 
     def take_control(self) -> list[bytes]:
         """Every control message that waits."""
@@ -57,10 +86,33 @@ class Outbound:
         self.answer_bytes -= size
         return taken
 
-    def put_back(self, answers: list[Answer]) -> None:
+    def take_chunk(self) -> tuple[bytes, LargeAnswer | None]:
+        """A chunk of the large answer whose turn it is, and that answer if it was the last one."""
+        large = self._large.popleft()
+        message, is_last = large.next_chunk()
+        if not is_last:
+            self._large.append(large)
+            return message, None
+        self.large_bytes -= large.size
+        return message, large
+
+    def put_back(self, answers: list[Answer | LargeAnswer]) -> None:
         """Queue answers that were taken, and may not have left, ahead of the others again."""
-        self._answers.extendleft(reversed(answers))
-        self.answer_bytes += sum(len(answer.message) for answer in answers)
+        for answer in reversed(answers):
+            if isinstance(answer, LargeAnswer):
+                self._put_large(answer)
+            else:
+                self._answers.appendleft(answer)
+                self.answer_bytes += len(answer.message)
+
+    def withdraw(self, request_ids: Container[str]) -> None:
+        """Nobody waits for these any more: the rest of large answers to them need not be sent."""
+        for large in [each for each in self._large if each.request_id in request_ids]:
+            self._large.remove(large)
+            self.large_bytes -= large.size
+            logger.debug("%s was cancelled: dropped its large answer", large.about)
+
+    # Connections
 
     def start_over(self, now: float) -> None:
         """A new connection begins: drop what belonged to the last one, and expired answers.
@@ -68,8 +120,67 @@ class Outbound:
         On a living connection a late answer is still worth sending: it frees the gateway's
         pending entry.
         """
+        self.hang_up()
+        waiting = len(self._answers) + len(self._large)
+        self._answers = deque(each for each in self._answers if _is_awaited(each, now))
+        self._large = deque(each for each in self._large if _is_awaited(each, now))
+        self.undelivered += waiting - len(self._answers) - len(self._large)
+        self.answer_bytes = sum(len(answer.message) for answer in self._answers)
+        self.large_bytes = sum(large.size for large in self._large)
+
+    def agree(self, limit: int, *, chunks: bool) -> None:
+        """The connection takes messages of ``limit`` bytes, and chunks or not.
+
+        A large answer begins with its first chunk, or becomes the error of its request.
+        """
+        self._limit, self._chunks = limit, chunks
+        waiting: list[Answer | LargeAnswer] = [*self._large, *self._answers]
+        self._large.clear()
+        self._answers.clear()
+        self.answer_bytes = self.large_bytes = 0
+        for answer in waiting:
+            self.put(answer)
+
+    def hang_up(self) -> None:
+        """The connection is over: nothing is agreed any more."""
         self._control.clear()
-        alive = [a for a in self._answers if a.deadline is None or a.deadline > now]
-        self.undelivered += len(self._answers) - len(alive)
-        self._answers = deque(alive)
-        self.answer_bytes = sum(len(answer.message) for answer in alive)
+        self._limit, self._chunks = sys.maxsize, None
+
+    def _put_large(self, large: LargeAnswer) -> None:
+        try:
+            self._require_possible(large)
+        except _Impossible as problem:
+            logger.error("%s: the answer was not sent: %s", large.about, problem)
+            failure = Answer(large.failure(problem.code, str(problem)), large.deadline)
+            self._answers.append(failure)
+            self.answer_bytes += len(failure.message)
+        else:
+            self._large.append(large)
+            self.large_bytes += large.size
+
+    def _require_possible(self, large: LargeAnswer) -> None:
+        if self._chunks is False:
+            problem = f"message of {large.size:,} bytes is larger than the limit of {self._limit:,}"
+            raise _Impossible(StatusCode.INTERNAL, f"{problem} bytes")
+        if self._large and self.large_bytes + large.size > _MOST_LARGE_BYTES:
+            raise _Impossible(
+                StatusCode.RESOURCE_EXHAUSTED,
+                f"large answers of {self.large_bytes:,} bytes wait already",
+            )
+        if self._chunks:
+            try:
+                large.begin(self._limit)
+            except ValueError as error:
+                raise _Impossible(StatusCode.INTERNAL, str(error)) from None
+
+
+class _Impossible(Exception):
+    """A large answer cannot be sent."""
+
+    def __init__(self, code: StatusCode, reason: str) -> None:
+        super().__init__(reason)
+        self.code = code
+
+
+def _is_awaited(answer: Answer | LargeAnswer, now: float) -> bool:
+    return answer.deadline is None or answer.deadline > now

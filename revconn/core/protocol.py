@@ -51,12 +51,14 @@ class Inbound:
 
     ``connection_id`` is set by the batch that brought CONNECTED, ``end`` by the one that ended
     the conversation: a :class:`ProtocolError` when the gateway broke the protocol, else the
-    gateway's own reason. ``requests`` hold even then: they came first. ``cancelled`` are the ids
-    of requests, of this batch or earlier, or of none that ever was.
+    gateway's own reason. ``requests`` and ``cancelled`` hold even then: they came first.
+
+    ``cancelled`` are ids of earlier requests, or of none that ever was; each with how many
+    requests of this batch came before it. Those of the batch that it meant are not in ``requests``.
     """
 
     requests: list[ForwardRequest] = field(default_factory=list)
-    cancelled: list[str] = field(default_factory=list)
+    cancelled: dict[str, int] = field(default_factory=dict)
     connection_id: str | None = None
     end: ProtocolError | str | None = None
 
@@ -160,6 +162,12 @@ class Conversation:
             except ProtocolError as error:
                 inbound.end = error
                 self._enter(Phase.ENDED)
+        if inbound.cancelled:
+            inbound.requests = [
+                request
+                for number, request in enumerate(inbound.requests)
+                if number >= inbound.cancelled.get(request.request_id, 0)
+            ]
         return inbound
 
     def _receive_one(self, data: bytes, inbound: Inbound) -> None:
@@ -190,7 +198,7 @@ class Conversation:
 
     def _receive_cancel(self, cancel: CancelRequest, inbound: Inbound) -> None:
         if 0 < len(cancel.request_id) <= _LONGEST_ID:
-            inbound.cancelled.append(cancel.request_id)
+            inbound.cancelled[cancel.request_id] = len(inbound.requests)
             logger.debug(
                 "the gateway cancels %r: %s", cancel.request_id, presentable(cancel.reason)
             )

@@ -13,6 +13,7 @@ from typing import Callable, NamedTuple, Protocol
 from revconn._proto.registry_pb2 import ForwardRequest
 from revconn.core.answers import encode_failure
 from revconn.core.deadline import request_deadline
+from revconn.core.large import LargeAnswer
 from revconn.core.outbound import Answer
 from revconn.core.status import StatusCode
 from revconn.messages import Request
@@ -30,7 +31,7 @@ _SHIFT = 0.5
 class Origin(Protocol):
     """Where requests come from and their answers go."""
 
-    def answer(self, answers: Iterable[Answer]) -> None:
+    def answer(self, answers: Iterable[Answer | LargeAnswer]) -> None:
         """Queue answers; does not block."""
 
 
@@ -47,7 +48,7 @@ class Dispatcher:
     ``saturated`` is true while more than ``max_in_flight_bytes`` of payload are in flight;
     ``on_relief`` is called when that ends, from whichever thread ended it.
 
-    ``answerer`` turns a request into its encoded answer; it runs user code and never raises.
+    ``answerer`` turns a request into its answer; it runs user code and never raises.
 
     A request is in flight from :meth:`accept` until it is settled: whoever settles it (its
     handler, its deadline, the end) answers it, and nobody else does; nobody answers one that was
@@ -64,7 +65,7 @@ class Dispatcher:
 
     def __init__(
         self,
-        answerer: Callable[[Request], bytes],
+        answerer: Callable[[Request], Answer | LargeAnswer],
         executor: Executor,
         *,
         max_workers: int,
@@ -243,7 +244,7 @@ class Dispatcher:
 
     # Answers go out
 
-    def _settle(self, entry: _Entry, message: bytes, outcome: str) -> bool:
+    def _settle(self, entry: _Entry, answer: Answer | LargeAnswer, outcome: str) -> bool:
         """Answer a request unless somebody else already did."""
         origin, request = entry
         key = (origin, request.request_id)
@@ -253,7 +254,7 @@ class Dispatcher:
                 return False
             del self._in_flight[key]
             relieved = self._release(request, outcome)
-        origin.answer((Answer(message, request.deadline),))
+        origin.answer((answer,))
         if relieved:
             self._on_relief()
         return True
@@ -275,7 +276,7 @@ class Dispatcher:
     ) -> None:
         request = entry.request
         failure = encode_failure(request.request_id, code, reason, framed=request.framed)
-        if self._settle(entry, failure, outcome):
+        if self._settle(entry, Answer(failure, request.deadline), outcome):
             self._call_back([request])
 
     def _expire(self, entry: _Entry) -> None:

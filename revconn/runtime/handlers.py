@@ -7,9 +7,12 @@ from typing import Any, Callable, NamedTuple, Union
 
 from revconn.core.answers import encode_failure, encode_response
 from revconn.core.errors import ProtocolError
+from revconn.core.framing import frame
+from revconn.core.large import LargeAnswer
+from revconn.core.outbound import Answer
 from revconn.core.routing import Routes
 from revconn.core.status import StatusCode, is_success, status_code
-from revconn.exceptions import MessageTooLarge, RequestError
+from revconn.exceptions import RequestError
 from revconn.messages import Request, Response
 
 __all__ = ["Answering", "Handler", "HandlerResult"]
@@ -28,29 +31,34 @@ class _Failure(NamedTuple):
     status: int | None = None
 
 
+_Outcome = Union[bytes, Response, _Failure]
+
 _INTERNAL_ERROR = _Failure(StatusCode.INTERNAL, "internal error")
 
 
 class Answering:
-    """Turns a request into its encoded answer. Never raises; called by many threads at once."""
+    """Turns a request into its answer. Never raises; called by many threads at once.
+
+    A payload beyond ``max_message_bytes`` is not encoded: whether it can be sent depends on the
+    connection that its answer will travel on.
+    """
 
     def __init__(self, routes: Routes[Handler], max_message_bytes: int) -> None:
         self._routes = routes
         self._max_message_bytes = max_message_bytes
 
-    def __call__(self, request: Request) -> bytes:
+    def __call__(self, request: Request) -> Answer | LargeAnswer:
         """Run the request's handler and encode what came of it."""
+        outcome = self._run(request)
         try:
-            return self._encode(request, self._run(request))
-        except MessageTooLarge as error:
-            logger.error("%r: the answer was not sent: %s", request, error)
-            failure = _Failure(StatusCode.INTERNAL, f"response: {error}")
+            if len(_payload(outcome)) > self._max_message_bytes:
+                return _large(request, outcome)
+            return Answer(_encode(request, outcome), request.deadline)
         except Exception:
             logger.exception("%r: the answer cannot be encoded", request)
-            failure = _INTERNAL_ERROR
-        return _encode(request, failure)
+            return Answer(_encode(request, _INTERNAL_ERROR), request.deadline)
 
-    def _run(self, request: Request) -> bytes | Response | _Failure:
+    def _run(self, request: Request) -> _Outcome:
         handler = self._routes.find(request.method)
         if handler is None:
             return _Failure(StatusCode.UNIMPLEMENTED, f"unknown method {request.method[:200]}", 404)
@@ -67,12 +75,6 @@ class Answering:
         except BaseException:
             logger.exception("%r: handler %s failed", request, _name(handler))
         return _INTERNAL_ERROR
-
-    def _encode(self, request: Request, outcome: bytes | Response | _Failure) -> bytes:
-        answer = _encode(request, outcome)
-        if len(answer) > self._max_message_bytes:
-            raise MessageTooLarge(len(answer), self._max_message_bytes)
-        return answer
 
 
 class _WrongResult(Exception):
@@ -95,7 +97,22 @@ def _as_response(result: HandlerResult) -> bytes | Response:
     return encoded
 
 
-def _encode(request: Request, outcome: bytes | Response | _Failure) -> bytes:
+def _payload(outcome: _Outcome) -> bytes:
+    if isinstance(outcome, bytes):
+        return outcome
+    return outcome.payload if isinstance(outcome, Response) else b""
+
+
+def _large(request: Request, outcome: _Outcome) -> LargeAnswer:
+    payload = _payload(outcome)
+    empty: _Outcome = b""
+    if isinstance(outcome, Response):
+        empty = Response(status=outcome.status, headers=outcome.headers, error=outcome.error)
+    payload = frame(payload) if request.framed else payload
+    return LargeAnswer(_encode(request, empty), request.deadline, payload, repr(request))
+
+
+def _encode(request: Request, outcome: _Outcome) -> bytes:
     if isinstance(outcome, bytes):
         return encode_response(request.request_id, outcome, framed=request.framed)
     if isinstance(outcome, _Failure):

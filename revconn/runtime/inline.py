@@ -10,6 +10,7 @@ from typing import Callable
 from revconn._proto.registry_pb2 import ForwardRequest
 from revconn.core.answers import encode_failure
 from revconn.core.deadline import request_deadline
+from revconn.core.large import LargeAnswer
 from revconn.core.outbound import Answer
 from revconn.core.routing import Routes
 from revconn.core.status import StatusCode
@@ -35,7 +36,9 @@ class InlineRunner:
     which that thread alone writes.
     """
 
-    def __init__(self, routes: Routes[Handler], answerer: Callable[[Request], bytes]) -> None:
+    def __init__(
+        self, routes: Routes[Handler], answerer: Callable[[Request], Answer | LargeAnswer]
+    ) -> None:
         self._routes = routes
         self._answerer = answerer
         self._lock = threading.Lock()
@@ -49,7 +52,7 @@ class InlineRunner:
         if not self._routes:
             return messages
         others: list[ForwardRequest] = []
-        answers: list[Answer] = []
+        answers: list[Answer | LargeAnswer] = []
         arrived = time.monotonic()
         for message in messages:
             if self._routes.find(message.method_path) is None:
@@ -74,7 +77,7 @@ class InlineRunner:
             answered = self._accepted - self._expired
             return {"accepted": self._accepted, "answered": answered, "expired": self._expired}
 
-    def _answer(self, message: ForwardRequest, arrived: float) -> Answer:
+    def _answer(self, message: ForwardRequest, arrived: float) -> Answer | LargeAnswer:
         deadline = request_deadline(message.timeout_seconds, message.headers, arrived)
         request = Request(message, deadline, self._lock)
         start = time.monotonic()
@@ -93,7 +96,7 @@ class InlineRunner:
             self._name(message.method_path, end - start)
         if deadline is not None and deadline <= end:
             return self._expire(request)
-        return Answer(answer, deadline)
+        return answer
 
     def _expire(self, request: Request) -> Answer:
         with self._lock:

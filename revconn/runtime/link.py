@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Protocol
 
 import tenacity
@@ -13,6 +13,7 @@ import tenacity
 from revconn._proto.registry_pb2 import ForwardRequest
 from revconn.config import Options
 from revconn.core.features import DRAIN
+from revconn.core.large import LargeAnswer
 from revconn.core.outbound import Answer
 from revconn.exceptions import ConfigurationError, ConnectionLost, HandshakeError
 from revconn.runtime.outbox import Outbox
@@ -41,7 +42,7 @@ class LinkOwner(Protocol):
     def requests_arrived(self, link: Link, requests: list[ForwardRequest]) -> None:
         """A batch of requests arrived."""
 
-    def requests_cancelled(self, link: Link, request_ids: list[str]) -> None:
+    def requests_cancelled(self, link: Link, request_ids: Collection[str]) -> None:
         """Nobody waits for these any more."""
 
     def watch(self) -> None:
@@ -105,7 +106,7 @@ class Link:
         """Start the link's thread."""
         self._thread.start()
 
-    def answer(self, answers: Iterable[Answer]) -> None:
+    def answer(self, answers: Iterable[Answer | LargeAnswer]) -> None:
         """Queue answers for this gateway. Does not block."""
         self._outbox.put(answers)
 
@@ -298,8 +299,9 @@ class Link:
         """A batch of requests arrived."""
         self._owner.requests_arrived(self, requests)
 
-    def requests_cancelled(self, request_ids: list[str]) -> None:
+    def requests_cancelled(self, request_ids: Collection[str]) -> None:
         """Nobody waits for these any more."""
+        self._outbox.withdraw(request_ids)
         self._owner.requests_cancelled(self, request_ids)
 
     def watch(self) -> None:

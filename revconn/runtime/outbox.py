@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from typing import Callable
 
+from revconn.core.large import LargeAnswer
 from revconn.core.outbound import Answer, Outbound
 from revconn.runtime import clock
 
@@ -14,6 +16,7 @@ __all__ = ["Line", "Outbox"]
 
 _BATCH_BYTES = 1 << 20
 _ROOM_BYTES = 16 << 20
+_LARGE_ROOM_BYTES = 128 << 20
 
 
 class Outbox:
@@ -34,11 +37,17 @@ class Outbox:
         self._line: Line | None = None
         self._closed = False
 
-    def put(self, answers: Iterable[Answer]) -> None:
+    def put(self, answers: Iterable[Answer | LargeAnswer]) -> None:
         """Queue answers. They wait for the next stream when there is none now."""
         with self._lock:
             for answer in answers:
                 self._outbound.put(answer)
+            self._changed.notify_all()
+
+    def withdraw(self, request_ids: Container[str]) -> None:
+        """Nobody waits for the answers to these any more: large ones are dropped."""
+        with self._lock:
+            self._outbound.withdraw(request_ids)
             self._changed.notify_all()
 
     def open_line(self) -> Line:
@@ -82,7 +91,8 @@ class Outbox:
         """Requires holding ``_lock``."""
         assert self._lock.locked()
         taken = self._line is not None and self._line.answers_taken
-        return self._closed or not (taken or self._outbound.answer_bytes)
+        waiting = self._outbound.answer_bytes or self._outbound.large_bytes
+        return self._closed or not (taken or waiting)
 
 
 class Line:
@@ -99,7 +109,7 @@ class Line:
         self._answering = False
         self._closed = False
         self._control_taken = False
-        self.answers_taken: list[Answer] = []
+        self.answers_taken: list[Answer | LargeAnswer] = []
         self.nudged = False
         self.control_left_at: float | None = None
 
@@ -110,10 +120,12 @@ class Line:
                 self._outbox._outbound.put_control(message)
                 self._outbox._changed.notify_all()
 
-    def let_answers_through(self) -> None:
-        """The handshake is done."""
+    def let_answers_through(self, limit: int = sys.maxsize, *, chunks: bool = False) -> None:
+        """The handshake is done: the peer takes messages of ``limit`` bytes, and chunks or not."""
         with self._outbox._lock:
             self._answering = True
+            if self._outbox._line is self:
+                self._outbox._outbound.agree(limit, chunks=chunks)
             self._outbox._changed.notify_all()
 
     def take(self) -> list[bytes] | None:
@@ -144,8 +156,10 @@ class Line:
         """Whether the peer may send more: not while requests or answers have piled up."""
         if not self._answering:  # what piled up earlier must not keep the handshake out
             return True
-        piled_up = self._outbox._outbound.answer_bytes > _ROOM_BYTES
-        return not piled_up and not self._outbox._saturated()
+        outbound = self._outbox._outbound
+        if outbound.answer_bytes > _ROOM_BYTES or outbound.large_bytes > _LARGE_ROOM_BYTES:
+            return False
+        return not self._outbox._saturated()
 
     def wait_for_room(self) -> None:
         """Hold back whoever reads from the peer until there is room, or the line is closed."""
@@ -160,7 +174,7 @@ class Line:
             self.answers_taken = []
             if self._outbox._line is self:
                 self._outbox._line = None
-                self._outbox._outbound.take_control()
+                self._outbox._outbound.hang_up()
             self._outbox._changed.notify_all()
 
     def _rest(self) -> None:
@@ -180,6 +194,14 @@ class Line:
             return []
         control = outbound.take_control()
         self._control_taken = bool(control)
-        if self._answering:
-            self.answers_taken = outbound.take_answers(_BATCH_BYTES)
-        return control + [answer.message for answer in self.answers_taken]
+        if not self._answering:
+            return control
+        answers = outbound.take_answers(_BATCH_BYTES)
+        batch = control + [answer.message for answer in answers]
+        self.answers_taken = [*answers]
+        if outbound.has_large:  # one chunk: what is small comes in between
+            chunk, finished = outbound.take_chunk()
+            batch.append(chunk)
+            if finished is not None:
+                self.answers_taken.append(finished)
+        return batch

@@ -5,10 +5,12 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections.abc import Collection
 from typing import Callable, NoReturn, Protocol
 
 from revconn._proto.registry_pb2 import ForwardRequest
 from revconn.config import Options
+from revconn.core.features import CHUNKS
 from revconn.core.protocol import Conversation, Phase
 from revconn.core.status import StatusCode
 from revconn.core.terms import Terms
@@ -42,7 +44,7 @@ class SessionOwner(Protocol):
     def requests_arrived(self, requests: list[ForwardRequest]) -> None:
         """A batch of requests arrived."""
 
-    def requests_cancelled(self, request_ids: list[str]) -> None:
+    def requests_cancelled(self, request_ids: Collection[str]) -> None:
         """Nobody waits for these any more; some may be answered already, or unknown."""
 
     def watch(self) -> None:
@@ -134,16 +136,17 @@ class Session:
             inbound = self._conversation.receive(batch)
         if inbound.connection_id is not None:
             self._become_ready()
-        if inbound.requests:
-            self._owner.requests_arrived(inbound.requests)
         if inbound.cancelled:
             self._owner.requests_cancelled(inbound.cancelled)
+        if inbound.requests:
+            self._owner.requests_arrived(inbound.requests)
         if inbound.end is not None:
             raise self._loss(str(inbound.end))
 
     def _become_ready(self) -> None:
         self.ready_since = time.monotonic()
-        self._line.let_answers_through()
+        chunks = CHUNKS in self.terms.features
+        self._line.let_answers_through(self.terms.max_message_bytes, chunks=chunks)
         self._timer.established(self.terms.heartbeat_interval)
         self._owner.session_ready(self)
 

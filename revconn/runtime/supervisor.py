@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections.abc import Collection
 from concurrent.futures import Executor, ThreadPoolExecutor
 from typing import Callable
 
@@ -212,7 +213,7 @@ class Supervisor:
         if pooled:
             self._dispatcher.accept(link, pooled)
 
-    def requests_cancelled(self, link: Link, request_ids: list[str]) -> None:
+    def requests_cancelled(self, link: Link, request_ids: Collection[str]) -> None:
         """Nobody waits for these any more."""
         self._dispatcher.cancel(link, request_ids)
 

@@ -1,8 +1,13 @@
 from __future__ import annotations
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from revconn._proto.registry_pb2 import ConnectionMessage, ForwardResponse
+from revconn.core.answers import encode_response
+from revconn.core.chunking import ChunkJoiner
+from revconn.core.large import LargeAnswer
 from revconn.core.outbound import Answer, Outbound
 
 NOW = 1000.0
@@ -94,3 +99,206 @@ def test_on_a_living_connection_a_late_answer_is_still_sent() -> None:
     outbound = holding(answer(b"late", NOW - 1))
     assert taken(outbound) == [b"late"]
     assert outbound.undelivered == 0
+
+
+# Large answers
+
+
+def response(request_id: str, payload: bytes, **headers: str) -> bytes:
+    return encode_response(request_id, payload, headers=headers)
+
+
+def chunks_of(outbound: Outbound) -> list[ForwardResponse]:
+    """Every chunk, in the order in which they leave."""
+    chunks = []
+    while outbound.has_large:
+        message, _ = outbound.take_chunk()
+        chunks.append(ConnectionMessage.FromString(message).response)
+    return chunks
+
+
+def joined(chunks: list[ForwardResponse]) -> dict[str, ForwardResponse]:
+    joiners: dict[str, ChunkJoiner] = {}
+    whole = {}
+    for chunk in chunks:
+        joiner = joiners.setdefault(chunk.request_id, ChunkJoiner(1 << 30))
+        response = joiner.add(chunk)
+        if response is not None:
+            whole[chunk.request_id] = response
+    return whole
+
+
+@given(st.binary(max_size=20_000), st.booleans())
+def test_an_answer_that_is_too_large_leaves_in_chunks_that_make_it_up(payload, encoded) -> None:
+    outbound = Outbound()
+    outbound.agree(1024, chunks=True)
+    whole = response("r1", payload, **{"x-a": "b"})
+    if encoded:
+        outbound.put(answer(whole))
+    else:
+        outbound.put(LargeAnswer(response("r1", b"gone", **{"x-a": "b"}), None, payload))
+    answers = taken(outbound)
+    if answers:
+        assert len(whole) <= 1024
+        (sent,) = answers
+        assert ConnectionMessage.FromString(sent) == ConnectionMessage.FromString(whole)
+        return
+    chunks = chunks_of(outbound)
+    assert all(ConnectionMessage(response=chunk).ByteSize() <= 1024 for chunk in chunks)
+    assert joined(chunks)["r1"] == ConnectionMessage.FromString(whole).response
+    assert outbound.large_bytes == 0
+    assert not outbound
+
+
+def test_large_answers_take_turns_chunk_by_chunk() -> None:
+    outbound = Outbound()
+    outbound.agree(1024, chunks=True)
+    outbound.put(answer(response("r1", b"1" * 5000)))
+    outbound.put(answer(response("r2", b"2" * 2000)))
+    assert outbound.large_bytes >= 7000
+    assert not taken(outbound), "they are no ordinary answers"
+    chunks = chunks_of(outbound)
+    assert [chunk.request_id for chunk in chunks][:6] == ["r1", "r2"] * 3
+    whole = joined(chunks)
+    assert {each: whole[each].payload for each in whole} == {"r1": b"1" * 5000, "r2": b"2" * 2000}
+
+
+def test_a_chunk_is_small_however_much_the_peer_takes() -> None:
+    outbound = Outbound()
+    outbound.agree(64 << 20, chunks=True)
+    outbound.put(LargeAnswer(response("r1", b""), None, bytes(100 << 20)))
+    message, last = outbound.take_chunk()
+    assert len(message) < 300_000
+    assert last is None
+
+
+def test_without_chunks_a_large_answer_becomes_the_error_of_its_request(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    outbound = Outbound()
+    outbound.agree(1024, chunks=False)
+    outbound.put(answer(response("r1", b"x" * 2000), NOW))
+    assert not outbound.has_large
+    (failed,) = outbound.take_answers(1)
+    failure = ConnectionMessage.FromString(failed.message).response
+    assert (failure.request_id, failure.status_code) == ("r1", 500)
+    assert "is larger than the limit of 1,024 bytes" in failure.error_message
+    assert failed.deadline == NOW
+    assert "request_id='r1': the answer was not sent: message of 2,0" in caplog.text
+
+
+def test_a_framed_answer_fails_in_kind() -> None:
+    outbound = Outbound()
+    outbound.agree(1024, chunks=False)
+    outbound.put(answer(encode_response("r1", b"x" * 2000, framed=True)))
+    failure = ConnectionMessage.FromString(taken(outbound)[0]).response
+    assert failure.headers["content-type"] == "application/grpc"
+
+
+@pytest.mark.parametrize("agreed", ["before", "after"])
+def test_headers_that_fit_into_no_message_fail_the_request(agreed) -> None:
+    outbound = Outbound()
+    if agreed == "before":
+        outbound.agree(1024, chunks=True)
+    outbound.put(answer(response("r1", b"x", **{"x-a": "y" * 2000})))
+    if agreed == "after":
+        outbound.agree(1024, chunks=True)
+    failure = ConnectionMessage.FromString(taken(outbound)[0]).response
+    assert failure.status_code == 500
+    assert "of headers does not go into chunks of at most 1,024" in failure.error_message
+    assert not outbound
+
+
+def test_large_answers_wait_until_the_connections_terms_are_known() -> None:
+    outbound = Outbound()
+    outbound.put(LargeAnswer(response("r1", b""), None, b"x" * 2000))
+    outbound.put(answer(response("r2", b"x" * 2000)))
+    outbound.put(answer(b"small"))
+    assert not outbound.has_large
+    outbound.agree(1024, chunks=True)
+    assert taken(outbound) == [b"small"]
+    assert set(joined(chunks_of(outbound))) == {"r1", "r2"}
+
+
+def test_after_a_break_an_answer_starts_again_with_its_first_chunk() -> None:
+    outbound = Outbound()
+    outbound.agree(1024, chunks=True)
+    outbound.put(answer(response("r1", b"x" * 5000)))
+    outbound.take_chunk()
+    outbound.take_chunk()
+    outbound.hang_up()
+    outbound.start_over(NOW)
+    outbound.agree(2048, chunks=True)
+    chunks = chunks_of(outbound)
+    assert chunks[0].response_stream_info.chunk_index == 0
+    assert len(chunks[0].payload) > 1024
+    assert joined(chunks)["r1"].payload == b"x" * 5000
+
+
+def test_after_a_break_an_answer_fails_where_there_are_no_chunks() -> None:
+    outbound = Outbound()
+    outbound.agree(1024, chunks=True)
+    outbound.put(answer(response("r1", b"x" * 5000)))
+    outbound.take_chunk()
+    outbound.start_over(NOW)
+    outbound.agree(1024, chunks=False)
+    failure = ConnectionMessage.FromString(taken(outbound)[0]).response
+    assert (failure.request_id, failure.status_code) == ("r1", 500)
+    assert outbound.large_bytes == outbound.answer_bytes == 0
+
+
+def test_after_a_break_an_answer_that_fits_is_sent_whole() -> None:
+    outbound = Outbound()
+    outbound.agree(1024, chunks=True)
+    whole = response("r1", b"x" * 5000)
+    outbound.put(answer(whole))
+    outbound.take_chunk()
+    outbound.start_over(NOW)
+    outbound.agree(1 << 20, chunks=False)
+    assert taken(outbound) == [whole]
+
+
+def test_a_large_answer_whose_last_chunk_may_not_have_left_is_put_back_whole() -> None:
+    outbound = Outbound()
+    outbound.agree(1024, chunks=True)
+    outbound.put(answer(response("r1", b"x" * 1500)))
+    assert outbound.take_chunk()[1] is None
+    _, finished = outbound.take_chunk()
+    assert finished is not None
+    assert outbound.large_bytes == 0
+    outbound.put_back([answer(b"small"), finished])
+    assert outbound.large_bytes == finished.size
+    assert taken(outbound) == [b"small"]
+    assert joined(chunks_of(outbound))["r1"].payload == b"x" * 1500
+
+
+def test_large_answers_that_nobody_waits_for_are_dropped_and_counted_at_a_new_connection() -> None:
+    outbound = Outbound()
+    outbound.put(LargeAnswer(response("late", b""), NOW - 1, b"x" * 2000))
+    outbound.put(LargeAnswer(response("in time", b""), NOW + 1, b"x" * 2000))
+    outbound.start_over(NOW)
+    outbound.agree(1024, chunks=True)
+    assert set(joined(chunks_of(outbound))) == {"in time"}
+    assert outbound.undelivered == 1
+
+
+def test_a_cancelled_answer_stops_in_mid_air_and_others_go_on() -> None:
+    outbound = Outbound()
+    outbound.agree(1024, chunks=True)
+    outbound.put(answer(response("r1", b"1" * 5000)))
+    outbound.put(answer(response("r2", b"2" * 5000)))
+    outbound.take_chunk()
+    outbound.withdraw({"r1", "never was"})
+    assert set(joined(chunks_of(outbound))) == {"r2"}
+    assert outbound.large_bytes == 0
+
+
+def test_more_large_answers_than_memory_is_for_fail(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("revconn.core.outbound._MOST_LARGE_BYTES", 10_000)
+    outbound = Outbound()
+    outbound.agree(1024, chunks=True)
+    outbound.put(answer(response("alone", b"x" * 20_000)))
+    outbound.put(answer(response("too many", b"x" * 2000)))
+    failure = ConnectionMessage.FromString(taken(outbound)[0]).response
+    assert (failure.request_id, failure.status_code) == ("too many", 429)
+    assert set(joined(chunks_of(outbound))) == {"alone"}

@@ -84,17 +84,32 @@ def test_a_cancelled_request_is_told_with_the_requests_around_it() -> None:
     conversation = agreed(ready(), "cancel")
     inbound = conversation.receive([request("r1"), cancel("r0", "gave up"), request("r2")])
     assert ids(inbound) == ["r1", "r2"]
-    assert inbound.cancelled == ["r0"]
+    assert list(inbound.cancelled) == ["r0"]
+
+
+def test_a_request_that_is_cancelled_in_the_same_breath_is_not_heard_of() -> None:
+    conversation = agreed(ready(), "cancel")
+    inbound = conversation.receive([request("r1"), request("r2"), cancel("r1")])
+    assert ids(inbound) == ["r2"]
+
+
+def test_an_id_that_comes_again_after_its_cancel_is_another_request() -> None:
+    conversation = agreed(ready(), "cancel")
+    inbound = conversation.receive([cancel("r1"), request("r1")])
+    assert list(inbound.cancelled) == ["r1"]
+    assert ids(inbound) == ["r1"]
+    inbound = conversation.receive([request("r1"), cancel("r1"), request("r1")])
+    assert ids(inbound) == ["r1"]
 
 
 @pytest.mark.parametrize("made", [registering, leaving])
 def test_a_cancel_may_come_as_soon_and_as_late_as_a_request(made) -> None:
-    assert agreed(made(), "cancel").receive([request(), cancel()]).cancelled == ["r1"]
+    assert agreed(made(), "cancel").receive([cancel()]).cancelled == {"r1": 0}
 
 
 def test_a_cancel_after_the_end_is_not_heard() -> None:
     conversation = agreed(ready(), "cancel")
-    assert conversation.receive([status(DISCONNECTED), cancel()]).cancelled == []
+    assert conversation.receive([status(DISCONNECTED), cancel()]).cancelled == {}
 
 
 @pytest.mark.parametrize("features", [(), ("chunks", "drain"), ("cancellation",)])
@@ -103,7 +118,7 @@ def test_a_cancel_that_was_not_announced_is_ignored_and_logged(
 ) -> None:
     with caplog.at_level(logging.INFO, "revconn"):
         inbound = agreed(ready(), *features).receive([cancel(), request("r2")])
-    assert inbound.cancelled == []
+    assert inbound.cancelled == {}
     assert ids(inbound) == ["r2"]
     assert "ignored a cancel" in caplog.text
 

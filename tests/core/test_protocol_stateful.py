@@ -153,7 +153,7 @@ class ConversationMachine(RuleBasedStateMachine):
         self.heard = self.heard or bool(batch)
         id_before = self.id
         expected = []
-        cancelled = []
+        cancelled = set()
         for said in batch:
             if self.phase is Phase.ENDED:
                 break
@@ -162,11 +162,12 @@ class ConversationMachine(RuleBasedStateMachine):
             elif said.kind == "request" and said.id in ANSWERABLE_IDS:
                 expected.append(said.id)
             elif said.kind == "cancel" and said.id in ANSWERABLE_IDS and CANCEL in self.features:
-                cancelled.append(said.id)
+                cancelled.add(said.id)
+                expected = [each for each in expected if each != said.id]
             elif said.kind == "status":
                 self.model_status(said)
         assert [message.request_id for message in inbound.requests] == expected
-        assert inbound.cancelled == cancelled
+        assert set(inbound.cancelled) == cancelled
         assert inbound.connection_id == (self.id if self.id != id_before else None)
 
     def model_status(self, said: Said) -> None:

@@ -16,6 +16,7 @@ from revconn._proto.registry_pb2 import (
     Heartbeat,
 )
 from revconn.core.framing import frame, unframe
+from revconn.core.outbound import Outbound
 from revconn.core.routing import Routes
 from revconn.core.status import StatusCode
 from revconn.exceptions import RequestError
@@ -39,7 +40,10 @@ def answer_to(
     if handler is not None:
         routes.add_method(METHOD, handler)
     message = ForwardRequest(request_id="r1", method_path=method, payload=payload)
-    data = Answering(routes, limit)(Request(message, None, threading.Lock()))
+    outbound = Outbound()
+    outbound.agree(limit, chunks=False)
+    outbound.put(Answering(routes, limit)(Request(message, None, threading.Lock())))
+    ((data, _),) = outbound.take_answers(1)
     assert len(data) <= limit
     response = ConnectionMessage.FromString(data).response
     assert response.request_id == "r1"

@@ -6,6 +6,8 @@ import time
 
 import pytest
 
+from revconn.core.answers import encode_response
+from revconn.core.large import LargeAnswer
 from revconn.core.outbound import Answer
 from revconn.runtime import clock
 from revconn.runtime.outbox import Line, Outbox
@@ -48,6 +50,57 @@ def test_a_batch_of_answers_ends_at_a_mebibyte(outbox: Outbox) -> None:
     line.put_control(b"heartbeat")
     assert line.take() == [b"heartbeat", b"x" * MIB]
     assert line.take() == [b"y"]
+
+
+def test_a_batch_brings_one_chunk_of_what_is_large_behind_all_that_is_small(
+    outbox: Outbox,
+) -> None:
+    line = outbox.open_line()
+    line.let_answers_through(MIB, chunks=True)
+    outbox.put([LargeAnswer(encode_response("large", b""), None, bytes(10 * MIB))])
+    first = line.take()
+    put(outbox, b"a1", b"a2")
+    *small, second = line.take()
+    assert small == [b"a1", b"a2"]
+    assert [len(each) > MIB // 8 for each in (*first, second)] == [True, True]
+    assert not outbox.wait_flushed(0)
+
+
+def test_a_large_answer_that_may_not_have_left_waits_for_the_next_line(outbox: Outbox) -> None:
+    line = outbox.open_line()
+    line.let_answers_through(1024, chunks=True)
+    outbox.put([LargeAnswer(encode_response("large", b""), None, bytes(2000))])
+    chunks = [*line.take(), *line.take(), *line.take()]
+    line.close()
+    assert not outbox.wait_flushed(0)
+    again = outbox.open_line()
+    again.let_answers_through(1024, chunks=True)
+    assert [*again.take(), *again.take(), *again.take()] == chunks
+    outbox.nudge()
+    assert again.take() == []
+    assert outbox.wait_flushed(0)
+
+
+def test_a_large_answer_that_was_withdrawn_is_waited_for_no_more(outbox: Outbox) -> None:
+    line = outbox.open_line()
+    line.let_answers_through(1024, chunks=True)
+    outbox.put([LargeAnswer(encode_response("large", b""), None, bytes(5000))])
+    line.take()
+    outbox.withdraw(["large"])
+    outbox.nudge()
+    assert line.take() == []
+    assert outbox.wait_flushed(0)
+
+
+def test_too_many_large_answers_hold_back_the_peer_until_they_have_left(outbox: Outbox) -> None:
+    line = outbox.open_line()
+    line.let_answers_through(MIB, chunks=True)
+    outbox.put([LargeAnswer(encode_response("a", b""), None, bytes(100 * MIB))])
+    assert line.has_room(), "one may be large"
+    outbox.put([LargeAnswer(encode_response("b", b""), None, bytes(100 * MIB))])
+    assert not line.has_room()
+    outbox.withdraw(["a"])
+    assert line.has_room()
 
 
 def test_before_the_handshake_is_done_only_control_messages_leave(outbox: Outbox) -> None:

@@ -1,0 +1,110 @@
+"""Connector and embedded gateway together: what they can do because both announced it."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+
+import grpc
+import pytest
+
+from revconn import Connector, Request
+from revconn.gateway import Gateway
+from tests.support.waiting import eventually
+
+METHOD = "/echo.Echo/Say"
+TIMEOUT = 30.0
+
+
+@pytest.fixture
+def embedded() -> Iterator[Gateway]:
+    with Gateway(api_keys="key") as gateway:
+        yield gateway
+
+
+@pytest.fixture
+def channel(embedded: Gateway) -> Iterator[grpc.Channel]:
+    options = [("grpc.max_receive_message_length", -1)]
+    with grpc.insecure_channel(embedded.address, options) as channel:
+        yield channel
+
+
+def serve(new_connector, gateway: Gateway, handler, **options) -> Connector:
+    connector = new_connector(gateway.address, **options)
+    connector.add_method(METHOD, handler)
+    connector.start(block=False)
+    connector.wait_ready(TIMEOUT)
+    return connector
+
+
+def test_an_answer_of_20_mb_reaches_its_caller(new_connector, embedded, channel) -> None:
+    payload = b"\x0a" + bytes(range(250)) * 80_000
+    serve(new_connector, embedded, lambda request: payload)
+    assert channel.unary_unary(METHOD)(b"", timeout=TIMEOUT) == payload
+
+
+def test_a_caller_that_gives_up_stops_the_handler(new_connector, embedded, channel) -> None:
+    running, over = threading.Event(), threading.Event()
+
+    def handle(request: Request) -> bytes:
+        request.add_callback(over.set)
+        running.set()
+        assert over.wait(TIMEOUT)
+        assert not request.is_active()
+        return b""
+
+    connector = serve(new_connector, embedded, handle)
+    call = channel.unary_unary(METHOD).future(b"", timeout=TIMEOUT)
+    assert running.wait(TIMEOUT)
+    call.cancel()
+    eventually(lambda: connector.stats()["late"] == 1)
+    assert connector.stats()["cancelled"] == 1
+
+
+def test_a_connector_leaves_under_load_at_once_and_loses_nothing(
+    new_connector, embedded, channel
+) -> None:
+    def handle(request: Request) -> bytes:
+        time.sleep(0.01)  # so that there is always something in flight
+        return request.payload
+
+    first = serve(new_connector, embedded, handle)
+    serve(new_connector, embedded, handle)
+    say = channel.unary_unary(METHOD)
+    enough = threading.Event()
+    failures: list[grpc.RpcError] = []
+    counts = [0] * 8
+
+    def call(caller: int) -> None:
+        while not enough.is_set():
+            try:
+                say(b"hello", timeout=TIMEOUT)
+                counts[caller] += 1
+            except grpc.RpcError as error:
+                failures.append(error)
+
+    callers = [threading.Thread(target=call, args=(number,)) for number in range(len(counts))]
+    for caller in callers:
+        caller.start()
+    eventually(lambda: first.stats()["answered"] > 20)
+    began = time.monotonic()
+    first.stop()
+    took = time.monotonic() - began
+    before = sum(counts)
+    eventually(lambda: sum(counts) > before + 20)
+    enough.set()
+    for caller in callers:
+        caller.join(TIMEOUT)
+    assert failures == []
+    assert took < 3.0, "less than the wait for a quiet moment"
+
+
+def test_the_gateways_patience_is_met(new_connector, channel) -> None:
+    with Gateway(api_keys="key", heartbeat_timeout=0.6) as gateway:
+        connector = serve(new_connector, gateway, lambda request: b"")
+        (link,) = connector._supervisor.links
+        assert link._session.terms.heartbeat_interval == pytest.approx(0.2)
+        first = connector.connection_id
+        time.sleep(1.5)  # real time: the gateway's patience would have ended twice
+        assert connector.connection_id == first
