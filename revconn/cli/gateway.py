@@ -105,6 +105,12 @@ def add_parser(subparsers: Any) -> None:
         metavar="HOST:PORT",
         help="where to listen; port 0 takes a free one (default: %(default)s)",
     )
+    parser.add_argument(
+        "--no-dial-backends",
+        action="store_false",
+        dest="dial_backends",
+        help="refuse services that listen themselves and have the gateway dial them (Register)",
+    )
     _add_keys(parser.add_argument_group("API keys", _KEYS))
     _add_tls(parser.add_argument_group("TLS", _TLS))
     _add_limits(parser.add_argument_group("limits"))
@@ -201,6 +207,7 @@ def _make_gateway(arguments: argparse.Namespace, sources: KeySources) -> Gateway
             arguments.address,
             api_keys=sources.read(),
             tls=_tls(arguments),
+            dial_backends=arguments.dial_backends,
             **{name: getattr(arguments, name) for name in _LIMITS},
         )
     except ConfigurationError as error:

@@ -18,12 +18,14 @@ __all__ = [
     "HEARTBEAT_TIMEOUT_HEADER",
     "MAX_MESSAGE_BYTES_HEADER",
     "SUPPORTED",
+    "VIA_HEADER",
     "Announcement",
 ]
 
 FEATURES_HEADER = "revconn-features"
 HEARTBEAT_TIMEOUT_HEADER = "revconn-heartbeat-timeout"
 MAX_MESSAGE_BYTES_HEADER = "revconn-max-message-bytes"
+VIA_HEADER = "revconn-via"  # which gateways a call came by, as it reaches a backend
 
 CHUNKS = "chunks"  # a large response travels in several messages
 CANCEL = "cancel"  # whoever asked may say that it gave up

@@ -20,6 +20,7 @@ from revconn.core.features import CANCEL
 from revconn.core.routing import split_method_path
 from revconn.core.status import StatusCode
 from revconn.gateway import journal
+from revconn.gateway.dialling import DialledCalls
 from revconn.gateway.failures import NobodyServes, Refused
 from revconn.gateway.metadata import require_small_headers
 from revconn.gateway.registry import Connection
@@ -39,6 +40,7 @@ class Conversation:
     def __init__(self, connection: Connection, shared: Shared) -> None:
         self._connection = connection
         self._shared = shared
+        self._dialled = DialledCalls(connection, shared)
         self._noted: set[str] = set()
 
     async def receive(self, message: ConnectionMessage) -> None:
@@ -62,6 +64,10 @@ class Conversation:
             self._receive_cancel(message.cancel)
         else:
             self._note(kind or "a message of unknown type")
+
+    def end(self) -> None:
+        """Nothing more will be received, nor sent."""
+        self._dialled.cancel_all()
 
     def _receive_heartbeat(self, heartbeat: Heartbeat) -> None:
         if heartbeat.connection_id == self._connection.id:
@@ -107,6 +113,9 @@ class Conversation:
         own = request_deadline(request.timeout_seconds, request.headers, now)
         deadline = latest if own is None else min(latest, own)
         request.timeout_seconds = max(1, math.ceil(deadline - now))
+        if not shared.registry.serves(service) and shared.backends.serves(service):
+            self._dialled.start(request, service, deadline)
+            return
         settle = partial(respond, connection, counters=shared.counters)
         shared.forwarding.submit(message, service, deadline, settle, asker=connection)
 
@@ -133,6 +142,8 @@ class Conversation:
                 self._complain(refused.message)
 
     def _receive_cancel(self, cancel: CancelRequest) -> None:
+        if self._dialled.cancel(cancel.request_id):
+            return
         if not self._shared.forwarding.cancel(cancel.request_id, self._connection):
             # The answer and the cancel met on the way, as they may.
             logger.debug(

@@ -146,6 +146,11 @@ class Forwarding:
                 problem = f"{request.lost}; no other connector serves {request.service}"
                 self._settle(request, failure(StatusCode.UNAVAILABLE, problem, request.id))
 
+    @property
+    def is_leaving(self) -> bool:
+        """Whether connectors' calls are refused."""
+        return self._is_leaving
+
     def leave(self) -> None:
         """Take no call of a connector any more; others are refused at the door."""
         self._is_leaving = True

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import grpc.aio
 
-from revconn._proto.registry_pb2 import ConnectionRegister
 from revconn.core.errors import ProtocolError
 from revconn.core.status import StatusCode
 from revconn.gateway.counters import Counters
@@ -15,7 +15,7 @@ from revconn.gateway.decoding import decode
 from revconn.gateway.failures import Refused
 from revconn.gateway.keys import ApiKeys
 
-__all__ = ["Registration", "check_registration", "receive_registration"]
+__all__ = ["Registration", "check_registration", "check_services", "receive_registration"]
 
 
 class Registration(NamedTuple):
@@ -56,17 +56,18 @@ def check_registration(received: bytes, keys: ApiKeys) -> Registration:
     key = keys.identify(message.register.api_key)
     if key is None:
         raise Refused(StatusCode.UNAUTHENTICATED, "Invalid token")
-    services = _services(message.register)
-    for service in services:
-        if not keys.allows(key, service):
-            problem = f"the API key may not register {service[:200]!r}"
-            raise Refused(StatusCode.PERMISSION_DENIED, problem)
-    return Registration(key, services)
+    return Registration(key, check_services(message.register.services, key, keys))
 
 
-def _services(register: ConnectionRegister) -> tuple[str, ...]:
-    for name in register.services:
+def check_services(names: Iterable[str], key: int, keys: ApiKeys) -> tuple[str, ...]:
+    """The services' names, each once, which ``key`` may register. Raises :class:`Refused`."""
+    services = tuple(dict.fromkeys(names))
+    for name in services:
         if not name.isprintable() or not name or "/" in name or " " in name:
             problem = f"{name[:200]!r} is not a service name; register package.Service"
             raise Refused(StatusCode.INVALID_ARGUMENT, problem)
-    return tuple(dict.fromkeys(register.services))
+    for name in services:
+        if not keys.allows(key, name):
+            problem = f"the API key may not register {name[:200]!r}"
+            raise Refused(StatusCode.PERMISSION_DENIED, problem)
+    return services

@@ -10,6 +10,7 @@ import grpc.aio
 from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 
 from revconn.core.status import StatusCode
+from revconn.gateway.backends import Backends
 from revconn.gateway.door import STOPPING
 from revconn.gateway.registry import Registry
 from revconn.gateway.statuses import fail
@@ -29,12 +30,13 @@ class Health:
     could not know.
     """
 
-    def __init__(self, registry: Registry) -> None:
+    def __init__(self, registry: Registry, backends: Backends) -> None:
         self._registry = registry
+        self._backends = backends
         self._watchers: set[asyncio.Event] = set()
         self._is_leaving = False
         self._is_over = False
-        registry.on_change = self._wake_watchers
+        registry.on_change = backends.on_change = self._wake_watchers
 
     def handler(self) -> grpc.GenericRpcHandler:
         """What the server is to be given."""
@@ -88,7 +90,8 @@ class Health:
         await fail(context, StatusCode.UNAVAILABLE, STOPPING)
 
     def _status(self, service: str) -> int:
-        if service and not self._registry.serves(service):
+        known = self._registry.serves(service) or self._backends.serves(service)
+        if service and not known:
             return int(HealthCheckResponse.SERVICE_UNKNOWN)
         return int(
             HealthCheckResponse.NOT_SERVING if self._is_leaving else HealthCheckResponse.SERVING

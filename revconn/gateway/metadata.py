@@ -15,6 +15,8 @@ from revconn.gateway.limits import Limits
 
 __all__ = [
     "HEADER_BUDGET",
+    "Metadata",
+    "application_metadata",
     "headers_from_metadata",
     "metadata_from_headers",
     "require_small_headers",
@@ -73,6 +75,11 @@ def require_small_headers(headers: Mapping[str, str], limits: Limits, counters: 
     if size > limits.max_metadata_bytes:
         problem = f"{size:,} bytes of metadata exceed {limits.max_metadata_bytes:,}"
         raise over_limit(counters, "max_metadata_bytes", problem)
+
+
+def application_metadata(metadata: Iterable[tuple[str, str | bytes]]) -> Metadata:
+    """What an application set, of a call's metadata; the transport's own is left out."""
+    return tuple((key, value) for key, value in metadata if _is_applications(key))
 
 
 def metadata_from_headers(headers: Mapping[str, str]) -> Metadata:

@@ -18,8 +18,10 @@ from revconn.core.errors import ProtocolError
 from revconn.core.framing import is_framed, unframe
 from revconn.core.routing import split_method_path
 from revconn.core.status import StatusCode, decode_message, response_code
+from revconn.gateway.backends import Reply
 from revconn.gateway.failures import NobodyServes, Refused, over_limit
 from revconn.gateway.metadata import (
+    application_metadata,
     headers_from_metadata,
     metadata_from_headers,
     require_small_headers,
@@ -55,7 +57,11 @@ class Proxy(grpc.GenericRpcHandler):
 
     async def _call(self, path: str, messages: AsyncIterator[bytes], context: Context) -> None:
         try:
-            response = await self._forward(path, messages, context)
+            service = self._service(path)
+            if not self._shared.registry.serves(service):
+                reply = await self._dial(path, service, messages, context)
+                return await self._relay(path, reply, context)
+            response = await self._forward(path, service, messages, context)
         except Refused as refused:
             response = refused.response()
         code = response_code(response.status_code, response.headers)
@@ -71,17 +77,45 @@ class Proxy(grpc.GenericRpcHandler):
             return await answer(context, payload, metadata)
         return await fail(context, code, problem)
 
-    async def _forward(
-        self, path: str, messages: AsyncIterator[bytes], context: Context
-    ) -> ForwardResponse:
-        shared = self._shared
+    def _service(self, path: str) -> str:
         try:
             service, _ = split_method_path(path)
         except ValueError as error:
             raise Refused(StatusCode.UNIMPLEMENTED, str(error)) from None
-        if not shared.registry.serves(service):
-            shared.counters.calls_unserved += 1
+        if not (self._shared.registry.serves(service) or self._shared.backends.serves(service)):
+            self._shared.counters.calls_unserved += 1
             raise NobodyServes(service)
+        return service
+
+    async def _dial(
+        self, path: str, service: str, messages: AsyncIterator[bytes], context: Context
+    ) -> Reply:
+        """Call a backend with what the caller sent, as it is."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + self._shared.request_timeout
+        metadata = tuple(context.invocation_metadata() or ())
+        headers = headers_from_metadata(metadata)
+        require_small_headers(headers, self._shared.limits, self._shared.counters)
+        payload = await self._read(messages)
+        # The caller's own deadline is grpc's business here too, but the backend wants to know it.
+        remaining: float | None = context.time_remaining()
+        timeout = min(deadline - loop.time(), math.inf if remaining is None else remaining)
+        metadata = application_metadata(metadata)
+        return await self._shared.backends.call(service, path, payload, metadata, timeout)
+
+    async def _relay(self, path: str, reply: Reply, context: Context) -> None:
+        """Answer the caller with what the backend answered, as it is."""
+        logger.debug("%.200r from %s: %s, from a backend", path, context.peer(), reply.code.name)
+        initial = application_metadata(reply.initial)
+        trailing = application_metadata(reply.trailing)
+        if reply.code is StatusCode.OK:
+            return await answer(context, reply.payload, trailing, initial)
+        return await fail(context, reply.code, reply.message, trailing, initial)
+
+    async def _forward(
+        self, path: str, service: str, messages: AsyncIterator[bytes], context: Context
+    ) -> ForwardResponse:
+        shared = self._shared
         loop = asyncio.get_running_loop()
         deadline = loop.time() + shared.request_timeout
         headers = headers_from_metadata(context.invocation_metadata() or ())

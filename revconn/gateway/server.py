@@ -47,6 +47,9 @@ class Gateway:
     :param tls: :class:`ServerTLS`, or ``grpc.ssl_server_credentials(…)``; ``None`` for plaintext.
     :param heartbeat_timeout: seconds without a heartbeat after which a connection is ended.
     :param request_timeout: seconds a call may take at most, whatever its caller would allow.
+    :param dial_backends: whether services that listen themselves may have the gateway dial them,
+        with ``Register`` (on: the protocol has it). It dials, in plaintext, what the holder of a
+        key names: switch it off where those holders may not reach what the gateway can.
 
     The rest are limits. Who meets one is told which, with RESOURCE_EXHAUSTED unless said otherwise.
 
@@ -90,6 +93,7 @@ class Gateway:
         tls: ServerTLS | grpc.ServerCredentials | None = None,
         heartbeat_timeout: float = 120.0,
         request_timeout: float = 30.0,
+        dial_backends: bool = True,
         max_pending: int = Limits.max_pending,
         max_pending_per_connection: int = Limits.max_pending_per_connection,
         max_connections: int = Limits.max_connections,
@@ -121,6 +125,7 @@ class Gateway:
             tls=tls,
             heartbeat_timeout=require_seconds("heartbeat_timeout", heartbeat_timeout),
             request_timeout=require_seconds("request_timeout", request_timeout),
+            dial_backends=bool(dial_backends),
             limits=Limits(
                 max_pending=max_pending,
                 max_pending_per_connection=max_pending_per_connection,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -18,9 +17,9 @@ from revconn.gateway.door import STOPPING, Door
 from revconn.gateway.keys import ApiKeys
 from revconn.gateway.limits import Limits
 from revconn.gateway.proxy import Proxy
-from revconn.gateway.registry import Connection, Registry
+from revconn.gateway.registrations import Registrations, refuse_register
+from revconn.gateway.registry import Connection
 from revconn.gateway.shared import Shared
-from revconn.gateway.statuses import fail
 from revconn.gateway.stream import ConnectorStreams
 from revconn.gateway.tls import ServerTLS, server_credentials
 
@@ -49,6 +48,7 @@ class Settings:
     heartbeat_timeout: float
     request_timeout: float
     limits: Limits
+    dial_backends: bool
 
     def new_shared(self) -> Shared:
         """The state of a gateway that is about to start."""
@@ -69,14 +69,16 @@ class Serving:
         self.registry = shared.registry
         self._server = grpc.aio.server(options=_options(settings))
         streams = ConnectorStreams(self.shared)
+        registrations = Registrations(self.shared)
+        register = registrations.register if settings.dial_backends else refuse_register
         handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
             "EstablishConnection": grpc.stream_stream_rpc_method_handler(streams.establish),
-            "Register": grpc.stream_stream_rpc_method_handler(_refuse_register),
+            "Register": grpc.stream_stream_rpc_method_handler(register),
         }
         proxy = Proxy(self.shared)
         self._registration = Door(grpc.method_handlers_generic_handler(_SERVICE, handlers))
         self._calls = Door(proxy)
-        self._health, about = _introspection(self.registry)
+        self._health, about = _introspection(self.shared)
         # Asked in this order: the proxy takes what nobody before it took.
         self._server.add_generic_rpc_handlers((*about, self._registration, self._calls))
 
@@ -120,13 +122,14 @@ class Serving:
         if self._health is not None:
             self._health.end()
         await self._server.stop(_FAREWELL_TIMEOUT)
+        await self.shared.backends.close()
         # Handlers that grpc cancelled just now still have to notice.
         handlers = asyncio.all_tasks() - {asyncio.current_task()}
         if handlers:
             await asyncio.wait(handlers, timeout=_UNWIND_TIMEOUT)
 
     def _is_busy(self) -> bool:
-        return self._calls.inside > 0 or len(self.shared.forwarding) > 0
+        return self._calls.inside > 0 or len(self.shared.forwarding) + len(self.shared.backends) > 0
 
     def _dismiss_idle(self) -> None:
         """Send away the connectors that have nothing left to do, and will get nothing more."""
@@ -151,6 +154,7 @@ class Serving:
         while True:
             for connection in self.registry.expired(time.monotonic(), timeout):
                 self._end_silent(connection, f"no heartbeat for {timeout:g} seconds")
+            self.shared.backends.expire(time.monotonic(), timeout)
             self.shared.forwarding.relieve_stalled()
             self.end_withdrawn()  # of those, too, that were just registering when the keys changed
             await asyncio.sleep(min(LONGEST_EXPIRY_INTERVAL, timeout / 4))
@@ -162,7 +166,7 @@ class Serving:
 
 
 def _introspection(
-    registry: Registry,
+    shared: Shared,
 ) -> tuple[Health | None, tuple[grpc.GenericRpcHandler, ...]]:
     """Health checks and reflection, where the libraries for them are installed."""
     try:
@@ -171,15 +175,8 @@ def _introspection(
     except Exception as error:  # noqa: BLE001 - protobuf and grpc refuse one of the wrong age
         logger.info("no health checks and no reflection: %s; pip install 'revconn[gateway]'", error)
         return None, ()
-    health = Health(registry)
+    health = Health(shared.registry, shared.backends)
     return health, (health.handler(), *reflection_handlers())
-
-
-async def _refuse_register(
-    _requests: AsyncIterator[bytes], context: grpc.aio.ServicerContext[Any, Any]
-) -> None:
-    problem = "this gateway does not dial services; open EstablishConnection instead"
-    await fail(context, StatusCode.UNIMPLEMENTED, problem)
 
 
 def _options(settings: Settings) -> list[tuple[str, int]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from revconn.gateway.backends import Backends
 from revconn.gateway.counters import Counters
 from revconn.gateway.events import Events
 from revconn.gateway.forwarding import Forwarding
@@ -34,6 +35,7 @@ class Shared:
         self.registry = Registry()
         self.forwarding = Forwarding(self.registry, limits, self.counters)
         self.events = Events(limits, self.counters)
+        self.backends = Backends(keys, limits, self.counters)
 
     def stats(self) -> dict[str, int]:
         """What was counted since the start, and how much there is now. Safe from any thread."""

@@ -18,21 +18,33 @@ Context = grpc.aio.ServicerContext[Any, Any]
 _GRPC_STATUS = {StatusCode(status.value[0]): status for status in grpc.StatusCode}
 
 
-async def answer(context: Context, message: bytes, metadata: Metadata) -> None:
-    """Send the message of an rpc that then ends with OK."""
+async def answer(
+    context: Context, message: bytes, metadata: Metadata = (), initial: Metadata = ()
+) -> None:
+    """Send the message of an rpc that then ends with OK, and metadata before and after it."""
     context.set_trailing_metadata(metadata)
     try:
+        if initial:
+            await context.send_initial_metadata(initial)
         await context.write(message)
     except grpc.aio.InternalError:
         raise _peer_is_gone() from None
 
 
-async def fail(context: Context, code: StatusCode, message: str, metadata: Metadata = ()) -> None:
+async def fail(
+    context: Context,
+    code: StatusCode,
+    message: str,
+    metadata: Metadata = (),
+    initial: Metadata = (),
+) -> None:
     """End the rpc; its handler has nothing to do but to return.
 
     Not to be called while an exception is handled: see below.
     """
     try:
+        if initial:
+            await context.send_initial_metadata(initial)
         await context.abort(_GRPC_STATUS[code], truncate_message(message), metadata)
     except grpc.aio.AbortError as done:
         # grpc keeps what abort raises. Its traceback (and that of what was being handled) would

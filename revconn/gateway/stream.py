@@ -167,6 +167,7 @@ class _Stream:
         if ending.code is not StatusCode.OK and not connection.outbound.is_closed:
             connection.outbound.discard()
         shared.forwarding.connection_ended(connection, ending.reason)
+        self._conversation.end()
         journal.ended(connection, ending.reason)
 
     async def _guard(self, work: Awaitable[None]) -> None:

@@ -1,0 +1,97 @@
+"""Calls of one connector that go to a backend, not to another connector.
+
+Everything here belongs to the gateway's thread.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+from revconn._proto.registry_pb2 import ForwardRequest, ForwardResponse
+from revconn.core.errors import ProtocolError
+from revconn.core.framing import frame, is_framed, unframe
+from revconn.core.status import StatusCode, encode_message, http_status
+from revconn.gateway.backends import Reply
+from revconn.gateway.door import STOPPING
+from revconn.gateway.failures import Refused
+from revconn.gateway.metadata import headers_from_metadata, metadata_from_headers
+from revconn.gateway.registry import Connection
+from revconn.gateway.responding import respond
+from revconn.gateway.shared import Shared
+
+__all__ = ["DialledCalls"]
+
+
+class DialledCalls:
+    """The calls of ``connection`` that wait for a backend, each a task, by their ids."""
+
+    def __init__(self, connection: Connection, shared: Shared) -> None:
+        self._connection = connection
+        self._shared = shared
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+
+    def start(self, request: ForwardRequest, service: str, deadline: float) -> None:
+        """Make a call, until ``deadline`` on the loop's clock. Raises :class:`Refused`."""
+        connection, request_id = self._connection, request.request_id
+        if self._shared.forwarding.is_leaving:
+            raise Refused(StatusCode.UNAVAILABLE, STOPPING)
+        if request_id in connection.asked:
+            problem = f"a request with the id {request_id[:64]!r} is pending already"
+            raise Refused(StatusCode.ALREADY_EXISTS, problem)
+        task = asyncio.ensure_future(self._call(request, service, deadline))
+        self._tasks[request_id] = task
+        connection.asked.add(request_id)
+        task.add_done_callback(lambda _: self._done(request_id))
+
+    def cancel(self, request_id: str) -> bool:
+        """Give a call up; whether there is one with that id."""
+        task = self._tasks.get(request_id)
+        return task is not None and task.cancel()
+
+    def cancel_all(self) -> None:
+        """Give up every call: nobody is there to be answered."""
+        for task in self._tasks.values():
+            task.cancel()
+
+    def _done(self, request_id: str) -> None:
+        del self._tasks[request_id]
+        self._connection.asked.discard(request_id)
+        self._connection.end_if_drained()
+
+    async def _call(self, request: ForwardRequest, service: str, deadline: float) -> None:
+        try:
+            response = await self._response(request, service, deadline)
+        except Refused as refused:
+            response = refused.response(request.request_id)
+        respond(self._connection, response, self._shared.counters)
+
+    async def _response(
+        self, request: ForwardRequest, service: str, deadline: float
+    ) -> ForwardResponse:
+        framed = is_framed(request.payload)
+        try:
+            payload = unframe(request.payload) if framed else request.payload
+        except ProtocolError as error:
+            raise Refused(StatusCode.INVALID_ARGUMENT, f"the payload: {error}") from None
+        reply = await self._shared.backends.call(
+            service,
+            request.method_path,
+            payload,
+            metadata_from_headers(request.headers),
+            deadline - asyncio.get_running_loop().time(),
+        )
+        return ForwardResponse(
+            request_id=request.request_id,
+            status_code=http_status(reply.code),
+            headers=_headers(reply),
+            payload=frame(reply.payload) if framed and not reply.code else reply.payload,
+            error_message=reply.message,
+        )
+
+
+def _headers(reply: Reply) -> dict[str, str]:
+    headers = headers_from_metadata((*reply.initial, *reply.trailing))
+    headers.update({"content-type": "application/grpc", "grpc-status": str(int(reply.code))})
+    if reply.message:
+        headers["grpc-message"] = encode_message(reply.message)
+    return headers
