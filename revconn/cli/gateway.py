@@ -8,7 +8,8 @@ import logging
 import os
 import queue
 import signal
-from typing import Any
+from types import FrameType
+from typing import Any, NoReturn
 
 from revconn.cli.api_keys import KEYS_VARIABLE, KeySources
 from revconn.cli.logs import add_log_format, add_log_level, set_up_logging
@@ -43,7 +44,7 @@ from then on.
 _STOPPING = """\
 The first SIGINT or SIGTERM refuses new calls, lets those that were accepted be
 answered, sends the connectors away and exits with 0. The second one ends the
-process at once (exit code 130 or 143 in a shell).
+process at once.
 """
 
 _EPILOG = """\
@@ -62,9 +63,10 @@ keys.txt:
   Zx9pCzcQb2Uo  billing.* orders.Orders
 
 exit codes:
-  0  stopped by a signal
-  1  it could not listen
-  2  something that was given cannot be used
+  0         stopped by a signal
+  1         it could not listen
+  2         something that was given cannot be used
+  130, 143  ended at once by a second SIGINT or SIGTERM
 """
 
 # The constructor's own limits, whose defaults are its: option, unit, help.
@@ -193,11 +195,15 @@ def run(arguments: argparse.Namespace) -> int:
                 abort=lambda: gateway.stop(grace=0.0),
                 reload=lambda: _reload_keys(gateway, sources),
             )
-        # Calls are being finished now, and the next signal ends the process at once.
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, _leave_at_once)
         gateway.stop(arguments.grace)
     return 0
+
+
+def _leave_at_once(number: int, frame: FrameType | None) -> NoReturn:
+    # Not by the signal's default action: the first process of a container has none.
+    os._exit(128 + number)
 
 
 def _make_gateway(arguments: argparse.Namespace, sources: KeySources) -> Gateway:
