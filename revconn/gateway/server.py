@@ -1,16 +1,12 @@
-"""Gateway: the façade for synchronous code, and the thread that serves behind it."""
+"""Gateway: the façade for synchronous code."""
 
 from __future__ import annotations
 
-import asyncio
 import atexit
-import concurrent.futures
-import contextlib
 import ipaddress
 import logging
 import re
 import threading
-import time
 from types import TracebackType
 from typing import Any
 
@@ -19,8 +15,8 @@ import grpc
 from revconn.gateway.keys import ApiKeys, ApiKeysGiven
 from revconn.gateway.limits import Limits
 from revconn.gateway.registry import ConnectionInfo
-from revconn.gateway.serving import Serving, Settings
-from revconn.gateway.shared import Shared
+from revconn.gateway.serving import Settings
+from revconn.gateway.thread import GatewayThread
 from revconn.gateway.tls import ServerTLS
 from revconn.validation import refuse, require_seconds
 
@@ -28,8 +24,6 @@ __all__ = ["Gateway"]
 
 logger = logging.getLogger(__name__)
 
-_START_TIMEOUT = 30.0
-_STOP_MARGIN = 10.0  # seconds that ending takes at most, beyond the grace given to calls
 _HOST_PORT = re.compile(r"(?P<host>\[[0-9A-Fa-f:.%\w]+\]|[^\s:/\[\]@]+):(?P<port>\d{1,5})")
 
 
@@ -144,7 +138,7 @@ class Gateway:
         )
         self._lock = threading.Lock()  # guards _shared and _thread
         self._shared = self._settings.new_shared()
-        self._thread: _GatewayThread | None = None
+        self._thread: GatewayThread | None = None
 
     @property
     def address(self) -> str:
@@ -161,7 +155,7 @@ class Gateway:
             if self._thread is not None:
                 raise RuntimeError("the gateway is running already")
             self._shared = self._settings.new_shared()
-            thread = self._thread = _GatewayThread(self._settings, self._shared)
+            thread = self._thread = GatewayThread(self._settings, self._shared)
         try:
             self._address = thread.start()
         except BaseException:
@@ -174,8 +168,9 @@ class Gateway:
     def stop(self, grace: float = 5.0) -> None:
         """Take nothing new, let calls be answered for ``grace`` seconds, then end everything.
 
-        Idempotent. Returns when the gateway's thread has ended, at most ten seconds after the
-        grace. A call from the gateway's own thread (a log handler's) returns at once.
+        Idempotent; while it stops, a shorter grace counts. Returns when the gateway's thread has
+        ended, at most ten seconds after the grace. A call from the gateway's own thread (a log
+        handler's) returns at once.
         """
         require_seconds("grace", grace, zero=True)
         with self._lock:
@@ -241,90 +236,6 @@ class Gateway:
         with self._lock:
             state = "stopped" if self._thread is None else "running"
         return f"<Gateway {self._address} {state}>"
-
-
-class _GatewayThread:
-    """The thread of a gateway, its event loop, and the way in from other threads."""
-
-    def __init__(self, settings: Settings, shared: Shared) -> None:
-        self._settings = settings
-        self._shared = shared
-        self._thread = threading.Thread(target=self._run, name="revconn-gateway", daemon=True)
-        self._started: concurrent.futures.Future[str] = concurrent.futures.Future()
-        # Set by the gateway's thread before it reports that it has started:
-        self._serving: Serving | None = None
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._stop_requested: asyncio.Future[float] | None = None
-
-    def start(self) -> str:
-        """Serve; the address. Raises what made that fail."""
-        self._thread.start()
-        return self._started.result(_START_TIMEOUT)
-
-    def stop(self, grace: float) -> bool:
-        """Stop serving; whether the thread has ended."""
-        if threading.current_thread() is self._thread:
-            self._request_stop(grace)
-            return False
-        concurrent.futures.wait([self._started], _START_TIMEOUT)
-        if self._loop is not None:
-            with contextlib.suppress(RuntimeError):  # the loop is closed: stopped already
-                self._loop.call_soon_threadsafe(self._request_stop, grace)
-        self._thread.join(grace + _STOP_MARGIN)
-        if self._thread.is_alive():
-            logger.error(
-                "the gateway's thread has not ended %g seconds after its grace", _STOP_MARGIN
-            )
-        return not self._thread.is_alive()
-
-    def connections(self) -> tuple[ConnectionInfo, ...]:
-        """A picture of every connection."""
-        return self._shared.registry.describe(time.monotonic())
-
-    def end_withdrawn(self) -> None:
-        """End the connections whose key is not accepted any more."""
-        serving, loop = self._serving, self._loop
-        if serving is not None and loop is not None:
-            with contextlib.suppress(RuntimeError):  # the loop is closed: all are ended
-                loop.call_soon_threadsafe(serving.end_withdrawn)
-
-    def _request_stop(self, grace: float) -> None:
-        if self._stop_requested is not None and not self._stop_requested.done():
-            self._stop_requested.set_result(grace)
-
-    def _run(self) -> None:
-        try:
-            asyncio.run(self._serve())
-        except BaseException as error:
-            if self._started.done():
-                logger.exception("the gateway failed")
-            else:
-                # Its traceback would keep the server, and grpc's thread with it, for a while.
-                self._started.set_exception(error.with_traceback(None))
-
-    async def _serve(self) -> None:
-        self._loop = asyncio.get_running_loop()
-        self._loop.set_exception_handler(_report_loop_error)
-        self._stop_requested = self._loop.create_future()
-        serving = Serving(self._settings, self._shared)
-        address = await serving.start()
-        self._serving = serving
-        self._started.set_result(address)
-        expiry = asyncio.ensure_future(serving.expire())
-        grace = 0.0
-        try:
-            grace = await self._stop_requested
-        finally:
-            expiry.cancel()
-            await serving.stop(grace)
-            self._serving = None  # grpc's thread ends with the server
-
-
-def _report_loop_error(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-    # Old grpcio wakes every event loop of the process for each event, and all but one of them
-    # find nothing to read: harmless, and far too much for a log.
-    if not isinstance(context.get("exception"), BlockingIOError):
-        loop.default_exception_handler(context)
 
 
 def _is_loopback(host: str) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -78,6 +79,7 @@ class Serving:
         proxy = Proxy(self.shared)
         self._registration = Door(grpc.method_handlers_generic_handler(_SERVICE, handlers))
         self._calls = Door(proxy)
+        self._deadline = math.inf  # on the loop's clock
         self._health, about = _introspection(self.shared)
         # Asked in this order: the proxy takes what nobody before it took.
         self._server.add_generic_rpc_handlers((*about, self._registration, self._calls))
@@ -107,13 +109,13 @@ class Serving:
     async def stop(self, grace: float) -> None:
         """Take nothing new, give calls ``grace`` seconds to be answered, end everything."""
         loop = asyncio.get_running_loop()
-        deadline = loop.time() + grace
+        self.hurry(grace)
         for door in (self._registration, self._calls):
             door.close()
         self.shared.forwarding.leave()
         if self._health is not None:
             self._health.leave()
-        while self._is_busy() and loop.time() < deadline:
+        while self._is_busy() and loop.time() < self._deadline:
             self._dismiss_idle()
             await asyncio.sleep(_POLL_INTERVAL)
         self.shared.forwarding.fail_all(StatusCode.UNAVAILABLE, STOPPING)
@@ -127,6 +129,10 @@ class Serving:
         handlers = asyncio.all_tasks() - {asyncio.current_task()}
         if handlers:
             await asyncio.wait(handlers, timeout=_UNWIND_TIMEOUT)
+
+    def hurry(self, grace: float) -> None:
+        """Give calls at most ``grace`` seconds from now on, if this stops."""
+        self._deadline = min(self._deadline, asyncio.get_running_loop().time() + grace)
 
     def _is_busy(self) -> bool:
         return self._calls.inside > 0 or len(self.shared.forwarding) + len(self.shared.backends) > 0

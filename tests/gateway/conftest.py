@@ -15,9 +15,9 @@ from revconn.gateway import (
     forwarding,
     journal,
     outbound,
-    server,
     serving,
     stream,
+    thread,
 )
 from tests.support.scripted_connector import ScriptedConnector
 
@@ -60,7 +60,7 @@ class Clock:
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     """Ages and heartbeats in the test's own time. To be asked for before a gateway is."""
     clock = Clock()
-    for module in (conversation, forwarding, journal, outbound, server, serving, stream):
+    for module in (conversation, forwarding, journal, outbound, serving, stream, thread):
         monkeypatch.setattr(module, "time", clock)
     monkeypatch.setattr(serving, "LONGEST_EXPIRY_INTERVAL", 0.01)
     return clock

@@ -134,6 +134,16 @@ def test_what_is_not_answered_in_time_fails_and_its_connector_is_told(
     assert time.monotonic() - began < 5
 
 
+def test_a_second_stop_may_be_in_more_of_a_hurry(gateway, connect, call, stop) -> None:
+    connector = connect(gateway, "echo.Echo")
+    pending = call(gateway, "/echo.Echo/Say")
+    connector.receive_request()
+    stopped = stop(grace=60.0)
+    gateway.stop(grace=0.0)
+    stopped.result(5)
+    assert status(pending) == STOPPING
+
+
 def test_a_connector_that_does_not_read_holds_nobody_up(gateway, connect, dial, call) -> None:
     other = connect(gateway, "echo.Echo")
     deaf = dial(gateway, reads=False)

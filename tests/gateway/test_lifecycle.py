@@ -18,7 +18,7 @@ import pytest
 import trustme
 
 from revconn.exceptions import ConfigurationError
-from revconn.gateway import Gateway, server
+from revconn.gateway import Gateway, server, thread
 from revconn.gateway.limits import Limits
 from tests.support.scripted_connector import ScriptedConnector
 from tests.support.waiting import eventually
@@ -129,18 +129,18 @@ def test_a_thread_that_cannot_even_make_its_loop_says_so(monkeypatch) -> None:
         coroutine.close()
         raise OSError("Too many open files")
 
-    monkeypatch.setattr(server.asyncio, "run", fail)
+    monkeypatch.setattr(thread.asyncio, "run", fail)
     with pytest.raises(OSError, match="Too many open files"):
         Gateway(api_keys="key").start()
 
 
 def test_an_interrupted_start_leaves_nothing_running(monkeypatch) -> None:
-    class Interrupted(server._GatewayThread):
+    class Interrupted(server.GatewayThread):
         def start(self) -> str:
             super().start()
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(server, "_GatewayThread", Interrupted)
+    monkeypatch.setattr(server, "GatewayThread", Interrupted)
     gateway = Gateway(api_keys="key")
     with pytest.raises(KeyboardInterrupt):
         gateway.start()
@@ -257,7 +257,7 @@ def test_a_stopped_gateway_may_be_started_again(gateway, connect) -> None:
 
 
 def test_a_thread_that_cannot_be_stopped_is_reported_and_kept(gateway, monkeypatch, caplog) -> None:
-    monkeypatch.setattr(server, "_STOP_MARGIN", 0.0)
+    monkeypatch.setattr(thread, "_STOP_MARGIN", 0.0)
     held, release = threading.Event(), threading.Event()
 
     def hold() -> None:
@@ -277,12 +277,12 @@ def test_a_thread_that_cannot_be_stopped_is_reported_and_kept(gateway, monkeypat
 
 
 def test_a_gateway_that_dies_says_so_and_can_be_stopped(gateway, caplog) -> None:
-    thread = gateway._thread
+    running = gateway._thread
 
     def die() -> None:
-        thread._stop_requested.set_exception(MemoryError("no room"))
+        running._stop_requested.set_exception(MemoryError("no room"))
 
-    thread._loop.call_soon_threadsafe(die)
+    running._loop.call_soon_threadsafe(die)
     eventually(lambda: "the gateway failed" in caplog.text)
     assert "no room" in caplog.text
     caplog.clear()
@@ -364,9 +364,9 @@ def test_two_gateways_in_one_process_do_not_disturb_each_other(run_gateway, conn
 def test_the_loop_reports_other_errors_than_grpcios_wake_ups(caplog) -> None:
     loop = asyncio.new_event_loop()
     try:
-        server._report_loop_error(loop, {"message": "m", "exception": BlockingIOError()})
+        thread._report_loop_error(loop, {"message": "m", "exception": BlockingIOError()})
         assert caplog.records == []
-        server._report_loop_error(loop, {"message": "something else"})
+        thread._report_loop_error(loop, {"message": "something else"})
         assert "something else" in caplog.text
     finally:
         loop.close()

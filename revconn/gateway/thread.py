@@ -1,0 +1,108 @@
+"""The thread that a gateway serves on, and the way in from other threads."""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import contextlib
+import logging
+import threading
+import time
+from typing import Any
+
+from revconn.gateway.registry import ConnectionInfo
+from revconn.gateway.serving import Serving, Settings
+from revconn.gateway.shared import Shared
+
+__all__ = ["GatewayThread"]
+
+logger = logging.getLogger(__name__)
+
+_START_TIMEOUT = 30.0
+_STOP_MARGIN = 10.0  # seconds that ending takes at most, beyond the grace given to calls
+
+
+class GatewayThread:
+    """The thread of a gateway, its event loop, and the way in from other threads."""
+
+    def __init__(self, settings: Settings, shared: Shared) -> None:
+        self._settings = settings
+        self._shared = shared
+        self._thread = threading.Thread(target=self._run, name="revconn-gateway", daemon=True)
+        self._started: concurrent.futures.Future[str] = concurrent.futures.Future()
+        # Set by the gateway's thread before it reports that it has started:
+        self._serving: Serving | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._stop_requested: asyncio.Future[float] | None = None
+
+    def start(self) -> str:
+        """Serve; the address. Raises what made that fail."""
+        self._thread.start()
+        return self._started.result(_START_TIMEOUT)
+
+    def stop(self, grace: float) -> bool:
+        """Stop serving; whether the thread has ended."""
+        if threading.current_thread() is self._thread:
+            self._request_stop(grace)
+            return False
+        concurrent.futures.wait([self._started], _START_TIMEOUT)
+        if self._loop is not None:
+            with contextlib.suppress(RuntimeError):  # the loop is closed: stopped already
+                self._loop.call_soon_threadsafe(self._request_stop, grace)
+        self._thread.join(grace + _STOP_MARGIN)
+        if self._thread.is_alive():
+            logger.error(
+                "the gateway's thread has not ended %g seconds after its grace", _STOP_MARGIN
+            )
+        return not self._thread.is_alive()
+
+    def connections(self) -> tuple[ConnectionInfo, ...]:
+        """A picture of every connection."""
+        return self._shared.registry.describe(time.monotonic())
+
+    def end_withdrawn(self) -> None:
+        """End the connections whose key is not accepted any more."""
+        serving, loop = self._serving, self._loop
+        if serving is not None and loop is not None:
+            with contextlib.suppress(RuntimeError):  # the loop is closed: all are ended
+                loop.call_soon_threadsafe(serving.end_withdrawn)
+
+    def _request_stop(self, grace: float) -> None:
+        if self._stop_requested is not None and not self._stop_requested.done():
+            self._stop_requested.set_result(grace)
+        elif self._serving is not None:
+            self._serving.hurry(grace)
+
+    def _run(self) -> None:
+        try:
+            asyncio.run(self._serve())
+        except BaseException as error:
+            if self._started.done():
+                logger.exception("the gateway failed")
+            else:
+                # Its traceback would keep the server, and grpc's thread with it, for a while.
+                self._started.set_exception(error.with_traceback(None))
+
+    async def _serve(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._loop.set_exception_handler(_report_loop_error)
+        self._stop_requested = self._loop.create_future()
+        serving = Serving(self._settings, self._shared)
+        address = await serving.start()
+        self._serving = serving
+        self._started.set_result(address)
+        expiry = asyncio.ensure_future(serving.expire())
+        grace = 0.0
+        try:
+            grace = await self._stop_requested
+        finally:
+            expiry.cancel()
+            await serving.stop(grace)
+            self._serving = None  # grpc's thread ends with the server
+
+
+def _report_loop_error(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    # Old grpcio wakes every event loop of the process for each event, and all but one of them
+    # find nothing to read: harmless, and far too much for a log.
+    if not isinstance(context.get("exception"), BlockingIOError):
+        loop.default_exception_handler(context)
