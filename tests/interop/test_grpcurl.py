@@ -23,6 +23,21 @@ def grpcurl(interop: Interop):
     return run
 
 
+def test_grpcurl_lists_the_gateways_own_services(interop: Interop, grpcurl) -> None:
+    ran = grpcurl(interop.gateway("python-http2").address, "list")
+    assert ran.returncode == 0, ran.stderr
+    listed = ran.stdout.split()
+    assert "registry.RegistryService" in listed
+    assert "grpc.health.v1.Health" in listed
+
+
+def test_grpcurl_describes_the_gateways_own_service(interop: Interop, grpcurl) -> None:
+    address = interop.gateway("python-http2").address
+    ran = grpcurl(address, "describe", "registry.RegistryService")
+    assert ran.returncode == 0, ran.stderr
+    assert "rpc EstablishConnection ( stream .registry.ConnectionMessage )" in ran.stdout
+
+
 def test_grpcurl_calls_a_connector(interop: Interop, grpcurl) -> None:
     schema = ("-import-path", str(PROTOS), "-proto", "demo.proto")
     request = ("-d", '{"name": "grpcurl"}', "-H", "echo-note: seen", "-v")
