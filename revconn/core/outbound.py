@@ -59,15 +59,14 @@ class Outbound:
     def put(self, answer: Answer | LargeAnswer) -> None:
         """Queue behind everything else."""
         if isinstance(answer, LargeAnswer):
-            if self._chunks is None or answer.size > self._limit:
-                self._put_large(answer)
-                return
-            answer = Answer(answer.whole(), answer.deadline)
-        if len(answer.message) > self._limit:
+            self._put_large(answer)
+            return
+        size = len(answer.message)
+        if size > self._limit:
             self._put_large(LargeAnswer(*answer))
         else:
             self._answers.append(answer)
-            self.answer_bytes += len(answer.message)
+            self.answer_bytes += size
 
     def take_control(self) -> list[bytes]:
         """Every control message that waits."""
@@ -147,39 +146,35 @@ class Outbound:
         self._limit, self._chunks = sys.maxsize, None
 
     def _put_large(self, large: LargeAnswer) -> None:
-        try:
-            self._require_possible(large)
-        except _Impossible as problem:
-            logger.error("%s: the answer was not sent: %s", large.about, problem)
-            failure = Answer(large.failure(problem.code, str(problem)), large.deadline)
-            self._answers.append(failure)
-            self.answer_bytes += len(failure.message)
-        else:
+        if self._chunks is not None and large.size <= self._limit:
+            self.put(Answer(large.whole(), large.deadline))
+            return
+        problem = self._begin(large)
+        if problem is None:
             self._large.append(large)
             self.large_bytes += large.size
+            return
+        code, reason = problem
+        logger.error("%s: the answer was not sent: %s", large.about, reason)
+        failure = Answer(large.failure(code, reason), large.deadline)
+        self._answers.append(failure)
+        self.answer_bytes += len(failure.message)
 
-    def _require_possible(self, large: LargeAnswer) -> None:
+    def _begin(self, large: LargeAnswer) -> tuple[StatusCode, str] | None:
+        """Make its first chunk the next, if it is known how large; or say why that cannot be."""
         if self._chunks is False:
-            problem = f"message of {large.size:,} bytes is larger than the limit of {self._limit:,}"
-            raise _Impossible(StatusCode.INTERNAL, f"{problem} bytes")
+            limit = f"{self._limit:,} bytes"
+            reason = f"message of {large.size:,} bytes is larger than the limit of {limit}"
+            return StatusCode.INTERNAL, reason
         if self._large and self.large_bytes + large.size > _MOST_LARGE_BYTES:
-            raise _Impossible(
-                StatusCode.RESOURCE_EXHAUSTED,
-                f"large answers of {self.large_bytes:,} bytes wait already",
-            )
+            reason = f"large answers of {self.large_bytes:,} bytes wait already"
+            return StatusCode.RESOURCE_EXHAUSTED, reason
         if self._chunks:
             try:
                 large.begin(self._limit)
             except ValueError as error:
-                raise _Impossible(StatusCode.INTERNAL, str(error)) from None
-
-
-class _Impossible(Exception):
-    """A large answer cannot be sent."""
-
-    def __init__(self, code: StatusCode, reason: str) -> None:
-        super().__init__(reason)
-        self.code = code
+                return StatusCode.INTERNAL, str(error)
+        return None
 
 
 def _is_awaited(answer: Answer | LargeAnswer, now: float) -> bool:

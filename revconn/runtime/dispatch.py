@@ -253,16 +253,16 @@ class Dispatcher:
                 self._counts["late"] += outcome == "answered"
                 return False
             del self._in_flight[key]
-            relieved = self._release(request, outcome)
+            self._counts[outcome] += 1
+            relieved = self._release(request)
         origin.answer((answer,))
         if relieved:
             self._on_relief()
         return True
 
-    def _release(self, request: Request, outcome: str) -> bool:
+    def _release(self, request: Request) -> bool:
         """A request is in flight no longer; whether that ends a backlog. Requires ``_lock``."""
-        request._settle()
-        self._counts[outcome] += 1
+        request._active = False
         self._bytes -= request.payload_bytes
         if not self._in_flight or self._watched:
             self._idle.notify_all()
@@ -305,7 +305,8 @@ class Dispatcher:
             for request_id in request_ids:
                 request = self._in_flight.pop((origin, request_id), None)
                 if request is not None:
-                    relieved |= self._release(request, "cancelled")
+                    self._counts["cancelled"] += 1
+                    relieved |= self._release(request)
                     cancelled.append(request)
         if cancelled:
             self._forget_settled()
