@@ -19,7 +19,7 @@ Context = grpc.aio.ServicerContext[Any, Any]
 
 
 class Door(grpc.GenericRpcHandler):
-    """Stands before a handler whose methods all take streams, and counts the calls inside.
+    """Stands before a handler whose methods all take streams of requests; counts the calls inside.
 
     It belongs to the gateway's thread.
     """
@@ -39,13 +39,17 @@ class Door(grpc.GenericRpcHandler):
         if handler is None:
             return None
 
-        async def enter(messages: AsyncIterator[bytes], context: Context) -> None:
+        behind = handler.stream_stream or handler.stream_unary
+
+        async def enter(messages: AsyncIterator[bytes], context: Context) -> Any:
             if self._is_closed:
                 return await fail(context, StatusCode.UNAVAILABLE, STOPPING)
             self.inside += 1
             try:
-                await handler.stream_stream(messages, context)
+                return await behind(messages, context)
             finally:
                 self.inside -= 1
 
-        return grpc.stream_stream_rpc_method_handler(enter)
+        if handler.response_streaming:
+            return grpc.stream_stream_rpc_method_handler(enter)
+        return grpc.stream_unary_rpc_method_handler(enter)

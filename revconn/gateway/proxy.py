@@ -27,7 +27,7 @@ from revconn.gateway.metadata import (
     require_small_headers,
 )
 from revconn.gateway.shared import Shared
-from revconn.gateway.statuses import answer, fail
+from revconn.gateway.statuses import begin, fail
 
 __all__ = ["Proxy"]
 
@@ -39,8 +39,8 @@ Context = grpc.aio.ServicerContext[Any, Any]
 class Proxy(grpc.GenericRpcHandler):
     """Takes every call that nothing before it took.
 
-    gRPC does not tell a server whether a call is unary. Taken as streams, a streaming one can be
-    told apart by what it does, and a failure goes out without an empty message before it.
+    gRPC does not tell a server whether a call is unary. With its requests taken as a stream, a
+    streaming one can be told apart by what it does.
     """
 
     def __init__(self, shared: Shared) -> None:
@@ -50,12 +50,12 @@ class Proxy(grpc.GenericRpcHandler):
         """The handler of any method."""
         path = handler_call_details.method
 
-        async def call(messages: AsyncIterator[bytes], context: Context) -> None:
-            await self._call(path, messages, context)
+        async def call(messages: AsyncIterator[bytes], context: Context) -> bytes:
+            return await self._call(path, messages, context)
 
-        return grpc.stream_stream_rpc_method_handler(call)
+        return grpc.stream_unary_rpc_method_handler(call)
 
-    async def _call(self, path: str, messages: AsyncIterator[bytes], context: Context) -> None:
+    async def _call(self, path: str, messages: AsyncIterator[bytes], context: Context) -> bytes:
         try:
             service = self._service(path)
             if not self._shared.registry.serves(service):
@@ -65,17 +65,19 @@ class Proxy(grpc.GenericRpcHandler):
         except Refused as refused:
             response = refused.response()
         code = response_code(response.status_code, response.headers)
-        logger.debug("%.200r from %s: %s", path, context.peer(), code.name)
+        if logger.isEnabledFor(logging.DEBUG):
+            logger.debug("%.200r from %s: %s", path, context.peer(), code.name)
         metadata = metadata_from_headers(response.headers)
         if code is not StatusCode.OK:
-            return await fail(context, code, _message(response), metadata)
+            return await _fail(context, code, _message(response), metadata)
         try:
             payload = self._payload(response)
         except Refused as refused:
             code, problem = refused.code, refused.message
         else:
-            return await answer(context, payload, metadata)
-        return await fail(context, code, problem)
+            context.set_trailing_metadata(metadata)
+            return payload
+        return await _fail(context, code, problem)
 
     def _service(self, path: str) -> str:
         try:
@@ -103,14 +105,16 @@ class Proxy(grpc.GenericRpcHandler):
         metadata = application_metadata(metadata)
         return await self._shared.backends.call(service, path, payload, metadata, timeout)
 
-    async def _relay(self, path: str, reply: Reply, context: Context) -> None:
+    async def _relay(self, path: str, reply: Reply, context: Context) -> bytes:
         """Answer the caller with what the backend answered, as it is."""
         logger.debug("%.200r from %s: %s, from a backend", path, context.peer(), reply.code.name)
         initial = application_metadata(reply.initial)
         trailing = application_metadata(reply.trailing)
         if reply.code is StatusCode.OK:
-            return await answer(context, reply.payload, trailing, initial)
-        return await fail(context, reply.code, reply.message, trailing, initial)
+            await begin(context, initial)
+            context.set_trailing_metadata(trailing)
+            return reply.payload
+        return await _fail(context, reply.code, reply.message, trailing, initial)
 
     async def _forward(
         self, path: str, service: str, messages: AsyncIterator[bytes], context: Context
@@ -137,11 +141,16 @@ class Proxy(grpc.GenericRpcHandler):
 
     async def _read(self, messages: AsyncIterator[bytes]) -> bytes:
         timeout, limit = self._shared.request_timeout, self._shared.limits.max_message_bytes
+        watch = _Watch(timeout)
         try:
-            payload = await asyncio.wait_for(_only_message(messages), timeout)
-        except asyncio.TimeoutError:
+            payload = await _only_message(messages)
+        except asyncio.CancelledError:
+            if not watch.ran_out:
+                raise
             problem = f"the request did not end within {timeout:g} seconds; only unary calls work"
             raise Refused(StatusCode.DEADLINE_EXCEEDED, problem) from None
+        finally:
+            watch.stop()
         if payload is None:
             problem = "the request is not exactly one message; only unary calls are forwarded"
             raise Refused(StatusCode.UNIMPLEMENTED, problem)
@@ -178,6 +187,28 @@ class Proxy(grpc.GenericRpcHandler):
         except ProtocolError as error:
             problem = f"the connector's payload: {error}"
             raise Refused(StatusCode.INTERNAL, problem) from None
+
+
+async def _fail(context: Context, *status: Any) -> bytes:
+    await fail(context, *status)
+    return b""  # which is not sent
+
+
+class _Watch:
+    """Cancels the task that made it when time runs out; wait_for() would cost a task of its own."""
+
+    def __init__(self, timeout: float) -> None:
+        self.ran_out = False
+        self._task = asyncio.current_task()
+        self._timer = asyncio.get_running_loop().call_later(timeout, self._run_out)
+
+    def stop(self) -> None:
+        self._timer.cancel()
+
+    def _run_out(self) -> None:
+        self.ran_out = True
+        if self._task is not None:
+            self._task.cancel()
 
 
 async def _only_message(messages: AsyncIterator[bytes]) -> bytes | None:

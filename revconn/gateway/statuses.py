@@ -11,21 +11,25 @@ import grpc.aio
 from revconn.core.status import StatusCode
 from revconn.gateway.metadata import Metadata, truncate_message
 
-__all__ = ["answer", "fail"]
+__all__ = ["answer", "begin", "fail"]
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
 _GRPC_STATUS = {StatusCode(status.value[0]): status for status in grpc.StatusCode}
 
 
-async def answer(
-    context: Context, message: bytes, metadata: Metadata = (), initial: Metadata = ()
-) -> None:
-    """Send the message of an rpc that then ends with OK, and metadata before and after it."""
-    context.set_trailing_metadata(metadata)
+async def begin(context: Context, initial: Metadata) -> None:
+    """Send the metadata that goes before all else, if there is any."""
     try:
         if initial:
             await context.send_initial_metadata(initial)
+    except grpc.aio.InternalError:
+        raise _peer_is_gone() from None
+
+
+async def answer(context: Context, message: bytes) -> None:
+    """Send the message of a streaming rpc that then ends with OK."""
+    try:
         await context.write(message)
     except grpc.aio.InternalError:
         raise _peer_is_gone() from None
@@ -42,9 +46,8 @@ async def fail(
 
     Not to be called while an exception is handled: see below.
     """
+    await begin(context, initial)
     try:
-        if initial:
-            await context.send_initial_metadata(initial)
         await context.abort(_GRPC_STATUS[code], truncate_message(message), metadata)
     except grpc.aio.AbortError as done:
         # grpc keeps what abort raises. Its traceback (and that of what was being handled) would

@@ -16,15 +16,15 @@ from revconn.gateway.keys import ApiKeys
 from revconn.gateway.limits import Limits
 from revconn.gateway.proxy import Proxy
 from revconn.gateway.shared import Shared
-from revconn.gateway.statuses import answer, fail
+from revconn.gateway.statuses import answer, begin, fail
 from tests.gateway.test_registry import make
 
 
 class GoneContext:
     """A call whose peer is gone: every operation fails, as grpc's do."""
 
-    def set_trailing_metadata(self, metadata: Any) -> None:
-        pass
+    async def send_initial_metadata(self, metadata: Any) -> None:
+        raise grpc.aio.InternalError("Failed to execute batch")
 
     async def write(self, message: bytes) -> None:
         raise grpc.aio.InternalError("Failed to execute batch")
@@ -36,10 +36,11 @@ class GoneContext:
 @pytest.mark.parametrize(
     "ending",
     [
-        lambda context: answer(context, b"", ()),
+        lambda context: answer(context, b""),
+        lambda context: begin(context, (("a", "b"),)),
         lambda context: fail(context, StatusCode.NOT_FOUND, "no such thing"),
     ],
-    ids=["answered", "failed"],
+    ids=["answered", "begun", "failed"],
 )
 def test_it_counts_as_a_cancellation_not_as_an_error(
     ending: Callable[[Any], Awaitable[None]],
@@ -78,7 +79,7 @@ class Call:
         self.shared.registry.add(self.connection)
         self.context = Context()
         details = type("Details", (), {"method": "/echo.Echo/Say"})()
-        handler = Proxy(self.shared).service(details).stream_stream
+        handler = Proxy(self.shared).service(details).stream_unary
         self.task = asyncio.ensure_future(handler(messages(self), self.context))
 
 
