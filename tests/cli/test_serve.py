@@ -17,10 +17,10 @@ from tests.support.waiting import eventually
 KEY = "the-right-key"
 
 APP = """\
-import threading
+import pathlib
+import time
 from revconn import Connector
 
-released = threading.Event()
 connector = Connector({target!r}, api_key={key!r})
 
 @connector.method("/app.App/Say")
@@ -30,12 +30,9 @@ def say(request):
 @connector.method("/app.App/Wait")
 def wait(request):
     print("a handler waits", flush=True)
-    released.wait()
+    while not pathlib.Path("released").exists():
+        time.sleep(0.01)
     return b"done"
-
-@connector.method("/app.App/Release")
-def release(request):
-    released.set()
 
 def make():
     return connector
@@ -97,7 +94,7 @@ def test_the_first_signal_lets_what_was_accepted_be_answered(
         command.wait_for_line("a handler waits")
         command.signal(number)
         command.wait_for_line(f"{number.name}: finishing what was accepted")
-        channel.unary_unary("/app.App/Release")(b"", timeout=TIMEOUT)
+        (app / "released").touch()
         assert waiting.result() == b"done"
         assert command.wait() == 0
 
@@ -116,7 +113,8 @@ def test_the_second_signal_leaves_at_once_although_a_handler_runs(
         assert command.wait() == code
         assert "leaving while 1 handlers still run" in command.output
         assert "Traceback" not in command.output
-        assert waiting.code() is grpc.StatusCode.UNAVAILABLE
+        assert not waiting.done()  # the answer might come on another connection
+        waiting.cancel()
 
 
 def test_the_log_level_hides_what_is_less_important(app: Path, gateway: Gateway) -> None:

@@ -14,6 +14,7 @@ from cryptography.hazmat.primitives import serialization
 from revconn import TLS, Connector
 from revconn.exceptions import ConfigurationError
 from revconn.gateway import Gateway, ServerTLS
+from revconn.gateway.tls import _Source
 from tests.support.certificates import Authority
 
 NOBODY_SERVES = "no connector serves echo.Echo"
@@ -106,6 +107,22 @@ def test_new_files_that_cannot_be_used_leave_the_old_ones_in_force(
     caplog.clear()
     files[1].write_bytes(key)
     assert is_served(gateway, authority)
+
+
+def test_grpc_is_given_certificates_only_when_they_have_changed(
+    files, tmp_path, stranger, caplog
+) -> None:
+    source = _Source(ServerTLS(*files))  # grpc asks it from threads of its own
+    assert source.fetch() is None
+    stranger.issue_files(tmp_path)
+    assert isinstance(source.fetch(), grpc.ServerCertificateConfiguration)
+    assert source.fetch() is None
+    files[0].write_bytes(b"")
+    assert source.fetch() is None
+    assert "cannot be used: ServerTLS(cert=): holds no PEM" in caplog.text
+    caplog.clear()
+    stranger.issue_files(tmp_path)
+    assert isinstance(source.fetch(), grpc.ServerCertificateConfiguration)
 
 
 def test_files_that_went_bad_are_an_error_at_the_next_start(files) -> None:
