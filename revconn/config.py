@@ -163,6 +163,7 @@ class Options:
     max_in_flight: int
     max_in_flight_bytes: int
     max_message_bytes: int
+    replay_bytes: int
     heartbeat_interval: float
     liveness_timeout: float | None
     connect_timeout: float
@@ -175,6 +176,7 @@ class Options:
     def __post_init__(self) -> None:
         for name in ("max_workers", "max_in_flight", "max_in_flight_bytes", "max_message_bytes"):
             require_count(name, getattr(self, name))
+        require_count("replay_bytes", self.replay_bytes)
         for name in ("heartbeat_interval", "connect_timeout", "keepalive_timeout", "drain_timeout"):
             require_seconds(name, getattr(self, name))
         for name in ("liveness_timeout", "keepalive_interval"):

@@ -70,6 +70,9 @@ class Connector:
     :param max_message_bytes: the largest message sent (4 MiB, a gRPC server's default limit:
         beyond it a gateway would end the whole stream). A larger answer is sent in chunks where
         the gateway knows them, and fails alone where it does not.
+    :param replay_bytes: of answers that are kept for the next connection, per gateway (16 MiB):
+        those that could not leave, and those that left so shortly before a break that they may not
+        have arrived. Beyond that the oldest are given up.
     :param heartbeat_interval: seconds between heartbeats (30.0).
     :param liveness_timeout: after a longer silence (a suspended machine, a starved process) the
         gateway may have forgotten the connection, so it is replaced (90.0: that leaves 30 s of
@@ -103,6 +106,7 @@ class Connector:
         max_in_flight: int = 1000,
         max_in_flight_bytes: int = 64 << 20,
         max_message_bytes: int = 4 << 20,
+        replay_bytes: int = 16 << 20,
         heartbeat_interval: float = 30.0,
         liveness_timeout: float | None = 90.0,
         connect_timeout: float = 20.0,
@@ -124,6 +128,7 @@ class Connector:
             max_in_flight=max_in_flight,
             max_in_flight_bytes=max_in_flight_bytes,
             max_message_bytes=max_message_bytes,
+            replay_bytes=replay_bytes,
             heartbeat_interval=heartbeat_interval,
             liveness_timeout=liveness_timeout,
             connect_timeout=connect_timeout,
@@ -335,7 +340,8 @@ class Connector:
         deadline); ``cancelled`` (their caller gave up, so nobody answered them); ``late`` (results
         that came after either); ``overloaded`` (refused); ``repeated``
         (their id was in flight already). ``undelivered``: answers that could not leave before
-        their deadline. ``connections``: how many were established. Now: ``in_flight``, and of
+        their deadline, or were beyond ``replay_bytes``. ``replayed``: answers sent again, since
+        their connection broke when they had just left. ``connections``: how many were established. Now: ``in_flight``, and of
         those ``waiting`` for a worker.
         """
         supervisor = self._supervisor

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 
 from revconn._proto.registry_pb2 import ConnectionMessage, ForwardResponse
@@ -46,6 +47,12 @@ class LargeAnswer:
     def request_id(self) -> str:
         """Whom it answers."""
         return self._head.request_id
+
+    def copy(self) -> LargeAnswer:
+        """The same answer, to be sent on another connection as well."""
+        other = copy.copy(self)
+        other._chunks = iter(())
+        return other
 
     def begin(self, limit: int) -> None:
         """Start, again if need be, with the first chunk. ``limit``: of a message, in bytes.

@@ -1,4 +1,4 @@
-"""What waits to be sent, in order: control messages first."""
+"""Answers on their way: those that wait to be sent, and those that may not have arrived."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import NamedTuple
 from revconn.core.large import LargeAnswer
 from revconn.core.status import StatusCode
 
-__all__ = ["Answer", "Outbound"]
+__all__ = ["Answer", "Outbound", "Sent"]
 
 logger = logging.getLogger(__name__)
 
@@ -26,35 +26,27 @@ class Answer(NamedTuple):
 
 
 class Outbound:
-    """Control messages (the registration, heartbeats, the goodbye) and answers.
+    """Answers that wait to be sent, the oldest first.
 
-    Control messages belong to one connection and go with it. Answers outlive it: a gateway keeps
-    a pending request by its id, so an answer may travel on the next connection. Those that are
-    too large for one message leave in chunks, in turns, if the connection's terms allow that
-    (:meth:`agree`); until these are known they wait. Not thread-safe.
+    Those that are too large for one message leave in chunks, in turns, if the connection's terms
+    allow that (:meth:`agree`); until these are known they wait. Not thread-safe.
     """
 
     def __init__(self) -> None:
-        self._control: deque[bytes] = deque()
         self._answers: deque[Answer] = deque()
         self._large: deque[LargeAnswer] = deque()
         self._limit = sys.maxsize
         self._chunks: bool | None = None
         self.answer_bytes = 0
         self.large_bytes = 0
-        self.undelivered = 0
 
     def __len__(self) -> int:
-        return len(self._control) + len(self._answers) + len(self._large)
+        return len(self._answers) + len(self._large)
 
     @property
     def has_large(self) -> bool:
         """Whether there are large answers whose chunks may be taken."""
         return bool(self._large) and self._chunks is True
-
-    def put_control(self, message: bytes) -> None:
-        """Queue ahead of all answers."""
-        self._control.append(message)
 
     def put(self, answer: Answer | LargeAnswer) -> None:
         """Queue behind everything else."""
@@ -67,12 +59,6 @@ class Outbound:
         else:
             self._answers.append(answer)
             self.answer_bytes += size
-
-    def take_control(self) -> list[bytes]:
-        """Every control message that waits."""
-        taken = list(self._control)
-        self._control.clear()
-        return taken
 
     def take_answers(self, enough_bytes: int) -> list[Answer]:
         """The oldest answers, until they are ``enough_bytes`` together or none is left."""
@@ -95,11 +81,21 @@ class Outbound:
         self.large_bytes -= large.size
         return message, large
 
+    def take_all(self) -> list[Answer | LargeAnswer]:
+        """Every answer; large ones whole, however much of them has left."""
+        taken: list[Answer | LargeAnswer] = [*self._answers, *self._large]
+        self._answers.clear()
+        self._large.clear()
+        self.answer_bytes = self.large_bytes = 0
+        return taken
+
     def put_back(self, answers: list[Answer | LargeAnswer]) -> None:
         """Queue answers that were taken, and may not have left, ahead of the others again."""
         for answer in reversed(answers):
             if isinstance(answer, LargeAnswer):
                 self._put_large(answer)
+            elif len(answer.message) > self._limit:  # it comes from another connection
+                self._put_large(LargeAnswer(*answer))
             else:
                 self._answers.appendleft(answer)
                 self.answer_bytes += len(answer.message)
@@ -111,21 +107,28 @@ class Outbound:
             self.large_bytes -= large.size
             logger.debug("%s was cancelled: dropped its large answer", large.about)
 
-    # Connections
+    def drop_expired(self, now: float) -> int:
+        """Drop the answers that nobody waits for any more; how many they were.
 
-    def start_over(self, now: float) -> None:
-        """A new connection begins: drop what belonged to the last one, and expired answers.
-
-        On a living connection a late answer is still worth sending: it frees the gateway's
-        pending entry.
+        For a new connection. On a living one a late answer is still worth sending: it frees the
+        gateway's pending entry.
         """
-        self.hang_up()
-        waiting = len(self._answers) + len(self._large)
-        self._answers = deque(each for each in self._answers if _is_awaited(each, now))
-        self._large = deque(each for each in self._large if _is_awaited(each, now))
-        self.undelivered += waiting - len(self._answers) - len(self._large)
-        self.answer_bytes = sum(len(answer.message) for answer in self._answers)
-        self.large_bytes = sum(large.size for large in self._large)
+        answers = self.take_all()
+        for answer in answers:
+            if answer.deadline is None or answer.deadline > now:
+                self.put(answer)
+        return len(answers) - len(self)
+
+    def drop_oldest(self, most_bytes: int) -> int:
+        """Drop answers, large ones first, until at most so many bytes are left, or one answer."""
+        dropped = 0
+        while self.answer_bytes + self.large_bytes > most_bytes and len(self) > 1:
+            if self._large:
+                self.large_bytes -= self._large.popleft().size
+            else:
+                self.answer_bytes -= len(self._answers.popleft().message)
+            dropped += 1
+        return dropped
 
     def agree(self, limit: int, *, chunks: bool) -> None:
         """The connection takes messages of ``limit`` bytes, and chunks or not.
@@ -133,17 +136,8 @@ class Outbound:
         A large answer begins with its first chunk, or becomes the error of its request.
         """
         self._limit, self._chunks = limit, chunks
-        waiting: list[Answer | LargeAnswer] = [*self._large, *self._answers]
-        self._large.clear()
-        self._answers.clear()
-        self.answer_bytes = self.large_bytes = 0
-        for answer in waiting:
+        for answer in self.take_all():
             self.put(answer)
-
-    def hang_up(self) -> None:
-        """The connection is over: nothing is agreed any more."""
-        self._control.clear()
-        self._limit, self._chunks = sys.maxsize, None
 
     def _put_large(self, large: LargeAnswer) -> None:
         if self._chunks is not None and large.size <= self._limit:
@@ -177,5 +171,56 @@ class Outbound:
         return None
 
 
-def _is_awaited(answer: Answer | LargeAnswer, now: float) -> bool:
-    return answer.deadline is None or answer.deadline > now
+class Sent:
+    """Answers that left on a connection, while it may turn out that they did not arrive.
+
+    A break is noticed some time after it happened: what left in the last ``doubt`` seconds may
+    have been lost with it. At most about ``most_bytes`` are kept, the youngest. Not thread-safe.
+    """
+
+    def __init__(self, doubt: float, most_bytes: int) -> None:
+        self._doubt = doubt
+        self._most_bytes = most_bytes
+        self._batches: deque[tuple[float, int, list[Answer | LargeAnswer]]] = deque()
+        self._bytes = 0
+
+    def add(self, answers: list[Answer | LargeAnswer], now: float) -> None:
+        """``answers`` have left. Also forgets what need no longer be kept."""
+        if answers:
+            size = sum(map(_size, answers))
+            self._batches.append((now, size, answers))
+            self._bytes += size
+        while self._batches:
+            left_at, size, _ = self._batches[0]
+            if self._bytes <= self._most_bytes and now - left_at < self._doubt:
+                break
+            self._batches.popleft()
+            self._bytes -= size
+
+    def take(self, now: float) -> list[Answer | LargeAnswer]:
+        """What may not have arrived and is still waited for, the oldest first.
+
+        Each of them has a deadline then, so that a connection which breaks again and again does
+        not carry it for ever.
+        """
+        self.add([], now)
+        doubtful: list[Answer | LargeAnswer] = []
+        for left_at, _, answers in self._batches:
+            for answer in answers:
+                until = left_at + self._doubt if answer.deadline is None else answer.deadline
+                if until > now:
+                    doubtful.append(_with_deadline(answer, until))
+        self._batches.clear()
+        self._bytes = 0
+        return doubtful
+
+
+def _size(answer: Answer | LargeAnswer) -> int:
+    return answer.size if isinstance(answer, LargeAnswer) else len(answer.message)
+
+
+def _with_deadline(answer: Answer | LargeAnswer, deadline: float) -> Answer | LargeAnswer:
+    if isinstance(answer, LargeAnswer):
+        answer.deadline = deadline
+        return answer
+    return Answer(answer.message, deadline)

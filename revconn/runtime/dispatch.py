@@ -31,8 +31,8 @@ _SHIFT = 0.5
 class Origin(Protocol):
     """Where requests come from and their answers go."""
 
-    def answer(self, answers: Iterable[Answer | LargeAnswer]) -> None:
-        """Queue answers; does not block."""
+    def answer(self, answers: Iterable[Answer | LargeAnswer], *, alone: bool = False) -> None:
+        """Queue answers; ``alone`` says that no others will follow soon. Does not block."""
 
 
 class _Entry(NamedTuple):
@@ -255,7 +255,8 @@ class Dispatcher:
             del self._in_flight[key]
             self._counts[outcome] += 1
             relieved = self._release(request)
-        origin.answer((answer,))
+            alone = not self._in_flight
+        origin.answer((answer,), alone=alone)
         if relieved:
             self._on_relief()
         return True
@@ -369,11 +370,15 @@ class Dispatcher:
         with self._lock:
             return self._idle.wait_for(lambda: not self._in_flight, timeout)
 
-    def wait_settled(self, timeout: float) -> bool:
-        """Wait, at most ``timeout`` seconds, until all that is in flight now is settled."""
+    def in_flight(self) -> list[Request]:
+        """The requests that are not settled yet."""
+        with self._lock:
+            return list(self._in_flight.values())
+
+    def wait_settled(self, requests: list[Request], timeout: float) -> bool:
+        """Wait, at most ``timeout`` seconds, until ``requests`` are settled."""
         with self._lock:
             self._watched = True
-            requests = list(self._in_flight.values())
             return self._idle.wait_for(
                 lambda: not any(request._active for request in requests), timeout
             )

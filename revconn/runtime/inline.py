@@ -62,7 +62,7 @@ class InlineRunner:
         if answers:
             with self._lock:
                 self._accepted += len(answers)
-            origin.answer(answers)
+            origin.answer(answers, alone=True)
         return others
 
     def watch(self, now: float) -> None:

@@ -6,16 +6,16 @@ import logging
 import threading
 import time
 from collections.abc import Collection, Iterable
-from typing import Protocol
+from typing import Callable, Protocol
 
 import tenacity
 
 from revconn._proto.registry_pb2 import ForwardRequest
 from revconn.config import Options
-from revconn.core.features import DRAIN
 from revconn.core.large import LargeAnswer
 from revconn.core.outbound import Answer
 from revconn.exceptions import ConfigurationError, ConnectionLost, HandshakeError
+from revconn.messages import Request
 from revconn.runtime.outbox import Outbox
 from revconn.runtime.session import Session
 from revconn.runtime.state import State
@@ -27,6 +27,12 @@ from revconn.validation import require_api_key
 __all__ = ["Link", "LinkOwner"]
 
 logger = logging.getLogger(__name__)
+
+_QUIET_WAIT = 2.0
+_STAND_IN_WAIT = 2.0
+_FAREWELL = 2.0
+_SLICE = 0.1  # of a wait that another event may end
+_JOIN_TIMEOUT = 5.0
 
 
 class LinkOwner(Protocol):
@@ -45,6 +51,15 @@ class LinkOwner(Protocol):
     def requests_cancelled(self, link: Link, request_ids: Collection[str]) -> None:
         """Nobody waits for these any more."""
 
+    def become_quiet(self, deadline: float) -> bool:
+        """Wait until nothing is in flight and every answer has left, or until ``deadline``."""
+
+    def in_flight(self) -> list[Request]:
+        """The requests that are not settled yet."""
+
+    def wait_settled(self, requests: list[Request], timeout: float) -> bool:
+        """Wait, at most ``timeout`` seconds, until ``requests`` are settled."""
+
     def watch(self) -> None:
         """A few seconds have passed; called from a timer's thread."""
 
@@ -58,7 +73,11 @@ class LinkOwner(Protocol):
 class Link:
     """Keeps one gateway connected, in a thread of its own; the only one that opens a stream.
 
-    ``_lock`` guards ``_session``, ``_leaving`` and ``state``; nothing is called under it.
+    One session serves. While a gateway wants it replaced, or the link leaves, there is a second
+    one: what is answered meanwhile goes out on both.
+
+    ``_lock`` guards ``_serving``, ``_sessions``, ``_leaving``, ``_goodbye_by``, ``_phase`` and
+    ``state``;    ``_changed`` is its condition. Nothing is called under it.
     """
 
     def __init__(
@@ -70,14 +89,23 @@ class Link:
     ) -> None:
         self.target = target
         self.state = State.IDLE
+        self._phase = State.IDLE  # what the link's thread does; another session may serve meanwhile
         self._transport = transport
         self._owner = owner
         self._options = options
         self._backoff = options.backoff
-        self._outbox = Outbox(lambda: owner.saturated)
+        self._outbox = Outbox(
+            lambda: owner.saturated,
+            replay_bytes=options.replay_bytes,
+            # By then a heartbeat would have followed, and not been acknowledged.
+            doubt=options.heartbeat_interval + options.keepalive_timeout,
+        )
         self._lock = threading.Lock()
-        self._session: Session | None = None
+        self._changed = threading.Condition(self._lock)
+        self._serving: Session | None = None
+        self._sessions: list[Session] = []
         self._leaving = False
+        self._goodbye_by = 0.0
         self._stopping = threading.Event()
         self._failures = 0
         self._connections = 0
@@ -93,12 +121,16 @@ class Link:
     def connection_id(self) -> str | None:
         """The id of the connection that serves now; ``None`` without one."""
         with self._lock:
-            session = self._session
-        return (session.connection_id or None) if session is not None else None
+            session = self._serving
+        return session.connection_id if session is not None else None
 
     def stats(self) -> dict[str, int]:
         """Counters since the start."""
-        return {"connections": self._connections, "undelivered": self._outbox.undelivered}
+        return {
+            "connections": self._connections,
+            "replayed": self._outbox.replayed,
+            "undelivered": self._outbox.undelivered,
+        }
 
     # Any thread
 
@@ -106,9 +138,9 @@ class Link:
         """Start the link's thread."""
         self._thread.start()
 
-    def answer(self, answers: Iterable[Answer | LargeAnswer]) -> None:
+    def answer(self, answers: Iterable[Answer | LargeAnswer], *, alone: bool = False) -> None:
         """Queue answers for this gateway. Does not block."""
-        self._outbox.put(answers)
+        self._outbox.put(answers, alone=alone)
 
     def relieve(self) -> None:
         """Nothing is saturated any more: the gateway may send again."""
@@ -118,54 +150,58 @@ class Link:
         """Wait, at most ``timeout`` seconds, until every queued answer has left."""
         return self._outbox.wait_flushed(timeout)
 
-    @property
-    def drains(self) -> bool:
-        """Whether its gateway, told goodbye, sends nothing new and loses nothing that it sent."""
-        with self._lock:
-            session = self._session
-        return session is not None and DRAIN in session.terms.features
+    def leave(self, deadline: float) -> None:
+        """Take leave of the gateway once all that it sent is answered; then the thread ends.
 
-    def leave(self) -> None:
-        """Say goodbye and serve on until the gateway ends the stream; then the thread ends.
-
-        Without an established connection it ends at once.
+        Goodbye is said by ``deadline`` (monotonic). Without an established connection, and
+        nothing left to deliver on the next one, it ends at once.
         """
+        quiet = self._owner.become_quiet(time.monotonic())
         with self._lock:
             self._leaving = True
-            session = self._session
-        if session is None or not session.say_goodbye():
+            self._goodbye_by = deadline
+            serving = self._serving
+            self._changed.notify_all()
+        if serving is None and quiet:
             self.abort()
 
     def abort(self) -> None:
-        """End the stream, or the wait for the next one, at once. Idempotent."""
-        self._stopping.set()
+        """End the streams, or the wait for the next one, at once. Idempotent."""
         with self._lock:
-            session = self._session
-        if session is not None:
+            self._stopping.set()
+            sessions = list(self._sessions)
+            self._changed.notify_all()
+        for session in sessions:
             session.retire("stopped")
 
     def forsake(self) -> None:
         """In a forked child: open no other stream. Takes no lock: its owner may be gone."""
         self._leaving = True
+        self._stopping.set()
 
     @property
     def is_running(self) -> bool:
         """Whether the link's thread still runs."""
         return self._thread.is_alive()
 
-    def join(self, timeout: float) -> None:
-        """Wait, at most ``timeout`` seconds, for the thread to end. A no-op in that thread."""
-        if self._thread.ident is not None and self._thread is not threading.current_thread():
-            self._thread.join(timeout)
-
     # The link's thread
 
     def _run(self) -> None:
         with own_thread():
-            self._stay_connected()
+            error: BaseException | None = None
+            try:
+                self._stay_connected()
+                self._take_leave()
+            except BaseException as failure:  # noqa: BLE001 - it is raised from start() and wait()
+                error = failure
+            if self._ended_on_request():
+                error = None
+            self._end_sessions()
+            self._outbox.close()
+            self._enter(State.CLOSED)
+            self._owner.link_ended(self, error)
 
     def _stay_connected(self) -> None:
-        error: BaseException | None = None
         retrying = tenacity.Retrying(
             retry=tenacity.retry_if_exception(self._is_retryable),
             stop=self._gives_up,
@@ -174,20 +210,32 @@ class Link:
             before_sleep=self._log_failure,
             reraise=True,
         )
-        try:
+        while not self._ended_on_request():
             retrying(self._connect_and_serve)
-        except BaseException as failure:  # noqa: BLE001 - it is raised from start() and wait()
-            error = failure
-        if self._ended_on_request():
-            error = None
-        self._outbox.close()
-        self._enter(State.CLOSED)
-        self._owner.link_ended(self, error)
 
     def _connect_and_serve(self) -> None:
+        """Serve until the session is to be replaced, or raise why it ended."""
         if self._ended_on_request():  # it may have been the sleep that was interrupted
             return
+        with self._lock:
+            predecessor = self._serving
         self._enter(State.CONNECTING)
+        session = self._open_session(() if self._leaving else self._owner.services)
+        if predecessor is not None:
+            self._hand_over(predecessor, session)
+        self._wait_for(
+            lambda: _is_over(session) or session.going_away or (self._leaving and self._serving)
+        )
+        if self._ended_on_request():
+            return
+        self._count_failure(session)
+        if session.error is not None:
+            raise session.error
+        if self._failures > 1:  # it did not last: a gateway may want the next one replaced too
+            self._back_off(self._backoff.delay(self._failures))
+
+    def _open_session(self, services: tuple[str, ...]) -> Session:
+        api_key = self._ask_api_key()
         session = Session(
             str(self.target),
             self._name,
@@ -197,14 +245,100 @@ class Link:
             self,
         )
         with self._lock:
-            self._session = session
+            over = [other for other in self._sessions if _is_over(other)]
+            self._sessions = [other for other in self._sessions if not _is_over(other)]
+            self._sessions.append(session)
+        for other in over:
+            other.join(_JOIN_TIMEOUT)
+        if self._stopping.is_set():
+            session.retire("stopped")
+        session.start(api_key, services)
+        return session
+
+    def _hand_over(self, predecessor: Session, session: Session) -> None:
+        """Part from ``predecessor`` once ``session`` serves in its place."""
+        self._wait_for(lambda: session.ready_since or _is_over(session) or self._leaving)
+        if not session.ready_since or self._leaving:
+            return
+        deadline = time.monotonic() + self._options.drain_timeout
+        self._say_goodbye(predecessor, deadline, unless=session)
+        self._wait_for(
+            lambda: _is_over(predecessor) or _is_over(session) or self._leaving, deadline
+        )
+        if not self._leaving:
+            predecessor.retire("another connection has taken its place")
+
+    def _take_leave(self) -> None:
+        """Leave, and lose nothing of what the gateway has sent, or sends until it knows.
+
+        A gateway that reads no answers after a goodbye gets them on a second connection, which
+        registers nothing.
+        """
+        with self._lock:
+            serving = self._serving
+            others = [session for session in self._sessions if session is not serving]
+        for session in others:
+            session.retire("stopped")
+        if serving is None or self._stopping.is_set():
+            return
+        stand_in = self._open_stand_in(serving) if serving.services and not serving.drains else None
+        self._say_goodbye(serving, self._goodbye_by, unless=serving)
+        self._wait_for(lambda: _is_over(serving))
+        if stand_in is not None:
+            # The stream may have broken off: what it brought is still to be answered.
+            while not (self._stopping.is_set() or _is_over(stand_in)):
+                if self._owner.become_quiet(time.monotonic() + _SLICE):
+                    break
+            stand_in.say_goodbye()
+            self._wait_for(lambda: _is_over(stand_in), time.monotonic() + _FAREWELL)
+
+    def _open_stand_in(self, serving: Session) -> Session | None:
         try:
-            if not self._ended_on_request():
-                session.run(self._ask_api_key(), self._owner.services)
-        finally:
-            with self._lock:
-                self._session = None
-            self._count_failure(session)
+            session = self._open_session(())
+        except HandshakeError:
+            return None
+        self._wait_for(
+            lambda: session.ready_since or _is_over(session) or _is_over(serving),
+            time.monotonic() + _STAND_IN_WAIT,
+        )
+        return session if session.ready_since else None
+
+    def _say_goodbye(self, session: Session, deadline: float, *, unless: Session) -> None:
+        """Say DISCONNECTED, in a quiet moment if there is one.
+
+        A gateway that does not drain loses what is in flight then, unless a second connection
+        leads to it too: wait for a quiet moment at first, then for what was in flight, but no
+        longer than until ``deadline``, nor if ``unless`` ends.
+        """
+
+        def may_wait(until: float) -> bool:
+            over = self._stopping.is_set() or _is_over(unless) or _is_over(session)
+            return not over and time.monotonic() < until
+
+        if not session.drains:
+            in_flight = self._owner.in_flight()
+            quiet_until = min(deadline, time.monotonic() + _QUIET_WAIT)
+            while may_wait(quiet_until):
+                if self._owner.become_quiet(time.monotonic() + _SLICE):
+                    break
+            while may_wait(deadline):
+                if self._owner.wait_settled(in_flight, _SLICE) and self.wait_flushed(_SLICE):
+                    break
+        session.say_goodbye()
+
+    def _end_sessions(self) -> None:
+        with self._lock:
+            sessions = list(self._sessions)
+        for session in sessions:
+            session.retire("stopped")
+        for session in sessions:
+            session.join(None)  # users' code may hold it up: whoever waits for us has a limit
+
+    def _wait_for(self, condition: Callable[[], object], deadline: float | None = None) -> None:
+        """Wait until ``condition``, the deadline, or the order to stop."""
+        timeout = None if deadline is None else max(0.0, deadline - time.monotonic())
+        with self._lock:
+            self._changed.wait_for(lambda: condition() or self._stopping.is_set(), timeout)
 
     def _ask_api_key(self) -> str:
         try:
@@ -227,8 +361,12 @@ class Link:
         self._failures += 1
 
     def _ended_on_request(self) -> bool:
+        """Whether to open no other session: none is wanted, or one that is there is to be left."""
         with self._lock:
-            return self._leaving or self._stopping.is_set()
+            leaving, serving = self._leaving, self._serving
+        if self._stopping.is_set():
+            return True
+        return leaving and (serving is not None or self._owner.become_quiet(time.monotonic()))
 
     def _is_retryable(self, error: BaseException) -> bool:
         if self._ended_on_request() or not isinstance(error, ConnectionLost):
@@ -245,7 +383,8 @@ class Link:
 
     def _back_off(self, delay: float) -> None:
         self._enter(State.BACKING_OFF)
-        self._stopping.wait(delay)
+        leaving_already = self._leaving
+        self._wait_for(lambda: self._leaving and not leaving_already, time.monotonic() + delay)
 
     def _log_failure(self, retry_state: tenacity.RetryCallState) -> None:
         assert retry_state.outcome is not None
@@ -264,18 +403,40 @@ class Link:
         else:
             logger.debug("no connection: %s (failure %d in a row)", error, self._failures)
 
-    def _enter(self, state: State) -> None:
+    def _enter(self, phase: State) -> None:
         with self._lock:
-            self.state = state
+            self._phase = phase
+        self._show_state()
+
+    def _show_state(self) -> None:
+        with self._lock:
+            connecting = self._phase in (State.CONNECTING, State.BACKING_OFF)
+            still_serving = connecting and self._serving is not None
+            state = self.state = State.READY if still_serving else self._phase
         logger.debug("%s: %s", self.target, state.name)
         self._owner.link_changed(self)
 
-    # The session, in the link's thread
+    # The sessions, in their threads
 
     def session_ready(self, session: Session) -> None:
         """CONNECTED arrived."""
+        with self._lock:
+            predecessor = self._serving
+            is_stand_in = self._leaving and predecessor is not None
+            if not is_stand_in:
+                self._serving = session
+            self._changed.notify_all()
+        if is_stand_in:
+            return
         self._connections += 1
-        if self._connections == 1:
+        if predecessor is not None:
+            logger.info(
+                "connected to %s as %s, in place of %s",
+                self.target,
+                session.connection_id,
+                predecessor.connection_id,
+            )
+        elif self._connections == 1:
             logger.info("connected to %s as %s", self.target, session.connection_id)
         else:
             logger.info(
@@ -287,6 +448,29 @@ class Link:
             )
         self._note(session.terms.notes)
         self._enter(State.READY)
+
+    def session_going_away(self, session: Session) -> None:
+        """The gateway wants another connection in the place of this one."""
+        self._notify()
+
+    def session_over(self, session: Session) -> None:
+        """A session has ended."""
+        with self._lock:
+            served = self._serving is session
+            if served:
+                self._serving = None
+            replacing = served and self._phase is not State.READY and not self._leaving
+        if replacing:
+            self._down_since = time.monotonic()
+            logger.warning(
+                "lost the connection: %s, before another had taken its place", session.error
+            )
+            self._show_state()
+        self._notify()
+
+    def _notify(self) -> None:
+        with self._lock:
+            self._changed.notify_all()
 
     def _note(self, notes: tuple[str, ...]) -> None:
         """Say what the gateway's limits changed; not again on every connection."""
@@ -305,5 +489,9 @@ class Link:
         self._owner.requests_cancelled(self, request_ids)
 
     def watch(self) -> None:
-        """A few seconds have passed; called from the session's timer thread."""
+        """A few seconds have passed; called from a session's timer thread."""
         self._owner.watch()
+
+
+def _is_over(session: Session) -> bool:
+    return session.error is not None

@@ -1,4 +1,4 @@
-"""The outbound queue between the threads that answer and the one that sends."""
+"""The outbound queues between the threads that answer and the ones that send."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Container, Iterable
 from typing import Callable
 
 from revconn.core.large import LargeAnswer
-from revconn.core.outbound import Answer, Outbound
+from revconn.core.outbound import Answer, Outbound, Sent
 from revconn.runtime import clock
 
 __all__ = ["Line", "Outbox"]
@@ -22,49 +22,80 @@ _LARGE_ROOM_BYTES = 128 << 20
 class Outbox:
     """What one link has to send. It lasts as long as the link; a :class:`Line` as long as a stream.
 
+    Answers outlive streams. Without a line that carries answers they are held back for the next
+    one, ``replay_bytes`` of them at most; with two, during a hand-over, they go out on both: a
+    gateway that gets one twice ignores it, and there is no telling whether the two streams lead to
+    the same gateway.
+
     ``_lock`` guards everything here and in the lines; ``_changed`` is its condition.
     Thread-safe.
 
-    ``saturated`` says whether so much is in flight that the peer should send no more; when that
-    ends, :meth:`nudge` has to be called.
+    :param saturated: whether so much is in flight that the peer should send no more; when that
+        ends, :meth:`nudge` has to be called.
+    :param replay_bytes: of answers that are kept for another stream.
+    :param doubt: seconds that may pass until a break is noticed.
     """
 
-    def __init__(self, saturated: Callable[[], bool] = lambda: False) -> None:
+    def __init__(
+        self,
+        saturated: Callable[[], bool] = lambda: False,
+        *,
+        replay_bytes: int = 16 << 20,
+        doubt: float = 50.0,
+    ) -> None:
         self._saturated = saturated
+        self._replay_bytes = replay_bytes
+        self._doubt = doubt
         self._lock = threading.Lock()
         self._changed = threading.Condition(self._lock)
-        self._outbound = Outbound()
-        self._line: Line | None = None
+        self._held = Outbound()
+        self._lines: list[Line] = []  # those that carry answers, the newest last
+        self._undelivered = 0
+        self._replayed = 0
         self._closed = False
 
-    def put(self, answers: Iterable[Answer | LargeAnswer]) -> None:
-        """Queue answers. They wait for the next stream when there is none now."""
+    def put(self, answers: Iterable[Answer | LargeAnswer], *, alone: bool = False) -> None:
+        """Queue answers.
+
+        ``alone`` says that no others will follow soon: if the transport can, it sends them in this
+        very thread.
+        """
+        if alone:
+            answers = list(answers)
+            line = self._only_line()
+            if line is not None and line.send_now(answers):
+                return
         with self._lock:
+            queue, *others = [line.outbound for line in self._lines] or [self._held]
             for answer in answers:
-                self._outbound.put(answer)
+                queue.put(answer)
+                for other in others:  # each stream keeps count of its chunks
+                    other.put(answer.copy() if isinstance(answer, LargeAnswer) else answer)
+            if not self._lines:
+                self._bound_held()
             self._changed.notify_all()
 
     def withdraw(self, request_ids: Container[str]) -> None:
         """Nobody waits for the answers to these any more: large ones are dropped."""
         with self._lock:
-            self._outbound.withdraw(request_ids)
+            for queue in (self._held, *(line.outbound for line in self._lines)):
+                queue.withdraw(request_ids)
             self._changed.notify_all()
+
+    def _only_line(self) -> Line | None:
+        lines = self._lines
+        return lines[0] if len(lines) == 1 else None
 
     def open_line(self) -> Line:
-        """Attach a new stream. The previous one, if any, gets nothing more."""
-        line = Line(self)
-        with self._lock:
-            self._line = line
-            self._outbound.start_over(time.monotonic())
-            self._changed.notify_all()
-        return line
+        """A line for a new stream."""
+        return Line(self, Sent(self._doubt, self._replay_bytes))
 
     def nudge(self) -> None:
-        """Wake the sender: there is room again, or the transport has its own to say."""
+        """Wake the senders: there is room again, or the transport has its own to say."""
         with self._lock:
-            if self._line is not None:
-                self._line.nudged = True
-                self._changed.notify_all()
+            for line in self._lines:
+                line.nudged = True
+            self._changed.notify_all()
 
     def wait_flushed(self, timeout: float) -> bool:
         """Wait, at most ``timeout`` seconds, until every answer was handed to the network.
@@ -83,49 +114,96 @@ class Outbox:
 
     @property
     def undelivered(self) -> int:
-        """How many answers were dropped because their deadline passed before they could leave."""
+        """How many answers were given up: their deadline passed first, or they were too many."""
         with self._lock:
-            return self._outbound.undelivered
+            return self._undelivered
+
+    @property
+    def replayed(self) -> int:
+        """How many answers were sent again because their connection broke soon after."""
+        with self._lock:
+            return self._replayed
+
+    # Each of these requires holding ``_lock``
 
     def _flushed(self) -> bool:
-        """Requires holding ``_lock``."""
         assert self._lock.locked()
-        taken = self._line is not None and self._line.answers_taken
-        waiting = self._outbound.answer_bytes or self._outbound.large_bytes
-        return self._closed or not (taken or waiting)
+        on_their_way = any(line.taken or line.sending or line.outbound for line in self._lines)
+        return self._closed or not (on_their_way or self._held)
+
+    def _hold(self, answers: list[Answer | LargeAnswer]) -> None:
+        """Keep answers that a line could not deliver, ahead of younger ones."""
+        assert self._lock.locked()
+        (self._lines[-1].outbound if self._lines else self._held).put_back(answers)
+        if not self._lines:
+            self._bound_held()
+
+    def _bound_held(self) -> None:
+        assert self._lock.locked()
+        self._undelivered += self._held.drop_oldest(self._replay_bytes)
+
+    def _release_held(self, line: Line) -> None:
+        """What was held back goes out on ``line``, but for what nobody waits for any more."""
+        assert self._lock.locked()
+        self._undelivered += self._held.drop_expired(time.monotonic())
+        line.outbound.put_back(self._held.take_all())
+        self._lines.append(line)
 
 
 class Line:
     """One stream's view of the outbox: a :class:`~revconn.transport.base.Source`.
 
-    Only control messages leave until :meth:`let_answers_through`; nothing does after
-    :meth:`close`. Answers that were taken and may not have left by then wait for the next line:
-    a gateway that gets one twice ignores it. Guarded by the outbox's lock; ``control_left_at``
-    (:func:`~revconn.runtime.clock.with_suspend`) may be read without.
+    Only control messages (the registration, heartbeats, the goodbye) leave until
+    :meth:`let_answers_through` and after :meth:`withhold_answers`; nothing does after
+    :meth:`close`. Answers that may not have arrived by then go out again on another line.
+    Guarded by the outbox's lock; ``control_left_at`` (:func:`~revconn.runtime.clock.with_suspend`)
+    may be read without.
     """
 
-    def __init__(self, outbox: Outbox) -> None:
+    def __init__(self, outbox: Outbox, sent: Sent) -> None:
         self._outbox = outbox
-        self._answering = False
-        self._closed = False
+        self._sent = sent
+        self._control: list[bytes] = []
         self._control_taken = False
-        self.answers_taken: list[Answer | LargeAnswer] = []
+        self._closed = False
+        self._limit = 0
+        self._send_now: Callable[[list[bytes]], bool] = lambda _messages: False
+        self.outbound = Outbound()
+        self.taken: list[Answer | LargeAnswer] = []  # by the sender, which is sending them
+        self.sending: list[Answer | LargeAnswer] = []  # by send_now()
         self.nudged = False
         self.control_left_at: float | None = None
 
     def put_control(self, message: bytes) -> None:
         """Send ``message`` before every answer that waits."""
         with self._outbox._lock:
-            if self._outbox._line is self and not self._closed:
-                self._outbox._outbound.put_control(message)
+            if not self._closed:
+                self._control.append(message)
+                self._sent.add([], time.monotonic())  # on a quiet line nobody else forgets
                 self._outbox._changed.notify_all()
 
-    def let_answers_through(self, limit: int = sys.maxsize, *, chunks: bool = False) -> None:
-        """The handshake is done: the peer takes messages of ``limit`` bytes, and chunks or not."""
+    def let_answers_through(
+        self,
+        limit: int = sys.maxsize,
+        *,
+        chunks: bool = False,
+        send_now: Callable[[list[bytes]], bool] = lambda _messages: False,
+    ) -> None:
+        """The handshake is done: the peer takes messages of ``limit`` bytes, and chunks or not.
+
+        ``send_now`` is the stream's way around its sender, if it has one.
+        """
         with self._outbox._lock:
-            self._answering = True
-            if self._outbox._line is self:
-                self._outbox._outbound.agree(limit, chunks=chunks)
+            if not self._closed and not self._carries_answers:
+                self._limit, self._send_now = limit, send_now
+                self.outbound.agree(limit, chunks=chunks)
+                self._outbox._release_held(self)
+            self._outbox._changed.notify_all()
+
+    def withhold_answers(self) -> None:
+        """The peer reads no more answers here: those that wait go out elsewhere."""
+        with self._outbox._lock:
+            self._give_up_answers([])
             self._outbox._changed.notify_all()
 
     def take(self) -> list[bytes] | None:
@@ -141,6 +219,26 @@ class Line:
                 self._outbox._changed.wait()
             return None
 
+    def send_now(self, answers: list[Answer | LargeAnswer]) -> bool:
+        """Send answers in this thread, if the stream can at once; whether it did."""
+        messages = [each.message for each in answers if isinstance(each, Answer)]
+        if len(messages) < len(answers) or max(map(len, messages)) > self._limit:
+            return False
+        with self._outbox._lock:
+            busy = self.taken or self.sending or self.outbound
+            if busy or not self._carries_answers:
+                return False
+            self.sending = answers
+        sent = self._send_now(messages)
+        with self._outbox._lock:
+            held_already = self.sending is not answers  # the line was given up meanwhile
+            if not held_already:
+                self.sending = []
+            if sent:
+                self._sent.add(answers, time.monotonic())
+            self._outbox._changed.notify_all()
+        return sent or held_already
+
     def wait(self) -> bool:
         """Block until nudged; false once closed. Takes nothing: what was taken is still here."""
         with self._outbox._lock:
@@ -150,13 +248,15 @@ class Line:
 
     def nudge(self) -> None:
         """Make :meth:`take` or :meth:`wait` return."""
-        self._outbox.nudge()
+        with self._outbox._lock:
+            self.nudged = True
+            self._outbox._changed.notify_all()
 
     def has_room(self) -> bool:
         """Whether the peer may send more: not while requests or answers have piled up."""
-        if not self._answering:  # what piled up earlier must not keep the handshake out
+        if not self._carries_answers:  # what piled up elsewhere must not keep the handshake out
             return True
-        outbound = self._outbox._outbound
+        outbound = self.outbound
         if outbound.answer_bytes > _ROOM_BYTES or outbound.large_bytes > _LARGE_ROOM_BYTES:
             return False
         return not self._outbox._saturated()
@@ -166,42 +266,57 @@ class Line:
         with self._outbox._lock:
             self._outbox._changed.wait_for(lambda: self._closed or self.has_room())
 
-    def close(self) -> None:
-        """Nothing more goes out on this stream; its sender ends. Idempotent."""
+    def close(self, *, settled: bool = False) -> None:
+        """Nothing more goes out on this stream; its sender ends. Idempotent.
+
+        ``settled`` says that the peer had all it waited for when it ended the stream.
+        """
         with self._outbox._lock:
+            if self._closed:
+                return
             self._closed = True
-            self._outbox._outbound.put_back(self.answers_taken)
-            self.answers_taken = []
-            if self._outbox._line is self:
-                self._outbox._line = None
-                self._outbox._outbound.hang_up()
+            self._control.clear()
+            self._give_up_answers([] if settled else self._sent.take(time.monotonic()))
             self._outbox._changed.notify_all()
 
-    def _rest(self) -> None:
-        """The previous batch has left. Requires holding the outbox's lock."""
+    @property
+    def _carries_answers(self) -> bool:
+        return self in self._outbox._lines
+
+    # Each of these requires holding the outbox's lock
+
+    def _give_up_answers(self, doubtful: list[Answer | LargeAnswer]) -> None:
+        """Carry no more answers; ``doubtful`` ones left and may not have arrived."""
         assert self._outbox._lock.locked()
-        self.answers_taken = []
+        if self._carries_answers:
+            self._outbox._lines.remove(self)
+        self._outbox._replayed += len(doubtful)
+        self._outbox._hold(doubtful + self.taken + self.sending + self.outbound.take_all())
+        self.taken = []
+        self.sending = []
+
+    def _rest(self) -> None:
+        """The previous batch has left."""
+        assert self._outbox._lock.locked()
+        self._sent.add(self.taken, time.monotonic())
+        self.taken = []
         if self._control_taken:
             self.control_left_at = clock.with_suspend()
             self._control_taken = False
         self._outbox._changed.notify_all()
 
     def _next_batch(self) -> list[bytes]:
-        """Requires holding the outbox's lock."""
         assert self._outbox._lock.locked()
-        outbound = self._outbox._outbound
-        if self._outbox._line is not self:
-            return []
-        control = outbound.take_control()
+        control, self._control = self._control, []
         self._control_taken = bool(control)
-        if not self._answering:
+        if not self._carries_answers:
             return control
-        answers = outbound.take_answers(_BATCH_BYTES)
+        answers = self.outbound.take_answers(_BATCH_BYTES)
         batch = control + [answer.message for answer in answers]
-        self.answers_taken = [*answers]
-        if outbound.has_large:  # one chunk: what is small comes in between
-            chunk, finished = outbound.take_chunk()
+        self.taken = [*answers]
+        if self.outbound.has_large:  # one chunk: what is small comes in between
+            chunk, finished = self.outbound.take_chunk()
             batch.append(chunk)
             if finished is not None:
-                self.answers_taken.append(finished)
+                self.taken.append(finished)
         return batch

@@ -10,7 +10,7 @@ from typing import Callable, NoReturn, Protocol
 
 from revconn._proto.registry_pb2 import ForwardRequest
 from revconn.config import Options
-from revconn.core.features import CHUNKS
+from revconn.core.features import CHUNKS, DRAIN
 from revconn.core.protocol import Conversation, Phase
 from revconn.core.status import StatusCode
 from revconn.core.terms import Terms
@@ -25,6 +25,7 @@ from revconn.runtime import clock
 from revconn.runtime.failures import remedy
 from revconn.runtime.heartbeat import HeartbeatTimer
 from revconn.runtime.outbox import Line
+from revconn.runtime.threads import own_thread
 from revconn.transport.base import Stream, StreamEnded
 
 __all__ = ["Session", "SessionOwner"]
@@ -36,10 +37,16 @@ _JOIN_TIMEOUT = 5.0
 
 
 class SessionOwner(Protocol):
-    """Whom a session tells, from the thread that runs it."""
+    """Whom a session tells, from its own thread."""
 
     def session_ready(self, session: Session) -> None:
         """CONNECTED arrived."""
+
+    def session_going_away(self, session: Session) -> None:
+        """The gateway wants it replaced; it serves on."""
+
+    def session_over(self, session: Session) -> None:
+        """It has ended; ``session.error`` says why."""
 
     def requests_arrived(self, requests: list[ForwardRequest]) -> None:
         """A batch of requests arrived."""
@@ -52,7 +59,7 @@ class SessionOwner(Protocol):
 
 
 class Session:
-    """Runs one stream from its opening to its end, in the thread that calls :meth:`run`.
+    """One stream from its opening to its end, in a thread of its own.
 
     ``terms`` are the connector's own until the gateway's first message has come.
 
@@ -81,12 +88,19 @@ class Session:
             options.heartbeat_interval, options.liveness_timeout, options.max_message_bytes
         )
         self._retired: ConnectionLost | None = None
+        self.going_away = False
+        self.services: tuple[str, ...] = ()
+        self.error: BaseException | None = None
         self._timer = HeartbeatTimer(
             self,
             handshake_timeout=options.connect_timeout,
             interval=options.heartbeat_interval,
             check_interval=min(_LONGEST_CHECK, options.heartbeat_interval),
         )
+        self._timer_thread = threading.Thread(
+            target=self._timer.run, name=f"revconn-heartbeat-{name}", daemon=True
+        )
+        self._thread: threading.Thread | None = None
         self.ready_since: float | None = None
 
     @property
@@ -94,37 +108,70 @@ class Session:
         """The id that the gateway gave; empty before CONNECTED."""
         return self._conversation.connection_id
 
-    # The thread that runs it
+    @property
+    def drains(self) -> bool:
+        """Whether the gateway, told goodbye, sends nothing new and still reads answers."""
+        return DRAIN in self.terms.features
 
-    def run(self, api_key: str, services: tuple[str, ...]) -> NoReturn:
-        """Register and serve until the stream ends.
-
-        Always raises: :class:`ConnectionLost`, or :class:`HandshakeError` when CONNECTED never
-        came.
-        """
-        timer = threading.Thread(
-            target=self._timer.run, name=f"revconn-heartbeat-{self._name}", daemon=True
+    def start(self, api_key: str, services: tuple[str, ...]) -> None:
+        """Register and serve until the stream ends. Returns at once; the owner is told."""
+        self.services = services
+        self._thread = threading.Thread(
+            target=self._run,
+            args=(api_key,),
+            name=f"revconn-receiver-{self._name}",
+            daemon=True,
         )
         try:
-            self._open(timer, api_key, services)
-            while True:
-                self._take_in(self._stream.receive())
-        except StreamEnded as ended:
-            raise self._loss_by(ended) from None
-        except ConfigurationError as error:  # a certificate's file that is just being replaced, say
-            raise self._loss(str(error)) from None
-        finally:
-            self._tear_down(timer)
+            self._thread.start()
+        except RuntimeError as error:  # no thread to be had: for now, or as the interpreter exits
+            self._end(self._loss(str(error)))
 
-    def _open(self, timer: threading.Thread, api_key: str, services: tuple[str, ...]) -> None:
+    def join(self, timeout: float | None) -> None:
+        """Wait, at most ``timeout`` seconds (``None``: no limit), for its thread to end."""
+        if self._thread is not None and self._thread.ident is not None:
+            self._thread.join(timeout)
+
+    # Its own thread
+
+    def _run(self, api_key: str) -> None:
+        error: BaseException
+        with own_thread():
+            try:
+                self._serve(api_key)
+            except StreamEnded as ended:
+                error = self._loss_by(ended)
+            except ConfigurationError as problem:  # a certificate's file is being replaced, say
+                error = self._loss(str(problem))
+            except BaseException as failure:  # noqa: BLE001 - it is raised from start() and wait()
+                error = failure
+            self._tear_down(settled=self._left_in_peace(error))
+            self._end(error)
+
+    def _serve(self, api_key: str) -> NoReturn:
         try:
-            timer.start()
+            self._timer_thread.start()
             with self._lock:
-                registration = self._conversation.register(api_key, services)
+                registration = self._conversation.register(api_key, self.services)
             self._line.put_control(registration)
             self._stream.open()
-        except RuntimeError as error:  # no thread to be had: for now, or as the interpreter exits
+        except RuntimeError as error:  # no thread to be had
             raise self._loss(str(error)) from None
+        while True:
+            self._take_in(self._stream.receive())
+            if self._stream.going_away and not self.going_away:
+                self.going_away = True
+                self._owner.session_going_away(self)
+
+    def _left_in_peace(self, error: BaseException) -> bool:
+        """Whether the gateway ended the stream because all it had sent there is settled."""
+        with self._lock:
+            leaving = self._conversation.phase is Phase.LEAVING
+        return leaving and isinstance(error, ConnectionLost) and error.code is StatusCode.OK
+
+    def _end(self, error: BaseException) -> None:
+        self.error = error
+        self._owner.session_over(self)
 
     def _take_in(self, batch: list[bytes]) -> None:
         if not self._introduced:
@@ -145,8 +192,11 @@ class Session:
 
     def _become_ready(self) -> None:
         self.ready_since = time.monotonic()
-        chunks = CHUNKS in self.terms.features
-        self._line.let_answers_through(self.terms.max_message_bytes, chunks=chunks)
+        self._line.let_answers_through(
+            self.terms.max_message_bytes,
+            chunks=CHUNKS in self.terms.features,
+            send_now=self._stream.send_now,
+        )
         self._timer.established(self.terms.heartbeat_interval)
         self._owner.session_ready(self)
 
@@ -169,21 +219,22 @@ class Session:
         kind = AuthenticationError if refused else HandshakeError
         return kind(self._target, reason, code)
 
-    def _tear_down(self, timer: threading.Thread) -> None:
+    def _tear_down(self, *, settled: bool) -> None:
         with self._lock:
             self._conversation.end()
         self._timer.stop()
-        self._line.close()
+        self._line.close(settled=settled)
         self._stream.close()
         self._stream.join(_JOIN_TIMEOUT)
-        if timer.ident is not None:
-            timer.join(_JOIN_TIMEOUT)
+        if self._timer_thread.ident is not None:
+            self._timer_thread.join(_JOIN_TIMEOUT)
 
     # Any thread
 
     def say_goodbye(self) -> bool:
         """Send DISCONNECTED and go on serving until the gateway ends the stream.
 
+        A gateway that knows no draining reads no answers from then on: they go out elsewhere.
         False when there is no established connection to take leave of.
         """
         with self._lock:
@@ -191,10 +242,12 @@ class Session:
                 return False
             goodbye = self._conversation.disconnect()
         self._line.put_control(goodbye)
+        if not self.drains:
+            self._line.withhold_answers()
         return True
 
     def retire(self, reason: str) -> None:
-        """End the stream at once; :meth:`run` raises with this reason. The first one counts."""
+        """End the stream at once, for this reason. The first one counts."""
         with self._lock:
             if self._retired is None:
                 self._retired = self._loss(reason)

@@ -13,6 +13,7 @@ from revconn._proto.registry_pb2 import ForwardRequest
 from revconn.config import Options
 from revconn.core.routing import Routes
 from revconn.exceptions import RevconnError
+from revconn.messages import Request
 from revconn.runtime.dispatch import Dispatcher
 from revconn.runtime.handlers import Answering, Handler
 from revconn.runtime.inline import InlineRunner
@@ -26,7 +27,6 @@ __all__ = ["Supervisor"]
 
 logger = logging.getLogger(__name__)
 
-_QUIET_WAIT = 5.0
 _LINGER = 5.0
 _FLUSH_WAIT = 1.0
 _ABORT_WAIT = 5.0
@@ -156,35 +156,18 @@ class Supervisor:
 
     def _finish_and_leave(self, deadline: float) -> None:
         self._board.update(lambda state: state if state is State.CLOSED else State.DRAINING)
-        others = []
         for link in self.links:
-            if link.drains:
-                link.leave()
-            else:
-                others.append(link)
-        # A gateway that knows no draining loses what is on its way when it reads DISCONNECTED:
-        # leave in a quiet moment if there is one, but not before all that was there is answered.
-        if others and not self._become_quiet(min(deadline, time.monotonic() + _QUIET_WAIT)):
-            self._dispatcher.wait_settled(_clamp(deadline - _LINGER - time.monotonic()))
-        for link in others:
-            link.leave()
+            link.leave(deadline - _LINGER)
         while not self._ended.wait(_clamp(deadline - time.monotonic(), _LINGER)):
             if time.monotonic() >= deadline:
                 if self._dispatcher.give_up():
-                    self._become_quiet(time.monotonic() + _FLUSH_WAIT)
+                    self.become_quiet(time.monotonic() + _FLUSH_WAIT)
                     self._ended.wait(_FLUSH_WAIT)  # an abort could overtake the last answers
                 break
-            if self._become_quiet(time.monotonic()):
+            if self.become_quiet(time.monotonic()):
                 break  # all is answered, and this gateway does not end the stream
         self.abort()
         self._await_end()
-
-    def _become_quiet(self, deadline: float) -> bool:
-        """Wait until nothing is in flight and every answer has left, or until ``deadline``."""
-        quiet = self._dispatcher.wait_idle(_clamp(deadline - time.monotonic()))
-        for link in self.links:
-            quiet &= link.wait_flushed(_clamp(deadline - time.monotonic()))
-        return quiet
 
     def forsake(self) -> None:
         """In a forked child: serve no more.
@@ -216,6 +199,21 @@ class Supervisor:
     def requests_cancelled(self, link: Link, request_ids: Collection[str]) -> None:
         """Nobody waits for these any more."""
         self._dispatcher.cancel(link, request_ids)
+
+    def become_quiet(self, deadline: float) -> bool:
+        """Wait until nothing is in flight and every answer has left, or until ``deadline``."""
+        quiet = self._dispatcher.wait_idle(_clamp(deadline - time.monotonic()))
+        for link in self.links:
+            quiet &= link.wait_flushed(_clamp(deadline - time.monotonic()))
+        return quiet
+
+    def in_flight(self) -> list[Request]:
+        """The requests that are not settled yet."""
+        return self._dispatcher.in_flight()
+
+    def wait_settled(self, requests: list[Request], timeout: float) -> bool:
+        """Wait, at most ``timeout`` seconds, until ``requests`` are settled."""
+        return self._dispatcher.wait_settled(requests, timeout)
 
     def watch(self) -> None:
         """A few seconds have passed; called from a timer's thread."""

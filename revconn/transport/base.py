@@ -92,7 +92,7 @@ class Stream(ABC):
 
     @abstractmethod
     def receive(self) -> list[bytes]:
-        """Every message that has arrived, at least one; blocks until there is one.
+        """Every message that has arrived; blocks until there is one (but see ``going_away``).
 
         Raises :class:`StreamEnded`. Called by one thread.
         """
@@ -103,6 +103,21 @@ class Stream(ABC):
 
         No sooner: a gateway may send it only with its first message.
         """
+
+    @property
+    def going_away(self) -> bool:
+        """Whether the peer wants the stream replaced, while it still works.
+
+        When that becomes so :meth:`receive` returns, with nothing if nothing has arrived.
+        """
+        return False
+
+    def send_now(self, messages: list[bytes]) -> bool:
+        """Send ``messages`` in this thread if that needs no waiting; false: not done. Any thread.
+
+        A lone answer saves a change of threads this way.
+        """
+        return False
 
     def check(self, now: float) -> None:  # noqa: B027 - most transports have nothing to look for
         """Called every few seconds (``now``: monotonic) by a thread that must not block.

@@ -8,7 +8,7 @@ from revconn._proto.registry_pb2 import ConnectionMessage, ForwardResponse
 from revconn.core.answers import encode_response
 from revconn.core.chunking import ChunkJoiner
 from revconn.core.large import LargeAnswer
-from revconn.core.outbound import Answer, Outbound
+from revconn.core.outbound import Answer, Outbound, Sent
 
 NOW = 1000.0
 MESSAGES = st.lists(st.binary(max_size=20), max_size=20)
@@ -27,19 +27,6 @@ def holding(*answers: Answer) -> Outbound:
 
 def taken(outbound: Outbound, enough_bytes: int = 1 << 20) -> list[bytes]:
     return [each.message for each in outbound.take_answers(enough_bytes)]
-
-
-def test_control_messages_are_taken_apart_from_answers_each_in_the_order_of_arrival() -> None:
-    outbound = Outbound()
-    outbound.put(answer(b"a1"))
-    outbound.put_control(b"c1")
-    outbound.put(answer(b"a2"))
-    outbound.put_control(b"c2")
-    assert len(outbound) == 4
-    assert outbound.take_control() == [b"c1", b"c2"]
-    assert outbound.take_control() == []
-    assert taken(outbound) == [b"a1", b"a2"]
-    assert not outbound
 
 
 def test_a_batch_ends_with_the_answer_that_makes_it_large_enough() -> None:
@@ -74,31 +61,29 @@ def test_what_is_put_back_comes_out_again_first_and_in_order(
     assert taken(outbound, sum(map(len, messages)) + 1) == messages
 
 
-def test_a_new_connection_starts_without_the_last_ones_control_messages() -> None:
-    outbound = holding(answer(b"a"))
-    outbound.put_control(b"old heartbeat")
-    outbound.start_over(NOW)
-    assert outbound.take_control() == []
-    assert taken(outbound) == [b"a"]
-
-
-def test_a_new_connection_drops_and_counts_answers_that_nobody_waits_for_any_more() -> None:
+def test_expired_answers_are_dropped_and_counted_and_the_others_keep_their_order() -> None:
     outbound = holding(
         answer(b"late", NOW - 1),
         answer(b"in time", NOW + 1),
         answer(b"just late", NOW),
         answer(b"patient", None),
     )
-    outbound.start_over(NOW)
-    assert outbound.undelivered == 2
+    assert outbound.drop_expired(NOW) == 2
     assert outbound.answer_bytes == len(b"in time" + b"patient")
     assert taken(outbound) == [b"in time", b"patient"]
 
 
-def test_on_a_living_connection_a_late_answer_is_still_sent() -> None:
-    outbound = holding(answer(b"late", NOW - 1))
-    assert taken(outbound) == [b"late"]
-    assert outbound.undelivered == 0
+@given(MESSAGES, st.integers(min_value=0, max_value=100))
+def test_the_oldest_are_dropped_until_the_others_fit_but_never_the_last(
+    messages: list[bytes], most: int
+) -> None:
+    outbound = holding(*map(answer, messages))
+    dropped = outbound.drop_oldest(most)
+    assert outbound.answer_bytes <= most or len(outbound) == 1
+    kept = messages[dropped:]
+    assert [each.message for each in outbound.take_all()] == kept
+    if dropped and messages[dropped - 1]:
+        assert sum(map(len, kept)) + len(messages[dropped - 1]) > most, "no more than needed"
 
 
 # Large answers
@@ -106,6 +91,13 @@ def test_on_a_living_connection_a_late_answer_is_still_sent() -> None:
 
 def response(request_id: str, payload: bytes, **headers: str) -> bytes:
     return encode_response(request_id, payload, headers=headers)
+
+
+def carried_over(outbound: Outbound) -> Outbound:
+    """What a broken connection leaves to the next one."""
+    other = Outbound()
+    other.put_back(outbound.take_all())
+    return other
 
 
 def chunks_of(outbound: Outbound) -> list[ForwardResponse]:
@@ -226,8 +218,7 @@ def test_after_a_break_an_answer_starts_again_with_its_first_chunk() -> None:
     outbound.put(answer(response("r1", b"x" * 5000)))
     outbound.take_chunk()
     outbound.take_chunk()
-    outbound.hang_up()
-    outbound.start_over(NOW)
+    outbound = carried_over(outbound)
     outbound.agree(2048, chunks=True)
     chunks = chunks_of(outbound)
     assert chunks[0].response_stream_info.chunk_index == 0
@@ -240,7 +231,7 @@ def test_after_a_break_an_answer_fails_where_there_are_no_chunks() -> None:
     outbound.agree(1024, chunks=True)
     outbound.put(answer(response("r1", b"x" * 5000)))
     outbound.take_chunk()
-    outbound.start_over(NOW)
+    outbound = carried_over(outbound)
     outbound.agree(1024, chunks=False)
     failure = ConnectionMessage.FromString(taken(outbound)[0]).response
     assert (failure.request_id, failure.status_code) == ("r1", 500)
@@ -253,7 +244,7 @@ def test_after_a_break_an_answer_that_fits_is_sent_whole() -> None:
     whole = response("r1", b"x" * 5000)
     outbound.put(answer(whole))
     outbound.take_chunk()
-    outbound.start_over(NOW)
+    outbound = carried_over(outbound)
     outbound.agree(1 << 20, chunks=False)
     assert taken(outbound) == [whole]
 
@@ -276,10 +267,9 @@ def test_large_answers_that_nobody_waits_for_are_dropped_and_counted_at_a_new_co
     outbound = Outbound()
     outbound.put(LargeAnswer(response("late", b""), NOW - 1, b"x" * 2000))
     outbound.put(LargeAnswer(response("in time", b""), NOW + 1, b"x" * 2000))
-    outbound.start_over(NOW)
+    assert outbound.drop_expired(NOW) == 1
     outbound.agree(1024, chunks=True)
     assert set(joined(chunks_of(outbound))) == {"in time"}
-    assert outbound.undelivered == 1
 
 
 def test_a_cancelled_answer_stops_in_mid_air_and_others_go_on() -> None:
@@ -302,3 +292,41 @@ def test_more_large_answers_than_memory_is_for_fail(monkeypatch: pytest.MonkeyPa
     failure = ConnectionMessage.FromString(taken(outbound)[0]).response
     assert (failure.request_id, failure.status_code) == ("too many", 429)
     assert set(joined(chunks_of(outbound))) == {"alone"}
+
+
+# What left and may not have arrived
+
+
+def test_what_left_shortly_before_is_in_doubt_and_what_left_long_ago_is_not() -> None:
+    sent = Sent(doubt=10.0, most_bytes=100)
+    sent.add([answer(b"long ago")], NOW)
+    sent.add([answer(b"a1"), answer(b"a2")], NOW + 1)
+    sent.add([answer(b"a3")], NOW + 9)
+    assert [each.message for each in sent.take(NOW + 10)] == [b"a1", b"a2", b"a3"]
+    assert sent.take(NOW + 10) == []
+
+
+def test_nobody_waits_for_a_doubtful_answer_past_its_deadline() -> None:
+    sent = Sent(doubt=10.0, most_bytes=100)
+    sent.add([answer(b"late", NOW + 2), answer(b"in time", NOW + 3)], NOW)
+    assert sent.take(NOW + 2) == [answer(b"in time", NOW + 3)]
+
+
+def test_a_doubtful_answer_without_a_deadline_gets_one_so_that_it_is_not_carried_for_ever() -> None:
+    sent = Sent(doubt=10.0, most_bytes=100)
+    sent.add([answer(b"patient")], NOW)
+    again = sent.take(NOW + 5)
+    assert again == [answer(b"patient", NOW + 10)]
+    sent.add(again, NOW + 6)
+    assert sent.take(NOW + 10) == []
+
+
+@given(st.lists(MESSAGES, max_size=20), st.integers(min_value=0, max_value=200))
+def test_the_youngest_batches_that_fit_are_kept(batches: list[list[bytes]], most: int) -> None:
+    sent = Sent(doubt=10.0, most_bytes=most)
+    for batch in batches:
+        sent.add([answer(message) for message in batch], NOW)
+    kept = [each.message for each in sent.take(NOW)]
+    everything = [message for batch in batches for message in batch]
+    assert kept == everything[len(everything) - len(kept) :]
+    assert sum(map(len, kept)) <= most

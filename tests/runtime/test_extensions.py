@@ -104,7 +104,7 @@ def test_the_gateways_patience_is_met(new_connector, channel) -> None:
     with Gateway(api_keys="key", heartbeat_timeout=0.6) as gateway:
         connector = serve(new_connector, gateway, lambda request: b"")
         (link,) = connector._supervisor.links
-        assert link._session.terms.heartbeat_interval == pytest.approx(0.2)
+        assert link._serving.terms.heartbeat_interval == pytest.approx(0.2)
         first = connector.connection_id
         time.sleep(1.5)  # real time: the gateway's patience would have ended twice
         assert connector.connection_id == first

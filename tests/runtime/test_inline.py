@@ -32,7 +32,7 @@ class Origin:
     def __init__(self) -> None:
         self.batches: list[list[ForwardResponse]] = []
 
-    def answer(self, answers: Iterable[Answer]) -> None:
+    def answer(self, answers: Iterable[Answer], *, alone: bool = False) -> None:
         decoded = [ConnectionMessage.FromString(answer.message).response for answer in answers]
         self.batches.append(decoded)
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 import random
 import threading
 import time
+from typing import Callable
 
 import pytest
 
@@ -168,17 +169,42 @@ def test_a_nudge_without_a_stream_does_nothing(outbox: Outbox) -> None:
 # One line after the other
 
 
-def test_an_old_line_gets_nothing_once_a_new_one_is_open(outbox: Outbox) -> None:
+def test_during_a_hand_over_answers_go_out_on_both_streams(outbox: Outbox) -> None:
     old = open_line(outbox)
+    put(outbox, b"before")
     new = open_line(outbox)
-    put(outbox, b"answer")
+    put(outbox, b"a1")
+    assert old.take() == [b"before", b"a1"]
+    assert new.take() == [b"a1"]
+
+
+def test_until_its_handshake_is_done_a_second_stream_carries_no_answers(outbox: Outbox) -> None:
+    old = open_line(outbox)
+    new = outbox.open_line()
+    put(outbox, b"a1")
     new.put_control(b"register")
-    asleep = signal_waits(outbox._changed)
-    sender = in_thread(old.take)
-    assert asleep.acquire(timeout=TIMEOUT)
-    assert new.take() == [b"register", b"answer"]
-    old.close()
-    assert sender.result(TIMEOUT) is None
+    assert new.take() == [b"register"]
+    assert old.take() == [b"a1"]
+
+
+def test_what_a_stream_may_carry_no_longer_goes_out_on_the_other(outbox: Outbox) -> None:
+    old = open_line(outbox)
+    put(outbox, b"a1")
+    new = open_line(outbox)
+    old.put_control(b"goodbye")
+    old.withhold_answers()
+    put(outbox, b"a2")
+    assert old.take() == [b"goodbye"]
+    assert new.take() == [b"a1", b"a2"]
+
+
+def test_without_another_stream_what_is_withheld_waits_for_the_next(outbox: Outbox) -> None:
+    old = open_line(outbox)
+    put(outbox, b"a1")
+    old.withhold_answers()
+    put(outbox, b"a2")
+    assert not outbox.wait_flushed(0)
+    assert open_line(outbox).take() == [b"a1", b"a2"]
 
 
 def test_control_messages_never_reach_another_stream_than_their_own(outbox: Outbox) -> None:
@@ -221,14 +247,140 @@ def test_answers_wait_for_the_next_stream(outbox: Outbox) -> None:
 
 def test_answers_that_may_not_have_left_go_out_again_before_the_others(outbox: Outbox) -> None:
     line = open_line(outbox)
-    put(outbox, b"left")
-    assert line.take() == [b"left"]
     put(outbox, b"a1", b"a2")
     line.put_control(b"heartbeat")
     assert line.take() == [b"heartbeat", b"a1", b"a2"]
     put(outbox, b"a3")
     line.close()
     assert open_line(outbox).take() == [b"a1", b"a2", b"a3"]
+
+
+def test_answers_that_left_shortly_before_a_break_go_out_again_first(outbox: Outbox) -> None:
+    line = open_line(outbox)
+    put(outbox, b"left")
+    assert line.take() == [b"left"]
+    line.nudge()
+    line.take()
+    assert outbox.wait_flushed(0)
+    put(outbox, b"waits")
+    line.close()
+    assert open_line(outbox).take() == [b"left", b"waits"]
+    assert outbox.replayed == 1
+
+
+def test_answers_that_left_do_not_go_out_again_after_a_stream_that_ended_in_peace(
+    outbox: Outbox,
+) -> None:
+    line = open_line(outbox)
+    put(outbox, b"left")
+    line.take()
+    line.nudge()
+    line.take()
+    line.close(settled=True)
+    line.close()
+    put(outbox, b"new")
+    assert open_line(outbox).take() == [b"new"]
+    assert outbox.replayed == 0
+
+
+def test_a_quiet_line_forgets_what_left_long_ago(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 1000.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    outbox = Outbox(doubt=50.0)
+    line = open_line(outbox)
+    put(outbox, b"left")
+    line.take()
+    line.nudge()
+    line.take()
+    now += 50.0
+    line.put_control(b"heartbeat")
+    assert not line._sent._batches
+
+
+def test_without_a_stream_the_oldest_answers_are_given_up_beyond_the_bound() -> None:
+    outbox = Outbox(replay_bytes=10)
+    put(outbox, b"12345", b"67890", b"x")
+    assert outbox.undelivered == 1
+    line = open_line(outbox)
+    assert line.take() == [b"67890", b"x"]
+    put(outbox, b"a longer one while there is a stream")
+    assert outbox.undelivered == 1
+
+
+# A lone answer, around the sender
+
+
+def put_alone(outbox: Outbox, message: bytes) -> None:
+    outbox.put([Answer(message, None)], alone=True)
+
+
+class Around:
+    """A stream's ``send_now``; ``meanwhile`` runs in it."""
+
+    def __init__(self, answer: bool = True) -> None:
+        self.sent: list[bytes] = []
+        self.answer = answer
+        self.meanwhile: Callable[[], object] = lambda: None
+
+    def __call__(self, messages: list[bytes]) -> bool:
+        self.meanwhile()
+        if self.answer:
+            self.sent += messages
+        return self.answer
+
+
+def test_a_lone_answer_leaves_in_the_thread_that_puts_it(outbox: Outbox) -> None:
+    line, around = outbox.open_line(), Around()
+    line.let_answers_through(send_now=around)
+    around.meanwhile = lambda: in_flight.append(outbox.wait_flushed(0))
+    in_flight: list[bool] = []
+    put_alone(outbox, b"a1")
+    assert around.sent == [b"a1"]
+    assert in_flight == [False]
+    assert outbox.wait_flushed(0)
+    line.close()
+    assert open_line(outbox).take() == [b"a1"], "it left shortly before the break"
+
+
+def test_it_is_queued_when_the_stream_cannot_send_it_at_once(outbox: Outbox) -> None:
+    line = outbox.open_line()
+    line.let_answers_through(send_now=Around(answer=False))
+    put_alone(outbox, b"a1")
+    assert line.take() == [b"a1"]
+
+
+def test_it_is_queued_behind_what_waits_or_is_being_sent(outbox: Outbox) -> None:
+    line, around = outbox.open_line(), Around()
+    line.let_answers_through(send_now=around)
+    put(outbox, b"a1")
+    put_alone(outbox, b"a2")
+    assert line.take() == [b"a1", b"a2"]
+    put_alone(outbox, b"a3")
+    assert line.take() == [b"a3"]
+    line.nudge()
+    line.take()
+    around.meanwhile = lambda: put_alone(outbox, b"a5")
+    put_alone(outbox, b"a4")
+    assert around.sent == [b"a4"]
+    assert line.take() == [b"a5"]
+
+
+@pytest.mark.parametrize("sent", [True, False])
+def test_one_whose_line_closes_meanwhile_goes_out_once_more(outbox: Outbox, sent: bool) -> None:
+    line, around = outbox.open_line(), Around(sent)
+    line.let_answers_through(send_now=around)
+    around.meanwhile = line.close
+    put_alone(outbox, b"a1")
+    assert open_line(outbox).take() == [b"a1"]
+
+
+def test_during_a_hand_over_it_takes_the_ordinary_way(outbox: Outbox) -> None:
+    old, around = outbox.open_line(), Around()
+    old.let_answers_through(send_now=around)
+    new = open_line(outbox)
+    put_alone(outbox, b"a1")
+    assert around.sent == []
+    assert (old.take(), new.take()) == ([b"a1"], [b"a1"])
 
 
 def test_the_sender_of_a_closed_line_takes_nothing_away_from_the_next(outbox: Outbox) -> None:
@@ -346,7 +498,8 @@ def test_whoever_waits_for_room_wakes_when(outbox: Outbox, relief: str) -> None:
     reader.result(TIMEOUT)
 
 
-def test_answers_that_piled_up_do_not_keep_the_next_handshake_from_ending(outbox: Outbox) -> None:
+def test_answers_that_piled_up_do_not_keep_the_next_handshake_from_ending() -> None:
+    outbox = Outbox(replay_bytes=2 * ROOM)
     put(outbox, b"x" * (ROOM + 1))
     line = outbox.open_line()
     line.wait_for_room()
@@ -371,7 +524,8 @@ def test_there_is_no_room_while_too_much_is_in_flight(outbox: Outbox) -> None:
 # Everything at once
 
 
-def test_no_answer_is_lost_or_out_of_order_while_streams_break(outbox: Outbox) -> None:
+def test_no_answer_is_lost_or_out_of_order_while_streams_break() -> None:
+    outbox = Outbox(doubt=0.0)
     each, producers = 3000, 4
     dice = random.Random(7)
     lines: list[Line] = []
@@ -387,6 +541,7 @@ def test_no_answer_is_lost_or_out_of_order_while_streams_break(outbox: Outbox) -
             taken.acquire(timeout=TIMEOUT)
             lines[-1].close()
 
+    # Batches that left wholly arrived, in this test: nothing is in doubt.
     helpers = [in_thread(produce, producer) for producer in range(producers)]
     lines.append(open_line(outbox))
     helpers.append(in_thread(break_lines))

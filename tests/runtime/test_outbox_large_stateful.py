@@ -23,7 +23,7 @@ class LargeAnswersMachine(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.outbox = Outbox()
+        self.outbox = Outbox(doubt=0.0)
         self.line: Line | None = None
         self.answering = self.chunks = False
         self.numbers = itertools.count()

@@ -25,12 +25,13 @@ class OutboxMachine(RuleBasedStateMachine):
         super().__init__()
         self.small_batches = mock.patch("revconn.runtime.outbox._BATCH_BYTES", BATCH_BYTES)
         self.small_batches.start()
-        self.outbox = Outbox()
+        self.outbox = Outbox(doubt=1e6)
         self.line: Line | None = None
         self.old_lines: list[Line] = []
         self.numbers = itertools.count()
         self.waiting: list[Answer] = []
         self.taken: list[Answer] = []
+        self.left: list[Answer] = []
         self.control: list[bytes] = []
         self.undelivered = 0
 
@@ -59,22 +60,23 @@ class OutboxMachine(RuleBasedStateMachine):
     @rule()
     def a_stream_opens(self) -> None:
         self.line = self.outbox.open_line()
-        alive = [answer for answer in self.waiting if answer.deadline != PAST]
-        self.undelivered += len(self.waiting) - len(alive)
-        self.waiting = alive
         self.answering = self.nudged = False
 
     @precondition(lambda self: self.line)
     @rule()
     def the_handshake_ends(self) -> None:
         self.line.let_answers_through()
+        if not self.answering:
+            alive = [answer for answer in self.waiting if answer.deadline != PAST]
+            self.undelivered += len(self.waiting) - len(alive)
+            self.waiting = alive
         self.answering = True
 
     @precondition(lambda self: self.line)
     @rule()
     def somebody_nudges(self) -> None:
         self.outbox.nudge()
-        self.nudged = True
+        self.nudged = self.answering
 
     @precondition(
         lambda self: (
@@ -83,6 +85,7 @@ class OutboxMachine(RuleBasedStateMachine):
     )
     @rule()
     def the_sender_takes(self) -> None:
+        self.left += self.taken
         expected, self.control, self.taken = self.control, [], []
         while self.answering and self.waiting and self.taken_bytes() < BATCH_BYTES:
             self.taken.append(self.waiting.pop(0))
@@ -96,8 +99,9 @@ class OutboxMachine(RuleBasedStateMachine):
         self.line.close()
         assert self.line.take() is None
         self.old_lines.append(self.line)
-        self.waiting = self.taken + self.waiting
-        self.line, self.taken, self.control = None, [], []
+        doubtful = [answer for answer in self.left if answer.deadline != PAST]
+        self.waiting = doubtful + self.taken + self.waiting
+        self.line, self.taken, self.control, self.left = None, [], [], []
 
     def taken_bytes(self) -> int:
         return sum(len(answer.message) for answer in self.taken)

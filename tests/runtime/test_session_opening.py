@@ -3,8 +3,6 @@ from __future__ import annotations
 import pathlib
 from collections.abc import Iterable
 
-import pytest
-
 from revconn import is_fatal
 from revconn.config import TLS
 from revconn.exceptions import HandshakeError
@@ -12,6 +10,7 @@ from revconn.runtime.outbox import Line, Outbox
 from revconn.runtime.session import Session
 from revconn.transport.base import Stream
 from tests.support.options import make_options
+from tests.support.threads import TIMEOUT
 
 PEM = b"-----BEGIN CERTIFICATE-----\n"
 
@@ -40,7 +39,10 @@ class StreamWithCertificate(Stream):
 
 
 class Owner:
-    """Hears nothing: there is no handshake."""
+    """Hears only of the end: there is no handshake."""
+
+    def session_over(self, session: Session) -> None:
+        pass
 
 
 def test_a_certificate_that_cannot_be_read_just_now_is_worth_another_attempt(
@@ -57,6 +59,9 @@ def test_a_certificate_that_cannot_be_read_just_now_is_worth_another_attempt(
     session = Session(
         "gateway:443", "gateway", open_stream, Outbox().open_line(), make_options(), Owner()
     )
-    with pytest.raises(HandshakeError, match=r"gateway:443: TLS\(ca=\): holds no PEM") as caught:
-        session.run("key", ("echo.Echo",))
-    assert not is_fatal(caught.value)
+    session.start("key", ("echo.Echo",))
+    session.join(TIMEOUT)
+    error = session.error
+    assert isinstance(error, HandshakeError)
+    assert str(error).startswith("gateway:443: TLS(ca=): holds no PEM")
+    assert not is_fatal(error)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import queue
+import threading
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from types import MappingProxyType
@@ -32,7 +33,10 @@ class Peer:
         self.metadata = dict(context.invocation_metadata())
         self._to_say: queue.Queue = queue.Queue()
         self._heard: queue.Queue = queue.Queue()
+        self._answered: set[str] = set()
+        self._lock = threading.Lock()  # guards _answered
         self.heard_bytes: list[bytes] = []
+        self.is_open = True
 
     # What the test makes the gateway say
 
@@ -151,18 +155,44 @@ class Peer:
         try:
             for data in received:
                 self.heard_bytes.append(data)
-                self._heard.put(ConnectionMessage.FromString(data))
+                self._hear(ConnectionMessage.FromString(data))
         except Exception:  # noqa: BLE001
             pass  # the stream broke: for the test that is a hang-up like any other
+        self.is_open = False
         self._heard.put(None)
         self._to_say.put((grpc.StatusCode.OK, ""))
+
+    def _hear(self, message: ConnectionMessage) -> None:
+        with self._lock:
+            self._heard.put(message)
+            if message.HasField("response"):
+                self._answered.add(message.response.request_id)
+
+    def stand_in(self, received):
+        """A second connection of this connector's, for what it answers while it leaves.
+
+        The test hears the answers here, but for those that came on both.
+        """
+        yield ConnectionMessage(
+            status=ConnectionStatus(connection_id="stand-in", status=ConnectionStatus.CONNECTED)
+        ).SerializeToString()
+        for data in received:
+            message = ConnectionMessage.FromString(data)
+            if message.HasField("status"):
+                return
+            if message.HasField("response"):
+                with self._lock:
+                    repeated = message.response.request_id in self._answered
+                if not repeated:
+                    self._hear(message)
 
 
 class ScriptedGateway:
     """Listens on loopback; each connection comes out of :meth:`accept`.
 
     ``announces`` goes out as initial metadata with the first message of each stream to come, and
-    no sooner: a connector must not wait for it.
+    no sooner: a connector must not wait for it. While a connector's stream is open, another one
+    that registers no services is taken for its stand-in, and served without the test's doing.
     """
 
     def __init__(
@@ -174,6 +204,8 @@ class ScriptedGateway:
         announces: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
         self.announces = announces
+        self.welcomes_stand_ins = True
+        self._last: Peer | None = None
         self._peers: queue.Queue = queue.Queue()
         self._accepted = itertools.count()
         self._pool = ThreadPoolExecutor(64)
@@ -199,7 +231,13 @@ class ScriptedGateway:
         self._server.start()
 
     def _establish(self, received, context):
-        peer = Peer(context, self.announces)
+        leaving = self._last if self._last is not None and self._last.is_open else None
+        if leaving is not None and self.welcomes_stand_ins:
+            first = next(received)
+            if not ConnectionMessage.FromString(first).register.services:
+                return leaving.stand_in(received)
+            received = itertools.chain([first], received)
+        peer = self._last = Peer(context, self.announces)
         self._peers.put(peer)
         return peer.serve(received)
 

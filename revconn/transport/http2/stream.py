@@ -24,7 +24,7 @@ from revconn.transport.base import (
 )
 from revconn.transport.http2.dial import Dialer
 from revconn.transport.http2.engine import Engine
-from revconn.transport.http2.wire import Wire
+from revconn.transport.http2.wire import CAN_WRITE_NOW, Wire
 
 __all__ = ["Http2Transport"]
 
@@ -69,10 +69,11 @@ class Http2Transport(Transport):
 
 
 class _Http2Stream(Stream):
-    """The thread that calls :meth:`receive` reads the wire; ``_sender`` alone writes it.
+    """The thread that calls :meth:`receive` reads the wire.
 
-    ``_lock`` guards ``_wire``, ``_closed`` and ``_failure``. The watch's three instants and
-    ``_send_error`` are plain values, each written by one thread.
+    ``_sender`` writes it, or while it has nothing to do whoever calls :meth:`send_now`: ``_turn``
+    is held for writing. ``_lock`` guards ``_wire``, ``_closed`` and ``_failure``. The watch's three
+    instants and ``_send_error`` are plain values, each written by one thread at a time.
     """
 
     def __init__(self, transport: Http2Transport, source: Source, name: str) -> None:
@@ -80,6 +81,7 @@ class _Http2Stream(Stream):
         self._source = source
         self._engine = Engine(LARGEST_MESSAGE)
         self._lock = threading.Lock()
+        self._turn = threading.Lock()
         self._wire: Wire | None = None
         self._closed = False
         self._failure: StreamEnded | None = None
@@ -122,9 +124,15 @@ class _Http2Stream(Stream):
                 raise self._fail(StatusCode.UNAVAILABLE, self._describe(error)) from None
             if not data:
                 raise self._fail(StatusCode.UNAVAILABLE, self._describe(None))
+            heeded = self._heeded
             messages = self._take_in(data)
-            if messages:
+            if messages or heeded != self._heeded:
                 return messages
+
+    @property
+    def going_away(self) -> bool:
+        """A GOAWAY came that lets the stream go on."""
+        return bool(self._heeded)
 
     def metadata(self) -> Iterable[tuple[str, str | bytes]]:
         """The response's headers."""
@@ -175,10 +183,12 @@ class _Http2Stream(Stream):
         if self._sending_since is None:
             self._sending_since = time.monotonic()
         while True:
-            output, carried = self._engine.take_output()
+            with self._turn:
+                output, carried = self._engine.take_output()
+                if output or wire.has_backlog:
+                    wire.write(output)
             if not output:
                 return self._engine.end is None
-            wire.write(output)
             if carried:
                 self._sending_since = time.monotonic()
 
@@ -198,6 +208,28 @@ class _Http2Stream(Stream):
         return True
 
     # Any thread
+
+    def send_now(self, messages: list[bytes]) -> bool:
+        """Write what fits into the peer's windows and the system's buffer; the sender the rest."""
+        wire = self._wire
+        if wire is None or not CAN_WRITE_NOW or not self._turn.acquire(blocking=False):
+            return False
+        try:
+            if self._engine.has_unsent or wire.has_backlog:
+                return False
+            self._engine.put(messages)
+            output, _ = self._engine.take_output()
+            self._sending_since = time.monotonic()  # green threads' sockets wait all the same
+            wire.write_now(output)
+            self._sending_since = None
+        except OSError as error:
+            self._send_error = _network_words(error)
+            wire.close()
+        finally:
+            self._turn.release()
+        if self._engine.has_unsent or wire.has_backlog:
+            self._source.nudge()
+        return True
 
     def check(self, now: float) -> None:
         """Ping a quiet peer; give up one that is silent or does not read."""

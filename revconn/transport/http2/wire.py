@@ -11,24 +11,52 @@ from typing import Any
 
 from revconn.transport.http2.tls import explain
 
-__all__ = ["PlainWire", "TLSWire", "Wire"]
+__all__ = ["CAN_WRITE_NOW", "PlainWire", "TLSWire", "Wire"]
 
 READ_BYTES = 256 << 10
+_DONT_WAIT = getattr(socket, "MSG_DONTWAIT", 0)
+CAN_WRITE_NOW = bool(_DONT_WAIT)  # not on Windows
 
 
 class Wire(ABC):
-    """Blocking reads and writes; :meth:`close` from any thread wakes both."""
+    """Blocking reads and writes; :meth:`close` from any thread wakes both.
+
+    One thread reads and one writes at a time: whoever calls sees to that.
+    """
 
     def __init__(self, sock: socket.socket) -> None:
         self._socket = sock
+        self._backlog = b""
+
+    @property
+    def has_backlog(self) -> bool:
+        """Whether :meth:`write_now` has left something for :meth:`write`."""
+        return bool(self._backlog)
 
     @abstractmethod
     def read(self) -> bytes:
         """What has arrived; empty at the end. Raises :class:`OSError`."""
 
     @abstractmethod
+    def _outgoing_form(self, data: bytes) -> bytes:
+        """What ``data`` looks like on the wire. Raises :class:`OSError`."""
+
     def write(self, data: bytes) -> None:
-        """Hand all of ``data`` to the network. Raises :class:`OSError`."""
+        """Hand all of ``data``, and the backlog, to the network. Raises :class:`OSError`."""
+        backlog, self._backlog = self._backlog, b""
+        self._socket.sendall(backlog + self._outgoing_form(data))
+
+    def write_now(self, data: bytes) -> None:
+        """Hand ``data`` to the network without waiting; what it does not take is the backlog.
+
+        Raises :class:`OSError`. Only where :data:`CAN_WRITE_NOW`.
+        """
+        outgoing = self._backlog + self._outgoing_form(data)
+        try:
+            sent = self._socket.send(outgoing, _DONT_WAIT)
+        except BlockingIOError:
+            sent = 0
+        self._backlog = outgoing[sent:]
 
     def close(self) -> None:
         """End both directions at once. Idempotent."""
@@ -47,9 +75,8 @@ class PlainWire(Wire):
         """What has arrived."""
         return self._socket.recv(READ_BYTES)
 
-    def write(self, data: bytes) -> None:
-        """All of ``data``."""
-        self._socket.sendall(data)
+    def _outgoing_form(self, data: bytes) -> bytes:
+        return data
 
 
 class TLSWire(Wire):
@@ -103,14 +130,13 @@ class TLSWire(Wire):
             with self._lock:
                 self._feed(received)
 
-    def write(self, data: bytes) -> None:
-        """All of ``data``, encrypted."""
+    def _outgoing_form(self, data: bytes) -> bytes:
+        """``data``, encrypted."""
         with self._lock:
             rest = memoryview(data)
             while rest:
                 rest = rest[self._tls.write(rest) :]
-            encrypted = self._outgoing.read()
-        self._socket.sendall(encrypted)
+            return self._outgoing.read()
 
     def _decrypt(self) -> bytes | None:
         """What can be decrypted now; ``None`` when more has to arrive first."""

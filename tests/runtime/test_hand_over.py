@@ -1,0 +1,214 @@
+"""A connection that has to be replaced while it still works: the new one first."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Iterator
+
+import pytest
+
+from revconn import Backoff, Connector, State
+from revconn._proto.registry_pb2 import (
+    ConnectionMessage,
+    ConnectionRegister,
+    ConnectionStatus,
+    ForwardRequest,
+    ForwardResponse,
+)
+from tests.support.connectors import NEVER, QUICK
+from tests.support.scripted_http2 import Http2Peer, ScriptedHttp2
+from tests.support.threads import TIMEOUT
+from tests.support.waiting import eventually
+
+EVERY_STREAM = (1 << 31) - 1
+
+
+@pytest.fixture
+def server() -> Iterator[ScriptedHttp2]:
+    with ScriptedHttp2() as server:
+        yield server
+
+
+@pytest.fixture
+def let_handler_end() -> Iterator[threading.Event]:
+    event = threading.Event()
+    yield event
+    event.set()
+
+
+@pytest.fixture
+def connector(server: ScriptedHttp2, let_handler_end: threading.Event) -> Iterator[Connector]:
+    connector = Connector(server.address, transport="http2", **QUICK)
+    connector.add_method("/echo.Echo/Say", lambda request: request.payload)
+
+    @connector.method("/echo.Echo/Wait")
+    def wait(request) -> bytes:
+        let_handler_end.wait(TIMEOUT)
+        return b"waited"
+
+    yield connector
+    let_handler_end.set()
+    connector.abort()
+
+
+def hears(peer: Http2Peer, kind: str) -> ConnectionMessage:
+    """The next message of a kind; others are passed over."""
+    while True:
+        message = ConnectionMessage.FromString(peer.hears_message())
+        if message.WhichOneof("message_type") == kind:
+            return getattr(message, kind)
+
+
+def say(peer: Http2Peer, **fields: object) -> None:
+    peer.send(ConnectionMessage(**fields).SerializeToString())
+
+
+def welcome(server: ScriptedHttp2, connection_id: str) -> tuple[Http2Peer, ConnectionRegister]:
+    peer = server.accept_stream()
+    register = hears(peer, "register")
+    connected = ConnectionStatus(connection_id=connection_id, status=ConnectionStatus.CONNECTED)
+    say(peer, status=connected)
+    return peer, register
+
+
+def ask(peer: Http2Peer, request_id: str, method: str = "Say") -> None:
+    path = f"/echo.Echo/{method}"
+    say(peer, request=ForwardRequest(request_id=request_id, method_path=path, payload=b"x"))
+
+
+def answer(peer: Http2Peer, request_id: str) -> ForwardResponse:
+    """The answer to a request; during a hand-over others may come twice."""
+    while True:
+        response = hears(peer, "response")
+        if response.request_id == request_id:
+            return response
+
+
+def is_goodbye(status: ConnectionStatus, connection_id: str) -> bool:
+    return (status.status, status.connection_id) == (ConnectionStatus.DISCONNECTED, connection_id)
+
+
+def test_a_gateway_that_goes_away_gets_a_second_connection_before_it_loses_the_first(
+    server, connector, caplog
+) -> None:
+    caplog.set_level(logging.INFO, "revconn")
+    states: list[State] = []
+    connector.start(block=False)
+    first, _ = welcome(server, "id-1")
+    connector.wait_ready(TIMEOUT)
+    connector.on_state_change(states.append)
+    first.goaway(0, EVERY_STREAM)
+    second = server.accept_stream()
+    assert list(hears(second, "register").services) == ["echo.Echo"]
+    assert connector.connection_id == "id-1"
+    ask(first, "r1")
+    answer(first, "r1")
+    say(second, status=ConnectionStatus(connection_id="id-2", status=ConnectionStatus.CONNECTED))
+    assert is_goodbye(hears(first, "status"), "id-1")
+    assert connector.connection_id == "id-2"
+    ask(first, "r2")  # it was on its way already
+    assert answer(second, "r2").payload == b"x"
+    first.trailers(("grpc-status", "0"))
+    ask(second, "r3")
+    answer(second, "r3")
+    assert states == [], "it was READY throughout"
+    assert "as id-2, in place of id-1" in caplog.text
+    assert "lost the connection" not in caplog.text
+    assert connector.stats()["replayed"] == 0
+
+
+def test_what_is_in_flight_is_answered_on_both_and_goodbye_comes_after_it(
+    server, connector, let_handler_end
+) -> None:
+    connector.start(block=False)
+    first, _ = welcome(server, "id-1")
+    ask(first, "r1", "Wait")
+    eventually(lambda: connector.stats()["in_flight"] == 1)
+    first.goaway(0, EVERY_STREAM)
+    second, _ = welcome(server, "id-2")
+    eventually(lambda: connector.connection_id == "id-2")
+    let_handler_end.set()
+    answer(second, "r1")
+    answer(first, "r1")
+    assert is_goodbye(hears(first, "status"), "id-1")
+
+
+def test_the_first_serves_on_while_a_second_cannot_be_had(server, connector, caplog) -> None:
+    connector.start(block=False)
+    first, _ = welcome(server, "id-1")
+    first.goaway(0, EVERY_STREAM)
+    for number in range(3):
+        refused = server.accept_stream()
+        hears(refused, "register")
+        refused.trailers(("grpc-status", "14"))
+        ask(first, f"r{number}")
+        answer(first, f"r{number}")
+    assert (connector.state, connector.connection_id) == (State.READY, "id-1")
+    second, _ = welcome(server, "id-2")
+    assert is_goodbye(hears(first, "status"), "id-1")
+    ask(second, "last")
+    answer(second, "last")
+
+
+def test_if_the_first_breaks_before_the_second_serves_that_is_a_lost_connection(
+    server, connector, caplog
+) -> None:
+    connector.start(block=False)
+    first, _ = welcome(server, "id-1")
+    first.goaway(0, EVERY_STREAM)
+    second = server.accept_stream()
+    first.hang_up()
+    eventually(lambda: connector.state is State.CONNECTING)
+    assert connector.connection_id is None
+    assert "lost the connection" in caplog.text
+    hears(second, "register")
+    say(second, status=ConnectionStatus(connection_id="id-2", status=ConnectionStatus.CONNECTED))
+    connector.wait_ready(TIMEOUT)
+    ask(second, "r1")
+    answer(second, "r1")
+
+
+def test_a_first_one_that_never_ends_is_ended(server) -> None:
+    options = {**QUICK, "drain_timeout": 0.2}
+    with Connector(server.address, transport="http2", **options) as connector:
+        first, _ = welcome(server, "id-1")
+        connector.wait_ready(TIMEOUT)
+        first.goaway(0, EVERY_STREAM)
+        welcome(server, "id-2")
+        assert is_goodbye(hears(first, "status"), "id-1")
+        first.hears_hang_up()
+        assert connector.state is State.READY
+        connector.abort()
+
+
+def test_a_gateway_that_wants_every_connection_replaced_is_not_asked_without_pause(server) -> None:
+    options = {**QUICK, "backoff": Backoff(**NEVER, stable_after=1e6)}
+    connector = Connector(server.address, transport="http2", **options)
+    connector.start(block=False)
+    first, _ = welcome(server, "id-1")
+    first.goaway(0, EVERY_STREAM)
+    second, _ = welcome(server, "id-2")  # at once: it may have been a planned restart
+    assert is_goodbye(hears(first, "status"), "id-1")
+    first.trailers(("grpc-status", "0"))
+    second.goaway(0, EVERY_STREAM)
+    link = connector._supervisor.links[0]
+    eventually(lambda: link._phase is State.BACKING_OFF)
+    assert connector.state is State.READY
+    connector.abort()
+
+
+@pytest.mark.parametrize(
+    "close", [lambda c: c.stop(0.5), lambda c: c.abort()], ids=["stop", "abort"]
+)
+def test_closing_in_the_middle_of_it_ends_both(server, connector, close) -> None:
+    connector.start(block=False)
+    first, _ = welcome(server, "id-1")
+    connector.wait_ready(TIMEOUT)
+    first.goaway(0, EVERY_STREAM)
+    second = server.accept_stream()
+    hears(second, "register")
+    close(connector)
+    first.hears_hang_up()
+    second.hears_hang_up()
+    assert connector.state is State.CLOSED
