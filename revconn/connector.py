@@ -341,8 +341,8 @@ class Connector:
         that came after either); ``overloaded`` (refused); ``repeated``
         (their id was in flight already). ``undelivered``: answers that could not leave before
         their deadline, or were beyond ``replay_bytes``. ``replayed``: answers sent again, since
-        their connection broke when they had just left. ``connections``: how many were established. Now: ``in_flight``, and of
-        those ``waiting`` for a worker.
+        their connection broke when they had just left. ``connections``: how many were established.
+        Now: ``in_flight``, and of those ``waiting`` for a worker.
         """
         supervisor = self._supervisor
         return {} if supervisor is None else supervisor.stats()
