@@ -143,7 +143,7 @@ class Forwarding:
             request.lost = f"its connection ended: {reason}"
             if request.unsent is not None and not self._reroute(request, to_stalled=True):
                 self._counters.calls_lost += 1
-                problem = f"{request.lost}; no other connector serves {request.service}"
+                problem = f"{request.lost}; no other connector serves {request.service} now"
                 self._settle(request, failure(StatusCode.UNAVAILABLE, problem, request.id))
 
     @property
