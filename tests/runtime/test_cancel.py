@@ -223,7 +223,7 @@ def test_callbacks_run_once_whoever_comes_first(connect, handler) -> None:
     peer.cancel(*(f"r{number}" for number in range(16)))
     handler.let_go.set()
     eventually(lambda: connector.stats()["in_flight"] == 0)
-    connector.stop()
+    connector.abort()
     eventually(lambda: len(handler.called_back) >= 16)
     assert sorted(entry[0] for entry in handler.called_back) == sorted(
         f"r{number}" for number in range(16)
@@ -253,6 +253,7 @@ def test_a_callback_may_stop_the_connector(connect, handler) -> None:
     handler.requests[0].add_callback(connector.stop)
     peer.cancel(handler.requests[0].request_id)
     handler.let_go.set()
+    peer.hears_goodbye()
     connector.wait(TIMEOUT)
 
 
