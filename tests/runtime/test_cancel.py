@@ -253,6 +253,7 @@ def test_a_callback_may_stop_the_connector(connect, handler) -> None:
     handler.requests[0].add_callback(connector.stop)
     peer.cancel(handler.requests[0].request_id)
     handler.let_go.set()
+    peer.answer("b" if handler.requests[0].request_id == "a" else "a")
     peer.hears_goodbye()
     connector.wait(TIMEOUT)
 
