@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
+
+if sys.argv[1:2] == ["gateway"]:
+    # What grpc writes to stderr by itself says less than our errors do. It looks only once, when
+    # it is imported; and a user's handlers, under `serve`, may want to hear it.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
 from revconn.cli import demo, gateway, serve
 from revconn.exceptions import ConfigurationError

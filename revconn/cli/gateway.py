@@ -175,8 +175,6 @@ def _add_limits(group: argparse._ArgumentGroup) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Run the command; the exit code."""
-    # What grpc writes to stderr by itself says less than our errors do, and says it differently.
-    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     set_up_logging(arguments.log_level, arguments.log_format)
     sources = KeySources(
         tuple(arguments.api_key), tuple(arguments.api_key_file), os.environ.get(KEYS_VARIABLE, "")
