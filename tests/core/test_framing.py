@@ -247,7 +247,9 @@ def test_many_messages_together_inflate_no_further_than_one() -> None:
 
 
 @pytest.mark.parametrize(
-    "broken", [gzip.compress(b"message")[:-1], gzip.compress(b"message") + b"more"]
+    "broken",
+    [gzip.compress(b"message")[:-1], gzip.compress(b"message") + b"more"],
+    ids=["too short", "too long"],
 )
 def test_a_gzip_message_of_a_wrong_length_is_refused(broken: bytes) -> None:
     with pytest.raises(ProtocolError, match="cut short, or followed by more"):
