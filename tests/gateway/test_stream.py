@@ -126,7 +126,7 @@ def test_a_heartbeat_keeps_a_connection_and_silence_ends_it(
     assert call(gateway, "/silent.Silent/Say").code() is grpc.StatusCode.UNAVAILABLE
 
 
-@pytest.mark.parametrize("foreign", ["", "echo.Echo", str(uuid.uuid4())])
+@pytest.mark.parametrize("foreign", ["", "echo.Echo", str(uuid.UUID(int=7))])
 def test_a_heartbeat_with_a_foreign_id_is_logged_and_refreshes_nothing(
     clock, gateway, connect, caplog, foreign
 ) -> None:
