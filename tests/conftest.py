@@ -10,9 +10,9 @@ import pytest
 from hypothesis import settings
 
 from revconn import Connector
+from revconn.testing import FaultProxy
 from tests.support.certificates import Authority
 from tests.support.connectors import QUICK, TRANSPORTS
-from tests.support.fault_proxy import FaultProxy
 from tests.support.programs import Program
 from tests.support.scripted_gateway import ScriptedGateway
 

@@ -164,8 +164,14 @@ class Registry:
             self._unroute(connection)
         connection.end_if_drained()
 
+    def forget(self, connection: Connection) -> None:
+        """Route nothing new to ``connection`` and tell it nothing: it goes on as if it served."""
+        if not connection.draining:
+            self._unroute(connection)
+        connection.services = ()
+
     def remove(self, connection: Connection) -> None:
-        """Forget ``connection``."""
+        """The stream of ``connection`` has ended."""
         self._connections = tuple(other for other in self._connections if other is not connection)
         self._keys[connection.key] -= 1
         if not self._keys[connection.key]:

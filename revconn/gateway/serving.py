@@ -15,6 +15,7 @@ import grpc.aio
 from revconn.core.status import StatusCode
 from revconn.gateway import journal
 from revconn.gateway.door import STOPPING, Door
+from revconn.gateway.hooks import Hooks
 from revconn.gateway.keys import ApiKeys
 from revconn.gateway.limits import Limits
 from revconn.gateway.proxy import Proxy
@@ -50,6 +51,7 @@ class Settings:
     request_timeout: float
     limits: Limits
     dial_backends: bool
+    hooks: Hooks | None = None
 
     def new_shared(self) -> Shared:
         """The state of a gateway that is about to start."""
@@ -58,6 +60,7 @@ class Settings:
             self.limits,
             heartbeat_timeout=self.heartbeat_timeout,
             request_timeout=self.request_timeout,
+            hooks=self.hooks,
         )
 
 

@@ -6,6 +6,7 @@ from revconn.gateway.backends import Backends
 from revconn.gateway.counters import Counters
 from revconn.gateway.events import Events
 from revconn.gateway.forwarding import Forwarding
+from revconn.gateway.hooks import Hooks
 from revconn.gateway.keys import ApiKeys
 from revconn.gateway.limits import Limits
 from revconn.gateway.registry import Registry
@@ -26,11 +27,13 @@ class Shared:
         *,
         heartbeat_timeout: float = 120.0,
         request_timeout: float = 30.0,
+        hooks: Hooks | None = None,
     ) -> None:
         self.keys = keys
         self.limits = limits
         self.heartbeat_timeout = heartbeat_timeout
         self.request_timeout = request_timeout
+        self.hooks = hooks or Hooks()
         self.counters = Counters()
         self.registry = Registry()
         self.forwarding = Forwarding(self.registry, limits, self.counters)

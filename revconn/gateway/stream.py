@@ -21,7 +21,6 @@ from revconn.gateway.conversation import Conversation
 from revconn.gateway.decoding import decode
 from revconn.gateway.failures import Refused, over_limit
 from revconn.gateway.handshake import Registration, receive_registration
-from revconn.gateway.outbound import Outbound
 from revconn.gateway.registry import Connection
 from revconn.gateway.shared import Shared
 from revconn.gateway.statuses import fail
@@ -74,6 +73,7 @@ class ConnectorStreams:
             self._require_room()
             registration = await self._receive_registration(context)
             self._require_room_for(registration.key)
+            self._shared.hooks.admit()
         except Refused as error:
             code, problem = error.code, error.message
         else:
@@ -117,7 +117,7 @@ class _Stream:
             services=registration.services,
             peer=context.peer(),
             connected_at=time.monotonic(),
-            outbound=Outbound(shared.limits),
+            outbound=shared.hooks.new_outbound(shared.limits),
             end=self._end.bring,
             max_pending=shared.limits.max_pending_per_connection,
             max_message_bytes=min(limit, announced.max_message_bytes or limit),

@@ -8,7 +8,7 @@ import contextlib
 import logging
 import threading
 import time
-from typing import Any
+from typing import Any, Callable
 
 from revconn.gateway.registry import ConnectionInfo
 from revconn.gateway.serving import Serving, Settings
@@ -62,10 +62,14 @@ class GatewayThread:
 
     def end_withdrawn(self) -> None:
         """End the connections whose key is not accepted any more."""
+        self.call_soon(Serving.end_withdrawn)
+
+    def call_soon(self, do: Callable[[Serving], None]) -> None:
+        """Have the gateway's thread do something, unless it has stopped serving."""
         serving, loop = self._serving, self._loop
         if serving is not None and loop is not None:
             with contextlib.suppress(RuntimeError):  # the loop is closed: all are ended
-                loop.call_soon_threadsafe(serving.end_withdrawn)
+                loop.call_soon_threadsafe(do, serving)
 
     def _request_stop(self, grace: float) -> None:
         if self._stop_requested is not None and not self._stop_requested.done():

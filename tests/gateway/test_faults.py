@@ -13,9 +13,9 @@ from pathlib import Path
 import grpc
 import pytest
 
+from revconn.testing import Fault, FaultProxy
 from tests.support.apps import App
 from tests.support.commands import Command
-from tests.support.fault_proxy import Fault, FaultProxy
 from tests.support.waiting import eventually
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -227,3 +227,25 @@ def test_a_picture_of_a_connection_says_where_it_stands() -> None:
             events_dropped=3,
         ),
     )
+
+
+def test_a_forgotten_connection_gets_nothing_new_and_is_not_ended() -> None:
+    registry = Registry()
+    forgotten = register(registry, "a", "echo.Echo")
+    registry.forget(forgotten)
+    assert turns(registry, "echo.Echo", 1) == "-"
+    assert (forgotten.draining, forgotten.end) == (False, [])
+
+
+@pytest.mark.parametrize("is_draining", [False, True])
+def test_a_forgotten_connection_may_leave_and_end_like_any_other(is_draining: bool) -> None:
+    registry = Registry()
+    forgotten = register(registry, "a", "echo.Echo")
+    register(registry, "b", "echo.Echo")
+    if is_draining:
+        registry.drain(forgotten, "it left")
+    registry.forget(forgotten)
+    registry.drain(forgotten, "it left")
+    registry.remove(forgotten)
+    assert [each.id for each in registry.connections] == ["b"]
+    assert turns(registry, "echo.Echo", 2) == "bb"

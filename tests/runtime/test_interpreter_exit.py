@@ -6,8 +6,8 @@ import signal
 import threading
 import time
 
+from revconn.testing import Fault, FaultProxy
 from tests.support.connectors import NEVER
-from tests.support.fault_proxy import Fault, FaultProxy
 from tests.support.scripted_gateway import Peer
 
 NOBODY_LISTENS = "127.0.0.1:1"

@@ -9,7 +9,7 @@ import pytest
 
 from revconn import State
 from revconn.runtime import clock
-from tests.support.fault_proxy import Fault
+from revconn.testing import Fault
 from tests.support.waiting import eventually
 
 TIMEOUT = 10.0

@@ -20,7 +20,7 @@ from revconn import (
     StatusCode,
 )
 from revconn._proto.registry_pb2 import ConnectionStatus
-from tests.support.fault_proxy import Fault, FaultProxy
+from revconn.testing import Fault, FaultProxy
 from tests.support.scripted_gateway import Peer, ScriptedGateway
 from tests.support.waiting import eventually
 

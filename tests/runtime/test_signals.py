@@ -9,8 +9,8 @@ import time
 import pytest
 
 from revconn import State
+from revconn.testing import Fault, FaultProxy
 from tests.support.connectors import NEVER
-from tests.support.fault_proxy import Fault, FaultProxy
 from tests.support.programs import Program
 from tests.support.threads import in_thread
 

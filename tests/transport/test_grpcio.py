@@ -7,9 +7,9 @@ import threading
 import pytest
 
 from revconn import State
+from revconn.testing import Fault
 from revconn.transport.base import user_agent
 from revconn.transport.grpcio import explain
-from tests.support.fault_proxy import Fault
 from tests.support.scripted_gateway import ScriptedGateway
 from tests.support.waiting import eventually
 

@@ -1,0 +1,118 @@
+"""What goes wrong with messages inside the gateway: requests on their way out, and handshakes."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+
+from revconn._proto.registry_pb2 import ConnectionMessage, ForwardRequest
+from revconn.core.status import StatusCode
+from revconn.gateway.failures import Refused
+from revconn.gateway.hooks import Hooks
+from revconn.gateway.limits import Limits
+from revconn.gateway.outbound import Outbound
+
+__all__ = ["RequestFaults"]
+
+
+class RequestFaults(Hooks):
+    """Which faults there are to be. Tests ask for them; the gateway's thread meets them."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()  # guards everything
+        self._refusal: tuple[StatusCode, str] | None = None
+        self._duplicates = 0
+        self._oversize = 0
+        self._reordered = 0
+        self._held: list[tuple[_FaultyOutbound, bytes]] = []
+
+    # What a test asks for
+
+    def refuse(self, code: StatusCode, message: str) -> None:
+        """Refuse whoever registers."""
+        with self._lock:
+            self._refusal = code, message
+
+    def admit_again(self) -> None:
+        """Refuse nobody any more."""
+        with self._lock:
+            self._refusal = None
+
+    def duplicate(self, count: int) -> None:
+        """Send so many requests twice."""
+        with self._lock:
+            self._duplicates += count
+
+    def oversize(self, size: int) -> None:
+        """Enlarge one request to so many bytes."""
+        with self._lock:
+            self._oversize = size
+
+    def reorder(self, count: int) -> None:
+        """Hold so many requests, and turn their order round."""
+        with self._lock:
+            self._reordered += count
+
+    # What the gateway meets
+
+    def admit(self) -> None:
+        """As :meth:`Hooks.admit`."""
+        with self._lock:
+            refusal = self._refusal
+        if refusal is not None:
+            raise Refused(*refusal)
+
+    def new_outbound(self, limits: Limits) -> Outbound:
+        """As :meth:`Hooks.new_outbound`."""
+        return _FaultyOutbound(limits, self)
+
+    def meet(self, data: bytes, outbound: _FaultyOutbound) -> list[tuple[_FaultyOutbound, bytes]]:
+        """What is to be written, and where, now that ``data`` was to be written to one of them."""
+        with self._lock:
+            if not (self._duplicates or self._oversize or self._reordered) or not _is_request(data):
+                return [(outbound, data)]
+            if self._oversize:
+                data = _enlarge(data, self._oversize)
+                self._oversize = 0
+            messages = [(outbound, data)]
+            if self._duplicates:
+                self._duplicates -= 1
+                messages *= 2
+            if not self._reordered:
+                return messages
+            self._reordered -= 1
+            self._held += messages
+            if self._reordered:
+                return []
+            released = self._held[::-1]
+            self._held = []
+            return released
+
+
+class _FaultyOutbound(Outbound):
+    """It belongs to the gateway's thread, as every :class:`Outbound`."""
+
+    def __init__(self, limits: Limits, faults: RequestFaults) -> None:
+        super().__init__(limits)
+        self._faults = faults
+        self._through: deque[bytes] = deque()  # what has been met and is to be written now
+
+    def _take(self) -> bytes | None:
+        while not self._through:
+            data = super()._take()
+            if data is None:
+                return None
+            for outbound, message in self._faults.meet(data, self):
+                outbound._through.append(message)
+                outbound._wake()
+        return self._through.popleft()
+
+
+def _is_request(data: bytes) -> bool:
+    return ConnectionMessage.FromString(data).HasField("request")
+
+
+def _enlarge(data: bytes, size: int) -> bytes:
+    """The same message, at least ``size`` bytes long: of two values of a field the last counts."""
+    padding = ConnectionMessage(request=ForwardRequest(request_id="x" * size))
+    return padding.SerializeToString() + data
