@@ -12,6 +12,7 @@ import pytest
 from revconn import Connector, Request
 from revconn._proto.registry_pb2 import ForwardRequest
 from revconn.runtime.dispatch import Dispatcher
+from revconn.runtime.runs import Runs
 from tests.support.scripted_gateway import Peer
 from tests.support.waiting import eventually
 
@@ -155,6 +156,7 @@ def test_what_is_cancelled_ends_a_backlog_of_payloads() -> None:
         dispatcher = Dispatcher(
             lambda request: b"",
             nobody,
+            Runs(),
             max_workers=1,
             max_in_flight=10,
             max_in_flight_bytes=1000,
@@ -218,8 +220,9 @@ def test_a_callback_runs_when_the_connector_ends_first(connect, handler, end) ->
 
 def test_callbacks_run_once_whoever_comes_first(connect, handler) -> None:
     connector, peer = connect()
-    peer.requests(*(f"r{number}" for number in range(16)), grpc_timeout="50m")
+    peer.requests(*(f"r{number}" for number in range(16)), grpc_timeout="1S")
     handler.holds(16)
+    eventually(lambda: handler.requests[0].time_remaining() < 0.01)
     peer.cancel(*(f"r{number}" for number in range(16)))
     handler.let_go.set()
     eventually(lambda: connector.stats()["in_flight"] == 0)
