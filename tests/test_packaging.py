@@ -16,13 +16,14 @@ from packaging.requirements import Requirement
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 PACKAGED = ["setup.py", "setup.cfg", "pyproject.toml", "LICENSE", "README.md"]
+PLUGIN = "_revconn_pytest_plugin.py"
 
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Iterator[zipfile.ZipFile]:
     """A wheel, built from a copy so that nothing is left in the source tree."""
     source = tmp_path_factory.mktemp("source")
-    for name in PACKAGED:
+    for name in [*PACKAGED, PLUGIN]:
         if (ROOT / name).exists():
             shutil.copy(ROOT / name, source)
     for package in ("revconn", "tests"):
@@ -42,15 +43,17 @@ def metadata(wheel: zipfile.ZipFile) -> Message:
     return email.message_from_bytes(wheel.read(path))
 
 
-def test_the_wheel_is_pure_python_and_holds_revconn_alone(wheel: zipfile.ZipFile) -> None:
+def test_the_wheel_is_pure_python_and_holds_revconn_and_its_pytest_plugin_alone(
+    wheel: zipfile.ZipFile,
+) -> None:
     assert str(wheel.filename).endswith("-py3-none-any.whl")
     tops = {name.split("/")[0] for name in wheel.namelist()}
-    assert {top for top in tops if not top.endswith(".dist-info")} == {"revconn"}
+    assert {top for top in tops if not top.endswith(".dist-info")} == {"revconn", PLUGIN}
 
 
 def test_every_module_of_the_source_tree_is_in_the_wheel(wheel: zipfile.ZipFile) -> None:
     modules = {path.relative_to(ROOT).as_posix() for path in (ROOT / "revconn").rglob("*.py")}
-    assert modules == {name for name in wheel.namelist() if name.endswith(".py")}
+    assert modules | {PLUGIN} == {name for name in wheel.namelist() if name.endswith(".py")}
 
 
 def test_the_types_are_in_the_wheel(wheel: zipfile.ZipFile) -> None:
@@ -59,7 +62,12 @@ def test_the_types_are_in_the_wheel(wheel: zipfile.ZipFile) -> None:
 
 def test_the_wheel_installs_the_revconn_command(wheel: zipfile.ZipFile) -> None:
     (path,) = [name for name in wheel.namelist() if name.endswith("entry_points.txt")]
-    assert "revconn = revconn.cli:main" in wheel.read(path).decode()
+    assert "[console_scripts]\nrevconn = revconn.cli:main\n" in wheel.read(path).decode()
+
+
+def test_the_wheel_gives_pytest_the_plugin(wheel: zipfile.ZipFile) -> None:
+    (path,) = [name for name in wheel.namelist() if name.endswith("entry_points.txt")]
+    assert "[pytest11]\nrevconn = _revconn_pytest_plugin\n" in wheel.read(path).decode()
 
 
 def test_the_wheel_carries_the_license(wheel: zipfile.ZipFile, metadata: Message) -> None:

@@ -128,6 +128,8 @@ class TestGateway:
     ) -> tuple[ConnectionInfo, ...]:
         """Wait until there are ``count`` connections, or more, and return them.
 
+        Calls are answered from then on. The connector itself may need a moment more to be READY:
+        its own ``wait_ready()`` waits for that.
         A connection that a fault has hit does not count: after ``faults.drop()`` this waits until
         the connector is back. Raises :class:`TimeoutError`, which says how many there are.
         """

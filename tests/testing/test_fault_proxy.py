@@ -31,8 +31,9 @@ class Scene:
         """The two ends of a connection."""
         near = self.dial()
         far, _ = self._listener.accept()
-        far.settimeout(TIMEOUT)
-        return near, self._stack.enter_context(far)
+        self._stack.enter_context(far).settimeout(TIMEOUT)
+        assert_passes(near, far)  # the proxy has joined them
+        return near, far
 
 
 @pytest.fixture
@@ -54,8 +55,8 @@ def assert_silent(end: socket.socket) -> None:
 
 def test_what_is_said_passes_both_ways(scene: Scene) -> None:
     near, far = scene.connect()
-    assert_passes(near, far)
     assert_passes(far, near)
+    assert_passes(near, far)
 
 
 def test_an_end_passes_too(scene: Scene) -> None:
@@ -86,7 +87,7 @@ def test_a_connection_made_after_others_were_half_opened_works(scene: Scene) -> 
     scene.connect()
     scene.proxy.half_open_all()
     near, far = scene.connect()
-    assert_passes(near, far)
+    assert_passes(far, near)
 
 
 def test_nothing_is_left_of_a_half_open_connection_once_the_other_side_ends_it(
