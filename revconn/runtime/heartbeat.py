@@ -8,6 +8,8 @@ from typing import Callable, Protocol
 
 __all__ = ["Beating", "HeartbeatTimer"]
 
+_SHORTEST_PAUSE = 0.01  # between two looks, however short a peer's silence may be
+
 
 class Beating(Protocol):
     """What the timer keeps alive. Each is called from the timer's thread and must not block."""
@@ -18,8 +20,11 @@ class Beating(Protocol):
     def beat(self) -> None:
         """A heartbeat is due."""
 
-    def check_liveness(self) -> None:
-        """Look whether this machine was silent for too long."""
+    def check_liveness(self) -> float | None:
+        """Look whether this machine or its peer was silent for too long.
+
+        By when to look again (``time.monotonic``), if that may not wait for the next regular look.
+        """
 
 
 class HeartbeatTimer:
@@ -66,10 +71,18 @@ class HeartbeatTimer:
             self._session.handshake_overdue()
             return
         next_beat = self._clock() + self._interval
-        while not self._wait(min(self._check_interval, max(0.0, next_beat - self._clock()))):
-            self._session.check_liveness()
+        look_by = self._session.check_liveness()
+        while not self._wait(self._pause(next_beat, look_by)):
+            look_by = self._session.check_liveness()
             now = self._clock()
             if now >= next_beat:
                 self._session.beat()
                 missed = (now - next_beat) // self._interval
                 next_beat += (missed + 1) * self._interval
+
+    def _pause(self, next_beat: float, look_by: float | None) -> float:
+        now = self._clock()
+        pause = min(self._check_interval, next_beat - now)
+        if look_by is not None:
+            pause = min(pause, max(_SHORTEST_PAUSE, look_by - now))
+        return max(0.0, pause)

@@ -268,9 +268,9 @@ class Session:
             heartbeat = self._conversation.heartbeat(time.time())
         self._line.put_control(heartbeat)
 
-    def check_liveness(self) -> None:
+    def check_liveness(self) -> float | None:
         """Retire the stream after a silence that the gateway may not have waited out."""
-        self._stream.check(time.monotonic())
+        look_by = self._stream.check(time.monotonic())
         self._owner.watch()
         now = clock.with_suspend()
         left_at = self._line.control_left_at
@@ -284,3 +284,4 @@ class Session:
                 f"no heartbeat left this machine for {silence:.0f} s: the gateway may have"
                 " forgotten the connection"
             )
+        return look_by

@@ -119,11 +119,13 @@ class Stream(ABC):
         """
         return False
 
-    def check(self, now: float) -> None:  # noqa: B027 - most transports have nothing to look for
+    def check(self, now: float) -> float | None:
         """Called every few seconds (``now``: monotonic) by a thread that must not block.
 
-        A transport that has to find silent peers by itself looks for them here.
+        A transport that has to find silent peers by itself looks for them here, and says by when
+        it has to look again (monotonic; ``None``: in a few seconds).
         """
+        return None
 
     @abstractmethod
     def close(self) -> None:

@@ -231,24 +231,36 @@ class _Http2Stream(Stream):
             self._source.nudge()
         return True
 
-    def check(self, now: float) -> None:
+    def check(self, now: float) -> float | None:
         """Ping a quiet peer; give up one that is silent or does not read."""
+        dues = [self._check_reading(now), self._check_silence(now)]
+        return min((due for due in dues if due is not None), default=None)
+
+    def _check_reading(self, now: float) -> float | None:
         since = self._sending_since
-        if since is not None and now - since > _SEND_STALL:
-            self._fail(
-                StatusCode.UNAVAILABLE, f"the gateway has read nothing for {now - since:.0f} s"
-            )
-        interval = self._transport.keepalive_interval
+        if since is None:
+            return None
+        if now - since < _SEND_STALL:
+            return since + _SEND_STALL
+        self._fail(StatusCode.UNAVAILABLE, f"the gateway has read nothing for {now - since:.0f} s")
+        return None
+
+    def _check_silence(self, now: float) -> float | None:
+        interval, timeout = self._transport.keepalive_interval, self._transport.keepalive_timeout
         if interval is None:
-            return
-        if self._pinged_at is None or self._heard_at > self._pinged_at:
-            if now - self._heard_at >= interval:
-                self._pinged_at = now
-                self._engine.ping()
-                self._source.nudge()
-        elif now - self._pinged_at > self._transport.keepalive_timeout:
-            timeout = self._transport.keepalive_timeout
+            return None
+        heard_at = self._heard_at
+        if self._pinged_at is None or heard_at > self._pinged_at:
+            if now - heard_at < interval:
+                return heard_at + interval
+            self._pinged_at = now
+            self._engine.ping()
+            self._source.nudge()
+        elif now - self._pinged_at >= timeout:
             self._fail(StatusCode.UNAVAILABLE, f"no answer to a ping within {timeout:g} s")
+            return None
+        # An answer may come at any time: then the next ping is due an interval later.
+        return min(self._pinged_at + timeout, now + interval)
 
     def close(self) -> None:
         """End the stream at once."""

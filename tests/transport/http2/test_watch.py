@@ -24,10 +24,10 @@ def quiet(new_client, server):
     return client, peer
 
 
-def look(client: Client, now: float) -> None:
+def look(client: Client, now: float) -> float | None:
     """Check, at a time yet to come, when the sender has written what it had."""
     eventually(lambda: client.stream._sending_since is None)
-    client.stream.check(now)
+    return client.stream.check(now)
 
 
 def test_a_quiet_peer_is_pinged_after_the_interval_and_not_before(quiet) -> None:
@@ -59,12 +59,48 @@ def test_a_ping_without_an_answer_ends_the_stream(quiet) -> None:
     heard_at = client.stream._heard_at
     look(client, heard_at + 100.0)
     peer.hears(PingFrame)
-    look(client, heard_at + 120.0)
+    look(client, heard_at + 119.9)
     assert not client.stream._is_closed()
-    look(client, heard_at + 120.1)
+    look(client, heard_at + 120.0)
     ended = client.end()
     assert ended.code is StatusCode.UNAVAILABLE
     assert ended.details == "no answer to a ping within 20 s"
+
+
+def test_it_is_looked_at_again_when_a_ping_or_its_answer_is_due(quiet) -> None:
+    client, _ = quiet
+    heard_at = client.stream._heard_at
+    assert look(client, heard_at + 99.0) == heard_at + 100.0
+    assert look(client, heard_at + 110.0) == heard_at + 130.0
+    assert look(client, heard_at + 120.0) == heard_at + 130.0
+    assert look(client, heard_at + 130.0) is None
+    assert client.stream._is_closed()
+
+
+def test_with_pings_more_frequent_than_their_timeout_the_next_is_due_an_interval_after_an_answer(
+    new_client, server
+) -> None:
+    client = new_client(server.address, keepalive_interval=5.0, keepalive_timeout=20.0)
+    client.open()
+    server.accept_stream().ping()
+    heard_at = client.stream._heard_at
+    assert look(client, heard_at + 5.0) == heard_at + 10.0
+    assert look(client, heard_at + 18.0) == heard_at + 23.0
+    assert look(client, heard_at + 22.0) == heard_at + 25.0
+
+
+def test_a_peer_that_takes_nothing_is_looked_at_again_when_it_is_to_be_given_up(
+    new_client, server
+) -> None:
+    client = new_client(server.address, keepalive_interval=None)
+    client.open()
+    server.accept_stream({4: 0}).ping()
+    assert look(client, time.monotonic()) is None
+    client.send(b"held back")
+    eventually(lambda: client.stream._engine.has_unsent)
+    since = client.stream._sending_since
+    assert client.stream.check(since + 1.0) == since + 30.0
+    assert client.stream.check(since + 30.0) is None
 
 
 def test_whatever_the_peer_says_answers_the_ping(quiet) -> None:
@@ -104,9 +140,9 @@ def test_a_peer_that_never_opens_its_window_is_given_up(new_client, server) -> N
     peer.send(b"a request")
     peer.ping()
     client.receive()
-    client.stream.check(since + 30.0)
+    client.stream.check(since + 29.5)
     assert not client.stream._is_closed()
-    client.stream.check(since + 30.5)
+    client.stream.check(since + 30.0)
     ended = client.end()
     assert ended.code is StatusCode.UNAVAILABLE
     assert ended.details == "the gateway has read nothing for 30 s"
