@@ -84,6 +84,9 @@ class Connector:
         say so, sent data unacknowledged (20.0).
     :param drain_timeout: how long SIGTERM, :meth:`stop` and leaving a ``with`` block wait for
         what was accepted to be answered (30.0).
+    :param slow_handler_after: seconds after which a request's handler is named in the log, with
+        what its thread is doing (10.0: a third of what the reference gateway gives a request, so
+        that the log speaks before callers give up). ``None`` disables.
     :param backoff: :class:`Backoff`, the waits between attempts to connect.
     :param is_fatal: says of a :class:`ConnectionLost` whether trying again is useless
         (:func:`revconn.is_fatal`).
@@ -113,6 +116,7 @@ class Connector:
         keepalive_interval: float | None = 330.0,
         keepalive_timeout: float = 20.0,
         drain_timeout: float = 30.0,
+        slow_handler_after: float | None = 10.0,
         backoff: Backoff = Backoff(),
         is_fatal: Callable[[Exception], bool] = default_is_fatal,
     ) -> None:
@@ -135,6 +139,7 @@ class Connector:
             keepalive_interval=keepalive_interval,
             keepalive_timeout=keepalive_timeout,
             drain_timeout=drain_timeout,
+            slow_handler_after=slow_handler_after,
             backoff=backoff,
             is_fatal=is_fatal,
         )

@@ -27,6 +27,7 @@ class Request:
 
     __slots__ = (
         "_active",
+        "_arrived",
         "_callbacks",
         "_headers",
         "_lock",
@@ -49,7 +50,11 @@ class Request:
     """The size of the payload as it came, in bytes."""
 
     def __init__(
-        self, message: ForwardRequest, deadline: float | None, lock: threading.Lock
+        self,
+        message: ForwardRequest,
+        deadline: float | None,
+        lock: threading.Lock,
+        arrived: float = 0.0,
     ) -> None:
         payload = message.payload  # once: protobuf makes a copy for everybody who asks
         self._lock = lock  # of whoever settles it; guards _active and _callbacks
@@ -59,6 +64,7 @@ class Request:
         self._headers: dict[str, str] | None = None
         self.request_id = message.request_id
         self._active = True
+        self._arrived = arrived
         self.deadline = deadline
         self.method = message.method_path
         self.framed = is_framed(payload)

@@ -18,7 +18,9 @@ from revconn.core.outbound import Answer
 from revconn.core.status import StatusCode
 from revconn.messages import Request
 from revconn.runtime.callbacks import run_callbacks
+from revconn.runtime.runs import Runs, handler_stack, warn
 from revconn.runtime.threads import own_thread
+from revconn.runtime.troubles import Backlog
 
 __all__ = ["Dispatcher", "Origin"]
 
@@ -48,7 +50,8 @@ class Dispatcher:
     ``saturated`` is true while more than ``max_in_flight_bytes`` of payload are in flight;
     ``on_relief`` is called when that ends, from whichever thread ended it.
 
-    ``answerer`` turns a request into its answer; it runs user code and never raises.
+    ``answerer`` turns a request into its answer; it runs user code and never raises. ``runs`` knows
+    who does that now.
 
     A request is in flight from :meth:`accept` until it is settled: whoever settles it (its
     handler, its deadline, the end) answers it, and nobody else does; nobody answers one that was
@@ -67,6 +70,7 @@ class Dispatcher:
         self,
         answerer: Callable[[Request], Answer | LargeAnswer],
         executor: Executor,
+        runs: Runs,
         *,
         max_workers: int,
         max_in_flight: int,
@@ -75,6 +79,7 @@ class Dispatcher:
     ) -> None:
         self._answerer = answerer
         self._executor = executor
+        self._runs = runs
         self._max_workers = max_workers
         self._max_in_flight = max_in_flight
         self._max_in_flight_bytes = max_in_flight_bytes
@@ -131,8 +136,9 @@ class Dispatcher:
 
     def _admit(self, origin: Origin, message: ForwardRequest) -> None:
         """Requires holding ``_lock``."""
-        deadline = request_deadline(message.timeout_seconds, message.headers, time.monotonic())
-        request = Request(message, deadline, self._lock)
+        now = time.monotonic()
+        deadline = request_deadline(message.timeout_seconds, message.headers, now)
+        request = Request(message, deadline, self._lock, now)
         self._counts["accepted"] += 1
         self._in_flight[origin, message.request_id] = request
         self._waiting.append(_Entry(origin, request))
@@ -235,10 +241,15 @@ class Dispatcher:
 
     def _serve(self, entry: _Entry) -> None:
         request = entry.request
-        if request.deadline is not None and request.deadline <= time.monotonic():
+        now = time.monotonic()
+        if request.deadline is not None and request.deadline <= now:
             self._expire(entry)
         elif request._active:
-            self._settle(entry, self._answerer(request), "answered")
+            thread = threading.get_ident()
+            self._runs.begin(thread, request, now)
+            answer = self._answerer(request)
+            self._runs.end(thread, time.monotonic())
+            self._settle(entry, answer, "answered")
             if request._callbacks:
                 run_callbacks([request])
 
@@ -363,6 +374,16 @@ class Dispatcher:
             return None
         return min(max(0.0, self._next_due - time.monotonic()), threading.TIMEOUT_MAX)
 
+    def backlog(self, now: float) -> Backlog | None:
+        """What waits for a worker; ``None`` when nothing does."""
+        with self._lock:
+            first = next((e.request for e in self._waiting if e.request._active), None)
+            if first is None:
+                return None
+            wanted = len(self._hired)
+            workers = self._workers - wanted
+            return Backlog(len(self._waiting), now - first._arrived, workers, wanted)
+
     # The end
 
     def wait_idle(self, timeout: float) -> bool:
@@ -387,8 +408,17 @@ class Dispatcher:
         """Answer 503 to everything that is still in flight, name it in the log, and count it."""
         with self._lock:
             left = [_Entry(origin, request) for (origin, _), request in self._in_flight.items()]
+        threads = {run.request: thread for thread, run in self._runs.now().items()}
         for entry in left:
-            logger.warning("gave up %r: unfinished when the time to stop ran out", entry.request)
+            thread = threads.get(entry.request)
+            warn(
+                logger,
+                None if thread is None else handler_stack(thread),
+                "gave up %r, which came %.1f s ago: %s when the time to stop ran out",
+                entry.request,
+                time.monotonic() - entry.request._arrived,
+                "no worker had taken it" if thread is None else "its handler was not done",
+            )
             self._fail(entry, StatusCode.UNAVAILABLE, "the service stopped before it could answer")
         return len(left)
 

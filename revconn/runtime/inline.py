@@ -18,6 +18,7 @@ from revconn.messages import Request
 from revconn.runtime.callbacks import run_callbacks
 from revconn.runtime.dispatch import Origin
 from revconn.runtime.handlers import Handler
+from revconn.runtime.runs import Runs, handler_stack, warn
 
 __all__ = ["InlineRunner"]
 
@@ -32,18 +33,20 @@ class InlineRunner:
     While an inline handler runs, its gateway's connection hears nothing. One that takes longer
     than 0.1 s is named in the log: once, afterwards or by :meth:`watch` while it is stuck.
 
-    ``_lock`` guards the counters and ``_named``; ``_running`` holds an entry for each thread,
-    which that thread alone writes.
+    ``_lock`` guards the counters and ``_named``. ``runs`` knows who runs now.
     """
 
     def __init__(
-        self, routes: Routes[Handler], answerer: Callable[[Request], Answer | LargeAnswer]
+        self,
+        routes: Routes[Handler],
+        answerer: Callable[[Request], Answer | LargeAnswer],
+        runs: Runs,
     ) -> None:
         self._routes = routes
         self._answerer = answerer
         self._lock = threading.Lock()
         self._named: set[str] = set()
-        self._running: dict[int, tuple[str, float]] = {}
+        self._runs = runs
         self._accepted = 0
         self._expired = 0
 
@@ -67,9 +70,10 @@ class InlineRunner:
 
     def watch(self, now: float) -> None:
         """Name handlers that are stuck now. Any thread."""
-        for method, since in list(self._running.values()):
-            if now - since > _PATIENCE:
-                self._name(method, now - since)
+        for thread, run in self._runs.now().items():
+            method = run.request.method
+            if now - run.since > _PATIENCE and self._routes.find(method) is not None:
+                self._name(method, now - run.since, handler_stack(thread))
 
     def stats(self) -> dict[str, int]:
         """Counters since the start."""
@@ -84,14 +88,14 @@ class InlineRunner:
         if deadline is not None and deadline <= start:
             return self._expire(request)
         thread = threading.get_ident()
-        self._running[thread] = (message.method_path, start)
+        self._runs.begin(thread, request, start)
         answer = self._answerer(request)
-        del self._running[thread]
+        end = time.monotonic()
+        self._runs.end(thread, end)
         with self._lock:
             request._settle()
         if request._callbacks:
             run_callbacks([request])
-        end = time.monotonic()
         if end - start > _PATIENCE:
             self._name(message.method_path, end - start)
         if deadline is not None and deadline <= end:
@@ -109,12 +113,14 @@ class InlineRunner:
         )
         return Answer(failure, request.deadline)
 
-    def _name(self, method: str, seconds: float) -> None:
+    def _name(self, method: str, seconds: float, stack: str | None = None) -> None:
         with self._lock:
             if method in self._named:
                 return
             self._named.add(method)
-        logger.warning(
+        warn(
+            logger,
+            stack,
             "the inline handler of %s blocked for %.1f s, and the whole connection with it:"
             " register it without inline=True",
             method,

@@ -60,9 +60,6 @@ class LinkOwner(Protocol):
     def wait_settled(self, requests: list[Request], timeout: float) -> bool:
         """Wait, at most ``timeout`` seconds, until ``requests`` are settled."""
 
-    def watch(self) -> None:
-        """A few seconds have passed; called from a timer's thread."""
-
     def link_changed(self, link: Link) -> None:
         """The link's state is another."""
 
@@ -149,6 +146,10 @@ class Link:
     def wait_flushed(self, timeout: float) -> bool:
         """Wait, at most ``timeout`` seconds, until every queued answer has left."""
         return self._outbox.wait_flushed(timeout)
+
+    def unsent(self) -> dict[object, int]:
+        """The streams with something to send, each with how many batches have been begun."""
+        return self._outbox.unsent()
 
     def leave(self, deadline: float) -> None:
         """Take leave of the gateway once all that it sent is answered; then the thread ends.
@@ -487,10 +488,6 @@ class Link:
         """Nobody waits for these any more."""
         self._outbox.withdraw(request_ids)
         self._owner.requests_cancelled(self, request_ids)
-
-    def watch(self) -> None:
-        """A few seconds have passed; called from a session's timer thread."""
-        self._owner.watch()
 
 
 def _is_over(session: Session) -> bool:

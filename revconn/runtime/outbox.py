@@ -106,6 +106,11 @@ class Outbox:
         with self._lock:
             return self._changed.wait_for(self._flushed, timeout)
 
+    def unsent(self) -> dict[object, int]:
+        """The lines with something to send, each with how many batches its sender has taken."""
+        with self._lock:
+            return {line: line.batches for line in self._lines if line.has_unsent}
+
     def close(self) -> None:
         """There will be no other stream: nobody need wait for what is still queued."""
         with self._lock:
@@ -172,6 +177,7 @@ class Line:
         self.taken: list[Answer | LargeAnswer] = []  # by the sender, which is sending them
         self.sending: list[Answer | LargeAnswer] = []  # by send_now()
         self.nudged = False
+        self.batches = 0
         self.control_left_at: float | None = None
 
     def put_control(self, message: bytes) -> None:
@@ -214,6 +220,7 @@ class Line:
                 batch = self._next_batch()
                 if batch or self.nudged:
                     self.nudged = False
+                    self.batches += 1
                     self._outbox._changed.notify_all()
                     return batch
                 self._outbox._changed.wait()
@@ -284,6 +291,13 @@ class Line:
         return self in self._outbox._lines
 
     # Each of these requires holding the outbox's lock
+
+    @property
+    def has_unsent(self) -> bool:
+        """Whether anything waits to leave, or is leaving."""
+        assert self._outbox._lock.locked()
+        waits = self._control or self._control_taken or self.outbound
+        return bool(waits or self.taken or self.sending)
 
     def _give_up_answers(self, doubtful: list[Answer | LargeAnswer]) -> None:
         """Carry no more answers; ``doubtful`` ones left and may not have arrived."""

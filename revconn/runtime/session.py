@@ -54,9 +54,6 @@ class SessionOwner(Protocol):
     def requests_cancelled(self, request_ids: Collection[str]) -> None:
         """Nobody waits for these any more; some may be answered already, or unknown."""
 
-    def watch(self) -> None:
-        """A few seconds have passed; called from the timer's thread."""
-
 
 class Session:
     """One stream from its opening to its end, in a thread of its own.
@@ -271,7 +268,6 @@ class Session:
     def check_liveness(self) -> float | None:
         """Retire the stream after a silence that the gateway may not have waited out."""
         look_by = self._stream.check(time.monotonic())
-        self._owner.watch()
         now = clock.with_suspend()
         left_at = self._line.control_left_at
         with self._lock:

@@ -18,8 +18,11 @@ from revconn.runtime.dispatch import Dispatcher
 from revconn.runtime.handlers import Answering, Handler
 from revconn.runtime.inline import InlineRunner
 from revconn.runtime.link import Link
+from revconn.runtime.runs import Runs
 from revconn.runtime.state import State, StateBoard, combine
 from revconn.runtime.threads import is_own_thread, own_thread
+from revconn.runtime.troubles import FullPool, SlowHandlers, SlowReader
+from revconn.runtime.watchdog import Watchdog
 from revconn.target import Target
 from revconn.transport.base import Transport
 
@@ -30,6 +33,7 @@ logger = logging.getLogger(__name__)
 _LINGER = 5.0
 _FLUSH_WAIT = 1.0
 _ABORT_WAIT = 5.0
+_WATCH_INTERVAL = 1.0
 
 
 class Supervisor:
@@ -62,17 +66,20 @@ class Supervisor:
             executor = self._own_executor = ThreadPoolExecutor(
                 options.max_workers, thread_name_prefix="revconn-handler"
             )
+        runs = Runs()
         self._dispatcher = Dispatcher(
             Answering(routes, options.max_message_bytes),
             executor,
+            runs,
             max_workers=options.max_workers,
             max_in_flight=options.max_in_flight,
             max_in_flight_bytes=options.max_in_flight_bytes,
             on_relief=self._relieve,
         )
         self._inline = InlineRunner(
-            inline_routes, Answering(inline_routes, options.max_message_bytes)
+            inline_routes, Answering(inline_routes, options.max_message_bytes), runs
         )
+        self._watchdog = self._make_watchdog(runs, options.slow_handler_after)
         self._lock = threading.Lock()
         self._living = len(self.links)
         self._ending = False
@@ -80,9 +87,19 @@ class Supervisor:
         self._failure: BaseException | None = None
         self._ended = threading.Event()
 
+    def _make_watchdog(self, runs: Runs, slow_handler_after: float | None) -> Watchdog:
+        readers = [SlowReader(str(link.target), link) for link in self.links]
+        looks = [self._inline.watch, FullPool(self._dispatcher).look, *(r.look for r in readers)]
+        interval = _WATCH_INTERVAL
+        if slow_handler_after is not None:
+            looks.append(SlowHandlers(runs, slow_handler_after).look)
+            interval = min(interval, slow_handler_after / 2)
+        return Watchdog(runs, looks, interval=interval)
+
     def start(self) -> None:
         """Start every thread. Returns at once."""
         self._dispatcher.start()
+        self._watchdog.start()
         for link in self.links:
             link.start()
 
@@ -176,6 +193,7 @@ class Supervisor:
         go on until they notice.
         """
         self._dispatcher.forsake()
+        self._watchdog.forsake()
         for link in self.links:
             link.forsake()
 
@@ -215,10 +233,6 @@ class Supervisor:
         """Wait, at most ``timeout`` seconds, until ``requests`` are settled."""
         return self._dispatcher.wait_settled(requests, timeout)
 
-    def watch(self) -> None:
-        """A few seconds have passed; called from a timer's thread."""
-        self._inline.watch(time.monotonic())
-
     def link_changed(self, link: Link) -> None:
         """A link's state is another."""
         self._board.update(self._combined)
@@ -252,6 +266,7 @@ class Supervisor:
                 return
             self._finished = True
         self._dispatcher.close()
+        self._watchdog.stop()
         if self._own_executor is not None:
             self._own_executor.shutdown(wait=False)
         self._board.update(lambda state: State.CLOSED)

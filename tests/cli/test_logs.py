@@ -62,3 +62,10 @@ def test_json_holds_the_traceback(set_up, capsys) -> None:
         logger.exception("it failed")
     (line,) = capsys.readouterr().err.splitlines()
     assert json.loads(line)["exception"].endswith("literal for int() with base 10: 'none'")
+
+
+def test_json_holds_the_stack_of_a_record_that_has_one(set_up, capsys) -> None:
+    set_up("info", "json")
+    logger.warning("here", stack_info=True)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "test_json_holds_the_stack" in json.loads(line)["stack"]

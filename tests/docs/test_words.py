@@ -15,6 +15,7 @@ from packaging.requirements import Requirement
 
 import revconn
 import revconn.gateway
+import revconn.testing
 from revconn import Connector, State
 from revconn.cli import main
 from tests.docs.markdown import read_blocks
@@ -122,7 +123,7 @@ class TestTheReference:
         pages = (ROOT / "docs" / "reference").glob("*.md")
         return "\n".join(page.read_text(encoding="utf-8") for page in pages)
 
-    @pytest.mark.parametrize("module", [revconn, revconn.gateway])
+    @pytest.mark.parametrize("module", [revconn, revconn.gateway, revconn.testing])
     def test_has_every_public_name(self, module: object, reference: str) -> None:
         prefix = module.__name__
         documented = set(re.findall(r"auto\w+:: ([\w.]+)", reference))
@@ -187,15 +188,16 @@ def _locks_of(definition: ast.ClassDef) -> Iterator[str]:
                 yield target.attr
 
 
-class TestTheReconnectionPage:
-    page = ROOT / "docs" / "topics" / "reconnection.md"
-
-    def test_quotes_what_the_code_says(self) -> None:
-        said = "\n".join(_sentences())
-        for cells in rows(self.page, "what happened"):
-            for quoted in re.findall(r"`([^`]+)`", cells[2]):
-                for part in quoted.split("…"):
-                    assert part.strip() in said, f"nothing logs {part!r}"
+@pytest.mark.parametrize(
+    ("name", "heading", "column"),
+    [("reconnection", "what happened", 2), ("stuck", "the log says", 0)],
+)
+def test_a_page_quotes_what_the_code_says(name: str, heading: str, column: int) -> None:
+    said = "\n".join(_sentences())
+    for cells in rows(ROOT / "docs" / "topics" / f"{name}.md", heading):
+        for quoted in re.findall(r"`([^`]+)`", cells[column]):
+            for part in quoted.split("…"):
+                assert part.strip() in said, f"nothing logs {part!r}"
 
 
 class TestTheLifecyclePage:

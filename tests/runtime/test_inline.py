@@ -16,6 +16,7 @@ from revconn.core.routing import Routes
 from revconn.runtime import inline
 from revconn.runtime.handlers import Answering, Handler
 from revconn.runtime.inline import InlineRunner
+from revconn.runtime.runs import Runs
 
 
 class Clock:
@@ -47,7 +48,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 def runner_for(handler: Callable[[Request], bytes]) -> InlineRunner:
     routes: Routes[Handler] = Routes()
     routes.add_method("/echo.Echo/Say", handler)
-    return InlineRunner(routes, Answering(routes, 4 << 20))
+    return InlineRunner(routes, Answering(routes, 4 << 20), Runs())
 
 
 def request(number: int, method: str = "/echo.Echo/Say", timeout: int = 30) -> ForwardRequest:
@@ -79,7 +80,7 @@ def test_requests_for_other_handlers_are_given_back_in_their_order() -> None:
 def test_without_inline_handlers_everything_is_given_back() -> None:
     routes: Routes[Handler] = Routes()
     messages, origin = [request(1)], Origin()
-    assert InlineRunner(routes, Answering(routes, 1000)).serve(origin, messages) is messages
+    assert InlineRunner(routes, Answering(routes, 1000), Runs()).serve(origin, messages) is messages
     assert origin.batches == []
 
 
@@ -135,3 +136,4 @@ def test_a_handler_that_is_stuck_is_named_while_it_is(
     released.set()
     serving.join(10.0)
     assert "/echo.Echo/Say blocked for 7.0 s" in caplog.text
+    assert "released.wait(10.0)" in caplog.text

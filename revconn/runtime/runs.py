@@ -1,0 +1,96 @@
+"""Which handlers run now, in which threads, and what they are doing there."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import traceback
+from collections import deque
+from typing import Any, NamedTuple
+
+from revconn.messages import Request
+from revconn.runtime.handlers import Answering
+
+__all__ = ["LONG", "Run", "Runs", "handler_stack", "warn"]
+
+LONG = 0.5
+"""Seconds; a shorter run is forgotten when it ends."""
+
+_REMEMBERED = 100
+_DEEPEST = 30
+
+
+class Run(NamedTuple):
+    """A request that is in its handler, since when (``time.monotonic()``)."""
+
+    request: Request
+    since: float
+
+
+class Runs:
+    """The runs of now, by thread, and the long ones that ended last, each with its end.
+
+    Each thread writes its own entry, and adding to a dict or a deque is atomic: no lock.
+    """
+
+    def __init__(self) -> None:
+        self._now: dict[int, Run] = {}
+        self._ended: deque[tuple[Run, float]] = deque(maxlen=_REMEMBERED)
+
+    def begin(self, thread: int, request: Request, now: float) -> None:
+        """A handler is about to be called in this very thread."""
+        self._now[thread] = Run(request, now)
+
+    def end(self, thread: int, now: float) -> None:
+        """It has returned."""
+        run = self._now.pop(thread)
+        if now - run.since > LONG:
+            self._ended.append((run, now))
+
+    def now(self) -> dict[int, Run]:
+        """What runs now, by the identifiers of threads."""
+        return self._now.copy()
+
+    def during(self, start: float, end: float) -> list[Request]:
+        """What ran for long between ``start`` and ``end``."""
+        runs = [(run, end) for run in self.now().values()]
+        runs += self._ended.copy()
+        return [
+            run.request for run, ended in runs if min(ended, end) - max(run.since, start) >= LONG
+        ]
+
+
+def handler_stack(thread: int) -> str | None:
+    """What a handler is doing in ``thread``, as a traceback shows it: code, and no values.
+
+    ``None`` when no handler runs there, nor where the interpreter does not know the thread (a green
+    one).
+    """
+    frames = []
+    frame = sys._current_frames().get(thread)
+    while frame is not None:
+        frames.append((frame, frame.f_lineno))
+        if frame.f_code is Answering._run.__code__:  # beneath it all is the library's
+            stack = traceback.StackSummary.extract(reversed(frames), limit=-_DEEPEST)
+            return "Stack (most recent call last):\n" + "".join(stack.format()).rstrip()
+        frame = frame.f_back
+    return None
+
+
+def warn(logger: logging.Logger, stack: str | None, message: str, *arguments: Any) -> None:
+    """Log a warning with another thread's stack, where the record has its own otherwise."""
+    if logger.isEnabledFor(logging.WARNING):
+        code = sys._getframe(1).f_code
+        logger.handle(
+            logger.makeRecord(
+                logger.name,
+                logging.WARNING,
+                code.co_filename,
+                code.co_firstlineno,
+                message,
+                arguments,
+                None,
+                code.co_name,
+                sinfo=stack,
+            )
+        )
