@@ -143,6 +143,8 @@ class Outbound:
         if self._chunks is not None and large.size <= self._limit:
             self.put(Answer(large.whole(), large.deadline))
             return
+        if any(each.request_id == large.request_id for each in self._large):
+            return  # its chunks leave here already: the same once more in between would spoil them
         problem = self._begin(large)
         if problem is None:
             self._large.append(large)

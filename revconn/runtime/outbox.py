@@ -83,7 +83,7 @@ class Outbox:
             self._changed.notify_all()
 
     def _only_line(self) -> Line | None:
-        lines = self._lines
+        lines = self._lines[:2]  # a copy: others may change it meanwhile
         return lines[0] if len(lines) == 1 else None
 
     def open_line(self) -> Line:

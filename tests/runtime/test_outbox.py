@@ -7,6 +7,7 @@ from typing import Callable
 
 import pytest
 
+from revconn._proto.registry_pb2 import ConnectionMessage
 from revconn.core.answers import encode_response
 from revconn.core.large import LargeAnswer
 from revconn.core.outbound import Answer
@@ -198,6 +199,24 @@ def test_what_a_stream_may_carry_no_longer_goes_out_on_the_other(outbox: Outbox)
     assert new.take() == [b"a1", b"a2"]
 
 
+def test_a_large_answer_that_leaves_on_both_streams_does_not_begin_anew_on_the_second(
+    outbox: Outbox,
+) -> None:
+    old, new = outbox.open_line(), outbox.open_line()
+    old.let_answers_through(1024, chunks=True)
+    new.let_answers_through(1024, chunks=True)
+    outbox.put([LargeAnswer(encode_response("large", b""), None, bytes(2000))])
+    chunks = [*old.take(), *new.take()][1:]
+    old.close()  # with two of three chunks to go
+    while new.outbound:
+        chunks += new.take()
+    indexes = [
+        ConnectionMessage.FromString(chunk).response.response_stream_info.chunk_index
+        for chunk in chunks
+    ]
+    assert indexes == [0, 1, 2]
+
+
 def test_without_another_stream_what_is_withheld_waits_for_the_next(outbox: Outbox) -> None:
     old = open_line(outbox)
     put(outbox, b"a1")
@@ -372,6 +391,23 @@ def test_one_whose_line_closes_meanwhile_goes_out_once_more(outbox: Outbox, sent
     around.meanwhile = line.close
     put_alone(outbox, b"a1")
     assert open_line(outbox).take() == [b"a1"]
+
+
+class TakenAway(list):
+    """Lines, of which one ends right after they were counted."""
+
+    def __len__(self) -> int:
+        count = super().__len__()
+        self.clear()
+        return count
+
+
+def test_a_line_that_ends_while_they_are_counted_is_no_error(outbox: Outbox) -> None:
+    line, around = outbox.open_line(), Around()
+    line.let_answers_through(send_now=around)
+    outbox._lines = TakenAway(outbox._lines)
+    put_alone(outbox, b"a1")
+    assert around.sent == [b"a1"]
 
 
 def test_during_a_hand_over_it_takes_the_ordinary_way(outbox: Outbox) -> None:
