@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 from revconn._proto.registry_pb2 import ForwardResponse
 from revconn.core.chunking import ChunkJoiner, ResponseTooLarge
 from revconn.core.errors import ProtocolError
@@ -17,18 +15,17 @@ from revconn.gateway.registry import Connection
 __all__ = ["ChunkedAnswers"]
 
 
-class _Begun(NamedTuple):
-    sender: Connection
-    joiner: ChunkJoiner
-
-
 class ChunkedAnswers:
-    """The chunks of every answer that is not whole yet, by the id of its request."""
+    """The chunks of every answer that is not whole yet, by the id of its request.
+
+    A connector whose connection is being replaced sends the same answer on both: the chunks of
+    each connection are joined for themselves, and whichever is whole first is the answer.
+    """
 
     def __init__(self, limits: Limits, counters: Counters) -> None:
         self._limits = limits
         self._counters = counters
-        self._begun: dict[str, _Begun] = {}
+        self._begun: dict[str, dict[Connection, ChunkJoiner]] = {}
         self.held_bytes = 0
 
     def __contains__(self, request_id: str) -> bool:
@@ -52,22 +49,23 @@ class ChunkedAnswers:
 
     def forget(self, request_id: str) -> None:
         """Drop what has come of an answer, if anything has."""
-        begun = self._begun.pop(request_id, None)
-        if begun is not None:
-            self.held_bytes -= begun.joiner.held_bytes
+        for joiner in self._begun.pop(request_id, {}).values():
+            self.held_bytes -= joiner.held_bytes
 
     def forget_from(self, sender: Connection) -> None:
         """Drop what ``sender`` has not finished: on another connection it would start afresh."""
-        for request_id in [each for each, begun in self._begun.items() if begun.sender is sender]:
-            self.forget(request_id)
+        for request_id, joiners in list(self._begun.items()):
+            joiner = joiners.pop(sender, None)
+            if joiner is not None:
+                self.held_bytes -= joiner.held_bytes
+            if not joiners:
+                del self._begun[request_id]
 
     def _joiner(self, request_id: str, sender: Connection) -> ChunkJoiner:
-        begun = self._begun.get(request_id)
-        if begun is None or begun.sender is not sender:
-            self.forget(request_id)
-            begun = _Begun(sender, ChunkJoiner(self._limits.max_response_bytes))
-            self._begun[request_id] = begun
-        return begun.joiner
+        joiners = self._begun.setdefault(request_id, {})
+        if sender not in joiners:
+            joiners[sender] = ChunkJoiner(self._limits.max_response_bytes)
+        return joiners[sender]
 
     def _require_room(self, size: int) -> None:
         if self.held_bytes + size > self._limits.max_joining_bytes:

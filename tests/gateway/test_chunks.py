@@ -148,6 +148,25 @@ def test_chunks_start_again_on_the_next_connection(gateway, connector, connect, 
     assert pending.result() == b"second"
 
 
+def test_chunks_that_take_turns_on_two_connections_are_joined_apart(
+    gateway, connector, connect, call
+) -> None:
+    """A connector whose connection is replaced sends what it answers on both."""
+    chunked = gateway._thread._serving.shared.forwarding._chunked
+    following = connect(gateway, features="chunks")
+    pending = call(gateway, SAY)
+    request_id = connector.receive_request().request_id
+    chunk(connector, request_id, 0, b"an")
+    eventually(lambda: chunked.held_bytes == 2)
+    chunk(following, request_id, 0, b"an")
+    eventually(lambda: chunked.held_bytes == 4)
+    chunk(connector, request_id, 1, b"sw")
+    eventually(lambda: chunked.held_bytes == 6)
+    chunk(following, request_id, 1, b"swer", final=True)
+    assert pending.result() == b"answer"
+    assert chunked.held_bytes == 0
+
+
 def test_a_whole_answer_in_the_midst_of_chunks_is_the_answer(gateway, connector, call) -> None:
     pending = call(gateway, SAY)
     request_id = connector.receive_request().request_id
