@@ -180,10 +180,10 @@ class _Http2Stream(Stream):
 
         What was taken and could not leave stays unconfirmed: see :meth:`Source.take`.
         """
-        if self._sending_since is None:
-            self._sending_since = time.monotonic()
         while True:
-            with self._turn:
+            with self._turn:  # whoever had it before may have reset the instant
+                if self._sending_since is None:
+                    self._sending_since = time.monotonic()
                 output, carried = self._engine.take_output()
                 if output or wire.has_backlog:
                     wire.write(output)
@@ -211,11 +211,11 @@ class _Http2Stream(Stream):
 
     def send_now(self, messages: list[bytes]) -> bool:
         """Write what fits into the peer's windows and the system's buffer; the sender the rest."""
-        wire = self._wire
-        if wire is None or not CAN_WRITE_NOW or not self._turn.acquire(blocking=False):
+        if not CAN_WRITE_NOW or not self._turn.acquire(blocking=False):
             return False
         try:
-            if self._engine.has_unsent or wire.has_backlog:
+            wire = self._wire
+            if wire is None or self._engine.has_unsent or wire.has_backlog:
                 return False
             self._engine.put(messages)
             output, _ = self._engine.take_output()
@@ -273,7 +273,8 @@ class _Http2Stream(Stream):
         with self._lock:
             wire, self._wire = self._wire, None
         if wire is not None:
-            wire.release()
+            with self._turn:  # whoever writes now notices that the wire is closed
+                wire.release()
 
     def _fail(self, code: StatusCode, reason: str) -> StreamEnded:
         """Close the wire; the first reason counts, whichever thread finds it."""
