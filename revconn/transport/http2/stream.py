@@ -217,19 +217,27 @@ class _Http2Stream(Stream):
             wire = self._wire
             if wire is None or self._engine.has_unsent or wire.has_backlog:
                 return False
-            self._engine.put(messages)
-            output, _ = self._engine.take_output()
-            self._sending_since = time.monotonic()  # green threads' sockets wait all the same
+            is_left = self._write_now(wire, messages)
+        finally:
+            self._turn.release()
+        if is_left:
+            self._source.nudge()
+        return True
+
+    def _write_now(self, wire: Wire, messages: list[bytes]) -> bool:
+        """Whether something is left for the sender. Requires holding ``_turn``."""
+        assert self._turn.locked()
+        self._engine.put(messages)
+        output, _ = self._engine.take_output()
+        self._sending_since = time.monotonic()  # green threads' sockets wait all the same
+        try:
             wire.write_now(output)
-            self._sending_since = None
         except OSError as error:
             self._send_error = _network_words(error)
             wire.close()
-        finally:
-            self._turn.release()
-        if self._engine.has_unsent or wire.has_backlog:
-            self._source.nudge()
-        return True
+            return False
+        self._sending_since = None
+        return self._engine.has_unsent or wire.has_backlog
 
     def check(self, now: float) -> float | None:
         """Ping a quiet peer; give up one that is silent or does not read."""
