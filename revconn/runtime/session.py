@@ -238,9 +238,9 @@ class Session:
             if self._conversation.phase is not Phase.READY:
                 return False
             goodbye = self._conversation.disconnect()
-        self._line.put_control(goodbye)
         if not self.drains:
             self._line.withhold_answers()
+        self._line.put_control(goodbye)
         return True
 
     def retire(self, reason: str) -> None:
