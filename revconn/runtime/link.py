@@ -13,6 +13,7 @@ import tenacity
 from revconn._proto.registry_pb2 import ForwardRequest
 from revconn.config import Options
 from revconn.core.large import LargeAnswer
+from revconn.core.outages import Outage
 from revconn.core.outbound import Answer
 from revconn.exceptions import ConfigurationError, ConnectionLost, HandshakeError
 from revconn.messages import Request
@@ -73,8 +74,8 @@ class Link:
     One session serves. While a gateway wants it replaced, or the link leaves, there is a second
     one: what is answered meanwhile goes out on both.
 
-    ``_lock`` guards ``_serving``, ``_sessions``, ``_leaving``, ``_goodbye_by``, ``_phase`` and
-    ``state``;    ``_changed`` is its condition. Nothing is called under it.
+    ``_lock`` guards ``_serving``, ``_sessions``, ``_leaving``, ``_goodbye_by``, ``_phase``,
+    ``_outage`` and ``state``; ``_changed`` is its condition. Nothing is called under it.
     """
 
     def __init__(
@@ -108,7 +109,7 @@ class Link:
         self._connections = 0
         self._notes: tuple[str, ...] = ()
         self._was_ready = False
-        self._down_since = time.monotonic()
+        self._outage: Outage | None = Outage(time.monotonic())
         self._name = str(target)
         self._thread = threading.Thread(
             target=self._run, name=f"revconn-link-{self._name}", daemon=True
@@ -221,7 +222,11 @@ class Link:
         with self._lock:
             predecessor = self._serving
         self._enter(State.CONNECTING)
-        session = self._open_session(() if self._leaving else self._owner.services)
+        try:
+            session = self._open_session(() if self._leaving else self._owner.services)
+        except HandshakeError:  # no key to show
+            self._count_failure(None)
+            raise
         if predecessor is not None:
             self._hand_over(predecessor, session)
         self._wait_for(
@@ -229,7 +234,7 @@ class Link:
         )
         if self._ended_on_request():
             return
-        self._count_failure(session)
+        self._count_failure(session.ready_since)
         if session.error is not None:
             raise session.error
         if self._failures > 1:  # it did not last: a gateway may want the next one replaced too
@@ -351,14 +356,11 @@ class Link:
             reason = f"the api_key callable raised {type(error).__name__}"
             raise HandshakeError(str(self.target), reason) from error
 
-    def _count_failure(self, session: Session) -> None:
-        ready_since = session.ready_since
-        now = time.monotonic()
+    def _count_failure(self, ready_since: float | None) -> None:
         self._was_ready = ready_since is not None
-        if ready_since is not None:
-            self._down_since = now
-            if now - ready_since >= self._backoff.stable_after:
-                self._failures = 0
+        lasted = 0.0 if ready_since is None else time.monotonic() - ready_since
+        if self._was_ready and lasted >= self._backoff.stable_after:
+            self._failures = 0
         self._failures += 1
 
     def _ended_on_request(self) -> bool:
@@ -391,18 +393,31 @@ class Link:
         assert retry_state.outcome is not None
         assert retry_state.next_action is not None
         error = retry_state.outcome.exception()
-        delay = retry_state.next_action.sleep
+        assert isinstance(error, ConnectionLost)
         if self._was_ready:
-            logger.warning("lost the connection: %s; trying again in %.1f s", error, delay)
-        elif self._failures & (self._failures - 1) == 0:  # 1, 2, 4, 8 …: ever rarer reminders
-            logger.warning(
-                "no connection: %s; trying again in %.1f s (failure %d in a row)",
-                error,
-                delay,
-                self._failures,
-            )
-        else:
-            logger.debug("no connection: %s (failure %d in a row)", error, self._failures)
+            self._log_loss(error)
+            return
+        now = time.monotonic()
+        with self._lock:
+            outage = self._outage
+            worth_a_line = outage is not None and outage.failed(error.reason, now)
+            so_far = "" if outage is None else outage.so_far(now)
+        logger.log(
+            logging.WARNING if worth_a_line else logging.DEBUG,
+            "no connection%s: %s; trying again in %.1f s",
+            so_far,
+            error,
+            retry_state.next_action.sleep,
+        )
+
+    def _log_loss(self, error: BaseException | None) -> None:
+        """The connection is gone, unless another has taken its place or it was said already."""
+        reason = error.reason if isinstance(error, ConnectionLost) else str(error)
+        with self._lock:
+            if self._outage is not None or self._serving is not None:
+                return
+            self._outage = Outage(time.monotonic(), reason)
+        logger.warning("lost the connection: %s; connecting again", error)
 
     def _enter(self, phase: State) -> None:
         with self._lock:
@@ -426,6 +441,7 @@ class Link:
             is_stand_in = self._leaving and predecessor is not None
             if not is_stand_in:
                 self._serving = session
+                outage, self._outage = self._outage, None
             self._changed.notify_all()
         if is_stand_in:
             return
@@ -437,15 +453,13 @@ class Link:
                 session.connection_id,
                 predecessor.connection_id,
             )
-        elif self._connections == 1:
-            logger.info("connected to %s as %s", self.target, session.connection_id)
         else:
             logger.info(
-                "connected to %s again as %s, after %.1f s at attempt %d",
+                "connected to %s%s as %s%s",
                 self.target,
+                " again" if self._connections > 1 else "",
                 session.connection_id,
-                time.monotonic() - self._down_since,
-                self._failures,
+                "" if outage is None else outage.over(time.monotonic()),
             )
         self._note(session.terms.notes)
         self._enter(State.READY)
@@ -462,10 +476,7 @@ class Link:
                 self._serving = None
             replacing = served and self._phase is not State.READY and not self._leaving
         if replacing:
-            self._down_since = time.monotonic()
-            logger.warning(
-                "lost the connection: %s, before another had taken its place", session.error
-            )
+            self._log_loss(session.error)
             self._show_state()
         self._notify()
 

@@ -40,7 +40,7 @@ def test_it_shows_calls_errors_and_a_gateway_that_dies_and_comes_back(tmp_path: 
     assert f"gateway   │ connection {first[1]} from" in shown
     assert f"gateway   │ connection {second[1]} from" in shown
     assert f"as {first[1]}\n" in shown
-    assert f"again as {second[1]}, after" in shown
+    assert f"again as {second[1]}: back after" in shown
     assert re.search(r"✓ heartbeats reach the gateway, \d\.\d s apart  ♥ ♥ ♥", shown)
     assert shown.count('Hello(name="world")  ──▶  "Hello, world!"') == 2
     assert shown.count("✓ 20 calls, all answered: p50 ") == 2

@@ -13,7 +13,7 @@ _VARYING = [
     (re.compile(r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} "), ""),
     (re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}"), "<id>"),
     (re.compile(r"\b\d+(\.\d+)? s\b"), "<n> s"),
-    (re.compile(r"\battempt \d+$"), "attempt <n>"),
+    (re.compile(r"\b\d+ attempts?\b"), "<n> attempts"),
     (re.compile(r"(?<=127\.0\.0\.1:)\d+"), "<port>"),
 ]
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import queue
+import re
 import socket
 import threading
 from typing import Callable
@@ -20,6 +21,7 @@ from revconn import (
     StatusCode,
 )
 from revconn._proto.registry_pb2 import ConnectionStatus
+from revconn.core import outages
 from revconn.testing import Fault, FaultProxy
 from tests.support.scripted_gateway import Peer, ScriptedGateway
 from tests.support.waiting import eventually
@@ -121,8 +123,9 @@ def test_a_gateway_that_does_not_listen_yet_is_waited_for(serve, caplog) -> None
     with socket.socket() as reserved:
         reserved.bind(("127.0.0.1", 0))
         port = reserved.getsockname()[1]
+        caplog.set_level(logging.DEBUG, "revconn.runtime.link")
         connector = serve(f"127.0.0.1:{port}")
-        eventually(lambda: "(failure 2 in a row)" in caplog.text)
+        eventually(lambda: caplog.text.count("; trying again in") > 1)
     with ScriptedGateway(port) as gateway:
         assert_serves(gateway.accept_ready())
         connector.abort()
@@ -303,6 +306,7 @@ def test_a_key_callable_that_fails_is_asked_again(serve, gateway, caplog) -> Non
             raise answer
         return answer
 
+    caplog.set_level(logging.DEBUG, "revconn.runtime.link")
     serve(gateway.address, api_key=ask, backoff=NoPause())
     peer = gateway.accept()
     assert peer.hears("register").api_key == "secret-2"
@@ -402,3 +406,68 @@ def test_requests_that_arrive_before_connected_are_served_after_it(serve, gatewa
     eventually(lambda: connector.stats()["answered"] == 1)
     peer.connected()
     assert peer.answer("early").payload == b"Echo: bird"
+
+
+# What the log says
+
+
+def link_lines(caplog) -> list[tuple[str, str]]:
+    """What the log says of an outage at INFO and above, without ids and reasons."""
+    said = []
+    for record in caplog.records:
+        if record.name == "revconn.runtime.link" and record.levelno >= logging.INFO:
+            beginning = re.match("[a-z ]+", record.getMessage())[0].strip()
+            said.append((record.levelname, beginning))
+    return said
+
+
+def test_an_outage_is_one_line_when_it_begins_and_one_when_it_ends(serve, gateway, caplog) -> None:
+    caplog.set_level(logging.DEBUG, "revconn.runtime.link")
+    connector = serve(gateway.address)
+    gateway.accept_ready()
+    connector.wait_ready(TIMEOUT)
+    gateway.stop()
+    eventually(lambda: caplog.text.count("no connection") > 10)
+    with ScriptedGateway(gateway.port) as second:
+        second.accept_ready("id-2")
+        eventually(lambda: "as id-2" in caplog.text)
+        connector.abort()
+    assert link_lines(caplog) == [
+        ("INFO", "connected to"),
+        ("WARNING", "lost the connection"),
+        ("INFO", "connected to"),
+    ]
+    last = [record.getMessage() for record in caplog.records if "as id-2" in record.getMessage()]
+    assert re.fullmatch(
+        rf"connected to {gateway.address} again as id-2: back after \d\.\d s, \d+ attempts,"
+        " last error: UNAVAILABLE: .*",
+        last[0],
+    )
+
+
+def test_an_outage_that_lasts_is_brought_to_mind(serve, caplog, monkeypatch) -> None:
+    monkeypatch.setattr(outages, "_FIRST_REMINDER", 0.2)
+    with socket.socket() as reserved:
+        reserved.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{reserved.getsockname()[1]}"
+        connector = serve(address)
+        eventually(lambda: len(link_lines(caplog)) >= 3)
+        connector.abort()
+    reminder = ("WARNING", "no connection for")
+    assert link_lines(caplog)[:3] == [("WARNING", "no connection"), reminder, reminder]
+    assert re.search(
+        rf"no connection for 0\.\d s, \d+ attempts: {address}: .*; trying again in \d\.\d s",
+        caplog.text,
+    )
+
+
+def test_a_key_callable_that_fails_is_asked_less_and_less_often(gateway, new_connector) -> None:
+    def no_key() -> str:
+        raise OSError("the vault is sealed")
+
+    backoff = NoPause()
+    connector = new_connector(gateway.address, api_key=no_key, backoff=backoff)
+    connector.start(block=False)
+    eventually(lambda: len(vars(backoff).get("asked", ())) > 3)
+    connector.abort()
+    assert backoff.asked[:4] == [1, 2, 3, 4]
