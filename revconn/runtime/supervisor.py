@@ -122,15 +122,19 @@ class Supervisor:
     def begin_drain(self, timeout: float) -> None:
         """Finish what was accepted, leave, and abort after ``timeout`` seconds. Returns at once.
 
-        Only the first call counts.
+        Only the first call counts. Where no thread can be had it is done in this one.
         """
         with self._lock:
             if self._ending or not self._living:
                 return
             self._ending = True
-        threading.Thread(
+        thread = threading.Thread(
             target=self._drain, args=(timeout,), name="revconn-drain", daemon=True
-        ).start()
+        )
+        try:
+            thread.start()
+        except RuntimeError:  # no thread to be had: the interpreter exits, most often
+            self._drain(timeout)
 
     def stop(self, timeout: float) -> None:
         """Drain, and block until it ended, at most about ``timeout`` seconds.

@@ -288,6 +288,30 @@ def test_a_stop_waits_for_what_was_accepted_and_delivers_it(scene: Scene) -> Non
     stopping.result(TIMEOUT)
 
 
+def test_where_no_thread_can_be_had_it_drains_in_the_one_that_stops_it(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in a function registered with atexit, on CPython 3.12."""
+    connector, peer = scene._connect(scene._gateway().address)
+    peer.request("r1")
+    assert scene.handler_runs.acquire(timeout=TIMEOUT)
+    start = threading.Thread.start
+
+    def start_none_of_ours(thread: threading.Thread) -> None:
+        if thread.name.startswith("revconn-") and thread.name != "revconn-test":
+            raise RuntimeError("can't create new thread at interpreter shutdown")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", start_none_of_ours)
+    stopping = in_thread(connector.stop)
+    eventually(lambda: connector.state is State.DRAINING)
+    scene.let_handler_end.set()
+    peer.answer("r1")
+    peer.hears_goodbye()
+    stopping.result(TIMEOUT)
+    assert connector.state is State.CLOSED
+
+
 def test_what_is_unfinished_when_the_time_to_stop_runs_out_is_answered_503(
     scene: Scene, caplog
 ) -> None:
