@@ -40,8 +40,8 @@ class Faults:
         """Break every connection for the gateway alone, as when its machine loses power.
 
         The connector hears nothing more, whatever it says, until it finds out by itself: by
-        HTTP/2 keepalive (``keepalive_interval`` and ``keepalive_timeout``), say. New connections
-        work.
+        HTTP/2 keepalive (``keepalive_interval`` and ``keepalive_timeout``), say; or, if it was not
+        READY yet, when its ``connect_timeout`` is over. New connections work.
         """
         self._lose()
         self._proxy.half_open_all()

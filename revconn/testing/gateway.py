@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import ExitStack
 from types import TracebackType
 from typing import Any
 
@@ -65,14 +66,22 @@ class TestGateway:
         self.address = self._proxy.address
         self.gateway: Gateway = self._gateway
         self.faults = Faults(self._gateway, self._proxy, requests)
-        self._channel = grpc.insecure_channel(self._gateway.address, options=_CHANNEL_OPTIONS)
+        self._channels = ExitStack()
+        self._channel = self._new_channel()
 
     # Callers
 
     @property
     def channel(self) -> grpc.Channel:
-        """A channel for generated stubs, to the gateway."""
+        """A channel for generated stubs, to the gateway; a new one after each stop.
+
+        Those before it go on working, once they have found out that they have to connect again.
+        """
         return self._channel
+
+    def _new_channel(self) -> grpc.Channel:
+        channel = grpc.insecure_channel(self._gateway.address, options=_CHANNEL_OPTIONS)
+        return self._channels.enter_context(channel)
 
     def call(
         self,
@@ -153,6 +162,8 @@ class TestGateway:
         Calls under way have ``grace`` seconds to be answered.
         """
         self._gateway.stop(grace)
+        # One that has been used might send the next call down the connection that is gone.
+        self._channel = self._new_channel()
 
     def start(self) -> None:
         """End the outage. Raises :class:`RuntimeError` when there is none."""
@@ -165,7 +176,7 @@ class TestGateway:
 
     def close(self) -> None:
         """End everything. Idempotent."""
-        self._channel.close()
+        self._channels.close()
         self._gateway.stop(grace=0.0)
         self._proxy.close()
 

@@ -67,6 +67,7 @@ def test_a_connector_comes_back_to_the_same_address_after_a_restart(
     revconn_gateway: TestGateway, connector: Connector, times: int
 ) -> None:
     address, before = revconn_gateway.address, connector.connection_id
+    assert revconn_gateway.call(SAY, b"hello") == b"Echo: hello"
     for _ in range(times):
         revconn_gateway.restart()
     (connection,) = revconn_gateway.wait_connected()
