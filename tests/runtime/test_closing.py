@@ -12,8 +12,8 @@ from typing import Callable
 import pytest
 
 from revconn import Backoff, Connector, State
+from revconn.testing import Fault, FaultProxy
 from tests.support.connectors import NEVER
-from tests.support.fault_proxy import Fault, FaultProxy
 from tests.support.scripted_gateway import Peer, ScriptedGateway
 from tests.support.threads import in_thread
 from tests.support.waiting import eventually

@@ -13,7 +13,7 @@ from typing import Callable
 import pytest
 
 from revconn._proto.registry_pb2 import ForwardResponse
-from tests.support.fault_proxy import FaultProxy
+from revconn.testing import FaultProxy
 from tests.support.programs import Program
 from tests.support.reference_gateway import ReferenceGateway
 from tests.support.threads import TIMEOUT

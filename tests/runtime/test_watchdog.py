@@ -16,7 +16,7 @@ from revconn._proto.registry_pb2 import ForwardRequest
 from revconn.runtime import supervisor, troubles, watchdog
 from revconn.runtime.runs import Runs
 from revconn.runtime.watchdog import Watchdog
-from tests.support.fault_proxy import Fault
+from revconn.testing import Fault
 from tests.support.scripted_gateway import Peer
 from tests.support.waiting import eventually
 
