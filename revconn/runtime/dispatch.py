@@ -93,6 +93,7 @@ class Dispatcher:
         self._workers = 0
         self._hired: set[object] = set()
         self._parked = 0
+        self._called = False  # a parked worker was, and has not woken yet
         self._bytes = 0
         self.saturated = False
         self._next_due: float | None = None
@@ -162,11 +163,12 @@ class Dispatcher:
         """Wake a parked worker for what waits; true when one is to be hired instead.
 
         Called for each batch, and by each worker that leaves more behind: only as many threads
-        wake as find something to do. Requires holding ``_lock``.
+        wake as find something to do, one after the other. Requires holding ``_lock``.
         """
-        if not self._waiting:
+        if self._called or not self._waiting:
             return False
         if self._parked:
+            self._called = True
             self._work_arrived.notify()
             return False
         hire = self._workers < self._max_workers
@@ -230,6 +232,7 @@ class Dispatcher:
                 self._parked += 1
                 called = self._work_arrived.wait(_LINGER)
                 self._parked -= 1
+                self._called = False
                 if self._closed or not (called or self._waiting):
                     self._workers -= 1
                     return None

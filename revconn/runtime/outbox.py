@@ -50,6 +50,7 @@ class Outbox:
         self._changed = threading.Condition(self._lock)
         self._held = Outbound()
         self._lines: list[Line] = []  # those that carry answers, the newest last
+        self._flushing = 0  # threads in wait_flushed()
         self._undelivered = 0
         self._replayed = 0
         self._closed = False
@@ -104,7 +105,11 @@ class Outbox:
         once when no stream will follow: nothing can be flushed any more.
         """
         with self._lock:
-            return self._changed.wait_for(self._flushed, timeout)
+            self._flushing += 1
+            try:
+                return self._changed.wait_for(self._flushed, timeout)
+            finally:
+                self._flushing -= 1
 
     def unsent(self) -> dict[object, int]:
         """The lines with something to send, each with how many batches its sender has taken."""
@@ -243,7 +248,8 @@ class Line:
                 self.sending = []
             if sent:
                 self._sent.add(answers, time.monotonic())
-            self._outbox._changed.notify_all()
+            if self._outbox._flushing:  # nobody else is concerned; a sender woken in vain is dear
+                self._outbox._changed.notify_all()
         return sent or held_already
 
     def wait(self) -> bool:

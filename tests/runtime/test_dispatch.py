@@ -216,6 +216,30 @@ def test_as_many_run_at_once_as_there_are_workers(connect, gate) -> None:
     assert set(peer.answers(3)) == set("acd")
 
 
+def test_a_worker_that_was_called_and_has_not_woken_yet_calls_the_others(
+    connect, gate, monkeypatch
+) -> None:
+    connector, peer = connect(gate)
+    peer.requests(*"abc")
+    gate.holds(3)
+    gate.open(*"abc")
+    peer.answers(3)
+    dispatcher = connector._supervisor._dispatcher
+    eventually(lambda: dispatcher._parked == 3)
+    calls: list[bool] = []
+    with monkeypatch.context() as patch:
+        patch.setattr(dispatcher._work_arrived, "notify", lambda: calls.append(True))
+        for request_id in "def":
+            peer.requests(request_id)
+        eventually(lambda: connector.stats()["waiting"] == 3)
+    assert len(calls) == 1
+    with dispatcher._lock:
+        dispatcher._work_arrived.notify()
+    gate.holds(6)
+    gate.open(*"def")
+    assert set(peer.answers(3)) == set("def")
+
+
 def test_answers_go_out_in_the_order_in_which_they_are_ready(connect, gate) -> None:
     _, peer = connect(gate)
     peer.requests(*"abc")

@@ -361,6 +361,30 @@ def test_a_lone_answer_leaves_in_the_thread_that_puts_it(outbox: Outbox) -> None
     assert open_line(outbox).take() == [b"a1"], "it left shortly before the break"
 
 
+def test_a_lone_answer_wakes_no_sender(outbox: Outbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    line = outbox.open_line()
+    line.let_answers_through(send_now=Around())
+    woken: list[bool] = []
+    monkeypatch.setattr(outbox._changed, "notify_all", lambda: woken.append(True))
+    put_alone(outbox, b"a1")
+    assert woken == []
+
+
+def test_whoever_waits_for_a_flush_wakes_when_a_lone_answer_has_left(outbox: Outbox) -> None:
+    line, around = outbox.open_line(), Around()
+    line.let_answers_through(send_now=around)
+    asleep = signal_waits(outbox._changed)
+    waiters = []
+
+    def wait_for_it() -> None:
+        waiters.append(in_thread(outbox.wait_flushed, TIMEOUT))
+        assert asleep.acquire(timeout=TIMEOUT)
+
+    around.meanwhile = wait_for_it
+    put_alone(outbox, b"a1")
+    assert waiters[0].result(TIMEOUT) is True
+
+
 def test_it_is_queued_when_the_stream_cannot_send_it_at_once(outbox: Outbox) -> None:
     line = outbox.open_line()
     line.let_answers_through(send_now=Around(answer=False))

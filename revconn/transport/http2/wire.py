@@ -14,6 +14,7 @@ from revconn.transport.http2.tls import explain
 __all__ = ["CAN_WRITE_NOW", "PlainWire", "TLSWire", "Wire"]
 
 READ_BYTES = 256 << 10
+_USUAL_READ_BYTES = 32 << 10  # larger blocks of memory come from the system anew each time
 _DONT_WAIT = getattr(socket, "MSG_DONTWAIT", 0)
 CAN_WRITE_NOW = bool(_DONT_WAIT)  # not on Windows
 
@@ -27,6 +28,7 @@ class Wire(ABC):
     def __init__(self, sock: socket.socket) -> None:
         self._socket = sock
         self._backlog = b""
+        self._read_bytes = _USUAL_READ_BYTES
 
     @property
     def has_backlog(self) -> bool:
@@ -58,6 +60,12 @@ class Wire(ABC):
             sent = 0
         self._backlog = outgoing[sent:]
 
+    def _receive(self) -> bytes:
+        """What has arrived, as it is on the wire: much at once while there is much."""
+        data = self._socket.recv(self._read_bytes)
+        self._read_bytes = READ_BYTES if len(data) >= _USUAL_READ_BYTES else _USUAL_READ_BYTES
+        return data
+
     def close(self) -> None:
         """End both directions at once. Idempotent."""
         with suppress(OSError):  # the peer may have been faster
@@ -73,7 +81,7 @@ class PlainWire(Wire):
 
     def read(self) -> bytes:
         """What has arrived."""
-        return self._socket.recv(READ_BYTES)
+        return self._receive()
 
     def _outgoing_form(self, data: bytes) -> bytes:
         return data
@@ -116,7 +124,7 @@ class TLSWire(Wire):
             if encrypted:
                 self._socket.sendall(encrypted)
         if not done:
-            self._feed(self._socket.recv(READ_BYTES))
+            self._feed(self._receive())
         return done
 
     def read(self) -> bytes:
@@ -126,7 +134,7 @@ class TLSWire(Wire):
                 data = self._decrypt()
             if data is not None:
                 return data
-            received = self._socket.recv(READ_BYTES)
+            received = self._receive()
             with self._lock:
                 self._feed(received)
 
