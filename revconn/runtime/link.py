@@ -104,7 +104,7 @@ class Link:
         self._sessions: list[Session] = []
         self._leaving = False
         self._goodbye_by = 0.0
-        self._stopping = threading.Event()
+        self._stopping = False
         self._failures = 0
         self._connections = 0
         self._notes: tuple[str, ...] = ()
@@ -170,7 +170,7 @@ class Link:
     def abort(self) -> None:
         """End the streams, or the wait for the next one, at once. Idempotent."""
         with self._lock:
-            self._stopping.set()
+            self._stopping = True
             sessions = list(self._sessions)
             self._changed.notify_all()
         for session in sessions:
@@ -179,7 +179,7 @@ class Link:
     def forsake(self) -> None:
         """In a forked child: open no other stream. Takes no lock: its owner may be gone."""
         self._leaving = True
-        self._stopping.set()
+        self._stopping = True
 
     @property
     def is_running(self) -> bool:
@@ -256,7 +256,7 @@ class Link:
             self._sessions.append(session)
         for other in over:
             other.join(_JOIN_TIMEOUT)
-        if self._stopping.is_set():
+        if self._stopping:
             session.retire("stopped")
         session.start(api_key, services)
         return session
@@ -285,14 +285,14 @@ class Link:
             others = [session for session in self._sessions if session is not serving]
         for session in others:
             session.retire("stopped")
-        if serving is None or self._stopping.is_set():
+        if serving is None or self._stopping:
             return
         stand_in = self._open_stand_in(serving) if serving.services and not serving.drains else None
         self._say_goodbye(serving, self._goodbye_by, unless=serving)
         self._wait_for(lambda: _is_over(serving))
         if stand_in is not None:
             # The stream may have broken off: what it brought is still to be answered.
-            while not (self._stopping.is_set() or _is_over(stand_in)):
+            while not (self._stopping or _is_over(stand_in)):
                 if self._owner.become_quiet(time.monotonic() + _SLICE):
                     break
             stand_in.say_goodbye()
@@ -318,7 +318,7 @@ class Link:
         """
 
         def may_wait(until: float) -> bool:
-            over = self._stopping.is_set() or _is_over(unless) or _is_over(session)
+            over = self._stopping or _is_over(unless) or _is_over(session)
             return not over and time.monotonic() < until
 
         if not session.drains:
@@ -344,7 +344,7 @@ class Link:
         """Wait until ``condition``, the deadline, or the order to stop."""
         timeout = None if deadline is None else max(0.0, deadline - time.monotonic())
         with self._lock:
-            self._changed.wait_for(lambda: condition() or self._stopping.is_set(), timeout)
+            self._changed.wait_for(lambda: condition() or self._stopping, timeout)
 
     def _ask_api_key(self) -> str:
         try:
@@ -367,7 +367,7 @@ class Link:
         """Whether to open no other session: none is wanted, or one that is there is to be left."""
         with self._lock:
             leaving, serving = self._leaving, self._serving
-        if self._stopping.is_set():
+        if self._stopping:
             return True
         return leaving and (serving is not None or self._owner.become_quiet(time.monotonic()))
 
