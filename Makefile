@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 PACKAGING := setup.cfg setup.py pyproject.toml
 ARGS ?=
 # Tests wait more than they compute.
-JOBS ?= 4
+JOBS ?= 3
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test lint format types imports docs bench fuzz proto matrix coverage floors clean

@@ -16,7 +16,7 @@ from tests.support.connectors import QUICK, TRANSPORTS
 from tests.support.programs import Program
 from tests.support.scripted_gateway import ScriptedGateway
 
-JOIN_TIMEOUT = 10.0
+JOIN_TIMEOUT = 30.0
 
 # A slow machine is no bug: hypothesis' own per-example deadline is off, pytest-timeout is on.
 settings.register_profile("revconn", deadline=None)

@@ -134,7 +134,7 @@ def installed(row: Row) -> str:
 def test(row: Row, arguments: list[str]) -> tuple[bool, str]:
     """Run the tests in the row's environment: whether they passed, and pytest's last line."""
     command = [row.python, "-m", "pytest", "-p", "no:cacheprovider", "--color=no"]
-    command += ["-n", "4", "--dist", "loadfile"]
+    command += ["-n", "3", "--dist", "loadfile"]
     # Programs in other languages see nothing of what a row changes, and latency little.
     command += ["--ignore", "tests/interop", "--ignore", "tests/gateway/test_faults.py", *arguments]
     process = subprocess.Popen(
