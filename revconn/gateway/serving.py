@@ -37,6 +37,7 @@ _POLL_INTERVAL = 0.02  # seconds
 _FAREWELL_TIMEOUT = 1.0  # seconds that streams and the calls they fail have to end by themselves
 _UNWIND_TIMEOUT = 2.0  # seconds
 LONGEST_EXPIRY_INTERVAL = 1.0  # seconds
+_LONGEST_BACKLOG = 20_000  # calls
 
 
 @dataclass(frozen=True)
@@ -198,6 +199,10 @@ def _options(settings: Settings) -> list[tuple[str, int]]:
         ("grpc.max_metadata_size", min(2 * limits.max_metadata_bytes, 2**31 - 1)),
         ("grpc.absolute_max_metadata_size", min(2 * limits.max_metadata_bytes, 2**31 - 1)),
         ("grpc.max_send_message_length", -1),
+        # Calls that arrive faster than they are taken: grpc would fail some beyond 1,000, as if
+        # their callers had cancelled them.
+        ("grpc.server.max_pending_requests", _LONGEST_BACKLOG),
+        ("grpc.server.max_pending_requests_hard_limit", _LONGEST_BACKLOG),
         # Connectors may keep their link warm as often as they like.
         ("grpc.http2.min_recv_ping_interval_without_data_ms", 1),
         ("grpc.http2.min_ping_interval_without_data_ms", 1),

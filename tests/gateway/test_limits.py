@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import threading
+import time
+
 import grpc
 import pytest
 
@@ -159,3 +162,15 @@ def test_a_response_to_an_asker_that_does_not_read_becomes_a_short_one(
     assert 10 < len(refused) < 20
     assert "the gateway's max_queued_bytes" in refused[0].error_message
     assert counted(gateway, "refused_max_queued_bytes") == len(refused)
+
+
+def test_calls_that_come_while_the_gateway_is_busy_are_not_taken_for_cancelled(gateway) -> None:
+    busy, let_go = threading.Event(), threading.Event()
+    gateway._thread._loop.call_soon_threadsafe(lambda: busy.set() or let_go.wait(10.0))
+    assert busy.wait(10.0)
+    with grpc.insecure_channel(gateway.address) as channel:
+        say = channel.unary_unary(SAY)
+        calls = [say.future(b"x", timeout=30.0) for _ in range(1500)]
+        time.sleep(0.3)  # until grpc has heard of them all: it would not say
+        let_go.set()
+        assert {call.code() for call in calls} == {grpc.StatusCode.UNAVAILABLE}
