@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import signal
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
+from typing import Callable
 
 import grpc
 import pytest
 
-from revconn.gateway import Gateway
+from revconn.testing import TestGateway
 from tests.support.commands import TIMEOUT, Command, run_command
 from tests.support.waiting import eventually
 
@@ -48,22 +48,20 @@ def useless():
 
 
 @pytest.fixture
-def gateway() -> Iterator[Gateway]:
-    with Gateway(api_keys=KEY) as gateway:
-        yield gateway
+def gateway(make_revconn_gateway: Callable[..., TestGateway]) -> TestGateway:
+    return make_revconn_gateway(api_key=KEY)
 
 
 @pytest.fixture
-def app(gateway: Gateway, tmp_path: Path) -> Path:
+def app(gateway: TestGateway, tmp_path: Path) -> Path:
     """A directory with a module ``app`` whose connector goes to the gateway."""
     (tmp_path / "app.py").write_text(APP.format(target=gateway.address, key=KEY))
     return tmp_path
 
 
 @pytest.fixture
-def channel(gateway: Gateway) -> Iterator[grpc.Channel]:
-    with grpc.insecure_channel(gateway.address) as channel:
-        yield channel
+def channel(gateway: TestGateway) -> grpc.Channel:
+    return gateway.channel
 
 
 def serve(cwd: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -117,7 +115,7 @@ def test_the_second_signal_leaves_at_once_although_a_handler_runs(
         waiting.cancel()
 
 
-def test_the_log_level_hides_what_is_less_important(app: Path, gateway: Gateway) -> None:
+def test_the_log_level_hides_what_is_less_important(app: Path, gateway: TestGateway) -> None:
     with Command("serve", "app:connector", "--log-level", "warning", cwd=app) as command:
         eventually(gateway.connections, TIMEOUT)
         command.signal(signal.SIGTERM)
@@ -126,7 +124,7 @@ def test_the_log_level_hides_what_is_less_important(app: Path, gateway: Gateway)
 
 
 def test_a_refused_key_ends_it_with_one_line_and_exit_code_1(
-    gateway: Gateway, tmp_path: Path
+    gateway: TestGateway, tmp_path: Path
 ) -> None:
     (tmp_path / "app.py").write_text(APP.format(target=gateway.address, key="a-wrong-key"))
     result = serve(tmp_path, "app:connector")

@@ -5,14 +5,12 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Callable
 
-import grpc
 import pytest
 
-from revconn.gateway import Gateway
+from revconn.testing import TestGateway
 from tests.support.apps import TIMEOUT, App
 from tests.support.waiting import eventually
 
@@ -21,26 +19,25 @@ APPS = Path(__file__).parent / "apps"
 
 
 class EmbeddingGateway:
-    """The embedded gateway, which can be restarted, and an ordinary caller of what it serves."""
+    """A gateway as tests of applications see it."""
 
-    def __init__(self) -> None:
-        self._gateway = Gateway(api_keys=KEY).start()
-        self.address = self._gateway.address
+    def __init__(self, gateway: TestGateway) -> None:
+        self._gateway = gateway
+        self.address = gateway.address
+        self.restart = gateway.restart
 
     def call(self, method: str, payload: bytes = b"") -> str:
         """Call a unary method."""
-        with grpc.insecure_channel(self.address) as channel:
-            call = channel.unary_unary(method)
-            return bytes(call(payload, timeout=TIMEOUT, wait_for_ready=True)).decode()
+        return self._gateway.call(method, payload, timeout=TIMEOUT).decode()
 
     def call_at_once(self, method: str, count: int) -> list[str]:
         """Make so many calls at the same time."""
-        with ThreadPoolExecutor(count) as callers:
-            return list(callers.map(self.call, [method] * count))
+        calls = [self._gateway.call_future(method, timeout=TIMEOUT) for _ in range(count)]
+        return [call.result().decode() for call in calls]
 
     @property
     def connections(self) -> int:
-        return len(self._gateway.connections())
+        return len(self._gateway.gateway.connections())
 
     @property
     def heartbeat_age(self) -> float:
@@ -55,20 +52,10 @@ class EmbeddingGateway:
             said = "" if app is None else app.output
             raise AssertionError(f"{self.connections} connections, not {count}:\n{said}") from None
 
-    def restart(self) -> None:
-        """Stop, and listen at the same address again."""
-        self.stop()
-        self._gateway = Gateway(self.address, api_keys=KEY).start()
-
-    def stop(self) -> None:
-        self._gateway.stop(grace=0.0)
-
 
 @pytest.fixture
-def gateway() -> Iterator[EmbeddingGateway]:
-    gateway = EmbeddingGateway()
-    yield gateway
-    gateway.stop()
+def gateway(make_revconn_gateway: Callable[..., TestGateway]) -> EmbeddingGateway:
+    return EmbeddingGateway(make_revconn_gateway(api_key=KEY))
 
 
 @pytest.fixture

@@ -4,47 +4,33 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
 
 import grpc
 import pytest
 
 from revconn import Connector, Request
-from revconn.gateway import Gateway
+from revconn.testing import TestGateway
 from tests.support.waiting import eventually
 
 METHOD = "/echo.Echo/Say"
 TIMEOUT = 30.0
 
 
-@pytest.fixture
-def embedded() -> Iterator[Gateway]:
-    with Gateway(api_keys="key") as gateway:
-        yield gateway
-
-
-@pytest.fixture
-def channel(embedded: Gateway) -> Iterator[grpc.Channel]:
-    options = [("grpc.max_receive_message_length", -1)]
-    with grpc.insecure_channel(embedded.address, options) as channel:
-        yield channel
-
-
-def serve(new_connector, gateway: Gateway, handler, **options) -> Connector:
-    connector = new_connector(gateway.address, **options)
+def serve(new_connector, gateway: TestGateway, handler) -> Connector:
+    connector = new_connector(gateway.address, api_key=gateway.api_key)
     connector.add_method(METHOD, handler)
     connector.start(block=False)
     connector.wait_ready(TIMEOUT)
     return connector
 
 
-def test_an_answer_of_20_mb_reaches_its_caller(new_connector, embedded, channel) -> None:
+def test_an_answer_of_20_mb_reaches_its_caller(revconn_gateway, new_connector) -> None:
     payload = b"\x0a" + bytes(range(250)) * 80_000
-    serve(new_connector, embedded, lambda request: payload)
-    assert channel.unary_unary(METHOD)(b"", timeout=TIMEOUT) == payload
+    serve(new_connector, revconn_gateway, lambda request: payload)
+    assert revconn_gateway.call(METHOD, timeout=TIMEOUT) == payload
 
 
-def test_a_caller_that_gives_up_stops_the_handler(new_connector, embedded, channel) -> None:
+def test_a_caller_that_gives_up_stops_the_handler(revconn_gateway, new_connector) -> None:
     running, over = threading.Event(), threading.Event()
 
     def handle(request: Request) -> bytes:
@@ -54,8 +40,8 @@ def test_a_caller_that_gives_up_stops_the_handler(new_connector, embedded, chann
         assert not request.is_active()
         return b""
 
-    connector = serve(new_connector, embedded, handle)
-    call = channel.unary_unary(METHOD).future(b"", timeout=TIMEOUT)
+    connector = serve(new_connector, revconn_gateway, handle)
+    call = revconn_gateway.call_future(METHOD, timeout=TIMEOUT)
     assert running.wait(TIMEOUT)
     call.cancel()
     eventually(lambda: connector.stats()["late"] == 1)
@@ -63,15 +49,14 @@ def test_a_caller_that_gives_up_stops_the_handler(new_connector, embedded, chann
 
 
 def test_a_connector_leaves_under_load_at_once_and_loses_nothing(
-    new_connector, embedded, channel
+    revconn_gateway, new_connector
 ) -> None:
     def handle(request: Request) -> bytes:
         time.sleep(0.01)  # so that there is always something in flight
         return request.payload
 
-    first = serve(new_connector, embedded, handle)
-    serve(new_connector, embedded, handle)
-    say = channel.unary_unary(METHOD)
+    first = serve(new_connector, revconn_gateway, handle)
+    serve(new_connector, revconn_gateway, handle)
     enough = threading.Event()
     failures: list[grpc.RpcError] = []
     counts = [0] * 8
@@ -79,7 +64,7 @@ def test_a_connector_leaves_under_load_at_once_and_loses_nothing(
     def call(caller: int) -> None:
         while not enough.is_set():
             try:
-                say(b"hello", timeout=TIMEOUT)
+                revconn_gateway.call(METHOD, b"hello", timeout=TIMEOUT)
                 counts[caller] += 1
             except grpc.RpcError as error:
                 failures.append(error)
@@ -100,11 +85,11 @@ def test_a_connector_leaves_under_load_at_once_and_loses_nothing(
     assert took < 3.0, "less than the wait for a quiet moment"
 
 
-def test_the_gateways_patience_is_met(new_connector, channel) -> None:
-    with Gateway(api_keys="key", heartbeat_timeout=0.6) as gateway:
-        connector = serve(new_connector, gateway, lambda request: b"")
-        (link,) = connector._supervisor.links
-        assert link._serving.terms.heartbeat_interval == pytest.approx(0.2)
-        first = connector.connection_id
-        time.sleep(1.5)  # real time: the gateway's patience would have ended twice
-        assert connector.connection_id == first
+def test_the_gateways_patience_is_met(make_revconn_gateway, new_connector) -> None:
+    gateway = make_revconn_gateway(heartbeat_timeout=0.6)
+    connector = serve(new_connector, gateway, lambda request: b"")
+    (link,) = connector._supervisor.links
+    assert link._serving.terms.heartbeat_interval == pytest.approx(0.2)
+    first = connector.connection_id
+    time.sleep(1.5)  # real time: the gateway's patience would have ended twice
+    assert connector.connection_id == first
