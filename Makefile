@@ -10,7 +10,7 @@ ARGS ?=
 JOBS ?= 3
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format types imports docs bench fuzz proto matrix coverage floors clean
+.PHONY: help demo test lint format types imports docs bench soak fuzz proto matrix coverage floors clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -63,6 +63,11 @@ matrix: $(VENV)/test.stamp  ## the tests on every Python found, oldest and newes
 bench: $(VENV)/bench.stamp  ## CPU time per request and requests per second
 	@echo "make bench: measuring"
 	@$(BIN)/python -m benchmarks $(ARGS)
+
+# Linux. ARGS="--requests 20000 --seed 1 --transport grpcio"
+soak: $(VENV)/test.stamp  ## 200,000 calls over a network that breaks every second
+	@echo "make soak: calls over a network that breaks every second"
+	@$(BIN)/python -m tests.soak $(ARGS)
 
 fuzz: $(VENV)/fuzz.stamp  ## broken conversations for 60 s, with atheris (ARGS="-runs=100000")
 	@echo "make fuzz: the http2 transport against mutated recordings"
