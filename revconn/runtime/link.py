@@ -193,7 +193,9 @@ class Link:
             error: BaseException | None = None
             try:
                 self._stay_connected()
-                self._take_leave()
+                while not self._take_leave():
+                    self._back_off(self._backoff.delay(self._failures))
+                    self._stay_connected()
             except BaseException as failure:  # noqa: BLE001 - it is raised from start() and wait()
                 error = failure
             if self._ended_on_request():
@@ -213,7 +215,11 @@ class Link:
             reraise=True,
         )
         while not self._ended_on_request():
-            retrying(self._connect_and_serve)
+            try:
+                retrying(self._connect_and_serve)
+            except Exception:
+                if not self._ended_on_request():
+                    raise
 
     def _connect_and_serve(self) -> None:
         """Serve until the session is to be replaced, or raise why it ended."""
@@ -230,7 +236,11 @@ class Link:
         if predecessor is not None:
             self._hand_over(predecessor, session)
         self._wait_for(
-            lambda: _is_over(session) or session.going_away or (self._leaving and self._serving)
+            lambda: (
+                _is_over(session)
+                or (session.ready_since and session.going_away)
+                or (self._leaving and self._serving)
+            )
         )
         if self._ended_on_request():
             return
@@ -262,34 +272,46 @@ class Link:
         return session
 
     def _hand_over(self, predecessor: Session, session: Session) -> None:
-        """Part from ``predecessor`` once ``session`` serves in its place."""
-        self._wait_for(lambda: session.ready_since or _is_over(session) or self._leaving)
+        """Part from ``predecessor`` once ``session`` serves in its place.
+
+        If the link is to leave meanwhile both are left to :meth:`_take_leave`.
+        """
+
+        def is_off() -> bool:
+            return self._leaving or _is_over(session)
+
+        self._wait_for(lambda: session.ready_since or is_off())
         if not session.ready_since or self._leaving:
             return
         deadline = time.monotonic() + self._options.drain_timeout
-        self._say_goodbye(predecessor, deadline, unless=session)
-        self._wait_for(
-            lambda: _is_over(predecessor) or _is_over(session) or self._leaving, deadline
-        )
+        self._await_calm(predecessor, deadline, is_off)
+        if not self._leaving:
+            predecessor.say_goodbye()
+            self._wait_for(lambda: _is_over(predecessor) or is_off(), deadline)
         if not self._leaving:
             predecessor.retire("another connection has taken its place")
 
-    def _take_leave(self) -> None:
+    def _take_leave(self) -> bool:
         """Leave, and lose nothing of what the gateway has sent, or sends until it knows.
 
         A gateway that reads no answers after a goodbye gets them on a second connection, which
-        registers nothing.
+        registers nothing. False if all broke off and there is still something to be answered.
         """
         with self._lock:
             serving = self._serving
-            others = [session for session in self._sessions if session is not serving]
-        for session in others:
-            session.retire("stopped")
+            sessions = list(self._sessions)
         if serving is None or self._stopping:
-            return
-        stand_in = self._open_stand_in(serving) if serving.services and not serving.drains else None
-        self._say_goodbye(serving, self._goodbye_by, unless=serving)
-        self._wait_for(lambda: _is_over(serving))
+            return self._is_done()
+        for session in sessions:
+            if session.ready_since is None:
+                session.retire("stopped")
+        established = [session for session in sessions if session.ready_since is not None]
+        needs_stand_in = any(session.services and not session.drains for session in established)
+        stand_in = self._open_stand_in(serving) if needs_stand_in else None
+        self._await_calm(serving, self._goodbye_by, lambda: False)
+        for session in established:
+            session.say_goodbye()
+        self._wait_for(lambda: all(map(_is_over, established)))
         if stand_in is not None:
             # The stream may have broken off: what it brought is still to be answered.
             while not (self._stopping or _is_over(stand_in)):
@@ -297,6 +319,14 @@ class Link:
                     break
             stand_in.say_goodbye()
             self._wait_for(lambda: _is_over(stand_in), time.monotonic() + _FAREWELL)
+        if serving.ended_in_peace or self._is_done():
+            return True
+        self._count_failure(serving.ready_since)
+        self._log_loss(serving.error)
+        return False
+
+    def _is_done(self) -> bool:
+        return self._stopping or self._owner.become_quiet(time.monotonic())
 
     def _open_stand_in(self, serving: Session) -> Session | None:
         try:
@@ -309,28 +339,32 @@ class Link:
         )
         return session if session.ready_since else None
 
-    def _say_goodbye(self, session: Session, deadline: float, *, unless: Session) -> None:
-        """Say DISCONNECTED, in a quiet moment if there is one.
+    def _await_calm(self, session: Session, deadline: float, is_off: Callable[[], bool]) -> None:
+        """Wait for the moment to say goodbye to a session: until ``deadline``, unless ``is_off``.
 
-        A gateway that does not drain loses what is in flight then, unless a second connection
-        leads to it too: wait for a quiet moment at first, then for what was in flight, but no
-        longer than until ``deadline``, nor if ``unless`` ends.
+        A gateway that drains takes care of what it sent there itself: what had come before, on
+        another connection, has to be answered. One that does not drain loses what is in flight
+        then, unless a second connection leads to it too: wait for a quiet moment at first, then for
+        what was in flight.
         """
 
         def may_wait(until: float) -> bool:
-            over = self._stopping or _is_over(unless) or _is_over(session)
+            over = self._stopping or _is_over(session) or is_off()
             return not over and time.monotonic() < until
 
-        if not session.drains:
-            in_flight = self._owner.in_flight()
+        in_flight = self._owner.in_flight()
+        if session.drains:
+            in_flight = [each for each in in_flight if each._arrived < (session.ready_since or 0.0)]
+            if not in_flight:
+                return
+        else:
             quiet_until = min(deadline, time.monotonic() + _QUIET_WAIT)
             while may_wait(quiet_until):
                 if self._owner.become_quiet(time.monotonic() + _SLICE):
                     break
-            while may_wait(deadline):
-                if self._owner.wait_settled(in_flight, _SLICE) and self.wait_flushed(_SLICE):
-                    break
-        session.say_goodbye()
+        while may_wait(deadline):
+            if self._owner.wait_settled(in_flight, _SLICE) and self.wait_flushed(_SLICE):
+                break
 
     def _end_sessions(self) -> None:
         with self._lock:
@@ -474,7 +508,8 @@ class Link:
             served = self._serving is session
             if served:
                 self._serving = None
-            replacing = served and self._phase is not State.READY and not self._leaving
+            given_up = self._leaving or self._stopping
+            replacing = served and self._phase is not State.READY and not given_up
         if replacing:
             self._log_loss(session.error)
             self._show_state()

@@ -58,7 +58,8 @@ class SessionOwner(Protocol):
 class Session:
     """One stream from its opening to its end, in a thread of its own.
 
-    ``terms`` are the connector's own until the gateway's first message has come.
+    ``terms`` are the connector's own until the gateway's first message has come. ``error`` says why
+    it ended, ``ended_in_peace`` that the gateway, told goodbye, ended it with nothing unsettled.
 
     ``_lock`` guards the conversation and ``_retired``; no I/O happens under it.
     """
@@ -88,6 +89,7 @@ class Session:
         self.going_away = False
         self.services: tuple[str, ...] = ()
         self.error: BaseException | None = None
+        self.ended_in_peace = False
         self._timer = HeartbeatTimer(
             self,
             handshake_timeout=options.connect_timeout,
@@ -142,7 +144,8 @@ class Session:
                 error = self._loss(str(problem))
             except BaseException as failure:  # noqa: BLE001 - it is raised from start() and wait()
                 error = failure
-            self._tear_down(settled=self._left_in_peace(error))
+            self.ended_in_peace = self._left_in_peace(error)
+            self._tear_down(settled=self.ended_in_peace)
             self._end(error)
 
     def _serve(self, api_key: str) -> NoReturn:

@@ -6,6 +6,7 @@ import threading
 import time
 from typing import Callable
 
+import grpc
 import pytest
 
 from revconn import Connector, Request
@@ -80,6 +81,44 @@ def test_an_idle_connector_is_gone_as_soon_as_the_gateway_lets_it_go(connect, ga
     peer.hears_goodbye()
     stopping.result(TIMEOUT)
     assert time.monotonic() - began < LONG_BEFORE_A_QUIET_WAIT
+
+
+def test_what_is_in_flight_when_the_stream_breaks_is_answered_on_another(
+    connect, handler, gateway
+) -> None:
+    gateway.announces = {"revconn-features": "drain"}
+    connector, (peer,) = connect(gateway)
+    peer.request("in flight")
+    eventually(lambda: handler.entered == ["in flight"])
+    stopping = in_thread(connector.stop)
+    assert peer.hears("status").status == ConnectionStatus.DISCONNECTED
+    peer.end(grpc.StatusCode.UNAVAILABLE, "the network is to blame")
+    following = gateway.accept()
+    assert list(following.hears("register").services) == []
+    following.connected("id-2")
+    eventually(lambda: connector.connection_id == "id-2")
+    handler.let_go.set()
+    assert following.answer("in flight").payload == b"done"
+    following.hears_goodbye()
+    stopping.result(TIMEOUT)
+
+
+def test_what_came_before_a_break_is_answered_before_the_goodbye_on_the_next(
+    connect, handler, gateway
+) -> None:
+    gateway.announces = {"revconn-features": "drain"}
+    connector, (peer,) = connect(gateway)
+    peer.request("came before")
+    eventually(lambda: handler.entered == ["came before"])
+    peer.end(grpc.StatusCode.UNAVAILABLE, "the network is to blame")
+    following = gateway.accept_ready("id-2")
+    eventually(lambda: connector.connection_id == "id-2")
+    stopping = in_thread(connector.stop)
+    eventually(lambda: connector._supervisor._dispatcher._watched)
+    handler.let_go.set()
+    following.answer("came before")
+    following.hears_goodbye()
+    stopping.result(TIMEOUT)
 
 
 def test_a_gateway_that_does_not_let_go_is_left_all_the_same(connect, gateway) -> None:

@@ -18,7 +18,7 @@ from revconn._proto.registry_pb2 import (
 )
 from tests.support.connectors import NEVER, QUICK
 from tests.support.scripted_http2 import Http2Peer, ScriptedHttp2
-from tests.support.threads import TIMEOUT
+from tests.support.threads import TIMEOUT, in_thread
 from tests.support.waiting import eventually
 
 EVERY_STREAM = (1 << 31) - 1
@@ -169,6 +169,20 @@ def test_if_the_first_breaks_before_the_second_serves_that_is_a_lost_connection(
     answer(second, "r1")
 
 
+def test_one_that_goes_away_before_it_is_accepted_is_replaced_once_it_is(server, connector) -> None:
+    connector.start(block=False)
+    first = server.accept_stream()
+    hears(first, "register")
+    first.goaway(0, EVERY_STREAM)
+    for _ in range(3):
+        first.ping()
+    say(first, status=ConnectionStatus(connection_id="id-1", status=ConnectionStatus.CONNECTED))
+    second, _ = welcome(server, "id-2")
+    assert is_goodbye(hears(first, "status"), "id-1")
+    ask(second, "r1")
+    answer(second, "r1")
+
+
 def test_a_first_one_that_never_ends_is_ended(server) -> None:
     options = {**QUICK, "drain_timeout": 0.2}
     with Connector(server.address, transport="http2", **options) as connector:
@@ -196,6 +210,63 @@ def test_a_gateway_that_wants_every_connection_replaced_is_not_asked_without_pau
     eventually(lambda: link._phase is State.BACKING_OFF)
     assert connector.state is State.READY
     connector.abort()
+
+
+def test_stopping_in_the_middle_of_it_loses_nothing_that_either_brought(
+    server, connector, let_handler_end
+) -> None:
+    connector.start(block=False)
+    first, _ = welcome(server, "id-1")
+    ask(first, "r1", "Wait")
+    eventually(lambda: connector.stats()["in_flight"] == 1)
+    first.goaway(0, EVERY_STREAM)
+    second, _ = welcome(server, "id-2")
+    eventually(lambda: connector.connection_id == "id-2")
+    stopping = in_thread(connector.stop)
+    stand_in, register = welcome(server, "stand-in")
+    assert list(register.services) == []
+    ask(first, "r2")
+    answer(first, "r2")
+    let_handler_end.set()
+    answer(first, "r1")
+    assert is_goodbye(hears(first, "status"), "id-1")
+    assert is_goodbye(hears(second, "status"), "id-2")
+    ask(first, "r3")
+    answer(stand_in, "r3")
+    first.trailers(("grpc-status", "0"))
+    second.trailers(("grpc-status", "0"))
+    assert is_goodbye(hears(stand_in, "status"), "stand-in")
+    stand_in.trailers(("grpc-status", "0"))
+    stopping.result(TIMEOUT)
+
+
+def test_stopping_while_there_is_no_key_for_a_second_leaves_the_first_in_order(server) -> None:
+    asked_again, go_on, let_handler_end = (threading.Event() for _ in range(3))
+
+    def api_key() -> str:
+        if not connector.stats()["connections"]:
+            return "key"
+        asked_again.set()
+        go_on.wait(TIMEOUT)
+        raise OSError("no key to be had")
+
+    connector = Connector(server.address, transport="http2", **{**QUICK, "api_key": api_key})
+    connector.add_method("/echo.Echo/Say", lambda _: let_handler_end.wait(TIMEOUT) and b"done")
+    connector.start(block=False)
+    first, _ = welcome(server, "id-1")
+    connector.wait_ready(TIMEOUT)
+    ask(first, "r1")
+    first.goaway(0, EVERY_STREAM)
+    assert asked_again.wait(TIMEOUT)
+    stopping = in_thread(connector.stop)
+    eventually(lambda: connector.state is State.DRAINING)
+    eventually(lambda: connector._supervisor.links[0]._leaving)
+    go_on.set()
+    let_handler_end.set()
+    assert answer(first, "r1").payload == b"done"
+    assert is_goodbye(hears(first, "status"), "id-1")
+    first.trailers(("grpc-status", "0"))
+    stopping.result(TIMEOUT)
 
 
 @pytest.mark.parametrize(
