@@ -15,7 +15,7 @@ from tests.soak.service import METHOD, answer, patience, question
 __all__ = ["MOST_AT_ONCE", "Callers", "Outcomes"]
 
 MOST_AT_ONCE = 2000
-_PER_SECOND = 600
+_PER_SECOND = 500
 _PAUSE = 0.5  # before a call that nobody could take is made again
 _EARLY = 0.01  # seconds by which clocks may disagree
 

@@ -47,7 +47,7 @@ class FaultSchedule:
             self._refuse,
             self._slow_down,
         ]
-        while not self._ending.wait(self._random.uniform(0.1, 0.8)):
+        while not self._ending.wait(self._random.uniform(0.2, 1.4)):
             kind = self._random.choice(kinds)
             self.counts[kind.__name__.lstrip("_")] += 1
             kind()

@@ -10,7 +10,7 @@ from pathlib import Path
 
 __all__ = ["Footprint"]
 
-ALLOCATORS_SHARE = 16  # MiB: three of the largest answers
+ALLOCATORS_SHARE = 32  # MiB: six of the largest answers
 
 
 @dataclass(frozen=True)

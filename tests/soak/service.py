@@ -14,6 +14,7 @@ import signal
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from revconn import Backoff, Connector, Request
@@ -22,6 +23,7 @@ from tests.soak.ledger import Ledger
 __all__ = ["METHOD", "answer", "patience", "question"]
 
 METHOD = "/soak.Soak/Ask"
+_WORKERS = 16
 _MOST_IN_FLIGHT = 5000
 _KEEPALIVE = 0.3  # seconds between pings, and until one that is unanswered counts
 _LARGEST = 5 << 20  # more than one message takes
@@ -50,6 +52,14 @@ def duration(number: int) -> float:
     return 0.03 if number % 20 == 11 else 0.0
 
 
+def _new_executor() -> ThreadPoolExecutor:
+    """One that has all its threads from the beginning: they are counted later."""
+    executor = ThreadPoolExecutor(_WORKERS)
+    all_there = threading.Barrier(_WORKERS)
+    list(executor.map(lambda _: all_there.wait(), range(_WORKERS)))
+    return executor
+
+
 def main(address: str, transport: str, ledger: Ledger) -> None:
     connector = Connector(
         address,
@@ -58,6 +68,8 @@ def main(address: str, transport: str, ledger: Ledger) -> None:
         keepalive_interval=_KEEPALIVE,
         keepalive_timeout=_KEEPALIVE,
         connect_timeout=2.0,
+        executor=_new_executor(),
+        max_workers=_WORKERS,
         max_in_flight=_MOST_IN_FLIGHT,
         backoff=Backoff(initial=0.05, maximum=0.25),
     )
