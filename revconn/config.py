@@ -169,6 +169,7 @@ class Options:
     connect_timeout: float
     keepalive_interval: float | None
     keepalive_timeout: float
+    probe_interval: float | None
     drain_timeout: float
     slow_handler_after: float | None
     backoff: Backoff
@@ -180,7 +181,12 @@ class Options:
         require_count("replay_bytes", self.replay_bytes)
         for name in ("heartbeat_interval", "connect_timeout", "keepalive_timeout", "drain_timeout"):
             require_seconds(name, getattr(self, name))
-        for name in ("liveness_timeout", "keepalive_interval", "slow_handler_after"):
+        for name in (
+            "liveness_timeout",
+            "keepalive_interval",
+            "probe_interval",
+            "slow_handler_after",
+        ):
             if getattr(self, name) is not None:
                 require_seconds(name, getattr(self, name))
         if self.liveness_timeout is not None and self.liveness_timeout <= self.heartbeat_interval:

@@ -82,6 +82,11 @@ class Connector:
         gRPC's core refuse pings more often than every 300 s). ``None`` disables.
     :param keepalive_timeout: how long such a ping may stay unanswered and, where the system can
         say so, sent data unacknowledged (20.0).
+    :param probe_interval: seconds between calls of the connector to itself through the gateway
+        (``None``: none, since not every gateway routes such calls, and its keys have to allow
+        services named ``revconn.probe.*``). A connection on which one is unanswered for
+        ``keepalive_timeout`` is replaced: it is the one proof that requests arrive, where a
+        gateway that locked up still answers pings.
     :param drain_timeout: how long SIGTERM, :meth:`stop` and leaving a ``with`` block wait for
         what was accepted to be answered (30.0).
     :param slow_handler_after: seconds after which a request's handler is named in the log, with
@@ -115,6 +120,7 @@ class Connector:
         connect_timeout: float = 20.0,
         keepalive_interval: float | None = 330.0,
         keepalive_timeout: float = 20.0,
+        probe_interval: float | None = None,
         drain_timeout: float = 30.0,
         slow_handler_after: float | None = 10.0,
         backoff: Backoff = Backoff(),
@@ -138,6 +144,7 @@ class Connector:
             connect_timeout=connect_timeout,
             keepalive_interval=keepalive_interval,
             keepalive_timeout=keepalive_timeout,
+            probe_interval=probe_interval,
             drain_timeout=drain_timeout,
             slow_handler_after=slow_handler_after,
             backoff=backoff,
@@ -338,7 +345,7 @@ class Connector:
             for link in supervisor.links
         )
 
-    def stats(self) -> dict[str, int]:
+    def stats(self) -> dict[str, float]:
         """Counters since the start; empty before it.
 
         Of requests: ``accepted``; ``answered`` (failures too); ``expired`` (answered by their
@@ -347,7 +354,9 @@ class Connector:
         (their id was in flight already). ``undelivered``: answers that could not leave before
         their deadline, or were beyond ``replay_bytes``. ``replayed``: answers sent again, since
         their connection broke when they had just left. ``connections``: how many were established.
-        Now: ``in_flight``, and of those ``waiting`` for a worker.
+        Now: ``in_flight``, and of those ``waiting`` for a worker. With ``probe_interval``, once a
+        probe came back: ``probe_round_trip``, the seconds that the last one took (of several
+        targets the slowest one's).
         """
         supervisor = self._supervisor
         return {} if supervisor is None else supervisor.stats()

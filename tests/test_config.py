@@ -260,7 +260,7 @@ def test_a_callable_key_is_asked_later_and_a_key_is_checked_now() -> None:
         *((name, value)
           for name in ("heartbeat_interval", "connect_timeout", "keepalive_timeout",
                        "drain_timeout", "liveness_timeout", "keepalive_interval",
-                       "slow_handler_after")
+                       "probe_interval", "slow_handler_after")
           for value in (0, -1, "30", float("nan"), float("inf"))),
         *((name, None)
           for name in ("heartbeat_interval", "connect_timeout", "keepalive_timeout",

@@ -20,6 +20,7 @@ from revconn._proto.registry_pb2 import (
     ConnectionRegister,
     ConnectionStatus,
     ForwardRequest,
+    ForwardResponse,
     Heartbeat,
 )
 from revconn.core.errors import ProtocolError
@@ -55,10 +56,13 @@ class Inbound:
 
     ``cancelled`` are ids of earlier requests, or of none that ever was; each with how many
     requests of this batch came before it. Those of the batch that it meant are not in ``requests``.
+
+    ``responses`` answer requests of our own.
     """
 
     requests: list[ForwardRequest] = field(default_factory=list)
     cancelled: dict[str, int] = field(default_factory=dict)
+    responses: list[ForwardResponse] = field(default_factory=list)
     connection_id: str | None = None
     end: ProtocolError | str | None = None
 
@@ -66,8 +70,8 @@ class Inbound:
 class Conversation:
     """What may be said when, and what each thing heard means (protocol.md, section 2).
 
-    Wishes (:meth:`register`, :meth:`heartbeat`, :meth:`disconnect`) return the message to send
-    and raise :class:`ProtocolError` when this is not the moment for them.
+    Wishes (:meth:`register`, :meth:`heartbeat`, :meth:`request`, :meth:`disconnect`) return the
+    message to send and raise :class:`ProtocolError` when this is not the moment for them.
     """
 
     def __init__(self, *, liveness_timeout: float | None) -> None:
@@ -75,6 +79,7 @@ class Conversation:
         self.connection_id = ""
         self._liveness_timeout = liveness_timeout
         self._features: frozenset[str] = frozenset()
+        self._asked: set[str] = set()
         self._last_heartbeat_left: float | None = None
         self._longest_gap = 0.0
 
@@ -107,6 +112,12 @@ class Conversation:
             heartbeat=Heartbeat(timestamp=int(unix_time), connection_id=self.connection_id)
         )
         return message.SerializeToString()
+
+    def request(self, request: ForwardRequest) -> bytes:
+        """A call of our own, with an id that is unique everywhere; its answer comes once."""
+        self._require(self.phase is Phase.READY, "request")
+        self._asked.add(request.request_id)
+        return ConnectionMessage(request=request).SerializeToString()
 
     def disconnect(self) -> bytes:
         """Say goodbye. Requests already on their way are still to be answered."""
@@ -187,6 +198,9 @@ class Conversation:
                 inbound.requests.append(message.request)
             else:
                 logger.warning("ignored a request with no id or an endless one: unanswerable")
+        elif kind == "response" and message.response.request_id in self._asked:
+            self._asked.remove(message.response.request_id)
+            inbound.responses.append(message.response)
         elif kind == "status":
             self._receive_status(message.status, inbound)
         elif kind == "cancel" and CANCEL in self._features:

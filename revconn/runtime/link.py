@@ -107,6 +107,8 @@ class Link:
         self._stopping = False
         self._failures = 0
         self._connections = 0
+        self._probing = options.probe_interval is not None
+        self._probe_round_trip: float | None = None
         self._notes: tuple[str, ...] = ()
         self._was_ready = False
         self._outage: Outage | None = Outage(time.monotonic())
@@ -121,6 +123,11 @@ class Link:
         with self._lock:
             session = self._serving
         return session.connection_id if session is not None else None
+
+    @property
+    def probe_round_trip(self) -> float | None:
+        """Seconds that the last probe took; ``None`` before the first came back."""
+        return self._probe_round_trip
 
     def stats(self) -> dict[str, int]:
         """Counters since the start."""
@@ -268,7 +275,7 @@ class Link:
             other.join(_JOIN_TIMEOUT)
         if self._stopping:
             session.retire("stopped")
-        session.start(api_key, services)
+        session.start(api_key, services, probing=self._probing and bool(services))
         return session
 
     def _hand_over(self, predecessor: Session, session: Session) -> None:
@@ -529,6 +536,19 @@ class Link:
     def requests_arrived(self, requests: list[ForwardRequest]) -> None:
         """A batch of requests arrived."""
         self._owner.requests_arrived(self, requests)
+
+    def answer_probe(self, answer: Answer) -> None:
+        """Queue an answer, for the session that was asked or another that takes its place."""
+        self.answer((answer,), alone=True)
+
+    def probe_returned(self, round_trip: float) -> None:
+        """A call to itself came back after so many seconds."""
+        self._probe_round_trip = round_trip
+
+    def probe_refused(self, reason: str) -> None:
+        """The gateway does not route calls of a connector to itself: there will be no others."""
+        self._probing = False
+        logger.warning("%s: no probes any more: %s", self.target, reason)
 
     def requests_cancelled(self, request_ids: Collection[str]) -> None:
         """Nobody waits for these any more."""

@@ -174,7 +174,8 @@ class Line:
         self._outbox = outbox
         self._sent = sent
         self._control: list[bytes] = []
-        self._control_taken = False
+        self._sign_waits = False
+        self._sign_taken = False
         self._closed = False
         self._limit = 0
         self._send_now: Callable[[list[bytes]], bool] = lambda _messages: False
@@ -185,11 +186,15 @@ class Line:
         self.batches = 0
         self.control_left_at: float | None = None
 
-    def put_control(self, message: bytes) -> None:
-        """Send ``message`` before every answer that waits."""
+    def put_control(self, message: bytes, *, is_sign_of_life: bool = True) -> None:
+        """Send ``message`` before every answer that waits.
+
+        ``is_sign_of_life`` says that the gateway takes it for one: when that left is remembered.
+        """
         with self._outbox._lock:
             if not self._closed:
                 self._control.append(message)
+                self._sign_waits |= is_sign_of_life
                 self._sent.add([], time.monotonic())  # on a quiet line nobody else forgets
                 self._outbox._changed.notify_all()
 
@@ -302,7 +307,7 @@ class Line:
     def has_unsent(self) -> bool:
         """Whether anything waits to leave, or is leaving."""
         assert self._outbox._lock.locked()
-        waits = self._control or self._control_taken or self.outbound
+        waits = self._control or self._sign_taken or self.outbound
         return bool(waits or self.taken or self.sending)
 
     def _give_up_answers(self, doubtful: list[Answer | LargeAnswer]) -> None:
@@ -320,15 +325,15 @@ class Line:
         assert self._outbox._lock.locked()
         self._sent.add(self.taken, time.monotonic())
         self.taken = []
-        if self._control_taken:
+        if self._sign_taken:
             self.control_left_at = clock.with_suspend()
-            self._control_taken = False
+            self._sign_taken = False
         self._outbox._changed.notify_all()
 
     def _next_batch(self) -> list[bytes]:
         assert self._outbox._lock.locked()
         control, self._control = self._control, []
-        self._control_taken = bool(control)
+        self._sign_taken, self._sign_waits = self._sign_waits, False
         if not self._carries_answers:
             return control
         answers = self.outbound.take_answers(_BATCH_BYTES)

@@ -11,6 +11,7 @@ from typing import Callable, NoReturn, Protocol
 from revconn._proto.registry_pb2 import ForwardRequest
 from revconn.config import Options
 from revconn.core.features import CHUNKS, DRAIN
+from revconn.core.outbound import Answer
 from revconn.core.protocol import Conversation, Phase
 from revconn.core.status import StatusCode
 from revconn.core.terms import Terms
@@ -25,6 +26,7 @@ from revconn.runtime import clock
 from revconn.runtime.failures import remedy
 from revconn.runtime.heartbeat import HeartbeatTimer
 from revconn.runtime.outbox import Line
+from revconn.runtime.probe import Probe
 from revconn.runtime.threads import own_thread
 from revconn.transport.base import Stream, StreamEnded
 
@@ -53,6 +55,15 @@ class SessionOwner(Protocol):
 
     def requests_cancelled(self, request_ids: Collection[str]) -> None:
         """Nobody waits for these any more; some may be answered already, or unknown."""
+
+    def answer_probe(self, answer: Answer) -> None:
+        """Queue an answer, for this stream or another that takes its place."""
+
+    def probe_returned(self, round_trip: float) -> None:
+        """A call to itself came back after so many seconds."""
+
+    def probe_refused(self, reason: str) -> None:
+        """The gateway does not route calls of a connector to itself."""
 
 
 class Session:
@@ -88,6 +99,7 @@ class Session:
         self._retired: ConnectionLost | None = None
         self.going_away = False
         self.services: tuple[str, ...] = ()
+        self._probe: Probe | None = None
         self.error: BaseException | None = None
         self.ended_in_peace = False
         self._timer = HeartbeatTimer(
@@ -112,9 +124,15 @@ class Session:
         """Whether the gateway, told goodbye, sends nothing new and still reads answers."""
         return DRAIN in self.terms.features
 
-    def start(self, api_key: str, services: tuple[str, ...]) -> None:
-        """Register and serve until the stream ends. Returns at once; the owner is told."""
+    def start(self, api_key: str, services: tuple[str, ...], *, probing: bool = False) -> None:
+        """Register and serve until the stream ends. Returns at once; the owner is told.
+
+        With ``probing`` the session calls itself through the gateway now and then.
+        """
         self.services = services
+        interval = self._options.probe_interval
+        if probing and interval is not None:
+            self._probe = Probe(self, interval, self._options.keepalive_timeout)
         self._thread = threading.Thread(
             target=self._run,
             args=(api_key,),
@@ -152,7 +170,8 @@ class Session:
         try:
             self._timer_thread.start()
             with self._lock:
-                registration = self._conversation.register(api_key, self.services)
+                private = () if self._probe is None else (self._probe.service,)
+                registration = self._conversation.register(api_key, (*self.services, *private))
             self._line.put_control(registration)
             self._stream.open()
         except RuntimeError as error:  # no thread to be had
@@ -185,8 +204,12 @@ class Session:
             self._become_ready()
         if inbound.cancelled:
             self._owner.requests_cancelled(inbound.cancelled)
-        if inbound.requests:
-            self._owner.requests_arrived(inbound.requests)
+        requests = inbound.requests
+        if self._probe is not None:
+            self._probe.take_responses(inbound.responses)
+            requests = self._probe.take_requests(requests)
+        if requests:
+            self._owner.requests_arrived(requests)
         if inbound.end is not None:
             raise self._loss(str(inbound.end))
 
@@ -197,6 +220,8 @@ class Session:
             chunks=CHUNKS in self.terms.features,
             send_now=self._stream.send_now,
         )
+        if self._probe is not None:
+            self._probe.start()
         self._timer.established(self.terms.heartbeat_interval)
         self._owner.session_ready(self)
 
@@ -228,6 +253,18 @@ class Session:
         self._stream.join(_JOIN_TIMEOUT)
         if self._timer_thread.ident is not None:
             self._timer_thread.join(_JOIN_TIMEOUT)
+
+    def answer_probe(self, answer: Answer) -> None:
+        """Send an answer as those of handlers are sent."""
+        self._owner.answer_probe(answer)
+
+    def probe_returned(self, round_trip: float) -> None:
+        """A probe came back after so many seconds."""
+        self._owner.probe_returned(round_trip)
+
+    def probe_refused(self, reason: str) -> None:
+        """The gateway does not route such calls."""
+        self._owner.probe_refused(reason)
 
     # Any thread
 
@@ -270,7 +307,7 @@ class Session:
 
     def check_liveness(self) -> float | None:
         """Retire the stream after a silence that the gateway may not have waited out."""
-        look_by = self._stream.check(time.monotonic())
+        look_by = self._look_at_peer(time.monotonic())
         now = clock.with_suspend()
         left_at = self._line.control_left_at
         with self._lock:
@@ -284,3 +321,21 @@ class Session:
                 " forgotten the connection"
             )
         return look_by
+
+    def _look_at_peer(self, now: float) -> float | None:
+        """Whether the gateway answers pings, and calls; by when to look again."""
+        look_by = self._stream.check(now)
+        with self._lock:
+            serves = self._conversation.phase is Phase.READY
+        if self._probe is None or not serves:
+            return look_by
+        probe_by = self._probe.check(now, reading=self._line.has_room())
+        return min((each for each in (look_by, probe_by) if each is not None), default=None)
+
+    def send_probe(self, request: ForwardRequest) -> None:
+        """Send a request of our own, unless the connection is being left."""
+        with self._lock:
+            if self._conversation.phase is not Phase.READY:
+                return
+            message = self._conversation.request(request)
+        self._line.put_control(message, is_sign_of_life=False)

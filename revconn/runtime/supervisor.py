@@ -103,12 +103,16 @@ class Supervisor:
         for link in self.links:
             link.start()
 
-    def stats(self) -> dict[str, int]:
-        """The counters of everything that counts, added up."""
-        totals = self._dispatcher.stats()
+    def stats(self) -> dict[str, float]:
+        """The counters of everything that counts, added up, and the slowest link's round trip."""
+        totals: dict[str, float] = {**self._dispatcher.stats()}
         for counters in (self._inline.stats(), *(link.stats() for link in self.links)):
             for name, count in counters.items():
                 totals[name] = totals.get(name, 0) + count
+        round_trips = [link.probe_round_trip for link in self.links]
+        known = [seconds for seconds in round_trips if seconds is not None]
+        if known:
+            totals["probe_round_trip"] = max(known)
         return totals
 
     @property

@@ -8,6 +8,8 @@ from revconn._proto.registry_pb2 import (
     ConnectionMessage,
     ConnectionRegister,
     ConnectionStatus,
+    ForwardRequest,
+    ForwardResponse,
     Heartbeat,
 )
 from revconn.core.errors import ProtocolError
@@ -75,6 +77,38 @@ def test_requests_still_arrive_and_heartbeats_still_leave_after_the_goodbye() ->
     assert conversation.established
     assert ids(conversation.receive([request("r1")])) == ["r1"]
     assert b"id-1" in conversation.heartbeat(0)
+
+
+# Requests of our own
+
+
+def response(request_id: str) -> bytes:
+    fields = ForwardResponse(request_id=request_id, status_code=200)
+    return ConnectionMessage(response=fields).SerializeToString()
+
+
+def test_a_request_of_our_own_is_answered_once() -> None:
+    conversation = ready()
+    fields = ForwardRequest(request_id="r1", method_path="/a.B/C", timeout_seconds=5)
+    data = conversation.request(fields)
+    assert ConnectionMessage.FromString(data) == ConnectionMessage(request=fields)
+    inbound = conversation.receive([request("r1"), response("r1"), response("r1")])
+    assert ids(inbound) == ["r1"]
+    assert [each.request_id for each in inbound.responses] == ["r1"]
+
+
+def test_an_answer_to_what_nobody_asked_is_logged_and_ignored(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with caplog.at_level(logging.INFO, "revconn"):
+        assert ready().receive([response("r1")]) == Inbound()
+    assert "ignored a response" in caplog.text
+
+
+@pytest.mark.parametrize("made", [registering, leaving, ended])
+def test_a_request_of_our_own_leaves_while_the_connection_serves_and_at_no_other_time(made) -> None:
+    with pytest.raises(ProtocolError, match="request cannot be sent while"):
+        made().request(ForwardRequest(request_id="r1"))
 
 
 # What both sides announced

@@ -61,10 +61,14 @@ def said_cancel(request_id: str) -> Said:
     return Said(ConnectionMessage(cancel=fields).SerializeToString(), "cancel", request_id)
 
 
+def said_response(request_id: str) -> Said:
+    fields = ForwardResponse(request_id=request_id)
+    return Said(ConnectionMessage(response=fields).SerializeToString(), "response", request_id)
+
+
 IGNORED = [
     ConnectionMessage(),
     ConnectionMessage(register=ConnectionRegister(api_key="k")),
-    ConnectionMessage(response=ForwardResponse(request_id="id-1")),
     ConnectionMessage(heartbeat=Heartbeat(connection_id="id-2")),
     ConnectionMessage(event=EventMessage(event_type="e")),
 ]
@@ -74,6 +78,7 @@ ANYTHING_SAID = st.one_of(
     st.builds(said_status, st.sampled_from(STATUSES), st.sampled_from(IDS), st.text(max_size=5)),
     st.builds(said_request, st.sampled_from(IDS)),
     st.builds(said_cancel, st.sampled_from(IDS)),
+    st.builds(said_response, st.sampled_from(IDS)),
     st.sampled_from([Said(message.SerializeToString(), "ignored") for message in IGNORED]),
     st.sampled_from([Said(data, "garbage") for data in GARBAGE]),
 )
@@ -94,6 +99,7 @@ class ConversationMachine(RuleBasedStateMachine):
         self.left_at: float | None = None
         self.heard = False
         self.features: frozenset[str] = frozenset()
+        self.asked: set[str] = set()
 
     # Wishes
 
@@ -116,6 +122,17 @@ class ConversationMachine(RuleBasedStateMachine):
         message = ConnectionMessage.FromString(self.conversation.heartbeat(unix_time))
         assert message.heartbeat == Heartbeat(timestamp=int(unix_time), connection_id=self.id)
         assert self.id in USABLE_IDS
+
+    @rule(request_id=st.sampled_from(IDS))
+    def wish_to_request(self, request_id: str) -> None:
+        request = ForwardRequest(request_id=request_id)
+        if self.phase is not Phase.READY:
+            with pytest.raises(ProtocolError):
+                self.conversation.request(request)
+            return
+        message = ConnectionMessage.FromString(self.conversation.request(request))
+        assert message.request == request
+        self.asked.add(request_id)
 
     @rule()
     def wish_to_disconnect(self) -> None:
@@ -153,6 +170,7 @@ class ConversationMachine(RuleBasedStateMachine):
         self.heard = self.heard or bool(batch)
         id_before = self.id
         expected = []
+        responses = []
         cancelled = set()
         for said in batch:
             if self.phase is Phase.ENDED:
@@ -164,9 +182,13 @@ class ConversationMachine(RuleBasedStateMachine):
             elif said.kind == "cancel" and said.id in ANSWERABLE_IDS and CANCEL in self.features:
                 cancelled.add(said.id)
                 expected = [each for each in expected if each != said.id]
+            elif said.kind == "response" and said.id in self.asked:
+                self.asked.remove(said.id)
+                responses.append(said.id)
             elif said.kind == "status":
                 self.model_status(said)
         assert [message.request_id for message in inbound.requests] == expected
+        assert [message.request_id for message in inbound.responses] == responses
         assert set(inbound.cancelled) == cancelled
         assert inbound.connection_id == (self.id if self.id != id_before else None)
 

@@ -488,6 +488,17 @@ def test_a_control_message_has_left_when_the_sender_comes_back_for_more(
     line.nudge()
     line.take()
     assert line.control_left_at == 1000.0, "an answer is no heartbeat"
+    line.put_control(b"probe", is_sign_of_life=False)
+    assert line.take() == [b"probe"]
+    line.nudge()
+    line.take()
+    assert line.control_left_at == 1000.0, "a probe is no heartbeat"
+    line.put_control(b"heartbeat")
+    line.put_control(b"probe", is_sign_of_life=False)
+    line.take()
+    line.nudge()
+    line.take()
+    assert line.control_left_at == 1001.0
 
 
 # Flushing

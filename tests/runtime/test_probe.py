@@ -1,0 +1,205 @@
+"""Calls of a connector to itself through a gateway, over sockets."""
+
+from __future__ import annotations
+
+import contextlib
+import queue
+import threading
+import uuid
+from typing import Any, Callable
+
+import grpc
+import pytest
+
+from revconn import Connector
+from revconn._proto.registry_pb2 import ConnectionMessage, ForwardRequest, ForwardResponse
+from revconn.gateway import Gateway
+from tests.support.reference_gateway import ReferenceGateway
+from tests.support.scripted_gateway import Peer
+from tests.support.waiting import eventually
+
+TIMEOUT = 10.0
+PROBED: dict[str, Any] = {"probe_interval": 0.1, "keepalive_timeout": 0.3}
+
+
+def forward(peer: Peer, probe: ForwardRequest) -> None:
+    """Do what a gateway does with a call of a connector to itself."""
+    peer.say(ConnectionMessage(request=probe))
+    answer = peer.hears("response")
+    assert answer.request_id == probe.request_id
+    peer.say(ConnectionMessage(response=answer))
+
+
+def refuse(peer: Peer, probe: ForwardRequest, status: int, error: str) -> None:
+    response = ForwardResponse(request_id=probe.request_id, status_code=status, error_message=error)
+    peer.say(ConnectionMessage(response=response))
+
+
+@pytest.fixture
+def serve(new_connector) -> Callable[..., Connector]:
+    def serve(address: str, **options: Any) -> Connector:
+        connector = new_connector(address, **{**PROBED, **options})
+        connector.add_method("/echo.Echo/Say", lambda request: request.payload)
+        connector.start(block=False)
+        return connector
+
+    return serve
+
+
+def test_a_probe_is_a_call_of_a_private_service_with_a_random_id(serve, gateway) -> None:
+    connector = serve(gateway.address)
+    peer = gateway.accept()
+    services = peer.hears("register").services
+    assert services[0] == "echo.Echo"
+    assert services[1].startswith("revconn.probe.p")
+    peer.connected()
+    ids = set()
+    for _ in range(3):
+        probe = peer.hears("request")
+        assert probe.method_path == f"/{services[1]}/Probe"
+        ids.add(uuid.UUID(probe.request_id))
+        forward(peer, probe)
+    assert len(ids) == 3
+    assert 0 < eventually(lambda: connector.stats().get("probe_round_trip")) < TIMEOUT
+    assert connector.stats()["accepted"] == 0
+    assert connector.stats()["connections"] == 1
+
+
+def test_every_connection_has_a_service_of_its_own(serve, gateway) -> None:
+    serve(gateway.address)
+    names = set()
+    for number in range(3):
+        peer = gateway.accept()
+        names.add(peer.hears("register").services[1])
+        peer.connected(f"id-{number}")
+        peer.end()
+    assert len(names) == 3
+
+
+def test_without_an_interval_there_is_no_probe_and_no_private_service(serve, gateway) -> None:
+    connector = serve(gateway.address, probe_interval=None, heartbeat_interval=0.05)
+    peer = gateway.accept()
+    assert list(peer.hears("register").services) == ["echo.Echo"]
+    peer.connected()
+    for _ in range(5):
+        assert peer.hears_any().WhichOneof("message_type") == "heartbeat"
+    assert "probe_round_trip" not in connector.stats()
+
+
+def test_an_unanswered_probe_retires_the_connection(serve, gateway, caplog) -> None:
+    connector = serve(gateway.address)
+    first = gateway.accept_ready("id-1")
+    forward(first, first.hears("request"))
+    first.hears("request")  # and nothing comes of it
+    second = gateway.accept_ready("id-2")
+    forward(second, second.hears("request"))
+    eventually(lambda: connector.connection_id == "id-2")
+    reason = "a call to itself through the gateway was unanswered for 0.3 s"
+    assert f"lost the connection: {gateway.address}: {reason}" in caplog.text
+
+
+@pytest.mark.parametrize("status", [404, 500, 501])
+def test_a_gateway_that_cannot_route_such_calls_is_asked_once_and_named_once(
+    serve, gateway, caplog, status
+) -> None:
+    connector = serve(gateway.address, heartbeat_interval=0.05)
+    peer = gateway.accept_ready("id-1")
+    refuse(peer, peer.hears("request"), status, "what\nis that?")
+    eventually(lambda: "no probes any more" in caplog.text)
+    for _ in range(10):
+        assert peer.hears_any().WhichOneof("message_type") == "heartbeat"
+    assert connector.stats()["connections"] == 1
+    peer.end()
+    second = gateway.accept()
+    assert list(second.hears("register").services) == ["echo.Echo"]
+    second.connected("id-2")
+    (line,) = (r.getMessage() for r in caplog.records if "no probes" in r.getMessage())
+    assert line == (
+        f"{gateway.address}: no probes any more: the gateway does not route such calls: {status},"
+        " what is that?"
+    )
+
+
+def test_a_route_that_is_gone_retires_the_connection(serve, gateway, caplog) -> None:
+    serve(gateway.address)
+    peer = gateway.accept_ready("id-1")
+    forward(peer, peer.hears("request"))
+    for _ in range(2):
+        refuse(peer, peer.hears("request"), 500, "No reverse connection found for service: …")
+    gateway.accept_ready("id-2")
+    assert "the gateway no longer routes requests to this connection: 500, No rev" in caplog.text
+
+
+def test_while_requests_are_held_back_the_gateway_is_not_blamed(serve, gateway) -> None:
+    let_go = threading.Event()
+    connector = serve(gateway.address, max_in_flight_bytes=1000)
+    connector.add_method("/echo.Echo/Hold", lambda request: let_go.wait(TIMEOUT) and b"")
+    peer = gateway.accept_ready("id-1")
+    forward(peer, peer.hears("request"))
+    peer.request("r1", method="/echo.Echo/Hold", payload=b"x" * 2000)
+    eventually(lambda: connector.stats()["in_flight"] == 1)
+    probe = peer.hears("request")
+    waited = threading.Event()
+    assert not waited.wait(1.0)  # real time, twice the patience: it must not be lost meanwhile
+    assert connector.stats()["connections"] == 1
+    let_go.set()
+    assert peer.answer("r1").status_code == 200
+    forward(peer, probe)
+    assert connector.connection_id == "id-1"
+
+
+def test_no_probe_leaves_after_the_goodbye(serve, gateway) -> None:
+    connector = serve(gateway.address, probe_interval=0.02)
+    peer = gateway.accept_ready()
+    forward(peer, peer.hears("request"))
+    stopping = threading.Thread(target=connector.stop)
+    stopping.start()
+    while (message := peer.hears_any()).WhichOneof("message_type") != "status":
+        if message.HasField("request"):
+            peer.say(ConnectionMessage(request=message.request))
+        elif message.HasField("response"):
+            peer.say(message)
+    said = []
+    with contextlib.suppress(queue.Empty):
+        while True:
+            said.append(peer.hears_any(timeout=0.2).WhichOneof("message_type"))
+    assert "request" not in said
+    peer.end()
+    stopping.join(TIMEOUT)
+    assert not stopping.is_alive()
+
+
+# At whole gateways
+
+
+def test_the_embedded_gateway_routes_probes(serve) -> None:
+    with Gateway(api_keys="key") as gateway:
+        connector = serve(gateway.address)
+        connector.wait_ready(TIMEOUT)
+        assert 0 < eventually(lambda: connector.stats().get("probe_round_trip")) < TIMEOUT
+        with grpc.insecure_channel(gateway.address) as channel:
+            say = channel.unary_unary("/echo.Echo/Say")
+            assert say(b"hello", timeout=TIMEOUT) == b"hello"
+        connector.stop()
+        assert connector.stats()["connections"] == 1
+
+
+def test_a_gateway_that_locked_up_is_found_though_it_answers_pings(serve, caplog) -> None:
+    with ReferenceGateway(max_message_bytes=64 << 20) as gateway:
+        connector = serve(gateway.address, keepalive_interval=0.05)
+        eventually(lambda: connector.stats().get("probe_round_trip"))
+        gateway._locked_up.set()
+        eventually(lambda: "unanswered for 0.3 s: requests may not come" in caplog.text)
+        assert "no answer to a ping" not in caplog.text
+
+
+def test_a_half_forgotten_connection_is_found(serve, caplog) -> None:
+    with ReferenceGateway() as gateway:
+        connector = serve(gateway.address)
+        eventually(lambda: connector.stats().get("probe_round_trip"))
+        with gateway._lock:
+            gateway._routes.clear()  # as after a pause between heartbeats that it noticed
+        eventually(lambda: "no longer routes requests to this connection" in caplog.text)
+        eventually(lambda: connector.stats()["connections"] == 2)
+        eventually(lambda: gateway.routes("echo.Echo"))
+        assert gateway.call("/echo.Echo/Say", b"hello").result(TIMEOUT).payload == b"hello"
