@@ -15,6 +15,12 @@ _MOST_SHOWN = 20
 def main() -> None:
     parser = argparse.ArgumentParser(prog="make soak", description=__doc__)
     parser.add_argument("--requests", type=int, default=200_000, metavar="N")
+    parser.add_argument(
+        "--rate",
+        type=float,
+        default=300,
+        help="calls a second: what a machine has no time for expires (default: 300)",
+    )
     parser.add_argument("--seed", type=int, default=None, help="of the faults; default: any")
     parser.add_argument("--transport", choices=["http2", "grpcio"], default="http2")
     arguments = parser.parse_args()
@@ -23,7 +29,7 @@ def main() -> None:
     print(
         f"{arguments.requests:,} requests, transport {arguments.transport}, seed {seed}", flush=True
     )
-    report = soak(arguments.requests, seed=seed, transport=arguments.transport)
+    report = soak(arguments.requests, rate=arguments.rate, seed=seed, transport=arguments.transport)
     show(report)
     sys.exit(bool(report.problems))
 

@@ -15,7 +15,6 @@ from tests.soak.service import METHOD, answer, patience, question
 __all__ = ["MOST_AT_ONCE", "Callers", "Outcomes"]
 
 MOST_AT_ONCE = 2000
-_PER_SECOND = 500
 _PAUSE = 0.5  # before a call that nobody could take is made again
 _EARLY = 0.01  # seconds by which clocks may disagree
 
@@ -65,8 +64,9 @@ class Callers:
     A call that nobody could take is made again until its deadline.
     """
 
-    def __init__(self, address: str, ledger: Ledger, outcomes: Outcomes) -> None:
+    def __init__(self, address: str, ledger: Ledger, outcomes: Outcomes, per_second: float) -> None:
         self._address = address
+        self._per_second = per_second
         self._ledger = ledger
         self._outcomes = outcomes
 
@@ -85,7 +85,7 @@ class Callers:
                 await room.acquire()
                 callers.append(asyncio.ensure_future(self._ask(call, number)))
                 callers[-1].add_done_callback(lambda _: room.release())
-                due = max(due + 1 / _PER_SECOND, time.monotonic())  # none are made up for
+                due = max(due + 1 / self._per_second, time.monotonic())  # none are made up for
                 await asyncio.sleep(due - time.monotonic())
             await asyncio.gather(*callers)
 

@@ -45,8 +45,11 @@ class Report:
         return self.outcomes.problems + grown
 
 
-def soak(requests: int, *, seed: int, transport: str) -> Report:
-    """Make so many calls, after others that bring every process to its working size."""
+def soak(requests: int, *, rate: float, seed: int, transport: str) -> Report:
+    """Make so many calls, ``rate`` a second, and report.
+
+    Others come first, which bring every process to its working size.
+    """
     warm_up = max(1_000, requests // 10)
     report = Report(Outcomes())
     with tempfile.TemporaryDirectory(prefix="revconn-soak-") as directory:
@@ -54,6 +57,10 @@ def soak(requests: int, *, seed: int, transport: str) -> Report:
         ledger = Ledger.create(path, warm_up + requests)
         gateway = _gateway()
         address = gateway.hears("gateway listening on")[0].split()[-1]
+
+        def callers() -> Callers:
+            return Callers(address, ledger, report.outcomes, rate)
+
         with FaultProxy(int(address.rpartition(":")[2])) as proxy:
             service = App(
                 [sys.executable, "-m", "tests.soak.service", proxy.address, transport, str(path)],
@@ -62,12 +69,12 @@ def soak(requests: int, *, seed: int, transport: str) -> Report:
             try:
                 service.hears("ready")
                 pids = {"gateway": gateway.pid, "connector": service.pid}
-                _ask(report, address, ledger, proxy, seed, range(warm_up))
+                _ask(report, callers(), proxy, seed, range(warm_up))
                 report.before = _settled(pids, None)
                 report.outcomes = Outcomes()
                 began = time.monotonic()
                 numbers = range(warm_up, warm_up + requests)
-                _ask(report, address, ledger, proxy, seed + 1, numbers)
+                _ask(report, callers(), proxy, seed + 1, numbers)
                 report.seconds = time.monotonic() - began
                 report.after = _settled(pids, report.before)
                 service.stop()
@@ -86,13 +93,11 @@ def _gateway() -> App:
     return App([*command, *options, *limits], _ROOT)
 
 
-def _ask(
-    report: Report, address: str, ledger: Ledger, proxy: FaultProxy, seed: int, numbers: range
-) -> None:
+def _ask(report: Report, callers: Callers, proxy: FaultProxy, seed: int, numbers: range) -> None:
     faults = FaultSchedule(proxy, seed)
     faults.start()
     try:
-        Callers(address, ledger, report.outcomes).ask(numbers)
+        callers.ask(numbers)
     finally:
         faults.end()
     report.faults = dict(faults.counts)
