@@ -33,7 +33,7 @@ class Peer:
         self.metadata = dict(context.invocation_metadata())
         self._to_say: queue.Queue = queue.Queue()
         self._heard: queue.Queue = queue.Queue()
-        self._answered: set[str] = set()
+        self._answered: set[tuple[str, bool]] = set()  # by request, and whether by its stand-in
         self._lock = threading.Lock()  # guards _answered
         self.heard_bytes: list[bytes] = []
         self.is_open = True
@@ -162,11 +162,15 @@ class Peer:
         self._heard.put(None)
         self._to_say.put((grpc.StatusCode.OK, ""))
 
-    def _hear(self, message: ConnectionMessage) -> None:
+    def _hear(self, message: ConnectionMessage, *, by_stand_in: bool = False) -> None:
+        """What comes on both connections is heard once."""
         with self._lock:
-            self._heard.put(message)
             if message.HasField("response"):
-                self._answered.add(message.response.request_id)
+                request_id = message.response.request_id
+                self._answered.add((request_id, by_stand_in))
+                if (request_id, not by_stand_in) in self._answered:
+                    return
+            self._heard.put(message)
 
     def stand_in(self, received):
         """A second connection of this connector's, for what it answers while it leaves.
@@ -181,10 +185,7 @@ class Peer:
             if message.HasField("status"):
                 return
             if message.HasField("response"):
-                with self._lock:
-                    repeated = message.response.request_id in self._answered
-                if not repeated:
-                    self._hear(message)
+                self._hear(message, by_stand_in=True)
 
 
 class ScriptedGateway:
