@@ -16,7 +16,7 @@ from revconn.core.large import LargeAnswer
 from revconn.core.outages import Outage
 from revconn.core.outbound import Answer
 from revconn.exceptions import ConfigurationError, ConnectionLost, HandshakeError
-from revconn.messages import Request
+from revconn.runtime.farewell import Farewell, InFlight
 from revconn.runtime.outbox import Outbox
 from revconn.runtime.session import Session
 from revconn.runtime.state import State
@@ -29,14 +29,10 @@ __all__ = ["Link", "LinkOwner"]
 
 logger = logging.getLogger(__name__)
 
-_QUIET_WAIT = 2.0
-_STAND_IN_WAIT = 2.0
-_FAREWELL = 2.0
-_SLICE = 0.1  # of a wait that another event may end
 _JOIN_TIMEOUT = 5.0
 
 
-class LinkOwner(Protocol):
+class LinkOwner(InFlight, Protocol):
     """Whom a link tells, from its own thread."""
 
     services: tuple[str, ...]
@@ -51,15 +47,6 @@ class LinkOwner(Protocol):
 
     def requests_cancelled(self, link: Link, request_ids: Collection[str]) -> None:
         """Nobody waits for these any more."""
-
-    def become_quiet(self, deadline: float) -> bool:
-        """Wait until nothing is in flight and every answer has left, or until ``deadline``."""
-
-    def in_flight(self) -> list[Request]:
-        """The requests that are not settled yet."""
-
-    def wait_settled(self, requests: list[Request], timeout: float) -> bool:
-        """Wait, at most ``timeout`` seconds, until ``requests`` are settled."""
 
     def link_changed(self, link: Link) -> None:
         """The link's state is another."""
@@ -113,6 +100,7 @@ class Link:
         self._was_ready = False
         self._outage: Outage | None = Outage(time.monotonic())
         self._name = str(target)
+        self._farewell = Farewell(self, owner)
         self._thread = threading.Thread(
             target=self._run, name=f"revconn-link-{self._name}", daemon=True
         )
@@ -189,6 +177,16 @@ class Link:
         self._stopping = True
 
     @property
+    def is_leaving(self) -> bool:
+        """Whether it is to leave its gateway for good."""
+        return self._leaving
+
+    @property
+    def is_stopping(self) -> bool:
+        """Whether it is to end at once."""
+        return self._stopping
+
+    @property
     def is_running(self) -> bool:
         """Whether the link's thread still runs."""
         return self._thread.is_alive()
@@ -236,15 +234,15 @@ class Link:
             predecessor = self._serving
         self._enter(State.CONNECTING)
         try:
-            session = self._open_session(() if self._leaving else self._owner.services)
+            session = self.open_session(() if self._leaving else self._owner.services)
         except HandshakeError:  # no key to show
             self._count_failure(None)
             raise
         if predecessor is not None:
-            self._hand_over(predecessor, session)
-        self._wait_for(
+            self._farewell.hand_over(predecessor, session, self._options.drain_timeout)
+        self.wait_for(
             lambda: (
-                _is_over(session)
+                session.is_over
                 or (session.ready_since and session.going_away)
                 or (self._leaving and self._serving)
             )
@@ -257,7 +255,8 @@ class Link:
         if self._failures > 1:  # it did not last: a gateway may want the next one replaced too
             self._back_off(self._backoff.delay(self._failures))
 
-    def _open_session(self, services: tuple[str, ...]) -> Session:
+    def open_session(self, services: tuple[str, ...]) -> Session:
+        """Another session. Raises :class:`HandshakeError` when there is no key to show."""
         api_key = self._ask_api_key()
         session = Session(
             str(self.target),
@@ -268,8 +267,8 @@ class Link:
             self,
         )
         with self._lock:
-            over = [other for other in self._sessions if _is_over(other)]
-            self._sessions = [other for other in self._sessions if not _is_over(other)]
+            over = [other for other in self._sessions if other.is_over]
+            self._sessions = [other for other in self._sessions if not other.is_over]
             self._sessions.append(session)
         for other in over:
             other.join(_JOIN_TIMEOUT)
@@ -278,54 +277,14 @@ class Link:
         session.start(api_key, services, probing=self._probing and bool(services))
         return session
 
-    def _hand_over(self, predecessor: Session, session: Session) -> None:
-        """Part from ``predecessor`` once ``session`` serves in its place.
-
-        If the link is to leave meanwhile both are left to :meth:`_take_leave`.
-        """
-
-        def is_off() -> bool:
-            return self._leaving or _is_over(session)
-
-        self._wait_for(lambda: session.ready_since or is_off())
-        if not session.ready_since or self._leaving:
-            return
-        deadline = time.monotonic() + self._options.drain_timeout
-        self._await_calm(predecessor, deadline, is_off)
-        if not self._leaving:
-            predecessor.say_goodbye()
-            self._wait_for(lambda: _is_over(predecessor) or is_off(), deadline)
-        if not self._leaving:
-            predecessor.retire("another connection has taken its place")
-
     def _take_leave(self) -> bool:
-        """Leave, and lose nothing of what the gateway has sent, or sends until it knows.
-
-        A gateway that reads no answers after a goodbye gets them on a second connection, which
-        registers nothing. False if all broke off and there is still something to be answered.
-        """
+        """Leave. False if all broke off and there is still something to be answered."""
         with self._lock:
             serving = self._serving
             sessions = list(self._sessions)
         if serving is None or self._stopping:
             return self._is_done()
-        for session in sessions:
-            if session.ready_since is None:
-                session.retire("stopped")
-        established = [session for session in sessions if session.ready_since is not None]
-        needs_stand_in = any(session.services and not session.drains for session in established)
-        stand_in = self._open_stand_in(serving) if needs_stand_in else None
-        self._await_calm(serving, self._goodbye_by, lambda: False)
-        for session in established:
-            session.say_goodbye()
-        self._wait_for(lambda: all(map(_is_over, established)))
-        if stand_in is not None:
-            # The stream may have broken off: what it brought is still to be answered.
-            while not (self._stopping or _is_over(stand_in)):
-                if self._owner.become_quiet(time.monotonic() + _SLICE):
-                    break
-            stand_in.say_goodbye()
-            self._wait_for(lambda: _is_over(stand_in), time.monotonic() + _FAREWELL)
+        self._farewell.leave(serving, sessions, self._goodbye_by)
         if serving.ended_in_peace or self._is_done():
             return True
         self._count_failure(serving.ready_since)
@@ -335,44 +294,6 @@ class Link:
     def _is_done(self) -> bool:
         return self._stopping or self._owner.become_quiet(time.monotonic())
 
-    def _open_stand_in(self, serving: Session) -> Session | None:
-        try:
-            session = self._open_session(())
-        except HandshakeError:
-            return None
-        self._wait_for(
-            lambda: session.ready_since or _is_over(session) or _is_over(serving),
-            time.monotonic() + _STAND_IN_WAIT,
-        )
-        return session if session.ready_since else None
-
-    def _await_calm(self, session: Session, deadline: float, is_off: Callable[[], bool]) -> None:
-        """Wait for the moment to say goodbye to a session: until ``deadline``, unless ``is_off``.
-
-        A gateway that drains takes care of what it sent there itself: what had come before, on
-        another connection, has to be answered. One that does not drain loses what is in flight
-        then, unless a second connection leads to it too: wait for a quiet moment at first, then for
-        what was in flight.
-        """
-
-        def may_wait(until: float) -> bool:
-            over = self._stopping or _is_over(session) or is_off()
-            return not over and time.monotonic() < until
-
-        in_flight = self._owner.in_flight()
-        if session.drains:
-            in_flight = [each for each in in_flight if each._arrived < (session.ready_since or 0.0)]
-            if not in_flight:
-                return
-        else:
-            quiet_until = min(deadline, time.monotonic() + _QUIET_WAIT)
-            while may_wait(quiet_until):
-                if self._owner.become_quiet(time.monotonic() + _SLICE):
-                    break
-        while may_wait(deadline):
-            if self._owner.wait_settled(in_flight, _SLICE) and self.wait_flushed(_SLICE):
-                break
-
     def _end_sessions(self) -> None:
         with self._lock:
             sessions = list(self._sessions)
@@ -381,7 +302,7 @@ class Link:
         for session in sessions:
             session.join(None)  # users' code may hold it up: whoever waits for us has a limit
 
-    def _wait_for(self, condition: Callable[[], object], deadline: float | None = None) -> None:
+    def wait_for(self, condition: Callable[[], object], deadline: float | None = None) -> None:
         """Wait until ``condition``, the deadline, or the order to stop."""
         timeout = None if deadline is None else max(0.0, deadline - time.monotonic())
         with self._lock:
@@ -428,7 +349,7 @@ class Link:
     def _back_off(self, delay: float) -> None:
         self._enter(State.BACKING_OFF)
         leaving_already = self._leaving
-        self._wait_for(lambda: self._leaving and not leaving_already, time.monotonic() + delay)
+        self.wait_for(lambda: self._leaving and not leaving_already, time.monotonic() + delay)
 
     def _log_failure(self, retry_state: tenacity.RetryCallState) -> None:
         assert retry_state.outcome is not None
@@ -554,7 +475,3 @@ class Link:
         """Nobody waits for these any more."""
         self._outbox.withdraw(request_ids)
         self._owner.requests_cancelled(self, request_ids)
-
-
-def _is_over(session: Session) -> bool:
-    return session.error is not None

@@ -124,6 +124,11 @@ class Session:
         """Whether the gateway, told goodbye, sends nothing new and still reads answers."""
         return DRAIN in self.terms.features
 
+    @property
+    def is_over(self) -> bool:
+        """Whether it has ended."""
+        return self.error is not None
+
     def start(self, api_key: str, services: tuple[str, ...], *, probing: bool = False) -> None:
         """Register and serve until the stream ends. Returns at once; the owner is told.
 

@@ -1,0 +1,144 @@
+"""Parting from a gateway's connections without losing what they brought."""
+
+from __future__ import annotations
+
+import time
+from typing import Callable, Protocol
+
+from revconn.exceptions import HandshakeError
+from revconn.messages import Request
+from revconn.runtime.session import Session
+
+__all__ = ["Farewell", "InFlight", "Leaver"]
+
+_QUIET_WAIT = 2.0
+_STAND_IN_WAIT = 2.0
+_FAREWELL = 2.0
+_SLICE = 0.1  # of a wait that another event may end
+
+
+class InFlight(Protocol):
+    """Who knows what is still to be answered."""
+
+    def become_quiet(self, deadline: float) -> bool:
+        """Wait until nothing is in flight and every answer has left, or until ``deadline``."""
+
+    def in_flight(self) -> list[Request]:
+        """The requests that are not settled yet."""
+
+    def wait_settled(self, requests: list[Request], timeout: float) -> bool:
+        """Wait, at most ``timeout`` seconds, until ``requests`` are settled."""
+
+
+class Leaver(Protocol):
+    """The link whose sessions they are."""
+
+    @property
+    def is_leaving(self) -> bool:
+        """Whether it is to leave its gateway for good."""
+
+    @property
+    def is_stopping(self) -> bool:
+        """Whether it is to end at once."""
+
+    def open_session(self, services: tuple[str, ...]) -> Session:
+        """Another session. Raises :class:`HandshakeError` when there is no key to show."""
+
+    def wait_for(self, condition: Callable[[], object], deadline: float | None = None) -> None:
+        """Wait until ``condition``, the deadline, or the order to stop."""
+
+    def wait_flushed(self, timeout: float) -> bool:
+        """Wait, at most ``timeout`` seconds, until every queued answer has left."""
+
+
+class Farewell:
+    """How a link parts from its sessions. Owned by the link's thread."""
+
+    def __init__(self, link: Leaver, requests: InFlight) -> None:
+        self._link = link
+        self._requests = requests
+
+    def hand_over(self, predecessor: Session, session: Session, patience: float) -> None:
+        """Part from ``predecessor`` once ``session`` serves in its place, in ``patience`` seconds.
+
+        If the link is to leave meanwhile both are left to :meth:`leave`.
+        """
+        link = self._link
+
+        def is_off() -> bool:
+            return link.is_leaving or session.is_over
+
+        link.wait_for(lambda: session.ready_since or is_off())
+        if not session.ready_since or link.is_leaving:
+            return
+        deadline = time.monotonic() + patience
+        self._await_calm(predecessor, deadline, is_off)
+        if not link.is_leaving:
+            predecessor.say_goodbye()
+            link.wait_for(lambda: predecessor.is_over or is_off(), deadline)
+        if not link.is_leaving:
+            predecessor.retire("another connection has taken its place")
+
+    def leave(self, serving: Session, sessions: list[Session], goodbye_by: float) -> None:
+        """Part from all, and lose nothing of what the gateway has sent, or sends until it knows.
+
+        A gateway that reads no answers after a goodbye gets them on a second connection, which
+        registers nothing. Goodbye is said by ``goodbye_by`` (monotonic).
+        """
+        link = self._link
+        for session in sessions:
+            if session.ready_since is None:
+                session.retire("stopped")
+        established = [session for session in sessions if session.ready_since is not None]
+        needs_stand_in = any(session.services and not session.drains for session in established)
+        stand_in = self._open_stand_in(serving) if needs_stand_in else None
+        self._await_calm(serving, goodbye_by, lambda: False)
+        for session in established:
+            session.say_goodbye()
+        link.wait_for(lambda: all(session.is_over for session in established))
+        if stand_in is not None:
+            # The stream may have broken off: what it brought is still to be answered.
+            while not (link.is_stopping or stand_in.is_over):
+                if self._requests.become_quiet(time.monotonic() + _SLICE):
+                    break
+            stand_in.say_goodbye()
+            link.wait_for(lambda: stand_in.is_over, time.monotonic() + _FAREWELL)
+
+    def _open_stand_in(self, serving: Session) -> Session | None:
+        try:
+            session = self._link.open_session(())
+        except HandshakeError:
+            return None
+        self._link.wait_for(
+            lambda: session.ready_since or session.is_over or serving.is_over,
+            time.monotonic() + _STAND_IN_WAIT,
+        )
+        return session if session.ready_since else None
+
+    def _await_calm(self, session: Session, deadline: float, is_off: Callable[[], bool]) -> None:
+        """Wait for the moment to say goodbye to a session: until ``deadline``, unless ``is_off``.
+
+        A gateway that drains takes care of what it sent there itself: what had come before, on
+        another connection, has to be answered. One that does not drain loses what is in flight
+        then, unless a second connection leads to it too: wait for a quiet moment at first, then for
+        what was in flight.
+        """
+
+        def may_wait(until: float) -> bool:
+            over = self._link.is_stopping or session.is_over or is_off()
+            return not over and time.monotonic() < until
+
+        in_flight = self._requests.in_flight()
+        if session.drains:
+            in_flight = [each for each in in_flight if each._arrived < (session.ready_since or 0.0)]
+            if not in_flight:
+                return
+        else:
+            quiet_until = min(deadline, time.monotonic() + _QUIET_WAIT)
+            while may_wait(quiet_until):
+                if self._requests.become_quiet(time.monotonic() + _SLICE):
+                    break
+        while may_wait(deadline):
+            settled = self._requests.wait_settled(in_flight, _SLICE)
+            if settled and self._link.wait_flushed(_SLICE):
+                break
