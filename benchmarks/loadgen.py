@@ -38,6 +38,7 @@ class Meter:
         self._options = options
         self.measuring = False
         self.over = False
+        self._enough = threading.Event()
         self.latencies: list[float] = []
         self.errors: list[str] = []
         self.heartbeats = 0
@@ -48,7 +49,7 @@ class Meter:
         emit({"event": "window-start"})
         started, cpu = time.perf_counter(), time.process_time()
         self.measuring = True
-        time.sleep(self._options.seconds)
+        self._enough.wait(self._options.seconds)
         self.measuring, self.over = False, True
         self._seconds = time.perf_counter() - started
         self._cpu = time.process_time() - cpu
@@ -57,6 +58,8 @@ class Meter:
     def answered(self, latency: float) -> None:
         if self.measuring:
             self.latencies.append(latency)
+            if 0 < self._options.requests <= len(self.latencies):
+                self._enough.set()
 
     def result(self) -> dict[str, object]:
         latencies = sorted(self.latencies) or [0.0]
@@ -206,6 +209,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--connect", default="")
     parser.add_argument("--in-flight", type=int, default=64)
+    parser.add_argument("--requests", type=int, default=0)
     parser.add_argument("--payload", type=int, default=64)
     parser.add_argument("--warmup", type=float, default=0.5)
     parser.add_argument("--seconds", type=float, default=3.0)

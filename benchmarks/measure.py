@@ -11,7 +11,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import IO, Any
+from typing import IO, Any, Callable
 
 from benchmarks.peers import Peer
 
@@ -20,8 +20,12 @@ __all__ = [
     "Figures",
     "Load",
     "PeerFailed",
+    "cpu_seconds",
+    "event",
+    "line",
     "measure",
     "memory",
+    "programs",
     "readable",
     "running",
 ]
@@ -92,11 +96,11 @@ class Figures:
 def measure(peer: Peer, load: Load, loadgen: Sequence[str]) -> Figures:
     """Run ``peer`` under ``load`` once. Raises :class:`PeerFailed`."""
     with running(peer, load, loadgen) as (served, generator):
-        cpu_before = _cpu_seconds(served.pid)
-        _event(generator, "window-end")
-        cpu_seconds = _cpu_seconds(served.pid) - cpu_before
+        cpu_before = cpu_seconds(served.pid)
+        event(generator, "window-end")
+        cpu = cpu_seconds(served.pid) - cpu_before
         peak_memory = memory(served.pid)
-        result = _event(generator, "result")
+        result = event(generator, "result")
     if not result["requests"]:
         raise PeerFailed(f"no request was answered in the window; {result['first_error']}")
     return Figures(
@@ -108,7 +112,7 @@ def measure(peer: Peer, load: Load, loadgen: Sequence[str]) -> Figures:
         p99=result["p99_seconds"],
         errors=result["errors"],
         first_error=result["first_error"],
-        cpu_seconds=cpu_seconds,
+        cpu_seconds=cpu,
         loadgen_cpu_seconds=result["cpu_seconds"],
         heartbeats=result["heartbeats"],
         heartbeat_lateness=result["heartbeat_lateness_seconds"],
@@ -121,17 +125,8 @@ def running(
     peer: Peer, load: Load, loadgen: Sequence[str]
 ) -> Iterator[tuple[subprocess.Popen[str], subprocess.Popen[str]]]:
     """The peer and the load generator, at the start of the measured window."""
-    with contextlib.ExitStack() as stack:
-        stderr = stack.enter_context(tempfile.TemporaryFile("w+"))
-        certificate = f"{stack.enter_context(tempfile.TemporaryDirectory())}/certificate.pem"
-
-        def start(*command: str) -> subprocess.Popen[str]:
-            process = subprocess.Popen(
-                command, cwd=_ROOT, stdout=subprocess.PIPE, stderr=stderr, text=True
-            )
-            stack.callback(_end, process)
-            return process
-
+    with programs() as start, tempfile.TemporaryDirectory() as directory:
+        certificate = f"{directory}/certificate.pem"
         generate = [*loadgen, *load.flags()]
         command = [*peer.command]
         if peer.connections > 1:
@@ -139,15 +134,35 @@ def running(
         if peer.tls:
             generate.append(f"--certificate={certificate}")
             command.append(f"--ca={certificate}")
+        if peer.listens:
+            served = start(*command)
+            generator = start(*generate, f"--connect={line(served)}")
+        else:
+            generator = start(*generate)
+            served = start(*command, event(generator, "listening")["address"])
+        event(generator, "window-start")
+        yield served, generator
+
+
+@contextlib.contextmanager
+def programs() -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """What starts a program, by its command. All of them end with the block.
+
+    Raises :class:`PeerFailed`, with what they wrote to stderr, when one ended too early.
+    """
+    with contextlib.ExitStack() as stack:
+        stderr = stack.enter_context(tempfile.TemporaryFile("w+"))
+
+        def start(*command: str) -> subprocess.Popen[str]:
+            pipe = subprocess.PIPE
+            process = subprocess.Popen(
+                command, cwd=_ROOT, stdin=pipe, stdout=pipe, stderr=stderr, text=True
+            )
+            stack.callback(_end, process)
+            return process
+
         try:
-            if peer.listens:
-                served = start(*command)
-                generator = start(*generate, f"--connect={_line(served)}")
-            else:
-                generator = start(*generate)
-                served = start(*command, _event(generator, "listening")["address"])
-            _event(generator, "window-start")
-            yield served, generator
+            yield start
         except (EOFError, OSError) as error:
             stderr.seek(0)
             raise PeerFailed(stderr.read().strip() or str(error)) from error
@@ -172,20 +187,22 @@ def readable(size: int) -> str:
     return f"{size} B"
 
 
-def _event(process: subprocess.Popen[str], name: str) -> dict[str, Any]:
-    event: dict[str, Any] = json.loads(_line(process))
-    if event["event"] != name:
-        raise EOFError(f"the load generator said {event}, not {name}")
-    return event
+def event(process: subprocess.Popen[str], name: str) -> dict[str, Any]:
+    """Wait for the event of that name, which is to be the next; what it says."""
+    said: dict[str, Any] = json.loads(line(process))
+    if said["event"] != name:
+        raise EOFError(f"the load generator said {said}, not {name}")
+    return said
 
 
-def _line(process: subprocess.Popen[str]) -> str:
+def line(process: subprocess.Popen[str]) -> str:
+    """The next line of a program's output."""
     output: IO[str] | None = process.stdout
     assert output is not None
-    line = output.readline()
-    if not line:
+    text = output.readline()
+    if not text:
         raise EOFError(f"{process.args!r} ended early")
-    return line.strip()
+    return text.strip()
 
 
 def _end(process: subprocess.Popen[str]) -> None:
@@ -193,7 +210,7 @@ def _end(process: subprocess.Popen[str]) -> None:
     process.communicate()
 
 
-def _cpu_seconds(pid: int) -> float:
+def cpu_seconds(pid: int) -> float:
     """User and system time of a running process: from its CPU clock, elsewhere from ps."""
     if sys.platform == "linux":
         return time.clock_gettime(~pid << 3 | 2)  # what clock_getcpuclockid(3) returns

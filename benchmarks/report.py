@@ -17,7 +17,7 @@ from benchmarks.measure import Figures, readable
 from benchmarks.peers import PEERS
 from benchmarks.residents import Residents
 
-__all__ = ["by_load", "load_average", "machine", "median", "render"]
+__all__ = ["bars", "by_load", "load_average", "machine", "median", "render", "table"]
 
 Rounds = Sequence[Figures]
 
@@ -75,10 +75,16 @@ def render(
                 f"Not valid: {figure.peer}, {figure.load.title}, had {figure.errors:,} errors: "
                 f"{figure.first_error}",
             ]
-    rows = [[each.bar, each.measured or "not measured", _word(each)] for each in verdicts]
-    if rows:
-        lines += ["", "## Bars", "", *_table(["bar", "measured", "met"], rows, left=3)]
+    lines += bars(verdicts)
     return "\n".join(lines) + "\n"
+
+
+def bars(verdicts: Iterable[Verdict]) -> list[str]:
+    """The section about the bars; nothing when none was judged."""
+    rows = [[each.bar, each.measured or "not measured", _word(each)] for each in verdicts]
+    if not rows:
+        return []
+    return ["", "## Bars", "", *table(["bar", "measured", "met"], rows, left=3)]
 
 
 def _word(verdict: Verdict) -> str:
@@ -118,13 +124,13 @@ def _figures(peers: Mapping[str, Rounds]) -> list[str]:
                 f"{1e6 * median(rounds, lambda figure: figure.loadgen_cpu_per_request):,.1f}",
             ]
         )
-    return _table(head, rows, left=1)
+    return table(head, rows, left=1)
 
 
-def _table(head: list[str], rows: Iterable[list[str]], *, left: int) -> list[str]:
+def table(head: list[str], rows: Iterable[list[str]], *, left: int) -> list[str]:
     """A Markdown table with its columns aligned, the first ``left`` of them to the left."""
-    table = [head, *rows]
-    widths = [max(map(len, column)) for column in zip(*table)]
+    cells = [head, *rows]
+    widths = [max(map(len, column)) for column in zip(*cells)]
     lines = [
         "| "
         + " | ".join(
@@ -132,7 +138,7 @@ def _table(head: list[str], rows: Iterable[list[str]], *, left: int) -> list[str
             for column, (cell, width) in enumerate(zip(row, widths))
         )
         + " |"
-        for row in table
+        for row in cells
     ]
     rule = [
         ("-" * width if column < left else "-" * (width - 1) + ":")

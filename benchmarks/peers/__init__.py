@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from benchmarks.golang import GUIDE_CLIENT
 
-__all__ = ["FLEET", "PEERS", "Peer", "connector"]
+__all__ = ["FLEET", "PEERS", "Peer", "connector", "gateway"]
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,11 @@ def _python(module: str, *arguments: str) -> tuple[str, ...]:
 def connector(*arguments: str) -> tuple[str, ...]:
     """The command of a peer that is this library's Connector."""
     return _python("connector", *arguments)
+
+
+def gateway(*arguments: str) -> tuple[str, ...]:
+    """The command of this library's Gateway, which is no peer of the table below."""
+    return _python("gateway", *arguments)
 
 
 FLEET = 50

@@ -25,7 +25,7 @@ func runClient(o options) (result, error) {
 	}
 	defer connection.Close()
 
-	var m meter
+	m := meter{enough: make(chan struct{})}
 	tallies := make([]tally, o.inFlight)
 	var callers sync.WaitGroup
 	for i := range tallies {
@@ -63,6 +63,9 @@ func call(connection *grpc.ClientConn, o options, m *meter, t *tally) {
 		}
 		if m.phase.Load() == measured {
 			t.latencies = append(t.latencies, latency)
+			if m.answered.Add(1) == o.requests {
+				close(m.enough)
+			}
 		}
 	}
 }

@@ -26,6 +26,7 @@ type options struct {
 	connect           string
 	certificate       string
 	connections       int
+	requests          int64
 	inFlight          int
 	payload           []byte
 	warmup            time.Duration
@@ -41,6 +42,8 @@ func main() {
 		"speak TLS, with a certificate that is made now and written to this file")
 	flag.IntVar(&o.connections, "connections", 1, "connectors to wait for")
 	flag.IntVar(&o.inFlight, "in-flight", 64, "requests kept in flight, for each connector")
+	flag.Int64Var(&o.requests, "requests", 0,
+		"with -connect: end the window after so many; 0: after its time alone")
 	flag.IntVar(&payloadBytes, "payload", 64, "bytes per request")
 	warmup := flag.Float64("warmup", 0.5, "seconds of load before the window")
 	seconds := flag.Float64("seconds", 3, "length of the measured window")

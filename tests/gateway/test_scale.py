@@ -1,0 +1,18 @@
+"""Many connectors on sockets of their own; `python -m benchmarks.gateway` holds a thousand."""
+
+from __future__ import annotations
+
+from benchmarks.gateway.fleet import Fleet, measure_fleet
+
+
+def test_of_two_hundred_connectors_none_expires_and_every_call_of_any_is_answered() -> None:
+    fleet = Fleet(200, idle=2.0, rate=100.0, seconds=5.0)
+    figures = measure_fleet(fleet)
+
+    assert (figures.errors, figures.first_error) == (0, "")
+    assert figures.calls == 500
+    assert figures.heartbeats >= 200 * 6, "all beat every second"
+    assert figures.stats["connections_opened"] == figures.stats["connections"] == 200
+    assert figures.stats["calls_answered"] == 500
+    assert 0 < figures.memory_per_connection < 1 << 20
+    assert 0 < figures.idle_cpu < figures.cpu
