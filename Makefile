@@ -8,6 +8,7 @@ PACKAGING := setup.cfg setup.py pyproject.toml
 ARGS ?=
 # Tests wait more than they compute.
 JOBS ?= 3
+PYTEST = $(BIN)/$(if $(COVERAGE),coverage run,python) -m pytest
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test lint format types imports docs bench soak fuzz proto matrix coverage floors clean
@@ -22,7 +23,9 @@ demo: $(VENV)/run.stamp  ## a gateway, a connector and a client on real sockets 
 # With EMBEDDING=required uWSGI is there too, and a test that finds something missing fails.
 test: $(VENV)/$(if $(EMBEDDING),all,$(if $(COVERAGE),dev,test)).stamp  ## run the tests (ARGS="-k deadline -x")
 	@echo "make test: running the tests, $(JOBS) at a time"
-	@$(BIN)/$(if $(COVERAGE),coverage run,python) -m pytest -n $(JOBS) --dist loadfile $(ARGS)
+	@$(PYTEST) -m "not alone" -n $(JOBS) --dist loadfile $(ARGS)
+	@echo "make test: those that measure time, alone"
+	@$(PYTEST) -m alone $(ARGS) || [ $$? = 5 ]  # 5: none of them was asked for
 
 lint: $(VENV)/dev.stamp  ## ruff: rules and formatting
 	@echo "make lint: ruff check, ruff format"

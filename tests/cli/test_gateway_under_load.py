@@ -74,6 +74,8 @@ def test_no_call_that_a_connector_was_given_is_lost(tmp_path, transport) -> None
             connector.abort()
     assert all(answer == b"answer to " + payload for payload, answer in load.answers)
     assert sorted(handled) == sorted(payload for payload, _ in load.answers)
-    assert {code for code, _ in load.failures} == {grpc.StatusCode.UNAVAILABLE}
+    # A call that grpc had not handed to the gateway yet is cancelled by grpc itself.
+    refusals = {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED}
+    assert {code for code, _ in load.failures} <= refusals
     assert any(details == "the gateway is stopping" for _, details in load.failures)
     assert command.lines[1:] == []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import ExitStack
 from typing import Any, Callable
@@ -40,7 +41,14 @@ def nothing_goes_wrong_unnoticed(
     yield
     resources.close()
     records = caplog.get_records("call") + caplog.get_records("teardown")
-    assert [record for record in records if record.levelname == "ERROR"] == []
+    assert [
+        record for record in records if record.levelname == "ERROR" and not _noise(record)
+    ] == []
+
+
+def _is_noise(record: logging.LogRecord) -> bool:
+    """grpc wakes every event loop of the process, and all but one find nothing to read."""
+    return bool(record.exc_info) and isinstance(record.exc_info[1], BlockingIOError)
 
 
 class Clock:

@@ -18,6 +18,9 @@ from tests.support.apps import App
 from tests.support.commands import Command
 from tests.support.waiting import eventually
 
+# Latency is compared: nothing else may run meanwhile.
+pytestmark = pytest.mark.alone
+
 ROOT = Path(__file__).resolve().parents[2]
 CALLS = 300
 ROUNDS = 4

@@ -63,15 +63,15 @@ def test_a_gateway_that_announced_nothing_hears_the_published_protocol_byte_for_
 def test_heartbeats_come_as_often_as_the_gateways_patience_asks_for(
     new_connector, gateway, caplog: pytest.LogCaptureFixture
 ) -> None:
-    gateway.announces = {"revconn-heartbeat-timeout": "0.3"}
+    gateway.announces = {"revconn-heartbeat-timeout": "1.5"}
     with caplog.at_level(logging.INFO, "revconn"):
         start(new_connector, gateway)
         peer = gateway.accept_ready()
         for _ in range(3):
             peer.hears("heartbeat")
     assert (
-        "heartbeat_interval 0.1 s, not 30, liveness_timeout 0.225 s, not 90:"
-        " the gateway forgets a connection after 0.3 s" in caplog.text
+        "heartbeat_interval 0.5 s, not 30, liveness_timeout 1.125 s, not 90:"
+        " the gateway forgets a connection after 1.5 s" in caplog.text
     )
 
 
