@@ -28,7 +28,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         described = f"Python, slower than Go's ({why_no_go})"
     facts = machine(described)
     load = Load(_IN_FLIGHT, seconds=_LONGEST_ROUND, warmup=0.2)
-    facts["calls"] = f"{load.title}, in {options.rounds} interleaved rounds; medians"
+    facts["calls"] = (
+        f"{load.title}, in {options.rounds} interleaved rounds; rates and latencies are medians"
+    )
     before = load_average()
     calls: list[Calls] = []
     fleet: FleetFigures | None = None

@@ -3,18 +3,28 @@
 from __future__ import annotations
 
 import json
-import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Callable
 
 from benchmarks.measure import Load, PeerFailed, cpu_seconds, event, line, programs
 from benchmarks.peers import connector, gateway
 
-__all__ = ["DIRECT", "JUDGED", "PATHS", "Calls", "Path", "measure_calls", "ratios", "stats"]
+__all__ = [
+    "DIRECT",
+    "JUDGED",
+    "PATHS",
+    "Calls",
+    "Path",
+    "by_path",
+    "cpu_per_call",
+    "measure_calls",
+    "ratios",
+    "stats",
+]
 
 _CONNECT_TIMEOUT = 10.0
 
@@ -53,18 +63,6 @@ class Calls:
     first_error: str
     server_cpu_seconds: float
     connector_cpu_seconds: float
-
-    @property
-    def server_cpu(self) -> float:
-        return self.server_cpu_seconds / self.requests
-
-    @property
-    def connector_cpu(self) -> float:
-        return self.connector_cpu_seconds / self.requests
-
-    @property
-    def cpu(self) -> float:
-        return self.server_cpu + self.connector_cpu
 
 
 @dataclass(frozen=True)
@@ -127,17 +125,25 @@ def _measure(site: _Site, load: Load, requests: int, loadgen: Sequence[str]) -> 
     )
 
 
-def ratios(rounds: Sequence[Calls]) -> dict[str, float]:
-    """How much each path costs, as a multiple of the direct one; median of the rounds' own."""
-    direct = [each.cpu for each in rounds if each.path == DIRECT.name]
-    paths = dict.fromkeys(each.path for each in rounds)
-    return {
-        path: statistics.median(
-            each.cpu / other
-            for each, other in zip((each for each in rounds if each.path == path), direct)
-        )
-        for path in paths
-    }
+def by_path(rounds: Iterable[Calls]) -> dict[str, list[Calls]]:
+    """Each path's rounds."""
+    paths: dict[str, list[Calls]] = {}
+    for each in rounds:
+        paths.setdefault(each.path, []).append(each)
+    return paths
+
+
+def cpu_per_call(rounds: Sequence[Calls]) -> tuple[float, float]:
+    """Seconds of the gateway's (or the direct server's) and of the connector's, over all rounds."""
+    requests = sum(each.requests for each in rounds)
+    server = sum(each.server_cpu_seconds for each in rounds)
+    return server / requests, sum(each.connector_cpu_seconds for each in rounds) / requests
+
+
+def ratios(rounds: Iterable[Calls]) -> dict[str, float]:
+    """The CPU time of a call on each path, as a multiple of the direct one's."""
+    costs = {path: sum(cpu_per_call(of_path)) for path, of_path in by_path(rounds).items()}
+    return {path: cost / costs[DIRECT.name] for path, cost in costs.items()}
 
 
 def stats(server: subprocess.Popen[str]) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 
 from benchmarks.bars import Verdict
-from benchmarks.gateway.calls import DIRECT, JUDGED, Calls, ratios
+from benchmarks.gateway.calls import DIRECT, JUDGED, Calls, by_path, cpu_per_call, ratios
 from benchmarks.gateway.fleet import HEARTBEAT_TIMEOUT, FleetFigures
 from benchmarks.measure import readable
 from benchmarks.report import bars, table
@@ -68,9 +68,6 @@ def _judge_fleet(figures: FleetFigures) -> list[Verdict]:
 
 
 def _calls(rounds: Sequence[Calls]) -> list[str]:
-    paths: dict[str, list[Calls]] = {}
-    for each in rounds:
-        paths.setdefault(each.path, []).append(each)
     times = ratios(rounds)
     head = [
         "path",
@@ -83,20 +80,22 @@ def _calls(rounds: Sequence[Calls]) -> list[str]:
         "p50 ms",
         "p99 ms",
     ]
-    rows = [
-        [
-            name,
-            f"{sum(each.requests for each in of_path):,}",
-            f"{1e6 * _median(of_path, lambda each: each.server_cpu):,.0f}",
-            f"{1e6 * _median(of_path, lambda each: each.connector_cpu):,.0f}",
-            f"{1e6 * _median(of_path, lambda each: each.cpu):,.0f}",
-            f"{times[name]:.2f}",
-            f"{_median(of_path, lambda each: each.requests_per_second):,.0f}",
-            f"{1e3 * _median(of_path, lambda each: each.p50):.1f}",
-            f"{1e3 * _median(of_path, lambda each: each.p99):.1f}",
-        ]
-        for name, of_path in paths.items()
-    ]
+    rows = []
+    for name, of_path in by_path(rounds).items():
+        server, connector = cpu_per_call(of_path)
+        rows.append(
+            [
+                name,
+                f"{sum(each.requests for each in of_path):,}",
+                f"{1e6 * server:,.0f}",
+                f"{1e6 * connector:,.0f}",
+                f"{1e6 * (server + connector):,.0f}",
+                f"{times[name]:.2f}",
+                f"{_median(of_path, lambda each: each.requests_per_second):,.0f}",
+                f"{1e3 * _median(of_path, lambda each: each.p50):.1f}",
+                f"{1e3 * _median(of_path, lambda each: each.p99):.1f}",
+            ]
+        )
     return table(head, rows, left=1)
 
 
