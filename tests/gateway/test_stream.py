@@ -276,8 +276,10 @@ def test_a_request_given_up_lets_a_leaving_connector_go(gateway, connect, call) 
     assert connector.ended() == (grpc.StatusCode.OK, "")
 
 
-def test_a_broken_stream_is_forgotten(gateway, connect, caplog) -> None:
+def test_a_broken_stream_is_forgotten(gateway, connect, call, caplog) -> None:
     connector = connect(gateway, "echo.Echo")
+    call(gateway, "/echo.Echo/Say")  # left unanswered, so that nothing but the break ends it
+    connector.receive_request()
     with caplog.at_level(logging.INFO, GATEWAY_LOG):
         connector.cancel()
         eventually(lambda: not gateway.connections())

@@ -60,7 +60,9 @@ def test_each_test_has_a_gateway_of_its_own_that_ends_with_it(pytester: pytest.P
             assert len(set(map(id, seen))) == 3
             assert "revconn" not in str([thread.name for thread in threading.enumerate()])
         """
-    run(pytester, source).assert_outcomes(passed=4)
+    # In a process of its own: this one may have gateways that serve a whole session.
+    pytester.makepyfile(source)
+    pytester.runpytest_subprocess(*STRICT).assert_outcomes(passed=4)
 
 
 def test_a_gateway_with_options_may_take_the_place_of_the_usual_one(
