@@ -207,7 +207,8 @@ def line(process: subprocess.Popen[str]) -> str:
 
 def _end(process: subprocess.Popen[str]) -> None:
     process.kill()
-    process.communicate()
+    with process:  # not until its output ends: a process that it left behind may hold that
+        pass
 
 
 def cpu_seconds(pid: int) -> float:

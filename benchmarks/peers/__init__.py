@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from benchmarks.golang import GUIDE_CLIENT
 
-__all__ = ["FLEET", "PEERS", "Peer", "connector", "gateway"]
+__all__ = ["FLEET", "PEERS", "Peer", "connector", "gateway", "serve"]
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,11 @@ def connector(*arguments: str) -> tuple[str, ...]:
 def gateway(*arguments: str) -> tuple[str, ...]:
     """The command of this library's Gateway, which is no peer of the table below."""
     return _python("gateway", *arguments)
+
+
+def serve(*arguments: str) -> tuple[str, ...]:
+    """The command of a connector in several processes, with a handler that computes."""
+    return _python("serve", *arguments)
 
 
 FLEET = 50
