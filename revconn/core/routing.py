@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Generic, TypeVar
 
-__all__ = ["Routes", "lookup_order", "split_method_path"]
+__all__ = ["LONGEST_SERVICE", "Routes", "lookup_order", "split_method_path"]
+
+LONGEST_SERVICE = 1024  # characters: a longer name is nobody's
 
 T = TypeVar("T")
 
@@ -22,7 +24,13 @@ def split_method_path(path: str) -> tuple[str, str]:
 
 
 def lookup_order(service: str) -> Iterator[str]:
-    """The names a service is looked up by: itself, then its dotted parents, nearest first."""
+    """The names a service is looked up by: itself, then its dotted parents, nearest first.
+
+    Names over ``LONGEST_SERVICE`` are left out: a peer's endless one, all dots, would keep the
+    reader busy for minutes.
+    """
+    if len(service) > LONGEST_SERVICE:
+        service = service[: LONGEST_SERVICE + 1].rpartition(".")[0]
     while service:
         yield service
         service = service.rpartition(".")[0]

@@ -26,7 +26,7 @@ class NobodyServes(Refused):
     """A call of a service that no connector has registered."""
 
     def __init__(self, service: str) -> None:
-        super().__init__(StatusCode.UNAVAILABLE, f"no connector serves {service}")
+        super().__init__(StatusCode.UNAVAILABLE, f"no connector serves {service[:200]}")
 
 
 def over_limit(counters: Counters, option: str, problem: str) -> Refused:

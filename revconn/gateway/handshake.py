@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import grpc.aio
 
 from revconn.core.errors import ProtocolError
+from revconn.core.routing import LONGEST_SERVICE
 from revconn.core.status import StatusCode
 from revconn.gateway.counters import Counters
 from revconn.gateway.decoding import decode
@@ -16,6 +17,8 @@ from revconn.gateway.failures import Refused
 from revconn.gateway.keys import ApiKeys
 
 __all__ = ["Registration", "check_registration", "check_services", "receive_registration"]
+
+_MOST_SERVICES = 10_000  # looking at more would hold up everybody else
 
 
 class Registration(NamedTuple):
@@ -59,11 +62,14 @@ def check_registration(received: bytes, keys: ApiKeys) -> Registration:
     return Registration(key, check_services(message.register.services, key, keys))
 
 
-def check_services(names: Iterable[str], key: int, keys: ApiKeys) -> tuple[str, ...]:
+def check_services(names: Sequence[str], key: int, keys: ApiKeys) -> tuple[str, ...]:
     """The services' names, each once, which ``key`` may register. Raises :class:`Refused`."""
+    if len(names) > _MOST_SERVICES:
+        problem = f"{len(names):,} services; register {_MOST_SERVICES:,} at most"
+        raise Refused(StatusCode.INVALID_ARGUMENT, problem)
     services = tuple(dict.fromkeys(names))
     for name in services:
-        if not name.isprintable() or not name or "/" in name or " " in name:
+        if not _is_service_name(name):
             problem = f"{name[:200]!r} is not a service name; register package.Service"
             raise Refused(StatusCode.INVALID_ARGUMENT, problem)
     for name in services:
@@ -71,3 +77,9 @@ def check_services(names: Iterable[str], key: int, keys: ApiKeys) -> tuple[str, 
             problem = f"the API key may not register {name[:200]!r}"
             raise Refused(StatusCode.PERMISSION_DENIED, problem)
     return services
+
+
+def _is_service_name(name: str) -> bool:
+    if not 0 < len(name) <= LONGEST_SERVICE:
+        return False
+    return name.isprintable() and "/" not in name and " " not in name

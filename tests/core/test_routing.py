@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from revconn.core.routing import Routes, lookup_order, split_method_path
+from revconn.core.routing import LONGEST_SERVICE, Routes, lookup_order, split_method_path
 
 names = st.text(st.characters(blacklist_characters="/.", blacklist_categories=["Cs"]), min_size=1)
 services = st.lists(names, min_size=1, max_size=4).map(".".join)
@@ -38,6 +38,16 @@ def test_the_lookup_ends_at_the_first_part_of_the_name(service: str) -> None:
     assert order[0] == service
     assert order[-1] == service.split(".")[0]
     assert len(order) == service.count(".") + 1
+
+
+def test_of_an_endless_name_only_the_parents_that_somebody_may_have_are_looked_up() -> None:
+    parent = "a." * (LONGEST_SERVICE // 2 - 1) + "bc"
+    assert len(parent) == LONGEST_SERVICE
+    assert next(lookup_order(parent)) == parent
+    assert next(lookup_order(f"{parent}.D")) == parent
+    assert next(lookup_order(f"{parent}d.E")) == parent.rpartition(".")[0]
+    assert sum(1 for _ in lookup_order("." * 4_000_000)) <= LONGEST_SERVICE
+    assert list(lookup_order("a" * (LONGEST_SERVICE + 1))) == []
 
 
 def test_a_method_is_found_with_and_without_its_first_slash() -> None:

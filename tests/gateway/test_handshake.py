@@ -29,11 +29,19 @@ def test_a_service_named_twice_is_registered_once() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["", "/echo.Echo", "a/b", "a b", "a\tb", "a\n", "\x00", "a\u2028b"]
+    "name", ["", "/echo.Echo", "a/b", "a b", "a\tb", "a\n", "\x00", "a\u2028b", "a" * 1025]
 )
 def test_what_is_no_service_name_is_refused(name: str) -> None:
     with pytest.raises(Refused, match="not a service name") as refused:
         check_registration(register("echo.Echo", name), KEYS)
+    assert refused.value.code is StatusCode.INVALID_ARGUMENT
+
+
+def test_services_by_the_ten_thousand_are_refused_before_they_are_looked_at() -> None:
+    names = [f"{number:x}" for number in range(10_000)]
+    assert len(check_registration(register(*names), KEYS).services) == 10_000
+    with pytest.raises(Refused, match="10,001 services; register 10,000 at most") as refused:
+        check_registration(register(*names, ""), KEYS)
     assert refused.value.code is StatusCode.INVALID_ARGUMENT
 
 

@@ -78,6 +78,12 @@ def test_a_service_is_healthy_if_a_call_of_it_would_be_forwarded(gateway, stub, 
     assert check(stub, "echo.Echo.Child") == Status.SERVING
 
 
+def test_an_endless_name_holds_up_nobody(stub) -> None:
+    with pytest.raises(grpc.RpcError) as refused:
+        check(stub, "." * 4_000_000)
+    assert refused.value.code() is grpc.StatusCode.NOT_FOUND
+
+
 def test_whoever_watches_a_service_is_told_when_it_comes_and_goes(gateway, stub, connect) -> None:
     watch, other = Watch(stub, "echo.Echo"), Watch(stub, "other.Other")
     assert watch.next() == other.next() == Status.SERVICE_UNKNOWN
