@@ -39,13 +39,13 @@ class ChunkedAnswers:
         self._require_room(len(chunk.payload))
         before = joiner.held_bytes
         try:
-            whole = joiner.add(chunk)
+            return joiner.add(chunk)
         except ResponseTooLarge as error:
             raise over_limit(self._counters, "max_response_bytes", str(error)) from None
         except ProtocolError as error:
             raise self._broken(f"in chunks that do not make one: {error}") from None
-        self.held_bytes += joiner.held_bytes - before
-        return whole
+        finally:
+            self.held_bytes += joiner.held_bytes - before
 
     def forget(self, request_id: str) -> None:
         """Drop what has come of an answer, if anything has."""

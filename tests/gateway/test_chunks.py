@@ -98,6 +98,7 @@ def test_chunks_that_do_not_fit_together_fail_that_call_alone(
     assert cancel.request_id == bad_id
     assert said in cancel.reason
     assert counted(gateway, "answers_broken") == 1
+    assert gateway._thread._serving.shared.forwarding._chunked.held_bytes == 0
 
 
 def test_a_missing_final_chunk_ends_with_the_deadline(run_gateway, connect, call) -> None:
