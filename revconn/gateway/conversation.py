@@ -32,6 +32,7 @@ __all__ = ["Conversation"]
 logger = logging.getLogger(__name__)
 
 _LONGEST_ID = 256
+_STATUSES = {number: name for name, number in ConnectionStatus.StatusType.items()}
 
 
 class Conversation:
@@ -41,7 +42,6 @@ class Conversation:
         self._connection = connection
         self._shared = shared
         self._dialled = DialledCalls(connection, shared)
-        self._noted: set[str] = set()
 
     async def receive(self, message: ConnectionMessage) -> None:
         """Do what a message asks for; the next one is not read before that is done."""
@@ -63,7 +63,7 @@ class Conversation:
         elif kind == "cancel" and CANCEL in self._connection.features:
             self._receive_cancel(message.cancel)
         else:
-            self._note(kind or "a message of unknown type")
+            self._connection.note(kind or "a message of unknown type")
 
     def end(self) -> None:
         """Nothing more will be received, nor sent."""
@@ -74,11 +74,8 @@ class Conversation:
             self._connection.last_heartbeat = time.monotonic()
             logger.debug("connection %s: heartbeat", self._connection.id)
         else:
-            logger.warning(
-                "connection %s: ignored a heartbeat for %.64r, which is not its id",
-                self._connection.id,
-                heartbeat.connection_id,
-            )
+            said = f" but {heartbeat.connection_id[:64]!r}"
+            self._connection.note("a heartbeat whose id is not its own", said)
 
     def _receive_status(self, status: ConnectionStatus) -> None:
         if status.status == ConnectionStatus.DISCONNECTED:
@@ -87,12 +84,13 @@ class Conversation:
                 journal.draining(self._connection, reason)
             self._shared.forwarding.drain(self._connection, "it left")
         else:
-            self._note(f"status {status.status}", f": {status.message[:200]!r}")
+            name = _STATUSES.get(status.status, "of unknown type")
+            self._connection.note(f"status {name}", f": {status.message[:200]!r}")
 
     def _receive_request(self, message: ConnectionMessage) -> None:
         request_id = message.request.request_id
         if not 0 < len(request_id) <= _LONGEST_ID:
-            self._note("a request with no id or an endless one")
+            self._connection.note("a request with no id or an endless one")
             return
         connection, counters = self._connection, self._shared.counters
         try:
@@ -107,6 +105,7 @@ class Conversation:
     def _forward(self, message: ConnectionMessage) -> None:
         request, shared, connection = message.request, self._shared, self._connection
         service = self._service(request.method_path)
+        shared.forwarding.admit(request.request_id, connection)
         require_small_headers(request.headers, shared.limits, shared.counters)
         now = asyncio.get_running_loop().time()
         latest = now + shared.request_timeout
@@ -134,12 +133,12 @@ class Conversation:
         if subscription.action == SubscriptionRequest.UNSUBSCRIBE:
             events.unsubscribe(self._connection, subscription.event_types)
         elif subscription.action != SubscriptionRequest.SUBSCRIBE:
-            self._note(f"subscription action {subscription.action}")
+            self._connection.note("a subscription of unknown action")
         else:
             try:
                 events.subscribe(self._connection, subscription.event_types)
             except Refused as refused:
-                self._complain(refused.message)
+                self._refuse_subscription(refused)
 
     def _receive_cancel(self, cancel: CancelRequest) -> None:
         if self._dialled.cancel(cancel.request_id):
@@ -152,19 +151,13 @@ class Conversation:
                 cancel.request_id,
             )
 
-    def _complain(self, problem: str) -> None:
-        """Tell the connector, once, what has no answer of its own to be told in."""
-        if problem in self._noted:
-            return
-        self._noted.add(problem)
-        logger.warning("connection %s: refused a subscription: %s", self._connection.id, problem)
-        error = ConnectionStatus(
-            connection_id=self._connection.id, status=ConnectionStatus.ERROR, message=problem
-        )
-        self._connection.outbound.put(ConnectionMessage(status=error).SerializeToString())
-
-    def _note(self, kind: str, detail: str = "") -> None:
-        if kind not in self._noted:
-            self._noted.add(kind)
-            connection_id = self._connection.id
-            logger.warning("connection %s: ignored %s%s", connection_id, kind, detail)
+    def _refuse_subscription(self, refused: Refused) -> None:
+        """Tell the connector, once: there is no answer to a subscription to be told in."""
+        what = f"a subscription ({refused.code.name})"
+        if self._connection.note(what, f": {refused.message}"):
+            error = ConnectionStatus(
+                connection_id=self._connection.id,
+                status=ConnectionStatus.ERROR,
+                message=refused.message,
+            )
+            self._connection.outbound.put(ConnectionMessage(status=error).SerializeToString())

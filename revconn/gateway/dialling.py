@@ -12,7 +12,6 @@ from revconn.core.errors import ProtocolError
 from revconn.core.framing import frame, is_framed, unframe
 from revconn.core.status import StatusCode, encode_message, http_status
 from revconn.gateway.backends import Reply
-from revconn.gateway.door import STOPPING
 from revconn.gateway.failures import Refused
 from revconn.gateway.metadata import headers_from_metadata, metadata_from_headers
 from revconn.gateway.registry import Connection
@@ -31,16 +30,11 @@ class DialledCalls:
         self._tasks: dict[str, asyncio.Task[None]] = {}
 
     def start(self, request: ForwardRequest, service: str, deadline: float) -> None:
-        """Make a call, until ``deadline`` on the loop's clock. Raises :class:`Refused`."""
-        connection, request_id = self._connection, request.request_id
-        if self._shared.forwarding.is_leaving:
-            raise Refused(StatusCode.UNAVAILABLE, STOPPING)
-        if request_id in connection.asked:
-            problem = f"a request with the id {request_id[:64]!r} is pending already"
-            raise Refused(StatusCode.ALREADY_EXISTS, problem)
+        """Make a call that was admitted, until ``deadline`` on the loop's clock."""
+        request_id = request.request_id
         task = asyncio.ensure_future(self._call(request, service, deadline))
         self._tasks[request_id] = task
-        connection.asked.add(request_id)
+        self._connection.asked.add(request_id)
         task.add_done_callback(lambda _: self._done(request_id))
 
     def cancel(self, request_id: str) -> bool:

@@ -47,6 +47,17 @@ class Forwarding:
         """How many of them do not come from a connector."""
         return sum(request.asker is None for request in self._pending.all())
 
+    def admit(self, request_id: str, asker: Connection) -> None:
+        """Raises :class:`Refused` unless ``asker`` may make a call of that id now."""
+        if self._is_leaving:
+            raise Refused(StatusCode.UNAVAILABLE, STOPPING)
+        if request_id in self._pending or request_id in asker.asked:
+            problem = f"a request with the id {request_id[:64]!r} is pending already"
+            raise Refused(StatusCode.ALREADY_EXISTS, problem)
+        if len(asker.asked) >= asker.max_pending:
+            problem = f"the connector has {asker.max_pending:,} calls of its own under way"
+            raise over_limit(self._counters, "max_pending_per_connection", problem)
+
     def submit(
         self,
         message: ConnectionMessage,
@@ -57,16 +68,11 @@ class Forwarding:
     ) -> None:
         """Send a request; ``settle`` gets the answer, or a failure, before long.
 
-        ``deadline`` is on the loop's clock. Raises :class:`Refused` when it cannot be sent;
-        :class:`NobodyServes` when nobody is there to take it.
+        ``deadline`` is on the loop's clock, ``asker`` a connector that was admitted. Raises
+        :class:`Refused` when it cannot be sent; :class:`NobodyServes` when nobody is there to
+        take it.
         """
-        request_id = message.request.request_id
-        if asker is not None and self._is_leaving:
-            raise Refused(StatusCode.UNAVAILABLE, STOPPING)
-        self._pending.require_room(request_id)
-        if asker is not None and len(asker.asked) >= asker.max_pending:
-            problem = f"the connector has {asker.max_pending:,} calls of its own under way"
-            raise over_limit(self._counters, "max_pending_per_connection", problem)
+        self._pending.require_room()
         connection = self._registry.take_turn(service, time.monotonic())
         if connection is None:
             self._counters.calls_unserved += 1
@@ -77,7 +83,7 @@ class Forwarding:
             limit = connection.max_message_bytes
             problem = f"a request of {len(data):,} bytes exceeds the connector's {limit:,}"
             raise over_limit(self._counters, "max_sent_message_bytes", problem)
-        request = PendingRequest(request_id, service, connection, settle, asker)
+        request = PendingRequest(message.request.request_id, service, connection, settle, asker)
         request.outgoing = connection.outbound.put(data)
         request.timer = asyncio.get_running_loop().call_at(deadline, self._expire, request)
         self._pending.add(request)
@@ -145,11 +151,6 @@ class Forwarding:
                 self._counters.calls_lost += 1
                 problem = f"{request.lost}; no other connector serves {request.service} now"
                 self._settle(request, failure(StatusCode.UNAVAILABLE, problem, request.id))
-
-    @property
-    def is_leaving(self) -> bool:
-        """Whether connectors' calls are refused."""
-        return self._is_leaving
 
     def leave(self) -> None:
         """Take no call of a connector any more; others are refused at the door."""

@@ -6,21 +6,17 @@ Everything here belongs to the gateway's thread.
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections import deque
 from typing import Callable
 
 from revconn._proto.registry_pb2 import ForwardResponse
-from revconn.core.status import StatusCode
 from revconn.gateway.counters import Counters
-from revconn.gateway.failures import Refused, over_limit
+from revconn.gateway.failures import over_limit
 from revconn.gateway.limits import Limits
 from revconn.gateway.outbound import Outgoing
 from revconn.gateway.registry import Connection
 
 __all__ = ["PendingRequest", "PendingRequests", "Settle"]
-
-logger = logging.getLogger(__name__)
 
 Settle = Callable[[ForwardResponse], None]
 
@@ -88,11 +84,8 @@ class PendingRequests:
     def __contains__(self, request_id: str) -> bool:
         return request_id in self._requests
 
-    def require_room(self, request_id: str) -> None:
-        """Raises :class:`Refused` unless a request with that id may be added."""
-        if request_id in self._requests:
-            problem = f"a request with the id {request_id[:64]!r} is pending already"
-            raise Refused(StatusCode.ALREADY_EXISTS, problem)
+    def require_room(self) -> None:
+        """Raises :class:`Refused` unless one more may be added."""
         if len(self._requests) >= self._limit:
             problem = f"{self._limit:,} calls wait for an answer"
             raise over_limit(self._counters, "max_pending", problem)
@@ -134,15 +127,15 @@ class PendingRequests:
         if request is not None and request.connection.key == sender.key:
             return request
         sender.unmatched += 1
+        said = f": {response.request_id[:64]!r}"
         if request is not None:
             self._counters.answers_foreign += 1
+            sender.note("an answer to what another key was asked", said)
         elif response.request_id in self._settled:
             self._counters.answers_late += 1
         else:
             self._counters.answers_unknown += 1
-        logger.debug(
-            "connection %s answered %.64r, which is not pending", sender.id, response.request_id
-        )
+            sender.note("an answer to what nobody asked", said)
         return None
 
     def settle(self, request: PendingRequest, response: ForwardResponse) -> None:

@@ -5,6 +5,7 @@ Everything here belongs to the gateway's thread, except :meth:`Registry.describe
 
 from __future__ import annotations
 
+import logging
 from collections import Counter, deque
 from dataclasses import dataclass, field
 from typing import Callable
@@ -15,6 +16,8 @@ from revconn.core.status import StatusCode
 from revconn.gateway.outbound import Outbound
 
 __all__ = ["Connection", "ConnectionInfo", "Registry"]
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -77,6 +80,7 @@ class Connection:
     unmatched: int = 0
     events_dropped: int = 0
     last_heartbeat: float = field(init=False)
+    _noted: set[str] = field(init=False, default_factory=set)
 
     def __post_init__(self) -> None:
         self.last_heartbeat = self.connected_at
@@ -94,6 +98,17 @@ class Connection:
     def is_ready(self, now: float) -> bool:
         """Whether one more request would be sent to it without delay."""
         return self.has_room and not self.outbound.is_stalled(now)
+
+    def note(self, what: str, detail: str = "") -> bool:
+        """Log what it says in vain; once for each ``what``, however often it says it.
+
+        Whether this was the first time. What a peer can vary as it likes belongs into ``detail``.
+        """
+        if what in self._noted:
+            return False
+        self._noted.add(what)
+        logger.warning("connection %s: ignored %s%s", self.id, what, detail)
+        return True
 
     def end_if_drained(self) -> None:
         """End the stream in peace once it is leaving and all it was sent, or asked, is settled."""

@@ -254,13 +254,15 @@ def test_a_connectors_broken_payload_is_refused(gateway, new_backend, connect) -
     assert (response.status_code, response.headers["grpc-status"]) == (400, "3")
 
 
+@pytest.mark.parametrize("service", ["echo.Echo", "of.AConnector"])
 def test_an_id_that_waits_for_a_backend_is_not_taken_twice(
-    gateway, new_backend, released, connect
+    gateway, new_backend, released, connect, service
 ) -> None:
     register(gateway, new_backend(lambda *_: released.wait(PATIENCE) and b"").address)
+    connect(gateway, "of.AConnector")
     connector = connect(gateway)
-    for _ in range(2):
-        connector.send(request=ForwardRequest(request_id="1", method_path=SAY))
+    connector.ask("1", SAY)
+    connector.ask("1", f"/{service}/Say")
     response = connector.receive().response
     assert (response.status_code, response.headers["grpc-status"]) == (409, "6")
     released.set()
@@ -475,6 +477,23 @@ def test_calls_that_wait_for_backends_are_limited(
     assert f"(the gateway's {limit})" in refused.details()
     released.set()
     assert waiting.code() is grpc.StatusCode.OK
+
+
+def test_calls_of_one_connector_that_wait_for_backends_are_limited(
+    run_gateway, new_backend, released, connect
+) -> None:
+    gateway = run_gateway(max_pending_per_connection=2)
+    for service in "abc":
+        backend = new_backend(lambda *_: released.wait(PATIENCE) and b"")
+        register(gateway, backend.address, service)
+    connector = connect(gateway)
+    for service in "abc":
+        connector.ask(service, f"/{service}/Say")
+    response = connector.receive_response()
+    assert (response.request_id, response.status_code) == ("c", 429)
+    assert "2 calls of its own under way (the gateway's max_pend" in response.error_message
+    released.set()
+    assert {connector.receive_response().status_code for _ in "ab"} == {200}
 
 
 def test_a_backend_that_leads_back_to_the_gateway_is_found_out(gateway, call) -> None:

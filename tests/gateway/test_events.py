@@ -151,17 +151,21 @@ def test_more_subscriptions_than_allowed_are_refused_with_a_status(
     assert receive_event(connector).event_type == "b"
     assert gateway.connections()[0].subscriptions == 2
     assert counted(gateway, "refused_max_subscriptions") == 2
-    assert caplog.text.count("refused a subscription") == 1
+    assert caplog.text.count("ignored a subscription (RESOURCE_EXHAUSTED): a connection") == 1
     unsubscribe(connector, "a")
     subscribe(connector, "c")
     publish(connector, "c")
     assert receive_event(connector).event_type == "c"
 
 
-def test_an_endless_type_is_refused(gateway, connect) -> None:
+def test_an_endless_type_is_refused_and_said_once(gateway, connect, caplog) -> None:
     connector = connect(gateway)
-    subscribe(connector, "x" * 257)
+    for first in "abc":
+        subscribe(connector, first + "x" * 256)
     assert "no type of events is that long" in connector.receive().status.message
+    connector.ask("1", "/other.Other/Say")
+    connector.receive_response()  # and no other status before it
+    assert caplog.text.count("ignored a subscription") == 1
 
 
 @pytest.fixture
