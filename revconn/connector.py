@@ -24,7 +24,7 @@ from revconn.runtime.handlers import Handler
 from revconn.runtime.signals import obey_signals, signals_into
 from revconn.runtime.state import State, StateBoard
 from revconn.runtime.supervisor import Supervisor
-from revconn.runtime.threads import is_own_thread
+from revconn.runtime.threads import aside, is_own_thread
 from revconn.target import Target, parse_targets
 from revconn.transport.base import Transport
 from revconn.validation import refuse, require_seconds, require_service_name
@@ -34,6 +34,8 @@ __all__ = ["Connector", "LinkStatus"]
 logger = logging.getLogger(__name__)
 
 H = TypeVar("H", bound=Handler)
+
+_HELD_UP = 10.0  # seconds; all that closing takes beyond its timeout is less
 
 
 @dataclass(frozen=True)
@@ -299,12 +301,19 @@ class Connector:
         """
         seconds = self._options.drain_timeout if timeout is None else timeout
         require_seconds("timeout", seconds, zero=True)
-        supervisor = self._end_idle()
-        if supervisor is not None:
-            supervisor.stop(seconds)
+
+        def stop() -> None:
+            supervisor = self._end_idle()
+            if supervisor is not None:
+                supervisor.stop(seconds)
+
+        aside(stop, seconds + _HELD_UP)
 
     def abort(self) -> None:
         """End at once; what is in flight is abandoned. Idempotent, and bounded to seconds."""
+        aside(self._abort, _HELD_UP)
+
+    def _abort(self) -> None:
         supervisor = self._end_idle()
         if supervisor is not None:
             supervisor.abort()
@@ -392,7 +401,7 @@ class Connector:
                 self._board,
                 on_end=self._end,
             )
-        atexit.register(self.abort)
+        atexit.register(self._abort)
         return self._supervisor
 
     def _transport(self, target: Target) -> Transport:
@@ -412,7 +421,7 @@ class Connector:
         )
 
     def _end(self) -> None:
-        atexit.unregister(self.abort)
+        atexit.unregister(self._abort)
         self._wakeups.put(None)
 
     def _forsake(self) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import queue
 import threading
+import time
 from collections import deque
 from collections.abc import Iterable
 from enum import Enum
@@ -37,14 +39,15 @@ def combine(states: Iterable[State]) -> State:
 class StateBoard:
     """The current state; waits for one; tells callbacks each change once, in order.
 
-    ``_lock`` guards all state, ``_changed`` is its condition. Callbacks run without it, in
-    whichever thread made the change or is just telling an earlier one. Thread-safe.
+    ``_lock`` is held for changes. Reading the state and waiting for one take no lock: they are
+    what a main thread does while a signal handler in it calls ``stop()``. Callbacks run without
+    it, in whichever thread made the change or is just telling an earlier one. Thread-safe.
     """
 
     def __init__(self, state: State = State.IDLE) -> None:
         self._lock = threading.Lock()
-        self._changed = threading.Condition(self._lock)
         self._state = state
+        self._waiting: list[queue.SimpleQueue[State]] = []
         self._callbacks: list[Callable[[State], object]] = []
         self._untold: deque[State] = deque()
         self._telling = False
@@ -52,13 +55,11 @@ class StateBoard:
     @property
     def state(self) -> State:
         """The state now."""
-        with self._lock:
-            return self._state
+        return self._state
 
     def renew_locks(self) -> None:
         """In a forked child: whoever held them is not there to release them."""
         self._lock = threading.Lock()
-        self._changed = threading.Condition(self._lock)
         self._telling = False
 
     def subscribe(self, callback: Callable[[State], object]) -> None:
@@ -74,18 +75,26 @@ class StateBoard:
                 return
             self._state = state
             self._untold.append(state)
-            self._changed.notify_all()
+            for news in tuple(self._waiting):
+                news.put(state)
         self._tell()
 
     def wait_for(self, states: Iterable[State], timeout: float | None) -> State | None:
         """The state once it is one of ``states``; ``None`` when ``timeout`` seconds ran out."""
         wanted = frozenset(states)
-        if timeout is not None:
-            timeout = min(timeout, threading.TIMEOUT_MAX)
-        with self._lock:
-            if self._changed.wait_for(lambda: self._state in wanted, timeout):
-                return self._state
-        return None
+        deadline = time.monotonic() + (threading.TIMEOUT_MAX if timeout is None else timeout)
+        news: queue.SimpleQueue[State] = queue.SimpleQueue()
+        self._waiting.append(news)  # before the look: no change comes in between
+        try:
+            state = self._state
+            while state not in wanted:
+                rest = min(max(0.0, deadline - time.monotonic()), threading.TIMEOUT_MAX)
+                state = news.get(timeout=rest)
+        except queue.Empty:
+            return None
+        finally:
+            self._waiting.remove(news)
+        return state
 
     def _tell(self) -> None:
         while True:

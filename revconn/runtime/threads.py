@@ -1,4 +1,4 @@
-"""Which threads are the library's own: there, waiting for the end would wait for itself."""
+"""Where it may be waited for the end: not in the library's own threads, nor by the main one."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Callable
 
-__all__ = ["is_own_thread", "own_thread"]
+__all__ = ["aside", "is_own_thread", "own_thread"]
 
 # Identifiers and no threading.local: one made before gevent patched threading would take all its
 # green threads for one thread. Adding to a set, and looking into it, is atomic.
@@ -30,6 +31,31 @@ def own_thread() -> Iterator[None]:
 def is_own_thread() -> bool:
     """Whether the current thread runs a handler, or a callback of a link."""
     return threading.get_ident() in _own
+
+
+def aside(function: Callable[[], object], timeout: float) -> None:
+    """Call ``function`` outside of the main thread, and wait for it at most ``timeout`` seconds.
+
+    A signal handler interrupts the main thread wherever it is, and whatever lock it holds: what
+    waited for that lock in there would wait for ever.
+    """
+    if threading.current_thread() is not threading.main_thread() or is_own_thread():
+        function()
+        return
+    done = threading.Event()
+
+    def run() -> None:
+        try:
+            function()
+        finally:
+            done.set()
+
+    try:
+        threading.Thread(target=run, name="revconn-close", daemon=True).start()
+    except RuntimeError:  # no thread to be had: the interpreter exits, most often
+        function()
+    else:
+        done.wait(timeout)
 
 
 def _disown() -> None:

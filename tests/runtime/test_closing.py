@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import signal
 import threading
 import time
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ from typing import Callable
 import pytest
 
 from revconn import Backoff, Connector, State
+from revconn import connector as connector_module
 from revconn.testing import Fault, FaultProxy
 from tests.support.connectors import NEVER
 from tests.support.scripted_gateway import Peer, ScriptedGateway
@@ -35,6 +37,7 @@ class Scene:
         self.let_handler_end = threading.Event()
         stack.callback(self.end)
         self.answer = b""
+        self.at_the_end: Callable[[], None] = lambda: None
         self._proxies: list[FaultProxy] = []
 
     def end(self) -> None:
@@ -87,6 +90,21 @@ class Scene:
         proxy.fault = Fault.STALL
         return connector
 
+    def ready_but_cut_off(self) -> Connector:
+        """What is sent goes nowhere, and nobody says so."""
+        proxy = self._proxy()
+        connector, _ = self._connect(proxy.address)
+        proxy.fault = Fault.BLACK_HOLE
+        return connector
+
+    def flooded(self) -> Connector:
+        """Requests come without end."""
+        self.let_handler_end.set()
+        connector, peer = self._connect(self._gateway().address)
+        in_thread(peer.requests_without_end)
+        eventually(lambda: connector.stats()["answered"] > 300)
+        return connector
+
     def stuck_in_sending(self) -> Connector:
         """The peer reads nothing any more, and more waits to be sent than sockets take in."""
         self.answer = bytes(3 * MIB)
@@ -115,6 +133,7 @@ class Scene:
     def _handle(self, request) -> bytes:
         self.handler_runs.release()
         assert self.let_handler_end.wait(TIMEOUT)
+        self.at_the_end()
         return self.answer
 
     def _gateway(self) -> ScriptedGateway:
@@ -136,6 +155,8 @@ SCENES = [
     Scene.ready_at_a_gateway_that_ignores_goodbyes,
     Scene.busy,
     Scene.ready_but_stalled,
+    Scene.ready_but_cut_off,
+    Scene.flooded,
     Scene.stuck_in_sending,
 ]
 
@@ -160,7 +181,15 @@ def from_four_threads_at_once(close: Callable[[], None]) -> None:
         closing.result(TIMEOUT)
 
 
-CALLERS = [twice, in_another_thread, from_four_threads_at_once]
+def in_a_signal_handler(close: Callable[[], None]) -> None:
+    before = signal.signal(signal.SIGINT, lambda *_: close())
+    try:
+        signal.raise_signal(signal.SIGINT)
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+CALLERS = [twice, in_another_thread, from_four_threads_at_once, in_a_signal_handler]
 
 
 @pytest.fixture
@@ -223,6 +252,79 @@ def test_closing_in_a_handler_returns_at_once_and_ends_the_connector(
     connector.wait(TIMEOUT)
     eventually(lambda: took)
     assert max(took) < 1.0
+
+
+def draining(scene: Scene, connector: Connector, proxy: FaultProxy) -> None:
+    in_thread(connector.stop, TIMEOUT)
+    eventually(lambda: connector.state is State.DRAINING)
+
+
+def without_a_gateway(scene: Scene, connector: Connector, proxy: FaultProxy) -> None:
+    proxy.fault = Fault.REFUSE
+    proxy.reset_all()
+    eventually(lambda: connector.state is State.BACKING_OFF)
+
+
+def connecting_again(scene: Scene, connector: Connector, proxy: FaultProxy) -> None:
+    proxy.reset_all()
+    proxy.fault = Fault.STALL
+    eventually(lambda: connector.state is State.CONNECTING)
+
+
+def stalled(scene: Scene, connector: Connector, proxy: FaultProxy) -> None:
+    proxy.fault = Fault.STALL
+
+
+@pytest.mark.parametrize(
+    "meanwhile", [draining, without_a_gateway, connecting_again, stalled], ids=lambda f: f.__name__
+)
+@pytest.mark.parametrize("how", ["stop", "abort"])
+def test_a_handler_that_closes_its_connector_later_returns_at_once_and_ends_it(
+    scene: Scene, how: str, meanwhile: Callable
+) -> None:
+    took: list[float] = []
+
+    def close() -> None:
+        began = time.monotonic()
+        closing(connector, how)()
+        took.append(time.monotonic() - began)
+
+    proxy = scene._proxy()
+    connector, peer = scene._connect(proxy.address)
+    scene.at_the_end = close
+    peer.request()
+    assert scene.handler_runs.acquire(timeout=TIMEOUT)
+    meanwhile(scene, connector, proxy)
+    scene.let_handler_end.set()
+    if meanwhile is draining and how == "stop":
+        peer.answer()
+        peer.hears_goodbye()
+    connector.wait(TIMEOUT)
+    eventually(lambda: took)
+    assert max(took) < 1.0
+
+
+LOCKS: dict[str, Callable[[Connector], threading.Lock]] = {
+    "Connector": lambda connector: connector._lock,
+    "StateBoard": lambda connector: connector._board._lock,
+    "Supervisor": lambda connector: connector._supervisor._lock,
+    "Dispatcher": lambda connector: connector._supervisor._dispatcher._lock,
+    "Link": lambda connector: connector._supervisor.links[0]._lock,
+    "Session": lambda connector: connector._supervisor.links[0]._serving._lock,
+    "Outbox": lambda connector: connector._supervisor.links[0]._outbox._lock,
+}
+
+
+@pytest.mark.parametrize("lock_of", LOCKS.values(), ids=LOCKS)
+@pytest.mark.parametrize("how", ["stop", "abort"])
+def test_a_signal_handler_that_closes_it_returns_whatever_lock_the_main_thread_holds(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch, how: str, lock_of: Callable
+) -> None:
+    monkeypatch.setattr(connector_module, "_HELD_UP", 0.1)
+    connector = scene.ready()
+    with lock_of(connector):
+        in_a_signal_handler(closing(connector, how))
+    connector.wait(TIMEOUT)
 
 
 @pytest.mark.parametrize("state", [s for s in State if s is not State.IDLE])

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import signal
-import threading
 import time
+
+import pytest
 
 from revconn.testing import Fault, FaultProxy
 from tests.support.connectors import NEVER
-from tests.support.scripted_gateway import Peer
+from tests.support.threads import TIMEOUT, in_thread
 
 NOBODY_LISTENS = "127.0.0.1:1"
 PROMPTLY = 5.0
@@ -21,6 +22,11 @@ def answer(request):
 connector.start(block=False)
 wait_for_sigusr1()
 say("leaving")
+"""
+
+STOP_AT_EXIT = """
+import atexit
+atexit.register(connector.stop, 1.0)
 """
 
 START_BUSY = """
@@ -48,27 +54,33 @@ def assert_exits_by_itself(program) -> None:
     assert "Error" not in program.stderr
 
 
-def test_while_it_backs_off(new_program) -> None:
-    program = new_program(START, NOBODY_LISTENS, backoff=NEVER)
+@pytest.fixture(params=["", STOP_AT_EXIT], ids=["forgotten", "stopped by atexit"])
+def start(request: pytest.FixtureRequest) -> str:
+    """The program, which forgets its connector or has it stopped in the very end."""
+    return request.param + START
+
+
+def test_while_it_backs_off(new_program, start) -> None:
+    program = new_program(start, NOBODY_LISTENS, backoff=NEVER)
     program.hears("BACKING_OFF")
     assert_exits_by_itself(program)
 
 
-def test_while_the_peer_reads_nothing(new_program, gateway) -> None:
+def test_while_the_peer_reads_nothing(new_program, gateway, start) -> None:
     with FaultProxy(gateway.port, fault=Fault.STALL) as proxy:
-        program = new_program(START, proxy.address)
+        program = new_program(start, proxy.address)
         proxy.wait_connections(1)
         assert_exits_by_itself(program)
 
 
-def test_while_the_gateway_never_says_connected(new_program, gateway) -> None:
-    program = new_program(START, gateway.address)
+def test_while_the_gateway_never_says_connected(new_program, gateway, start) -> None:
+    program = new_program(start, gateway.address)
     gateway.accept().hears("register")
     assert_exits_by_itself(program)
 
 
-def test_while_it_is_ready(new_program, gateway) -> None:
-    program = new_program(START, gateway.address)
+def test_while_it_is_ready(new_program, gateway, start) -> None:
+    program = new_program(start, gateway.address)
     peer = gateway.accept_ready()
     program.hears("READY")
     peer.request("r1")
@@ -76,26 +88,13 @@ def test_while_it_is_ready(new_program, gateway) -> None:
     assert_exits_by_itself(program)
 
 
-def test_while_requests_come_without_end(new_program, gateway) -> None:
-    program = new_program(START, gateway.address)
+def test_while_requests_come_without_end(new_program, gateway, start) -> None:
+    program = new_program(start, gateway.address)
     peer = gateway.accept_ready()
     program.hears("READY")
-    flood = threading.Thread(target=send_requests_for_ever, args=(peer,))
-    flood.start()
+    flood = in_thread(peer.requests_without_end)
     assert_exits_by_itself(program)
-    flood.join()
-
-
-def send_requests_for_ever(peer: Peer) -> None:
-    """Keep hundreds in flight until the connector hangs up."""
-    for number in range(300):
-        peer.request(f"r{number}")
-    while True:
-        heard = peer.hears_any_or_hang_up()
-        if heard is None:
-            return
-        if heard.WhichOneof("message_type") == "response":
-            peer.request(heard.response.request_id)
+    flood.result(TIMEOUT)
 
 
 def test_while_a_handler_runs_it_waits_for_that_as_every_executor_does(

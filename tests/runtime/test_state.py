@@ -6,7 +6,8 @@ from itertools import product
 import pytest
 
 from revconn.runtime.state import State, StateBoard, combine
-from tests.support.threads import TIMEOUT, in_thread, signal_waits
+from tests.support.threads import TIMEOUT, in_thread
+from tests.support.waiting import eventually
 
 PRECEDENCE = [State.READY, State.CONNECTING, State.BACKING_OFF, State.IDLE]
 
@@ -178,10 +179,18 @@ def test_a_wait_that_runs_out_returns_nothing() -> None:
 @pytest.mark.parametrize("timeout", [None, TIMEOUT, 1e300, float("inf")])
 def test_a_wait_ends_with_the_state_it_waits_for(timeout: float | None) -> None:
     board = StateBoard()
-    asleep = signal_waits(board._changed)
     waiter = in_thread(board.wait_for, (State.READY, State.CLOSED), timeout)
-    assert asleep.acquire(timeout=TIMEOUT)
+    eventually(lambda: board._waiting)
     move(board, State.CONNECTING)
-    assert asleep.acquire(timeout=TIMEOUT), "it goes on waiting"
+    assert not waiter.done()
     move(board, State.READY)
     assert waiter.result(TIMEOUT) is State.READY
+    assert board._waiting == []
+
+
+def test_the_state_is_read_and_waited_for_while_somebody_changes_it() -> None:
+    """As by a main thread that its own signal handler, which closes the connector, interrupts."""
+    board = StateBoard()
+    with board._lock:
+        assert board.state is State.IDLE
+        assert board.wait_for((State.CLOSED,), 0.01) is None

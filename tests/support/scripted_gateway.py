@@ -81,6 +81,13 @@ class Peer:
         for request_id in request_ids:
             self.request(request_id, **fields)
 
+    def requests_without_end(self) -> None:
+        """Keep hundreds in flight until the connector hangs up."""
+        self.requests(*(f"r{number}" for number in range(300)))
+        while (heard := self.hears_any_or_hang_up()) is not None:
+            if heard.WhichOneof("message_type") == "response":
+                self.request(heard.response.request_id)
+
     def cancel(self, *request_ids: str, reason: str = "") -> None:
         """Nobody waits for these any more."""
         for request_id in request_ids:
