@@ -87,8 +87,13 @@ _LIMITS = {
     "max_metadata_bytes": ("BYTES", "metadata of one call"),
     "handshake_timeout": ("SECONDS", "time a connector has to register once it is connected"),
 }
-_TLS_OPTIONS = {f"ServerTLS({name}=)": f"--tls-{name}" for name in ("cert", "key")}
-_TLS_OPTIONS["ServerTLS(client_ca=)"] = "--tls-client-ca"
+# Arguments of the library whose options are called otherwise.
+_OPTIONS = {
+    "api_keys": "--api-key",
+    "ServerTLS(cert=)": "--tls-cert",
+    "ServerTLS(key=)": "--tls-key",
+    "ServerTLS(client_ca=)": "--tls-client-ca",
+}
 
 
 def add_parser(subparsers: Any) -> None:
@@ -215,7 +220,7 @@ def _make_gateway(arguments: argparse.Namespace, sources: KeySources) -> Gateway
             **{name: getattr(arguments, name) for name in _LIMITS},
         )
     except ConfigurationError as error:
-        name = _TLS_OPTIONS.get(error.name, error.name)
+        name = _OPTIONS.get(error.name, error.name)
         if name in vars(arguments):
             name = _option(name)
         raise ConfigurationError(name, error.value, error.problem, error.remedy) from None

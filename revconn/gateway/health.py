@@ -10,9 +10,9 @@ import grpc.aio
 from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 
 from revconn.core.status import StatusCode
-from revconn.gateway.backends import Backends
 from revconn.gateway.door import STOPPING
-from revconn.gateway.registry import Registry
+from revconn.gateway.failures import over_limit
+from revconn.gateway.shared import Shared
 from revconn.gateway.statuses import fail
 
 __all__ = ["HEALTH_SERVICE", "Health"]
@@ -30,13 +30,12 @@ class Health:
     could not know.
     """
 
-    def __init__(self, registry: Registry, backends: Backends) -> None:
-        self._registry = registry
-        self._backends = backends
+    def __init__(self, shared: Shared) -> None:
+        self._shared = shared
         self._watchers: set[asyncio.Event] = set()
         self._is_leaving = False
         self._is_over = False
-        registry.on_change = backends.on_change = self._wake_watchers
+        shared.registry.on_change = shared.backends.on_change = self._wake_watchers
 
     def handler(self) -> grpc.GenericRpcHandler:
         """What the server is to be given."""
@@ -74,6 +73,10 @@ class Health:
         return HealthCheckResponse(status=status)
 
     async def _watch(self, request: HealthCheckRequest, context: Context) -> None:
+        if len(self._watchers) >= self._shared.limits.max_pending:
+            problem = f"{len(self._watchers):,} calls watch a service"
+            refused = over_limit(self._shared.counters, "max_pending", problem)
+            return await fail(context, refused.code, refused.message)
         changed = asyncio.Event()
         self._watchers.add(changed)
         try:
@@ -87,10 +90,10 @@ class Health:
                 changed.clear()
         finally:
             self._watchers.discard(changed)
-        await fail(context, StatusCode.UNAVAILABLE, STOPPING)
+        return await fail(context, StatusCode.UNAVAILABLE, STOPPING)
 
     def _status(self, service: str) -> int:
-        known = self._registry.serves(service) or self._backends.serves(service)
+        known = self._shared.registry.serves(service) or self._shared.backends.serves(service)
         if service and not known:
             return int(HealthCheckResponse.SERVICE_UNKNOWN)
         return int(

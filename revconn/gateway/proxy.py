@@ -45,6 +45,7 @@ class Proxy(grpc.GenericRpcHandler):
 
     def __init__(self, shared: Shared) -> None:
         self._shared = shared
+        self._receiving = 0  # calls whose request has not come yet
 
     def service(self, handler_call_details: grpc.HandlerCallDetails) -> Any:
         """The handler of any method."""
@@ -141,7 +142,9 @@ class Proxy(grpc.GenericRpcHandler):
 
     async def _read(self, messages: AsyncIterator[bytes]) -> bytes:
         timeout, limit = self._shared.request_timeout, self._shared.limits.max_message_bytes
+        self._require_room()
         watch = _Watch(timeout)
+        self._receiving += 1
         try:
             payload = await _only_message(messages)
         except asyncio.CancelledError:
@@ -150,6 +153,7 @@ class Proxy(grpc.GenericRpcHandler):
             problem = f"the request did not end within {timeout:g} seconds; only unary calls work"
             raise Refused(StatusCode.DEADLINE_EXCEEDED, problem) from None
         finally:
+            self._receiving -= 1
             watch.stop()
         if payload is None:
             problem = "the request is not exactly one message; only unary calls are forwarded"
@@ -158,6 +162,11 @@ class Proxy(grpc.GenericRpcHandler):
             problem = f"a request of {len(payload):,} bytes exceeds {limit:,}"
             raise over_limit(self._shared.counters, "max_message_bytes", problem)
         return payload
+
+    def _require_room(self) -> None:
+        if self._receiving >= self._shared.limits.max_pending:
+            problem = f"the requests of {self._receiving:,} calls are still on their way"
+            raise over_limit(self._shared.counters, "max_pending", problem)
 
     async def _exchange(
         self, message: ConnectionMessage, service: str, deadline: float

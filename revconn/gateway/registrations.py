@@ -48,6 +48,7 @@ class Registrations:
         try:
             received = await asyncio.wait_for(context.read(), timeout)
         except asyncio.TimeoutError:
+            self._shared.counters.refused["handshake_timeout"] += 1
             problem = f"no request came within {timeout:g} seconds"
             raise Refused(StatusCode.DEADLINE_EXCEEDED, problem) from None
         try:

@@ -48,7 +48,8 @@ class Gateway:
     The rest are limits. Who meets one is told which, with RESOURCE_EXHAUSTED unless said otherwise.
 
     :param max_pending: calls that may wait for an answer at once (1,000: as the reference gateway
-        has it; at 30 s each they bound what a dead service costs).
+        has it; at 30 s each they bound what a dead service costs). As many more may be on their
+        way in, and as many watch a service's health.
     :param max_pending_per_connection: of those, how many may wait for one connector, and how many
         may be one connector's own (500: a service that hangs leaves room for the others).
     :param max_connections: streams of connectors (10,000: each costs memory and a descriptor).

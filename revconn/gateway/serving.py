@@ -72,7 +72,9 @@ class Serving:
         self._settings = settings
         self.shared = shared
         self.registry = shared.registry
-        self._server = grpc.aio.server(options=_options(settings))
+        self._server = grpc.aio.server(
+            options=_options(settings), maximum_concurrent_rpcs=_most_calls(settings.limits)
+        )
         streams = ConnectorStreams(self.shared)
         registrations = Registrations(self.shared)
         register = registrations.register if settings.dial_backends else refuse_register
@@ -185,8 +187,13 @@ def _introspection(
     except Exception as error:  # noqa: BLE001 - protobuf and grpc refuse one of the wrong age
         logger.info("no health checks and no reflection: %s; pip install 'revconn[gateway]'", error)
         return None, ()
-    health = Health(shared.registry, shared.backends)
+    health = Health(shared)
     return health, (health.handler(), *reflection_handlers())
+
+
+def _most_calls(limits: Limits) -> int:
+    """Of any kind: for those that have no limit of their own, and never come near the others'."""
+    return limits.max_connections + 3 * limits.max_pending + _LONGEST_BACKLOG
 
 
 def _options(settings: Settings) -> list[tuple[str, int]]:

@@ -109,7 +109,7 @@ def test_the_log_says_no_more_than_asked_for(run, connect) -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (("--address", "0.0.0.0:0"), "api_keys: none given, and 0.0.0.0:0 can be reached"),
+        (("--address", "0.0.0.0:0"), "--api-key: none given, and 0.0.0.0:0 can be reached"),
         (("--api-key", ""), "--api-key: is empty"),
         (("--api-key-file", "missing"), "--api-key-file: cannot be read"),
         (("--api-key-file", "empty"), "--api-key-file: holds no key"),

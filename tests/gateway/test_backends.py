@@ -438,6 +438,18 @@ def test_garbage_is_no_registration(gateway) -> None:
     assert raised.value.code() is grpc.StatusCode.INVALID_ARGUMENT
 
 
+def test_a_registration_that_does_not_come_is_given_up(run_gateway) -> None:
+    gateway = run_gateway(handshake_timeout=0.05)
+    over = threading.Event()
+    with grpc.insecure_channel(gateway.address) as channel:
+        method = channel.stream_unary("/registry.RegistryService/Register")
+        started = method.future(iter(over.wait, True), timeout=PATIENCE)
+        assert started.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+        over.set()
+    assert "no request came within 0.05 seconds" in started.details()
+    assert gateway.stats()["refused_handshake_timeout"] == 1
+
+
 def test_a_gateway_can_be_told_not_to_dial(run_gateway) -> None:
     refused = refusal(run_gateway(dial_backends=False), "host:1")
     assert refused.code() is grpc.StatusCode.UNIMPLEMENTED

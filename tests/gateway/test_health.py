@@ -122,6 +122,18 @@ def test_who_stops_watching_leaves_nothing_behind(gateway, stub) -> None:
     eventually(lambda: not health._watchers)
 
 
+def test_watchers_are_limited_in_number(run_gateway, resources) -> None:
+    gateway = run_gateway(max_pending=1)
+    channel = resources.enter_context(grpc.insecure_channel(gateway.address))
+    stub = health_pb2_grpc.HealthStub(channel)
+    first = Watch(stub, "")
+    first.next()
+    code, details = Watch(stub, "").ended()
+    assert code is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert details == "1 calls watch a service (the gateway's max_pending)"
+    assert gateway.stats()["refused_max_pending"] == 1
+
+
 def test_a_connector_cannot_answer_for_the_gateway(gateway, stub, connect) -> None:
     connect(gateway, "grpc.health.v1.Health")
     assert check(stub, "") == Status.SERVING

@@ -54,6 +54,28 @@ def test_max_connections_per_key(run_gateway, dial, connect) -> None:
     connect(gateway)
 
 
+def test_max_pending_counts_calls_whose_request_does_not_come_too(
+    run_gateway, connect, call, resources
+) -> None:
+    gateway = run_gateway(max_pending=2)
+    connector = connect(gateway, "echo.Echo")
+    channel = resources.enter_context(grpc.insecure_channel(gateway.address))
+    over = threading.Event()
+    resources.callback(over.set)
+    say = channel.stream_unary(SAY)
+    calls = [say.future(iter(over.wait, True)) for _ in range(2)]
+    proxy = gateway._thread._serving._calls
+    eventually(lambda: proxy.inside == 2)
+    attempt = call(gateway, SAY)
+    assert attempt.code() is EXHAUSTED
+    assert "2 calls are still on their way (the gateway's max_pending)" in attempt.details()
+    assert counted(gateway, "refused_max_pending") == 1
+    calls[0].cancel()
+    eventually(lambda: proxy.inside == 1)
+    call(gateway, SAY)
+    connector.receive_request()
+
+
 def test_max_pending_per_connection(run_gateway, connect, call) -> None:
     gateway = run_gateway(max_pending_per_connection=1)
     full, other = connect(gateway, "echo.Echo"), connect(gateway, "echo.Echo", "more.More")
@@ -162,6 +184,23 @@ def test_a_response_to_an_asker_that_does_not_read_becomes_a_short_one(
     assert 10 < len(refused) < 20
     assert "the gateway's max_queued_bytes" in refused[0].error_message
     assert counted(gateway, "refused_max_queued_bytes") == len(refused)
+
+
+@pytest.mark.skipif(
+    tuple(map(int, grpc.__version__.split(".")[:2])) < (1, 66),
+    reason="grpcio's asyncio server did not look at maximum_concurrent_rpcs",
+)
+def test_calls_of_every_kind_are_limited_together(run_gateway, resources, monkeypatch) -> None:
+    monkeypatch.setattr("revconn.gateway.serving._LONGEST_BACKLOG", 1)
+    gateway = run_gateway(max_connections=1, max_pending=1)
+    channel = resources.enter_context(grpc.insecure_channel(gateway.address))
+    over = threading.Event()
+    resources.callback(over.set)
+    reflect = channel.stream_stream("/grpc.reflection.v1.ServerReflection/ServerReflectionInfo")
+    streams = [reflect(iter(over.wait, True)) for _ in range(6)]
+    refused = eventually(lambda: next((one for one in streams if one.done()), None))
+    assert refused.code() is EXHAUSTED
+    assert sum(one.done() for one in streams) == 1
 
 
 def test_calls_that_come_while_the_gateway_is_busy_are_not_taken_for_cancelled(gateway) -> None:
