@@ -11,6 +11,10 @@ from revconn.core.status import StatusCode, is_success, status_code
 __all__ = ["Prober", "Verdict"]
 
 _RECHECK = 1.0
+_REFERENCE_GATEWAYS_WORDS = {  # which come with status 500
+    "Too many pending requests": StatusCode.RESOURCE_EXHAUSTED,
+    "Request timeout": StatusCode.DEADLINE_EXCEEDED,
+}
 _SAYS_NOTHING = frozenset(
     {StatusCode.RESOURCE_EXHAUSTED, StatusCode.UNAVAILABLE, StatusCode.DEADLINE_EXCEEDED}
 )
@@ -78,7 +82,8 @@ class Prober:
             self._proven = True
             self._refused = False
             return Verdict.ALIVE
-        code = status_code(response.status_code)
+        words = response.error_message
+        code = _REFERENCE_GATEWAYS_WORDS.get(words) or status_code(response.status_code)
         if code is StatusCode.RESOURCE_EXHAUSTED or (not self._proven and code in _SAYS_NOTHING):
             return Verdict.UNKNOWN
         if not self._proven:

@@ -99,15 +99,21 @@ def test_a_gateway_that_never_routed_a_probe_is_asked_no_more(status: int, error
     assert not probes.is_lost(1e9)
 
 
-@pytest.mark.parametrize("status", [429, 503, 504])
-def test_a_gateway_in_trouble_has_said_nothing_yet(status: int) -> None:
+@pytest.mark.parametrize(
+    ("status", "error"),
+    [(429, ""), (503, ""), (504, ""), (500, "Too many pending requests"), (500, "Request timeout")],
+)
+def test_a_gateway_in_trouble_has_said_nothing_yet(status: int, error: str) -> None:
     probes = prober()
     probes.ask("r1", 100.0)
-    assert probes.answered(answer(status), 100.1) is Verdict.UNKNOWN
+    assert probes.answered(answer(status, error), 100.1) is Verdict.UNKNOWN
     assert probes.look_by() == 160.0
 
 
-@pytest.mark.parametrize(("status", "error"), [*REFUSALS, (503, "no connector serves …")])
+@pytest.mark.parametrize(
+    ("status", "error"),
+    [*REFUSALS, (503, "no connector serves …"), (500, "Request timeout")],
+)
 def test_two_refusals_after_a_success_say_that_the_route_is_gone(status: int, error: str) -> None:
     probes = proven()
     probes.ask("r1", 160.0)
@@ -126,11 +132,12 @@ def test_one_refusal_among_successes_does_not() -> None:
         assert probes.answered(answer(), start + 2) is Verdict.ALIVE
 
 
-def test_an_overloaded_gateway_has_not_lost_the_route() -> None:
+@pytest.mark.parametrize(("status", "error"), [(429, ""), (500, "Too many pending requests")])
+def test_an_overloaded_gateway_has_not_lost_the_route(status: int, error: str) -> None:
     probes = proven()
     for start in (160.0, 260.0, 360.0):
         probes.ask("r1", start)
-        assert probes.answered(answer(429), start) is Verdict.UNKNOWN
+        assert probes.answered(answer(status, error), start) is Verdict.UNKNOWN
 
 
 def test_an_answer_to_nothing_is_harmless() -> None:

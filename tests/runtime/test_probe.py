@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import queue
 import threading
 import uuid
@@ -191,6 +192,22 @@ def test_a_gateway_that_locked_up_is_found_though_it_answers_pings(serve, caplog
         gateway._locked_up.set()
         eventually(lambda: "unanswered for 0.3 s: requests may not come" in caplog.text)
         assert "no answer to a ping" not in caplog.text
+
+
+def test_a_gateway_with_too_many_pending_requests_is_not_left_for_it(serve, caplog) -> None:
+    caplog.set_level(logging.DEBUG, "revconn.runtime.probe")
+    with ReferenceGateway(max_pending=1) as gateway:
+        connector = serve(gateway.address)
+        eventually(lambda: connector.stats().get("probe_round_trip"))
+        let_go = threading.Event()
+        connector.add_method("/echo.Echo/Hold", lambda request: let_go.wait(TIMEOUT) and b"held")
+        while (held := gateway.call("/echo.Echo/Hold")).done():
+            pass  # a probe was pending just then
+        refused = "a probe came to nothing: 500, Too many pending requests"
+        eventually(lambda: caplog.text.count(refused) >= 3)
+        let_go.set()
+        assert held.result(TIMEOUT).payload == b"held"
+        assert connector.stats()["connections"] == 1
 
 
 def test_a_half_forgotten_connection_is_found(serve, caplog) -> None:
