@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import random
+import signal
 import threading
 import time
 from collections.abc import Iterator
@@ -15,6 +17,7 @@ import pytest
 from revconn import Connector
 from revconn.gateway import Gateway
 from tests.support.connectors import QUICK, TRANSPORTS
+from tests.support.programs import Program
 from tests.support.reference_gateway import ReferenceGateway
 from tests.support.threads import TIMEOUT
 from tests.support.waiting import eventually
@@ -22,6 +25,7 @@ from tests.support.waiting import eventually
 CALLS_PER_SECOND = 500
 MOST_UNDER_WAY = 20
 RESTARTS = 10
+RESTARTS_OF_PROCESSES = 4
 SAY = "/echo.Echo/Say"
 SLOWEST_HANDLER = 0.02
 LONGER_THAN_EVER_NEEDED = 30.0
@@ -133,5 +137,41 @@ def test_ten_restarts_of_two_replicas_lose_no_call(new_gateway) -> None:
             eventually(lambda: replica.stats()["answered"] > 20)  # noqa: B023 - it ends here
             replica.stop(LONGER_THAN_EVER_NEEDED)
             assert replica.stats()["undelivered"] == 0
+            replicas.append((transport, start(transport)))
+        assert load.finish() == []
+
+
+REPLICA = """
+import random
+
+@connector.method("/echo.Echo/Say")
+def answer(request):
+    time.sleep(random.uniform(0.0, 0.02))
+    return request.payload
+
+connector.start()
+sys.exit(connector.stats()["undelivered"])
+"""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs SIGTERM")
+@pytest.mark.parametrize("new_gateway", [embedded_gateway, reference_gateway])
+def test_replicas_that_are_processes_and_are_restarted_by_sigterm_lose_no_call(new_gateway) -> None:
+    with ExitStack() as resources:
+        address, call = resources.enter_context(new_gateway())
+
+        def start(transport: str) -> Program:
+            program = Program(REPLICA, address, **TRANSPORTS[transport])
+            resources.callback(program.close)
+            program.hears("READY")
+            return program
+
+        replicas = [(transport, start(transport)) for transport in TRANSPORTS]
+        load = Load(call)
+        for restart in range(1, RESTARTS_OF_PROCESSES + 1):
+            eventually(lambda: load.answered > 200 * restart)  # noqa: B023 - it ends here
+            transport, replica = replicas.pop(0)
+            replica.signal(signal.SIGTERM)
+            assert replica.wait() == 0
             replicas.append((transport, start(transport)))
         assert load.finish() == []
