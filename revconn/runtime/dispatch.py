@@ -98,7 +98,7 @@ class Dispatcher:
         self.saturated = False
         self._next_due: float | None = None
         self._closed = False
-        self._watched = False
+        self._watched = 0  # by so many threads: each request that is settled may be theirs
         self._counts = dict.fromkeys(
             ("accepted", "answered", "cancelled", "expired", "late", "repeated", "overloaded"), 0
         )
@@ -389,23 +389,30 @@ class Dispatcher:
 
     # The end
 
-    def wait_idle(self, timeout: float) -> bool:
-        """Wait, at most ``timeout`` seconds, until nothing is in flight."""
-        with self._lock:
-            return self._idle.wait_for(lambda: not self._in_flight, timeout)
+    def wait_idle(self, timeout: float, origin: Origin | None = None) -> bool:
+        """Wait, at most ``timeout`` seconds, until nothing (of ``origin``'s) is in flight."""
+        if origin is None:
+            return self._watch(lambda: not self._in_flight, timeout)
+        return self._watch(
+            lambda: all(other is not origin for other, _ in self._in_flight), timeout
+        )
 
-    def in_flight(self) -> list[Request]:
-        """The requests that are not settled yet."""
+    def in_flight(self, origin: Origin) -> list[Request]:
+        """The requests of ``origin`` that are not settled yet."""
         with self._lock:
-            return list(self._in_flight.values())
+            return [each for (other, _), each in self._in_flight.items() if other is origin]
 
     def wait_settled(self, requests: list[Request], timeout: float) -> bool:
         """Wait, at most ``timeout`` seconds, until ``requests`` are settled."""
+        return self._watch(lambda: not any(request._active for request in requests), timeout)
+
+    def _watch(self, condition: Callable[[], bool], timeout: float) -> bool:
         with self._lock:
-            self._watched = True
-            return self._idle.wait_for(
-                lambda: not any(request._active for request in requests), timeout
-            )
+            self._watched += 1
+            try:
+                return self._idle.wait_for(condition, timeout)
+            finally:
+                self._watched -= 1
 
     def give_up(self) -> int:
         """Answer 503 to everything that is still in flight, name it in the log, and count it."""

@@ -9,25 +9,12 @@ from revconn.exceptions import HandshakeError
 from revconn.messages import Request
 from revconn.runtime.session import Session
 
-__all__ = ["Farewell", "InFlight", "Leaver"]
+__all__ = ["Farewell", "Leaver"]
 
 _QUIET_WAIT = 2.0
 _STAND_IN_WAIT = 2.0
 _FAREWELL = 2.0
 _SLICE = 0.1  # of a wait that another event may end
-
-
-class InFlight(Protocol):
-    """Who knows what is still to be answered."""
-
-    def become_quiet(self, deadline: float) -> bool:
-        """Wait until nothing is in flight and every answer has left, or until ``deadline``."""
-
-    def in_flight(self) -> list[Request]:
-        """The requests that are not settled yet."""
-
-    def wait_settled(self, requests: list[Request], timeout: float) -> bool:
-        """Wait, at most ``timeout`` seconds, until ``requests`` are settled."""
 
 
 class Leaver(Protocol):
@@ -44,24 +31,36 @@ class Leaver(Protocol):
     def open_session(self, services: tuple[str, ...]) -> Session:
         """Another session. Raises :class:`HandshakeError` when there is no key to show."""
 
+    def established(self) -> list[Session]:
+        """The sessions that were accepted and are not over, the newest last."""
+
     def wait_for(self, condition: Callable[[], object], deadline: float | None = None) -> None:
         """Wait until ``condition``, the deadline, or the order to stop."""
 
     def wait_flushed(self, timeout: float) -> bool:
         """Wait, at most ``timeout`` seconds, until every queued answer has left."""
 
+    def become_quiet(self, deadline: float) -> bool:
+        """Wait until nothing is in flight and every answer has left, or until ``deadline``."""
+
+    def in_flight(self) -> list[Request]:
+        """What the gateway asked and nobody has settled yet."""
+
+    def wait_settled(self, requests: list[Request], timeout: float) -> bool:
+        """Wait, at most ``timeout`` seconds, until ``requests`` are settled."""
+
 
 class Farewell:
     """How a link parts from its sessions. Owned by the link's thread."""
 
-    def __init__(self, link: Leaver, requests: InFlight) -> None:
+    def __init__(self, link: Leaver) -> None:
         self._link = link
-        self._requests = requests
 
-    def hand_over(self, predecessor: Session, session: Session, patience: float) -> None:
-        """Part from ``predecessor`` once ``session`` serves in its place, in ``patience`` seconds.
+    def hand_over(self, session: Session, patience: float) -> None:
+        """Part from the others once ``session`` serves in their place, in ``patience`` seconds.
 
-        If the link is to leave meanwhile both are left to :meth:`leave`.
+        If it breaks meanwhile they are left as they are, to serve on or for its own successor; if
+        the link is to leave, to :meth:`leave`.
         """
         link = self._link
 
@@ -69,15 +68,17 @@ class Farewell:
             return link.is_leaving or session.is_over
 
         link.wait_for(lambda: session.ready_since or is_off())
-        if not session.ready_since or link.is_leaving:
-            return
         deadline = time.monotonic() + patience
-        self._await_calm(predecessor, deadline, is_off)
-        if not link.is_leaving:
+        predecessors = [each for each in link.established() if each is not session]
+        for predecessor in predecessors:
+            self._await_calm(predecessor, deadline, is_off)
+            if is_off():
+                return
             predecessor.say_goodbye()
-            link.wait_for(lambda: predecessor.is_over or is_off(), deadline)
-        if not link.is_leaving:
-            predecessor.retire("another connection has taken its place")
+        link.wait_for(lambda: is_off() or all(each.is_over for each in predecessors), deadline)
+        if not is_off():
+            for predecessor in predecessors:
+                predecessor.retire("another connection has taken its place")
 
     def leave(self, serving: Session, sessions: list[Session], goodbye_by: float) -> None:
         """Part from all, and lose nothing of what the gateway has sent, or sends until it knows.
@@ -99,7 +100,7 @@ class Farewell:
         if stand_in is not None:
             # The stream may have broken off: what it brought is still to be answered.
             while not (link.is_stopping or stand_in.is_over):
-                if self._requests.become_quiet(time.monotonic() + _SLICE):
+                if link.become_quiet(time.monotonic() + _SLICE):
                     break
             stand_in.say_goodbye()
             link.wait_for(lambda: stand_in.is_over, time.monotonic() + _FAREWELL)
@@ -128,7 +129,7 @@ class Farewell:
             over = self._link.is_stopping or session.is_over or is_off()
             return not over and time.monotonic() < until
 
-        in_flight = self._requests.in_flight()
+        in_flight = self._link.in_flight()
         if session.drains:
             in_flight = [each for each in in_flight if each._arrived < (session.ready_since or 0.0)]
             if not in_flight:
@@ -136,9 +137,9 @@ class Farewell:
         else:
             quiet_until = min(deadline, time.monotonic() + _QUIET_WAIT)
             while may_wait(quiet_until):
-                if self._requests.become_quiet(time.monotonic() + _SLICE):
+                if self._link.become_quiet(time.monotonic() + _SLICE):
                     break
         while may_wait(deadline):
-            settled = self._requests.wait_settled(in_flight, _SLICE)
+            settled = self._link.wait_settled(in_flight, _SLICE)
             if settled and self._link.wait_flushed(_SLICE):
                 break

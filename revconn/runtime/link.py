@@ -6,6 +6,7 @@ import logging
 import threading
 import time
 from collections.abc import Collection, Iterable
+from itertools import takewhile
 from typing import Callable, Protocol
 
 import tenacity
@@ -15,8 +16,9 @@ from revconn.config import Options
 from revconn.core.large import LargeAnswer
 from revconn.core.outages import Outage
 from revconn.core.outbound import Answer
-from revconn.exceptions import ConfigurationError, ConnectionLost, HandshakeError
-from revconn.runtime.farewell import Farewell, InFlight
+from revconn.exceptions import ConfigurationError, ConnectionLost, HandshakeError, RevconnError
+from revconn.messages import Request
+from revconn.runtime.farewell import Farewell
 from revconn.runtime.outbox import Outbox
 from revconn.runtime.session import Session
 from revconn.runtime.state import State
@@ -32,7 +34,7 @@ logger = logging.getLogger(__name__)
 _JOIN_TIMEOUT = 5.0
 
 
-class LinkOwner(InFlight, Protocol):
+class LinkOwner(Protocol):
     """Whom a link tells, from its own thread."""
 
     services: tuple[str, ...]
@@ -47,6 +49,15 @@ class LinkOwner(InFlight, Protocol):
 
     def requests_cancelled(self, link: Link, request_ids: Collection[str]) -> None:
         """Nobody waits for these any more."""
+
+    def wait_idle(self, link: Link, timeout: float) -> bool:
+        """Wait, at most ``timeout`` seconds, until nothing that came by the link is in flight."""
+
+    def in_flight(self, link: Link) -> list[Request]:
+        """The requests that came by the link and are not settled yet."""
+
+    def wait_settled(self, requests: list[Request], timeout: float) -> bool:
+        """Wait, at most ``timeout`` seconds, until ``requests`` are settled."""
 
     def link_changed(self, link: Link) -> None:
         """The link's state is another."""
@@ -63,6 +74,7 @@ class Link:
 
     ``_lock`` guards ``_serving``, ``_sessions``, ``_leaving``, ``_goodbye_by``, ``_phase``,
     ``_outage`` and ``state``; ``_changed`` is its condition. Nothing is called under it.
+    ``_kept``, one that cannot be replaced and serves until it ends, is the link's thread's.
     """
 
     def __init__(
@@ -89,6 +101,7 @@ class Link:
         self._changed = threading.Condition(self._lock)
         self._serving: Session | None = None
         self._sessions: list[Session] = []
+        self._kept: Session | None = None
         self._leaving = False
         self._goodbye_by = 0.0
         self._stopping = False
@@ -100,7 +113,7 @@ class Link:
         self._was_ready = False
         self._outage: Outage | None = Outage(time.monotonic())
         self._name = str(target)
-        self._farewell = Farewell(self, owner)
+        self._farewell = Farewell(self)
         self._thread = threading.Thread(
             target=self._run, name=f"revconn-link-{self._name}", daemon=True
         )
@@ -153,7 +166,7 @@ class Link:
         Goodbye is said by ``deadline`` (monotonic). Without an established connection, and
         nothing left to deliver on the next one, it ends at once.
         """
-        quiet = self._owner.become_quiet(time.monotonic())
+        quiet = self.become_quiet(time.monotonic())
         with self._lock:
             self._leaving = True
             self._goodbye_by = deadline
@@ -222,28 +235,38 @@ class Link:
         while not self._ended_on_request():
             try:
                 retrying(self._connect_and_serve)
-            except Exception:
-                if not self._ended_on_request():
+            except Exception as error:
+                if not (self._ended_on_request() or self._keeps_serving(error)):
                     raise
+
+    def _keeps_serving(self, error: Exception) -> bool:
+        """Whether it is only that another session could not be had in the place of one."""
+        with self._lock:
+            self._kept = self._serving
+        if self._kept is None:
+            return False
+        logger.error(
+            "%s: gave up replacing %s, which serves on until it ends: %s",
+            self.target,
+            self._kept.connection_id,
+            error,
+            exc_info=None if isinstance(error, RevconnError) else error,
+        )
+        return True
 
     def _connect_and_serve(self) -> None:
         """Serve until the session is to be replaced, or raise why it ended."""
         if self._ended_on_request():  # it may have been the sleep that was interrupted
             return
         with self._lock:
-            predecessor = self._serving
-        self._enter(State.CONNECTING)
-        try:
-            session = self.open_session(() if self._leaving else self._owner.services)
-        except HandshakeError:  # no key to show
-            self._count_failure(None)
-            raise
-        if predecessor is not None:
-            self._farewell.hand_over(predecessor, session, self._options.drain_timeout)
+            if self._kept is not self._serving:
+                self._kept = None
+        kept = self._kept
+        session = kept or self._connect()
         self.wait_for(
             lambda: (
                 session.is_over
-                or (session.ready_since and session.going_away)
+                or (session.ready_since and session.going_away and not kept)
                 or (self._leaving and self._serving)
             )
         )
@@ -254,6 +277,17 @@ class Link:
             raise session.error
         if self._failures > 1:  # it did not last: a gateway may want the next one replaced too
             self._back_off(self._backoff.delay(self._failures))
+
+    def _connect(self) -> Session:
+        """A session that takes over from the one that serves, if there is one."""
+        self._enter(State.CONNECTING)
+        try:
+            session = self.open_session(() if self._leaving else self._owner.services)
+        except HandshakeError:  # no key to show
+            self._count_failure(None)
+            raise
+        self._farewell.hand_over(session, self._options.drain_timeout)
+        return session
 
     def open_session(self, services: tuple[str, ...]) -> Session:
         """Another session. Raises :class:`HandshakeError` when there is no key to show."""
@@ -292,7 +326,7 @@ class Link:
         return False
 
     def _is_done(self) -> bool:
-        return self._stopping or self._owner.become_quiet(time.monotonic())
+        return self._stopping or self.become_quiet(time.monotonic())
 
     def _end_sessions(self) -> None:
         with self._lock:
@@ -301,6 +335,24 @@ class Link:
             session.retire("stopped")
         for session in sessions:
             session.join(None)  # users' code may hold it up: whoever waits for us has a limit
+
+    def established(self) -> list[Session]:
+        """The sessions that were accepted and are not over, the newest last."""
+        with self._lock:
+            return [each for each in self._sessions if each.ready_since and not each.is_over]
+
+    def become_quiet(self, deadline: float) -> bool:
+        """Wait until nothing is in flight and every answer has left, or until ``deadline``."""
+        idle = self._owner.wait_idle(self, max(0.0, deadline - time.monotonic()))
+        return self.wait_flushed(max(0.0, deadline - time.monotonic())) and idle
+
+    def in_flight(self) -> list[Request]:
+        """What the gateway asked and nobody has settled yet."""
+        return self._owner.in_flight(self)
+
+    def wait_settled(self, requests: list[Request], timeout: float) -> bool:
+        """Wait, at most ``timeout`` seconds, until ``requests`` are settled."""
+        return self._owner.wait_settled(requests, timeout)
 
     def wait_for(self, condition: Callable[[], object], deadline: float | None = None) -> None:
         """Wait until ``condition``, the deadline, or the order to stop."""
@@ -331,7 +383,7 @@ class Link:
             leaving, serving = self._leaving, self._serving
         if self._stopping:
             return True
-        return leaving and (serving is not None or self._owner.become_quiet(time.monotonic()))
+        return leaving and (serving is not None or self.become_quiet(time.monotonic()))
 
     def _is_retryable(self, error: BaseException) -> bool:
         if self._ended_on_request() or not isinstance(error, ConnectionLost):
@@ -434,13 +486,23 @@ class Link:
         """A session has ended."""
         with self._lock:
             served = self._serving is session
-            if served:
-                self._serving = None
+            if served:  # the one that it was to replace may be there yet
+                older = takewhile(lambda other: other is not session, self._sessions)
+                self._serving = next((other for other in older if other.serves), None)
+            fallback = self._serving
+            replacing = self._phase is not State.READY
             given_up = self._leaving or self._stopping
-            replacing = served and self._phase is not State.READY and not given_up
-        if replacing:
-            self._log_loss(session.error)
-            self._show_state()
+        if served and not given_up:
+            if fallback is not None:
+                logger.info(
+                    "lost %s: %s; %s serves on",
+                    session.connection_id,
+                    session.error,
+                    fallback.connection_id,
+                )
+            elif replacing:
+                self._log_loss(session.error)
+                self._show_state()
         self._notify()
 
     def _notify(self) -> None:

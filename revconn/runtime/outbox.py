@@ -23,9 +23,9 @@ class Outbox:
     """What one link has to send. It lasts as long as the link; a :class:`Line` as long as a stream.
 
     Answers outlive streams. Without a line that carries answers they are held back for the next
-    one, ``replay_bytes`` of them at most; with two, during a hand-over, they go out on both: a
-    gateway that gets one twice ignores it, and there is no telling whether the two streams lead to
-    the same gateway.
+    one, ``replay_bytes`` of them at most; with two, during a hand-over, they go out on both, on the
+    second as soon as it may carry them: a gateway that gets one twice ignores it, and there is no
+    telling whether the two streams lead to the same gateway.
 
     ``_lock`` guards everything here and in the lines; ``_changed`` is its condition.
     Thread-safe.
@@ -50,6 +50,7 @@ class Outbox:
         self._changed = threading.Condition(self._lock)
         self._held = Outbound()
         self._lines: list[Line] = []  # those that carry answers, the newest last
+        self._opening: list[Line] = []  # those that will, with a copy of what leaves until then
         self._flushing = 0  # threads in wait_flushed()
         self._undelivered = 0
         self._replayed = 0
@@ -67,29 +68,31 @@ class Outbox:
             if line is not None and line.send_now(answers):
                 return
         with self._lock:
-            queue, *others = [line.outbound for line in self._lines] or [self._held]
+            queue, *others = self._queues()
             for answer in answers:
                 queue.put(answer)
                 for other in others:  # each stream keeps count of its chunks
                     other.put(answer.copy() if isinstance(answer, LargeAnswer) else answer)
-            if not self._lines:
-                self._bound_held()
+            self._bound()
             self._changed.notify_all()
 
     def withdraw(self, request_ids: Container[str]) -> None:
         """Nobody waits for the answers to these any more: large ones are dropped."""
         with self._lock:
-            for queue in (self._held, *(line.outbound for line in self._lines)):
+            for queue in (self._held, *(line.outbound for line in self._lines + self._opening)):
                 queue.withdraw(request_ids)
             self._changed.notify_all()
 
     def _only_line(self) -> Line | None:
         lines = self._lines[:2]  # a copy: others may change it meanwhile
-        return lines[0] if len(lines) == 1 else None
+        return lines[0] if len(lines) == 1 and not self._opening else None
 
     def open_line(self) -> Line:
         """A line for a new stream."""
-        return Line(self, Sent(self._doubt, self._replay_bytes))
+        line = Line(self, Sent(self._doubt, self._replay_bytes))
+        with self._lock:
+            self._opening.append(line)
+        return line
 
     def nudge(self) -> None:
         """Wake the senders: there is room again, or the transport has its own to say."""
@@ -141,22 +144,32 @@ class Outbox:
         on_their_way = any(line.taken or line.sending or line.outbound for line in self._lines)
         return self._closed or not (on_their_way or self._held)
 
+    def _queues(self) -> list[Outbound]:
+        """Where answers go now."""
+        assert self._lock.locked()
+        if not self._lines:
+            return [self._held]
+        return [line.outbound for line in self._lines + self._opening]
+
     def _hold(self, answers: list[Answer | LargeAnswer]) -> None:
         """Keep answers that a line could not deliver, ahead of younger ones."""
         assert self._lock.locked()
         (self._lines[-1].outbound if self._lines else self._held).put_back(answers)
-        if not self._lines:
-            self._bound_held()
+        self._bound()
 
-    def _bound_held(self) -> None:
+    def _bound(self) -> None:
+        """Keep no more than ``replay_bytes`` of what cannot leave yet."""
         assert self._lock.locked()
         self._undelivered += self._held.drop_oldest(self._replay_bytes)
+        for line in self._opening:
+            line.outbound.drop_oldest(self._replay_bytes)
 
     def _release_held(self, line: Line) -> None:
         """What was held back goes out on ``line``, but for what nobody waits for any more."""
         assert self._lock.locked()
         self._undelivered += self._held.drop_expired(time.monotonic())
         line.outbound.put_back(self._held.take_all())
+        self._opening.remove(line)
         self._lines.append(line)
 
 
@@ -210,7 +223,7 @@ class Line:
         ``send_now`` is the stream's way around its sender, if it has one.
         """
         with self._outbox._lock:
-            if not self._closed and not self._carries_answers:
+            if self in self._outbox._opening:
                 self._limit, self._send_now = limit, send_now
                 self.outbound.agree(limit, chunks=chunks)
                 self._outbox._release_held(self)
@@ -313,10 +326,14 @@ class Line:
     def _give_up_answers(self, doubtful: list[Answer | LargeAnswer]) -> None:
         """Carry no more answers; ``doubtful`` ones left and may not have arrived."""
         assert self._outbox._lock.locked()
+        waiting = self.outbound.take_all()
         if self._carries_answers:
             self._outbox._lines.remove(self)
+        elif self in self._outbox._opening:
+            self._outbox._opening.remove(self)
+            waiting = []  # they leave elsewhere, or are held already
         self._outbox._replayed += len(doubtful)
-        self._outbox._hold(doubtful + self.taken + self.sending + self.outbound.take_all())
+        self._outbox._hold(doubtful + self.taken + self.sending + waiting)
         self.taken = []
         self.sending = []
 

@@ -125,6 +125,11 @@ class Session:
         return DRAIN in self.terms.features
 
     @property
+    def serves(self) -> bool:
+        """Whether it is there for requests to come: accepted, and not told goodbye."""
+        return bool(self.services) and self._conversation.phase is Phase.READY
+
+    @property
     def is_over(self) -> bool:
         """Whether it has ended."""
         return self.error is not None

@@ -186,13 +186,20 @@ class Supervisor:
         while not self._ended.wait(_clamp(deadline - time.monotonic(), _LINGER)):
             if time.monotonic() >= deadline:
                 if self._dispatcher.give_up():
-                    self.become_quiet(time.monotonic() + _FLUSH_WAIT)
+                    self._become_quiet(time.monotonic() + _FLUSH_WAIT)
                     self._ended.wait(_FLUSH_WAIT)  # an abort could overtake the last answers
                 break
-            if self.become_quiet(time.monotonic()):
+            if self._become_quiet(time.monotonic()):
                 break  # all is answered, and this gateway does not end the stream
         self.abort()
         self._await_end()
+
+    def _become_quiet(self, deadline: float) -> bool:
+        """Wait until nothing is in flight and every answer has left, or until ``deadline``."""
+        quiet = self._dispatcher.wait_idle(_clamp(deadline - time.monotonic()))
+        for link in self.links:
+            quiet &= link.wait_flushed(_clamp(deadline - time.monotonic()))
+        return quiet
 
     def forsake(self) -> None:
         """In a forked child: serve no more.
@@ -226,16 +233,13 @@ class Supervisor:
         """Nobody waits for these any more."""
         self._dispatcher.cancel(link, request_ids)
 
-    def become_quiet(self, deadline: float) -> bool:
-        """Wait until nothing is in flight and every answer has left, or until ``deadline``."""
-        quiet = self._dispatcher.wait_idle(_clamp(deadline - time.monotonic()))
-        for link in self.links:
-            quiet &= link.wait_flushed(_clamp(deadline - time.monotonic()))
-        return quiet
+    def wait_idle(self, link: Link, timeout: float) -> bool:
+        """Wait, at most ``timeout`` seconds, until nothing that came by a link is in flight."""
+        return self._dispatcher.wait_idle(timeout, link)
 
-    def in_flight(self) -> list[Request]:
-        """The requests that are not settled yet."""
-        return self._dispatcher.in_flight()
+    def in_flight(self, link: Link) -> list[Request]:
+        """The requests that came by a link and are not settled yet."""
+        return self._dispatcher.in_flight(link)
 
     def wait_settled(self, requests: list[Request], timeout: float) -> bool:
         """Wait, at most ``timeout`` seconds, until ``requests`` are settled."""

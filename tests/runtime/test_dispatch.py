@@ -9,6 +9,7 @@ import pytest
 from revconn import Connector, Request, RequestError, Response, StatusCode
 from revconn._proto.registry_pb2 import Heartbeat
 from revconn.core.framing import frame, unframe
+from revconn.runtime import dispatch
 from tests.support.scripted_gateway import Peer
 from tests.support.waiting import eventually
 
@@ -219,6 +220,7 @@ def test_as_many_run_at_once_as_there_are_workers(connect, gate) -> None:
 def test_a_worker_that_was_called_and_has_not_woken_yet_calls_the_others(
     connect, gate, monkeypatch
 ) -> None:
+    monkeypatch.setattr(dispatch, "_LINGER", TIMEOUT)
     connector, peer = connect(gate)
     peer.requests(*"abc")
     gate.holds(3)

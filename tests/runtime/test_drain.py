@@ -9,8 +9,9 @@ from typing import Callable
 import grpc
 import pytest
 
-from revconn import Connector, Request
+from revconn import Backoff, Connector, Request, State
 from revconn._proto.registry_pb2 import ConnectionStatus
+from tests.support.connectors import NEVER
 from tests.support.scripted_gateway import Peer, ScriptedGateway
 from tests.support.threads import in_thread
 from tests.support.waiting import eventually
@@ -142,6 +143,24 @@ def test_without_the_feature_the_goodbye_waits_until_what_is_in_flight_is_answer
     peer.answer()
     peer.hears_goodbye()
     stopping.result(TIMEOUT)
+
+
+def test_a_link_without_a_connection_leaves_though_another_gateways_requests_are_in_flight(
+    connect, handler, gateway
+) -> None:
+    with ScriptedGateway() as other:
+        connector, (plain, broken) = connect(gateway, other, backoff=Backoff(**NEVER))
+        plain.request("busy")
+        eventually(lambda: handler.entered)
+        broken.end()
+        lost = connector._supervisor.links[1]
+        eventually(lambda: lost.state is State.BACKING_OFF)
+        stopping = in_thread(connector.stop)
+        eventually(lambda: lost.state is State.CLOSED)
+        handler.let_go.set()
+        plain.answer("busy")
+        plain.hears_goodbye()
+        stopping.result(TIMEOUT)
 
 
 def test_of_two_gateways_only_the_one_that_drains_hears_the_goodbye_at_once(

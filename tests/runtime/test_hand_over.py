@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from revconn import Backoff, Connector, State
+from revconn import AuthenticationError, Backoff, Connector, State
 from revconn._proto.registry_pb2 import (
     ConnectionMessage,
     ConnectionRegister,
@@ -210,6 +210,189 @@ def test_a_gateway_that_wants_every_connection_replaced_is_not_asked_without_pau
     eventually(lambda: link._phase is State.BACKING_OFF)
     assert connector.state is State.READY
     connector.abort()
+
+
+def refuse(server: ScriptedHttp2, code: int) -> None:
+    refused = server.accept_stream()
+    hears(refused, "register")
+    refused.trailers(("grpc-status", str(code)))
+
+
+UNAVAILABLE, UNAUTHENTICATED = 14, 16
+
+
+@pytest.mark.parametrize(
+    ("codes", "reason"),
+    [
+        ([UNAUTHENTICATED], "UNAUTHENTICATED"),
+        ([UNAVAILABLE, UNAVAILABLE], "UNAVAILABLE"),
+    ],
+    ids=["the key is refused", "max_attempts"],
+)
+def test_one_that_cannot_be_replaced_serves_on_until_it_ends_and_then_it_is_lost_as_any_other(
+    server, caplog, codes, reason
+) -> None:
+    caplog.set_level(logging.INFO, "revconn")
+    backoff = Backoff(initial=0.01, maximum=0.01, stable_after=0.0, max_attempts=3)
+    connector = Connector(server.address, transport="http2", **{**QUICK, "backoff": backoff})
+    connector.add_method("/echo.Echo/Say", lambda request: request.payload)
+    connector.start(block=False)
+    first, _ = welcome(server, "id-1")
+    connector.wait_ready(TIMEOUT)
+    first.goaway(0, EVERY_STREAM)
+    for code in codes:
+        refuse(server, code)
+    eventually(lambda: "serves on" in caplog.text)
+    (said,) = [record for record in caplog.records if record.levelno >= logging.WARNING]
+    assert said.levelno == logging.ERROR
+    assert reason in said.getMessage()
+    ask(first, "r1")
+    assert answer(first, "r1").payload == b"x"
+    assert (connector.state, connector.connection_id) == (State.READY, "id-1")
+    first.hang_up()
+    second, _ = welcome(server, "id-2")
+    ask(second, "r2")
+    answer(second, "r2")
+    assert "lost the connection" in caplog.text
+    second.hang_up()
+    refuse(server, UNAUTHENTICATED)
+    with pytest.raises(AuthenticationError):
+        connector.wait(TIMEOUT)
+    assert connector.state is State.CLOSED
+
+
+def test_one_that_cannot_be_replaced_is_left_in_order_all_the_same(server, caplog) -> None:
+    connector = Connector(server.address, transport="http2", **QUICK)
+    connector.start(block=False)
+    first, _ = welcome(server, "id-1")
+    connector.wait_ready(TIMEOUT)
+    first.goaway(0, EVERY_STREAM)
+    refuse(server, UNAUTHENTICATED)
+    eventually(lambda: "serves on" in caplog.text)
+    stopping = in_thread(connector.stop)
+    stand_in, _ = welcome(server, "stand-in")
+    assert is_goodbye(hears(first, "status"), "id-1")
+    ask(first, "r1")
+    answer(stand_in, "r1")
+    first.trailers(("grpc-status", "0"))
+    assert is_goodbye(hears(stand_in, "status"), "stand-in")
+    stand_in.trailers(("grpc-status", "0"))
+    stopping.result(TIMEOUT)
+
+
+def test_if_the_second_breaks_before_the_first_was_told_goodbye_the_first_serves_on(
+    server, connector, let_handler_end, caplog
+) -> None:
+    caplog.set_level(logging.INFO, "revconn")
+    connector.start(block=False)
+    first, _ = welcome(server, "id-1")
+    ask(first, "r1", "Wait")
+    eventually(lambda: connector.stats()["in_flight"] == 1)
+    first.goaway(0, EVERY_STREAM)
+    second, _ = welcome(server, "id-2")
+    eventually(lambda: connector.connection_id == "id-2")
+    second.hang_up()
+    third = server.accept_stream()
+    hears(third, "register")
+    assert (connector.state, connector.connection_id) == (State.READY, "id-1")
+    ask(first, "r2")
+    assert answer(first, "r2").payload == b"x"
+    say(third, status=ConnectionStatus(connection_id="id-3", status=ConnectionStatus.CONNECTED))
+    eventually(lambda: connector.connection_id == "id-3")
+    let_handler_end.set()
+    assert answer(first, "r1").payload == b"waited"
+    assert is_goodbye(hears(first, "status"), "id-1")
+    assert "lost the connection" not in caplog.text
+
+
+def test_if_the_second_breaks_after_the_first_was_told_goodbye_the_first_is_read_to_its_end(
+    server, connector
+) -> None:
+    connector.start(block=False)
+    first, _ = welcome(server, "id-1")
+    first.goaway(0, EVERY_STREAM)
+    second, _ = welcome(server, "id-2")
+    assert is_goodbye(hears(first, "status"), "id-1")
+    second.hang_up()
+    third = server.accept_stream()
+    hears(third, "register")
+    ask(first, "r1")  # it was on its way already
+    say(third, status=ConnectionStatus(connection_id="id-3", status=ConnectionStatus.CONNECTED))
+    assert answer(third, "r1").payload == b"x"
+    ask(first, "r2")
+    assert answer(third, "r2").payload == b"x"
+    first.trailers(("grpc-status", "0"))
+    first.hears_hang_up()
+    ask(third, "r3")
+    answer(third, "r3")
+
+
+def test_one_that_was_told_goodbye_and_never_ends_is_ended_though_its_successor_broke(
+    server,
+) -> None:
+    connector = Connector(server.address, transport="http2", **{**QUICK, "drain_timeout": 0.2})
+    connector.start(block=False)
+    first, _ = welcome(server, "id-1")
+    first.goaway(0, EVERY_STREAM)
+    second, _ = welcome(server, "id-2")
+    assert is_goodbye(hears(first, "status"), "id-1")
+    second.hang_up()
+    welcome(server, "id-3")
+    first.hears_hang_up()
+    eventually(lambda: connector.connection_id == "id-3")
+    connector.abort()
+
+
+def test_an_answer_that_is_ready_before_the_second_is_accepted_leaves_on_the_first(
+    server, connector
+) -> None:
+    connector.start(block=False)
+    first, _ = welcome(server, "id-1")
+    first.goaway(0, EVERY_STREAM)
+    second = server.accept_stream()
+    hears(second, "register")
+    ask(first, "r1")
+    answer(first, "r1")
+
+
+def test_the_goodbye_waits_for_no_other_gateways_requests(server, let_handler_end) -> None:
+    with ScriptedHttp2() as elsewhere:
+        options = {**QUICK, "drain_timeout": 1e6}
+        connector = Connector([server.address, elsewhere.address], transport="http2", **options)
+        entered = threading.Event()
+
+        @connector.method("/echo.Echo/Wait")
+        def wait(request) -> bytes:
+            entered.set()
+            let_handler_end.wait(TIMEOUT)
+            return b"waited"
+
+        connector.start(block=False)
+        first, _ = welcome(server, "id-1")
+        other, _ = welcome(elsewhere, "id-other")
+        ask(other, "busy", "Wait")
+        assert entered.wait(TIMEOUT)
+        first.goaway(0, EVERY_STREAM)
+        welcome(server, "id-2")
+        assert is_goodbye(hears(first, "status"), "id-1")
+        assert connector.stats()["in_flight"] == 1
+        let_handler_end.set()
+        assert answer(other, "busy").payload == b"waited"
+        connector.abort()
+
+
+def test_what_the_second_brings_before_it_is_accepted_is_answered_there_too(
+    server, connector
+) -> None:
+    connector.start(block=False)
+    first, _ = welcome(server, "id-1")
+    first.goaway(0, EVERY_STREAM)
+    second = server.accept_stream()
+    hears(second, "register")
+    ask(second, "early")
+    answer(first, "early")  # there is no telling whether they lead to the same gateway
+    say(second, status=ConnectionStatus(connection_id="id-2", status=ConnectionStatus.CONNECTED))
+    assert answer(second, "early").payload == b"x"
 
 
 def test_stopping_in_the_middle_of_it_loses_nothing_that_either_brought(
