@@ -13,7 +13,7 @@ from typing import Callable
 import pytest
 
 from revconn._proto.registry_pb2 import ForwardResponse
-from revconn.testing import FaultProxy
+from revconn.testing import Fault, FaultProxy
 from tests.support.programs import Program
 from tests.support.reference_gateway import ReferenceGateway
 from tests.support.threads import TIMEOUT
@@ -21,6 +21,7 @@ from tests.support.waiting import eventually
 
 SAY = "/echo.Echo/Say"
 MIB = 1 << 20
+HUGE = 100_000_000
 
 SERVE = """
 connector.add_method("/echo.Echo/Say", lambda request: request.payload)
@@ -117,6 +118,21 @@ def test_an_answer_over_its_limit_fails_alone_and_never_goes_in_chunks(gateway, 
     assert not gateway.is_locked_up
 
 
+def test_the_largest_request_that_it_sends_arrives(gateway, serve) -> None:
+    connector = serve(gateway.address)
+    connector.add_method("/echo.Echo/Measure", lambda request: b"%d" % len(request.payload))
+    assert ask(gateway, b"x" * HUGE, "/echo.Echo/Measure").payload == b"%d" % HUGE
+    assert connector.stats()["connections"] == 1
+
+
+def test_it_bears_pings_that_other_gateways_would_not(gateway, serve, caplog) -> None:
+    connector = serve(gateway.address, keepalive_interval=0.02)
+    time.sleep(0.5)  # real time, for some twenty pings
+    assert ask(gateway).payload == b"x"
+    assert connector.stats()["connections"] == 1
+    assert "too frequent" not in caplog.text
+
+
 def test_paths_of_children_and_paths_without_slashes_find_their_handler(gateway, serve) -> None:
     connector = serve(gateway.address)
     assert ask(gateway, path="echo.Echo/Say").payload == b"x"
@@ -159,6 +175,35 @@ def test_a_request_in_flight_when_the_connection_breaks_is_answered_on_the_next(
         eventually(lambda: gateway.routes("echo.Echo") not in ([], first))
         let_go.set()
         assert call.result(TIMEOUT).payload == b"in spite of it"
+
+
+def test_an_answer_that_left_just_before_a_break_arrives_on_the_next_connection(
+    gateway, new_connector
+) -> None:
+    entered, let_go = threading.Event(), threading.Event()
+    with FaultProxy(gateway.port) as proxy:
+        connector = new_connector(proxy.address)
+
+        @connector.method(SAY)
+        def say(request) -> bytes:
+            entered.set()
+            assert let_go.wait(TIMEOUT)
+            return b"twice, if need be"
+
+        connector.start(block=False)
+        eventually(lambda: gateway.routes("echo.Echo"))
+        call = gateway.call(SAY)
+        assert entered.wait(TIMEOUT)
+        proxy.fault = Fault.BLACK_HOLE  # a break that nobody has noticed yet
+        let_go.set()
+        eventually(lambda: connector.stats()["answered"] == 1)
+        assert connector._supervisor.links[0].wait_flushed(TIMEOUT)
+        proxy.fault = Fault.REFUSE
+        proxy.reset_all()
+        proxy.fault = Fault.NONE
+        assert call.result(TIMEOUT).payload == b"twice, if need be"
+        assert connector.stats()["replayed"] == 1
+        connector.abort()
 
 
 def test_a_stream_that_it_ends_with_ok_is_opened_again(gateway, serve, caplog) -> None:

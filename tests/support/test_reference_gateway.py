@@ -90,6 +90,13 @@ def test_what_a_connector_answers_comes_back_as_it_is(gateway, connect) -> None:
     assert (response.status_code, response.error_message, response.payload) == (404, "no", b"x")
 
 
+def test_callers_from_outside_are_not_served_as_grpc_has_it(gateway, connect) -> None:
+    connect(gateway, "echo.Echo")
+    with grpc.insecure_channel(gateway.address) as channel, pytest.raises(grpc.RpcError) as failed:
+        channel.unary_unary(SAY)(b"question", timeout=PATIENCE)
+    assert failed.value.code() is grpc.StatusCode.UNIMPLEMENTED
+
+
 def test_connectors_call_one_another_under_ids_of_their_own(gateway, connect) -> None:
     server, client = connect(gateway, "echo.Echo"), connect(gateway)
     client.ask("mine", SAY, b"question", timeout_seconds=7)
@@ -194,6 +201,12 @@ def test_a_message_over_the_limit_ends_the_stream_with_ok_and_no_reason(gateway,
     connector.respond("r", bytes(4 << 20))
     assert connector.ended() == OK
     assert gateway.routes("echo.Echo") == []
+
+
+def test_it_sends_requests_that_are_larger_than_what_it_takes(gateway, connect) -> None:
+    connector = connect(gateway, "echo.Echo")
+    gateway.call(SAY, bytes(5 << 20))
+    assert len(connector.receive_request().payload) == 5 << 20
 
 
 def test_it_locks_up_for_good_when_it_joins_chunks(gateway, connect) -> None:
