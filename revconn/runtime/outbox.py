@@ -141,7 +141,7 @@ class Outbox:
 
     def _flushed(self) -> bool:
         assert self._lock.locked()
-        on_their_way = any(line.taken or line.sending or line.outbound for line in self._lines)
+        on_their_way = any(line.leaving or line.outbound for line in self._lines)
         return self._closed or not (on_their_way or self._held)
 
     def _queues(self) -> list[Outbound]:
@@ -193,8 +193,9 @@ class Line:
         self._limit = 0
         self._send_now: Callable[[list[bytes]], bool] = lambda _messages: False
         self.outbound = Outbound()
-        self.taken: list[Answer | LargeAnswer] = []  # by the sender, which is sending them
-        self.sending: list[Answer | LargeAnswer] = []  # by send_now()
+        self._taken: list[Answer | LargeAnswer] = []  # by the sender, which is sending them
+        self._sending: list[Answer | LargeAnswer] = []  # by send_now()
+        self._begun: list[Answer | LargeAnswer] = []  # by send_now(), for the sender to finish
         self.nudged = False
         self.batches = 0
         self.control_left_at: float | None = None
@@ -242,6 +243,7 @@ class Line:
             while not self._closed:
                 batch = self._next_batch()
                 if batch or self.nudged:
+                    self._take_over_begun()
                     self.nudged = False
                     self.batches += 1
                     self._outbox._changed.notify_all()
@@ -255,25 +257,32 @@ class Line:
         if len(messages) < len(answers) or max(map(len, messages)) > self._limit:
             return False
         with self._outbox._lock:
-            busy = self.taken or self.sending or self.outbound
-            if busy or not self._carries_answers:
+            if self.leaving or self.outbound or not self._carries_answers:
                 return False
-            self.sending = answers
+            self._sending = answers
         sent = self._send_now(messages)
         with self._outbox._lock:
-            held_already = self.sending is not answers  # the line was given up meanwhile
-            if not held_already:
-                self.sending = []
-            if sent:
-                self._sent.add(answers, time.monotonic())
+            taken_over = self._sending is not answers  # by the sender, or the line was given up
+            if not taken_over:
+                self._sending = []
+                if sent:
+                    self._sent.add(answers, time.monotonic())
             if self._outbox._flushing:  # nobody else is concerned; a sender woken in vain is dear
                 self._outbox._changed.notify_all()
-        return sent or held_already
+        return sent or taken_over
+
+    def leave_to_sender(self) -> None:
+        """What :meth:`send_now` sends has left when the sender comes back for more."""
+        with self._outbox._lock:
+            self._begun, self._sending = self._sending, []
+            self.nudged = True
+            self._outbox._changed.notify_all()
 
     def wait(self) -> bool:
         """Block until nudged; false once closed. Takes nothing: what was taken is still here."""
         with self._outbox._lock:
             self._outbox._changed.wait_for(lambda: self._closed or self.nudged)
+            self._take_over_begun()
             self.nudged = False
             return not self._closed
 
@@ -317,11 +326,16 @@ class Line:
     # Each of these requires holding the outbox's lock
 
     @property
+    def leaving(self) -> list[Answer | LargeAnswer]:
+        """What is with the stream and may not have left."""
+        assert self._outbox._lock.locked()
+        return self._taken + self._sending + self._begun
+
+    @property
     def has_unsent(self) -> bool:
         """Whether anything waits to leave, or is leaving."""
         assert self._outbox._lock.locked()
-        waits = self._control or self._sign_taken or self.outbound
-        return bool(waits or self.taken or self.sending)
+        return bool(self._control or self._sign_taken or self.outbound or self.leaving)
 
     def _give_up_answers(self, doubtful: list[Answer | LargeAnswer]) -> None:
         """Carry no more answers; ``doubtful`` ones left and may not have arrived."""
@@ -333,15 +347,18 @@ class Line:
             self._outbox._opening.remove(self)
             waiting = []  # they leave elsewhere, or are held already
         self._outbox._replayed += len(doubtful)
-        self._outbox._hold(doubtful + self.taken + self.sending + waiting)
-        self.taken = []
-        self.sending = []
+        self._outbox._hold(doubtful + self.leaving + waiting)
+        self._taken, self._sending, self._begun = [], [], []
+
+    def _take_over_begun(self) -> None:
+        assert self._outbox._lock.locked()
+        self._taken, self._begun = self._taken + self._begun, []
 
     def _rest(self) -> None:
         """The previous batch has left."""
         assert self._outbox._lock.locked()
-        self._sent.add(self.taken, time.monotonic())
-        self.taken = []
+        self._sent.add(self._taken, time.monotonic())
+        self._taken = []
         if self._sign_taken:
             self.control_left_at = clock.with_suspend()
             self._sign_taken = False
@@ -355,10 +372,10 @@ class Line:
             return control
         answers = self.outbound.take_answers(_BATCH_BYTES)
         batch = control + [answer.message for answer in answers]
-        self.taken = [*answers]
+        self._taken = [*answers]
         if self.outbound.has_large:  # one chunk: what is small comes in between
             chunk, finished = self.outbound.take_chunk()
             batch.append(chunk)
             if finished is not None:
-                self.taken.append(finished)
+                self._taken.append(finished)
         return batch

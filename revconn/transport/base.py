@@ -55,6 +55,13 @@ class Source(Protocol):
         It does the same to :meth:`wait`.
         """
 
+    def leave_to_sender(self) -> None:
+        """Not all that :meth:`Stream.send_now` is given leaves there: the sender sends the rest.
+
+        Called before it returns. It wakes the sender as :meth:`nudge` does, and from then on is as
+        if :meth:`take` had returned these messages.
+        """
+
     def wait(self) -> bool:
         """Block until :meth:`nudge`; false once the stream is to end.
 

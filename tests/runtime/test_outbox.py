@@ -417,6 +417,23 @@ def test_one_whose_line_closes_meanwhile_goes_out_once_more(outbox: Outbox, sent
     assert open_line(outbox).take() == [b"a1"]
 
 
+def test_one_that_leaves_in_part_is_the_senders_until_that_comes_back_for_more(
+    outbox: Outbox,
+) -> None:
+    line, around = outbox.open_line(), Around()
+    line.let_answers_through(send_now=around)
+    around.meanwhile = line.leave_to_sender
+    put_alone(outbox, b"a1")
+    assert not outbox.wait_flushed(0)
+    assert line.take() == [], "the transport has it already"
+    assert not outbox.wait_flushed(0)
+    line.nudge()
+    line.take()
+    assert outbox.wait_flushed(0)
+    line.close()
+    assert open_line(outbox).take() == [b"a1"], "once"
+
+
 class TakenAway(list):
     """Lines, of which one ends right after they were counted."""
 

@@ -221,7 +221,7 @@ class _Http2Stream(Stream):
         finally:
             self._turn.release()
         if is_left:
-            self._source.nudge()
+            self._source.leave_to_sender()
         return True
 
     def _write_now(self, wire: Wire, messages: list[bytes]) -> bool:

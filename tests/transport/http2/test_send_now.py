@@ -7,7 +7,9 @@ import time
 from collections.abc import Iterator
 
 import pytest
+from hyperframe.frame import SettingsFrame
 
+from revconn.core.outbound import Answer
 from tests.support.http2_client import Client
 from tests.support.scripted_http2 import Http2Peer
 from tests.support.threads import TIMEOUT, in_thread
@@ -56,6 +58,22 @@ def test_a_lone_answer_arrives_behind_those_before_it(client: Client, peer: Http
     assert peer.hears_message() == b"a1"
     eventually(lambda: client.stream.send_now([b"a2"]))
     assert peer.hears_message() == b"a2"
+
+
+def test_one_that_the_peer_has_no_room_for_has_left_when_the_sender_has_sent_the_rest(
+    client: Client, server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    peer = server.accept_stream({SettingsFrame.INITIAL_WINDOW_SIZE: 3})
+    peer.ping()
+    eventually(lambda: client.stream._sending_since is None)
+    monkeypatch.setattr(client.line, "_send_now", client.stream.send_now)
+    client.outbox.put([Answer(b"answer", None)], alone=True)
+    peer.ping()
+    assert not client.outbox.wait_flushed(0)
+    peer.open_window(100)
+    assert peer.hears_message() == b"answer"
+    assert client.outbox.wait_flushed(TIMEOUT)
+    assert client.unsent() == [b"answer"], "it left a moment ago, and is in doubt once"
 
 
 def test_the_socket_is_not_given_back_while_an_answer_is_written_to_it(
