@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import logging
 import sys
 from collections import deque
 from collections.abc import Container
-from typing import NamedTuple
+from typing import Callable, NamedTuple
 
 from revconn.core.large import LargeAnswer
 from revconn.core.status import StatusCode
 
 __all__ = ["Answer", "Outbound", "Sent"]
-
-logger = logging.getLogger(__name__)
 
 _MOST_LARGE_BYTES = 512 << 20
 
@@ -30,9 +27,12 @@ class Outbound:
 
     Those that are too large for one message leave in chunks, in turns, if the connection's terms
     allow that (:meth:`agree`); until these are known they wait. Not thread-safe.
+
+    :param refused: is told of each answer that became an error instead, in words for a log.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, refused: Callable[[str], object] = lambda _: None) -> None:
+        self._refused = refused
         self._answers: deque[Answer] = deque()
         self._large: deque[LargeAnswer] = deque()
         self._limit = sys.maxsize
@@ -105,7 +105,6 @@ class Outbound:
         for large in [each for each in self._large if each.request_id in request_ids]:
             self._large.remove(large)
             self.large_bytes -= large.size
-            logger.debug("%s was cancelled: dropped its large answer", large.about)
 
     def drop_expired(self, now: float) -> int:
         """Drop the answers that nobody waits for any more; how many they were.
@@ -151,7 +150,7 @@ class Outbound:
             self.large_bytes += large.size
             return
         code, reason = problem
-        logger.error("%s: the answer was not sent: %s", large.about, reason)
+        self._refused(f"{large.about}: the answer was not sent: {reason}")
         failure = Answer(large.failure(code, reason), large.deadline)
         self._answers.append(failure)
         self.answer_bytes += len(failure.message)

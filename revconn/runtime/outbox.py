@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Container, Iterable
+from contextlib import suppress
 from typing import Callable
 
 from revconn.core.large import LargeAnswer
@@ -13,6 +16,8 @@ from revconn.core.outbound import Answer, Outbound, Sent
 from revconn.runtime import clock
 
 __all__ = ["Line", "Outbox"]
+
+logger = logging.getLogger(__name__)
 
 _BATCH_BYTES = 1 << 20
 _ROOM_BYTES = 16 << 20
@@ -48,7 +53,8 @@ class Outbox:
         self._doubt = doubt
         self._lock = threading.Lock()
         self._changed = threading.Condition(self._lock)
-        self._held = Outbound()
+        self._refused: deque[str] = deque()  # to be logged by whoever has released the lock
+        self._held = self._new_queue()
         self._lines: list[Line] = []  # those that carry answers, the newest last
         self._opening: list[Line] = []  # those that will, with a copy of what leaves until then
         self._flushing = 0  # threads in wait_flushed()
@@ -75,6 +81,7 @@ class Outbox:
                     other.put(answer.copy() if isinstance(answer, LargeAnswer) else answer)
             self._bound()
             self._changed.notify_all()
+        self._log_refused()
 
     def withdraw(self, request_ids: Container[str]) -> None:
         """Nobody waits for the answers to these any more: large ones are dropped."""
@@ -87,9 +94,17 @@ class Outbox:
         lines = self._lines[:2]  # a copy: others may change it meanwhile
         return lines[0] if len(lines) == 1 and not self._opening else None
 
+    def _new_queue(self) -> Outbound:
+        return Outbound(self._refused.append)
+
+    def _log_refused(self) -> None:
+        while self._refused:
+            with suppress(IndexError):  # another thread was faster
+                logger.error("%s", self._refused.popleft())
+
     def open_line(self) -> Line:
         """A line for a new stream."""
-        line = Line(self, Sent(self._doubt, self._replay_bytes))
+        line = Line(self, self._new_queue(), Sent(self._doubt, self._replay_bytes))
         with self._lock:
             self._opening.append(line)
         return line
@@ -183,8 +198,9 @@ class Line:
     may be read without.
     """
 
-    def __init__(self, outbox: Outbox, sent: Sent) -> None:
+    def __init__(self, outbox: Outbox, outbound: Outbound, sent: Sent) -> None:
         self._outbox = outbox
+        self.outbound = outbound
         self._sent = sent
         self._control: list[bytes] = []
         self._sign_waits = False
@@ -192,7 +208,6 @@ class Line:
         self._closed = False
         self._limit = 0
         self._send_now: Callable[[list[bytes]], bool] = lambda _messages: False
-        self.outbound = Outbound()
         self._taken: list[Answer | LargeAnswer] = []  # by the sender, which is sending them
         self._sending: list[Answer | LargeAnswer] = []  # by send_now()
         self._begun: list[Answer | LargeAnswer] = []  # by send_now(), for the sender to finish
@@ -229,12 +244,14 @@ class Line:
                 self.outbound.agree(limit, chunks=chunks)
                 self._outbox._release_held(self)
             self._outbox._changed.notify_all()
+        self._outbox._log_refused()
 
     def withhold_answers(self) -> None:
         """The peer reads no more answers here: those that wait go out elsewhere."""
         with self._outbox._lock:
             self._give_up_answers([])
             self._outbox._changed.notify_all()
+        self._outbox._log_refused()
 
     def take(self) -> list[bytes] | None:
         """The next batch for the sender thread, empty when nudged; ``None`` once closed."""
@@ -318,6 +335,7 @@ class Line:
             self._control.clear()
             self._give_up_answers([] if settled else self._sent.take(time.monotonic()))
             self._outbox._changed.notify_all()
+        self._outbox._log_refused()
 
     @property
     def _carries_answers(self) -> bool:

@@ -164,10 +164,9 @@ def test_a_chunk_is_small_however_much_the_peer_takes() -> None:
     assert last is None
 
 
-def test_without_chunks_a_large_answer_becomes_the_error_of_its_request(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    outbound = Outbound()
+def test_without_chunks_a_large_answer_becomes_the_error_of_its_request() -> None:
+    refused: list[str] = []
+    outbound = Outbound(refused.append)
     outbound.agree(1024, chunks=False)
     outbound.put(answer(response("r1", b"x" * 2000), NOW))
     assert not outbound.has_large
@@ -176,7 +175,8 @@ def test_without_chunks_a_large_answer_becomes_the_error_of_its_request(
     assert (failure.request_id, failure.status_code) == ("r1", 500)
     assert "is larger than the limit of 1,024 bytes" in failure.error_message
     assert failed.deadline == NOW
-    assert "request_id='r1': the answer was not sent: message of 2,0" in caplog.text
+    (said,) = refused
+    assert said.startswith("request_id='r1': the answer was not sent: message of 2,0")
 
 
 def test_a_framed_answer_fails_in_kind() -> None:

@@ -167,6 +167,37 @@ def test_a_nudge_without_a_stream_does_nothing(outbox: Outbox) -> None:
     assert line.take() == [b"register"]
 
 
+def hand_over_large(outbox: Outbox, large: LargeAnswer) -> None:
+    old = outbox.open_line()
+    old.let_answers_through(1024, chunks=True)
+    outbox.put([large])
+    old.take()
+    new = outbox.open_line()
+    new.let_answers_through(1024)
+    old.close()
+
+
+def put_large(outbox: Outbox, large: LargeAnswer) -> None:
+    outbox.open_line().let_answers_through(1024)
+    outbox.put([large])
+
+
+def hold_large(outbox: Outbox, large: LargeAnswer) -> None:
+    outbox.put([large])
+    outbox.open_line().let_answers_through(1024)
+
+
+@pytest.mark.parametrize("happen", [put_large, hold_large, hand_over_large])
+def test_an_answer_that_becomes_an_error_is_logged_without_the_lock(
+    outbox: Outbox, caplog: pytest.LogCaptureFixture, happen: Callable[..., None]
+) -> None:
+    locked: list[bool] = []
+    caplog.handler.addFilter(lambda _: locked.append(outbox._lock.locked()) or True)
+    happen(outbox, LargeAnswer(encode_response("large", b""), None, bytes(2000)))
+    assert locked == [False]
+    assert "request_id='large': the answer was not sent: message of" in caplog.text
+
+
 # One line after the other
 
 
