@@ -113,6 +113,7 @@ class Session:
         )
         self._thread: threading.Thread | None = None
         self.ready_since: float | None = None
+        self._began = self._accepted = 0.0  # clock.with_suspend()
 
     @property
     def connection_id(self) -> str:
@@ -177,6 +178,7 @@ class Session:
             self._end(error)
 
     def _serve(self, api_key: str) -> NoReturn:
+        self._began = clock.with_suspend()
         try:
             self._timer_thread.start()
             with self._lock:
@@ -224,6 +226,9 @@ class Session:
             raise self._loss(str(inbound.end))
 
     def _become_ready(self) -> None:
+        self._accepted = clock.with_suspend()
+        if self._accepted - self._began > self._options.connect_timeout:
+            raise self._loss(self._overdue)  # the timer's clock stood still for a while
         self.ready_since = time.monotonic()
         self._line.let_answers_through(
             self.terms.max_message_bytes,
@@ -305,7 +310,11 @@ class Session:
 
     def handshake_overdue(self) -> None:
         """The gateway took the connection and never said CONNECTED."""
-        self.retire(f"no CONNECTED within {self._options.connect_timeout:g} s")
+        self.retire(self._overdue)
+
+    @property
+    def _overdue(self) -> str:
+        return f"no CONNECTED within {self._options.connect_timeout:g} s"
 
     def beat(self) -> None:
         """Send a heartbeat, ahead of all answers that wait."""
@@ -319,10 +328,10 @@ class Session:
         """Retire the stream after a silence that the gateway may not have waited out."""
         look_by = self._look_at_peer(time.monotonic())
         now = clock.with_suspend()
-        left_at = self._line.control_left_at
+        # Before it was accepted there was nothing to forget: connect_timeout bounds that.
+        left_at = max(self._accepted, self._line.control_left_at or 0.0)
         with self._lock:
-            if left_at is not None:
-                self._conversation.heartbeat_left(left_at)
+            self._conversation.heartbeat_left(left_at)
             forgotten = self._conversation.may_be_forgotten(now)
             silence = self._conversation.longest_silence(now)
         if forgotten:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import logging
 import queue
 import signal
 import threading
@@ -121,6 +122,39 @@ def test_without_a_liveness_timeout_no_sleep_is_too_long(new_connector, gateway,
     peer.hears("heartbeat")
     peer.hears("heartbeat")
     assert connector.stats()["connections"] == 1
+
+
+def test_a_gateway_that_takes_its_time_to_accept_a_connection_has_not_forgotten_it(
+    new_connector, gateway, suspend
+) -> None:
+    connector = new_connector(
+        gateway.address, heartbeat_interval=0.05, liveness_timeout=3.0, connect_timeout=10.0
+    )
+    connector.start(block=False)
+    peer = gateway.accept()
+    peer.hears("register")
+    suspend(5.0)
+    peer.connected()
+    for _ in range(3):
+        peer.hears("heartbeat")
+    assert connector.stats()["connections"] == 1
+
+
+def test_a_handshake_that_a_sleep_made_longer_than_it_may_be_is_given_up(
+    new_connector, gateway, suspend, caplog
+) -> None:
+    caplog.set_level(logging.DEBUG, "revconn.runtime.link")
+    connector = new_connector(gateway.address, liveness_timeout=None, connect_timeout=10.0)
+    connector.start(block=False)
+    peer = gateway.accept()
+    peer.hears("register")
+    suspend(11.0)
+    peer.connected()
+    peer.hears_hang_up()
+    gateway.accept_ready("id-2")
+    connector.wait_ready(TIMEOUT)
+    assert "no CONNECTED within 10 s" in caplog.text
+    assert connector.connection_id == "id-2"
 
 
 def test_a_process_that_was_stopped_for_too_long_connects_anew(new_program, gateway) -> None:
