@@ -1,4 +1,4 @@
-"""`python -m tests.fuzz`: the target under atheris, for 60 s or as libFuzzer's flags say."""
+"""`python -m tests.fuzz`: target and decoders under atheris, 60 s or as libFuzzer's flags say."""
 
 from __future__ import annotations
 
@@ -20,10 +20,12 @@ def main() -> None:
             " pip install 'revconn[fuzz]'"
         )
     with atheris.instrument_imports(include=["revconn", "h2", "hpack"]):
+        from tests.fuzz.decoders import decode_all
         from tests.fuzz.target import converse
 
     def run(data: bytes) -> None:
         converse(data)  # libFuzzer wants nothing back
+        decode_all(data)
 
     logging.disable(logging.CRITICAL)
     found = tempfile.mkdtemp(prefix="revconn-fuzz-")

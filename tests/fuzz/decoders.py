@@ -1,0 +1,156 @@
+"""Every decoder that a peer's words go through, and what it may make of them.
+
+Each takes any bytes, and returns or raises an error of its own; whatever else it does is a bug.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from typing import Callable
+
+from revconn._proto.registry_pb2 import (
+    ConnectionMessage,
+    ConnectionStatus,
+    ForwardRequest,
+    ForwardResponse,
+)
+from revconn.core.chunking import ChunkJoiner
+from revconn.core.deadline import request_deadline
+from revconn.core.errors import ProtocolError
+from revconn.core.frames import FrameSplitter, parse_goaway, parse_window_update, unpad
+from revconn.core.framing import GzipInflater, MessageReader, is_framed, unframe
+from revconn.core.http import decode_metadata, end_by_trailers, refusal
+from revconn.core.probing import Prober
+from revconn.core.protocol import Conversation
+from revconn.core.routing import Routes
+from revconn.core.status import decode_message, response_code
+from revconn.core.terms import Terms
+from revconn.core.text import presentable
+from revconn.gateway.decoding import decode
+from revconn.gateway.failures import Refused
+from revconn.gateway.handshake import check_registration
+from revconn.gateway.keys import ApiKeys
+from revconn.gateway.metadata import metadata_from_headers, truncate_message
+from revconn.messages import Request
+from revconn.proxy import Proxy
+from revconn.transport.grpcio import explain
+from revconn.transport.http2 import tunnel
+
+__all__ = ["DECODERS", "OWN_ERRORS", "decode_all"]
+
+OWN_ERRORS = (ProtocolError, Refused, OSError)  # OSError: of a proxy that gives no tunnel
+
+_LIMIT = 1000
+_CONNECTED = ConnectionMessage(
+    status=ConnectionStatus(connection_id="id", status=ConnectionStatus.CONNECTED)
+).SerializeToString()
+_KEYS = ApiKeys({"key": ["a.*"]})
+_PROXY = Proxy.parse("http://proxy.example.com:3128")
+_ROUTES: Routes[str] = Routes()
+_ROUTES.add_service("a.B", "handler")
+
+
+def _frames(data: bytes) -> None:
+    splitter = FrameSplitter(_LIMIT)
+    for *_, buffer, start, end in splitter.feed(data):
+        assert 0 <= start <= end <= len(buffer)
+    splitter.describe_end()
+
+
+def _goaway(data: bytes) -> None:
+    assert str(parse_goaway(data)).isprintable()
+
+
+def _messages(data: bytes) -> None:
+    messages: list[bytes] = []
+    MessageReader(_LIMIT, GzipInflater(_LIMIT)).feed(data, 0, len(data), messages)
+    assert all(len(message) <= _LIMIT for message in messages)
+
+
+def _gzip(data: bytes) -> None:
+    assert len(GzipInflater(_LIMIT)(data)) <= _LIMIT
+
+
+def _headers(data: bytes) -> None:
+    """Names and values by turns, a null byte after each."""
+    words = data.split(b"\0")
+    metadata = decode_metadata(zip(words[::2], words[1::2]))
+    for end in (refusal(metadata), end_by_trailers(metadata)):
+        assert end is None or end.details.isprintable()
+    terms = Terms(30.0, 90.0, 4 << 20).met_with(metadata.items())
+    assert all(note.isprintable() for note in terms.notes)
+
+
+def _conversation(data: bytes) -> None:
+    """What a gateway says to a connector."""
+    conversation = Conversation(liveness_timeout=None)
+    conversation.register("key", ["a.B"])
+    conversation.receive([_CONNECTED])
+    conversation.request(ForwardRequest(request_id="probe"))
+    inbound = conversation.receive([data])
+    assert inbound.end is None or str(inbound.end).isprintable()
+    for request in inbound.requests:
+        _request(request)
+    for response in inbound.responses:
+        prober = Prober(60.0, 20.0, "1")
+        prober.ask("probe", 0.0)
+        prober.answered(response, 1.0)
+
+
+def _request(message: ForwardRequest) -> None:
+    deadline = request_deadline(message.timeout_seconds, message.headers, 0.0)
+    request = Request(message, deadline, threading.Lock())
+    assert repr(request).isprintable()
+    assert len(repr(request)) < 5000
+    _ROUTES.find(request.method)
+    assert isinstance(request.payload, bytes)
+
+
+def _answer(data: bytes) -> None:
+    """What a connector answers a gateway."""
+    response: ForwardResponse = decode(data).response
+    response_code(response.status_code, response.headers)
+    metadata_from_headers(response.headers)
+    truncate_message(response.error_message)
+    joiner = ChunkJoiner(_LIMIT)
+    joiner.add(response)
+    assert joiner.held_bytes <= _LIMIT
+
+
+def _payload(data: bytes) -> None:
+    if is_framed(data):
+        unframe(data)
+
+
+def _text(data: bytes) -> None:
+    text = data.decode("utf-8", "replace")
+    assert presentable(text).isprintable()
+    decode_message(text)
+    explain(text, tls=True)
+    request_deadline(0, {"grpc-timeout": text}, 0.0)
+    _ROUTES.find(text)
+
+
+DECODERS: dict[str, Callable[[bytes], object]] = {
+    "HTTP/2 frames": _frames,
+    "WINDOW_UPDATE": parse_window_update,
+    "GOAWAY": _goaway,
+    "padding": lambda data: unpad(data, 0, len(data)),
+    "gRPC messages": _messages,
+    "gzip": _gzip,
+    "headers and trailers": _headers,
+    "the conversation": _conversation,
+    "payloads": _payload,
+    "texts": _text,
+    "a proxy's answer": lambda data: tunnel._check(data, _PROXY),
+    "registrations": lambda data: check_registration(data, _KEYS),
+    "answers": _answer,
+}
+
+
+def decode_all(data: bytes) -> None:
+    """Give the same bytes to each of them."""
+    for decoder in DECODERS.values():
+        with contextlib.suppress(*OWN_ERRORS):
+            decoder(data)
