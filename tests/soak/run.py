@@ -21,6 +21,7 @@ __all__ = ["Report", "soak"]
 _ROOT = Path(__file__).resolve().parents[2]
 _HEARTBEAT_TIMEOUT = 2.0
 _SETTLING = 20.0
+_LONGEST_TROUBLE = 5.0  # seconds: of several faults, one right after the other
 
 
 @dataclass
@@ -42,7 +43,9 @@ class Report:
             for name, footprint in self.after.items()
             if footprint.exceeds(self.before[name])
         ]
-        return self.outcomes.problems + grown
+        left = self.outcomes.most_time_left
+        lost = [f"an answer computed {left:.1f} s before its deadline did not arrive"]
+        return self.outcomes.problems + grown + (lost if left > _LONGEST_TROUBLE else [])
 
 
 def soak(requests: int, *, rate: float, seed: int, transport: str) -> Report:
