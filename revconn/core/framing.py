@@ -21,6 +21,7 @@ __all__ = [
 
 PREFIX_BYTES = 5
 _PREFIX = struct.Struct(">BI")
+_PREFIX_STARTS = (b"\x00", b"\x01")
 _LARGE = 16 << 10
 _HEAD = 4 << 10
 
@@ -31,7 +32,7 @@ def is_framed(payload: bytes) -> bool:
     Field number 0 does not exist, so a bare protobuf message never begins with 0x00 or 0x01,
     and a prefixed one always does.
     """
-    return payload[:1] in (b"\x00", b"\x01")
+    return payload.startswith(_PREFIX_STARTS)
 
 
 def frame(message: bytes) -> bytes:

@@ -13,6 +13,7 @@ from revconn.core.status import StatusCode
 __all__ = ["Answer", "Outbound", "Sent"]
 
 _MOST_LARGE_BYTES = 512 << 20
+_OVERHEAD = 140  # bytes of Python's own that an answer takes beside its message
 
 
 class Answer(NamedTuple):
@@ -176,7 +177,8 @@ class Sent:
     """Answers that left on a connection, while it may turn out that they did not arrive.
 
     A break is noticed some time after it happened: what left in the last ``doubt`` seconds may
-    have been lost with it. At most about ``most_bytes`` are kept, the youngest. Not thread-safe.
+    have been lost with it. The youngest are kept that fit into ``most_bytes`` of memory. Not
+    thread-safe.
     """
 
     def __init__(self, doubt: float, most_bytes: int) -> None:
@@ -188,7 +190,7 @@ class Sent:
     def add(self, answers: list[Answer | LargeAnswer], now: float) -> None:
         """``answers`` have left. Also forgets what need no longer be kept."""
         if answers:
-            size = sum(map(_size, answers))
+            size = sum(map(_size, answers)) + _OVERHEAD * len(answers)
             self._batches.append((now, size, answers))
             self._bytes += size
         while self._batches:

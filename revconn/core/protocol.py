@@ -165,14 +165,14 @@ class Conversation:
     def receive(self, batch: Iterable[bytes]) -> Inbound:
         """Take in what arrived, in order. Never raises: a broken rule is in ``Inbound.end``."""
         inbound = Inbound()
-        for data in batch:
-            if self.phase is Phase.ENDED:
-                break
-            try:
+        try:
+            for data in batch:
+                if self.phase is Phase.ENDED:
+                    break
                 self._receive_one(data, inbound)
-            except ProtocolError as error:
-                inbound.end = error
-                self._enter(Phase.ENDED)
+        except ProtocolError as error:
+            inbound.end = error
+            self._enter(Phase.ENDED)
         if inbound.cancelled:
             inbound.requests = [
                 request
@@ -194,8 +194,9 @@ class Conversation:
         if kind == "request":
             # Also before CONNECTED: a route exists from the moment the gateway registers it,
             # and a caller's request may overtake the status.
-            if 0 < len(message.request.request_id) <= _LONGEST_ID:
-                inbound.requests.append(message.request)
+            request = message.request
+            if 0 < len(request.request_id) <= _LONGEST_ID:
+                inbound.requests.append(request)
             else:
                 logger.warning("ignored a request with no id or an endless one: unanswerable")
         elif kind == "response" and message.response.request_id in self._asked:

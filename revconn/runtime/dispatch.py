@@ -8,7 +8,7 @@ import time
 from collections import deque
 from collections.abc import Iterable
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
-from typing import Callable, NamedTuple, Protocol
+from typing import Callable, Protocol
 
 from revconn._proto.registry_pb2 import ForwardRequest
 from revconn.core.answers import encode_failure
@@ -19,7 +19,7 @@ from revconn.core.status import StatusCode
 from revconn.messages import Request
 from revconn.runtime.callbacks import run_callbacks
 from revconn.runtime.runs import Runs, handler_stack, warn
-from revconn.runtime.threads import own_thread
+from revconn.runtime.threads import Condition, own_thread
 from revconn.runtime.troubles import Backlog
 
 __all__ = ["Dispatcher", "Origin"]
@@ -37,11 +37,7 @@ class Origin(Protocol):
         """Queue answers; ``alone`` says that no others will follow soon. Does not block."""
 
 
-class _Entry(NamedTuple):
-    """A request in flight, with its way back."""
-
-    origin: Origin
-    request: Request
+_Entry = tuple[Origin, Request]  # a request in flight, with its way back
 
 
 class Dispatcher:
@@ -85,7 +81,7 @@ class Dispatcher:
         self._max_in_flight_bytes = max_in_flight_bytes
         self._on_relief = on_relief
         self._lock = threading.Lock()
-        self._idle = threading.Condition(self._lock)
+        self._idle = Condition(self._lock)
         self._due = threading.Condition(self._lock)
         self._work_arrived = threading.Condition(self._lock)
         self._in_flight: dict[tuple[Origin, str], Request] = {}
@@ -119,15 +115,17 @@ class Dispatcher:
         A repeated id is ignored while the first request with it is in flight: running a handler
         twice would be worse, and the one answer serves both.
         """
+        now = time.monotonic()
+        requests = [self._request(message, now) for message in messages]
         refused = []
         with self._lock:
-            for message in messages:
-                if (origin, message.request_id) in self._in_flight:
+            for request in requests:
+                if (origin, request.request_id) in self._in_flight:
                     self._counts["repeated"] += 1
                 elif len(self._in_flight) >= self._max_in_flight or self._closed:
-                    refused.append(message.request_id)
+                    refused.append(request.request_id)
                 else:
-                    self._admit(origin, message)
+                    self._admit(origin, request)
             self._counts["overloaded"] += len(refused)
             hire = self._call_worker()
         if hire:
@@ -135,14 +133,16 @@ class Dispatcher:
         if refused:
             self._refuse(origin, refused)
 
-    def _admit(self, origin: Origin, message: ForwardRequest) -> None:
-        """Requires holding ``_lock``."""
-        now = time.monotonic()
+    def _request(self, message: ForwardRequest, now: float) -> Request:
         deadline = request_deadline(message.timeout_seconds, message.headers, now)
-        request = Request(message, deadline, self._lock, now)
+        return Request(message, deadline, self._lock, now)
+
+    def _admit(self, origin: Origin, request: Request) -> None:
+        """Requires holding ``_lock``."""
+        deadline = request.deadline
         self._counts["accepted"] += 1
-        self._in_flight[origin, message.request_id] = request
-        self._waiting.append(_Entry(origin, request))
+        self._in_flight[origin, request.request_id] = request
+        self._waiting.append((origin, request))
         self._bytes += request.payload_bytes
         self.saturated = self._bytes > self._max_in_flight_bytes
         if deadline is not None and (self._next_due is None or deadline < self._next_due):
@@ -216,13 +216,16 @@ class Dispatcher:
             if contract not in self._hired:
                 return
             self._hired.remove(contract)
-        shift_ends = time.monotonic() + _SHIFT
+        thread = threading.get_ident()
+        now = time.monotonic()
+        shift_ends = now + _SHIFT
         with own_thread():
-            while time.monotonic() < shift_ends:
+            while now < shift_ends:
                 entry = self._next_entry()
                 if entry is None:
                     return
-                self._serve(entry)
+                now = time.monotonic()
+                self._serve(entry, thread, now)
         self._hire()
 
     def _next_entry(self) -> _Entry | None:
@@ -242,13 +245,11 @@ class Dispatcher:
             self._hire()
         return entry
 
-    def _serve(self, entry: _Entry) -> None:
-        request = entry.request
-        now = time.monotonic()
+    def _serve(self, entry: _Entry, thread: int, now: float) -> None:
+        _, request = entry
         if request.deadline is not None and request.deadline <= now:
             self._expire(entry)
         elif request._active:
-            thread = threading.get_ident()
             self._runs.begin(thread, request, now)
             answer = self._answerer(request)
             self._runs.end(thread, time.monotonic())
@@ -289,7 +290,7 @@ class Dispatcher:
     def _fail(
         self, entry: _Entry, code: StatusCode, reason: str, outcome: str = "answered"
     ) -> None:
-        request = entry.request
+        _, request = entry
         failure = encode_failure(request.request_id, code, reason, framed=request.framed)
         if self._settle(entry, Answer(failure, request.deadline), outcome):
             self._call_back([request])
@@ -361,7 +362,7 @@ class Dispatcher:
             if request.deadline is None:
                 continue
             if request.deadline <= now:
-                expired.append(_Entry(origin, request))
+                expired.append((origin, request))
             elif self._next_due is None or request.deadline < self._next_due:
                 self._next_due = request.deadline
         return expired
@@ -369,7 +370,7 @@ class Dispatcher:
     def _forget_settled(self) -> None:
         """While every worker is busy nobody else would drop them, and the payloads they hold."""
         with self._lock:
-            self._waiting = deque(entry for entry in self._waiting if entry.request._active)
+            self._waiting = deque(entry for entry in self._waiting if entry[1]._active)
 
     def _until_due(self) -> float | None:
         """Requires holding ``_lock``."""
@@ -380,7 +381,7 @@ class Dispatcher:
     def backlog(self, now: float) -> Backlog | None:
         """What waits for a worker; ``None`` when nothing does."""
         with self._lock:
-            first = next((e.request for e in self._waiting if e.request._active), None)
+            first = next((request for _, request in self._waiting if request._active), None)
             if first is None:
                 return None
             wanted = len(self._hired)
@@ -417,19 +418,23 @@ class Dispatcher:
     def give_up(self) -> int:
         """Answer 503 to everything that is still in flight, name it in the log, and count it."""
         with self._lock:
-            left = [_Entry(origin, request) for (origin, _), request in self._in_flight.items()]
+            left = [(origin, request) for (origin, _), request in self._in_flight.items()]
         threads = {run.request: thread for thread, run in self._runs.now().items()}
-        for entry in left:
-            thread = threads.get(entry.request)
+        for origin, request in left:
+            thread = threads.get(request)
             warn(
                 logger,
                 None if thread is None else handler_stack(thread),
                 "gave up %r, which came %.1f s ago: %s when the time to stop ran out",
-                entry.request,
-                time.monotonic() - entry.request._arrived,
+                request,
+                time.monotonic() - request._arrived,
                 "no worker had taken it" if thread is None else "its handler was not done",
             )
-            self._fail(entry, StatusCode.UNAVAILABLE, "the service stopped before it could answer")
+            self._fail(
+                (origin, request),
+                StatusCode.UNAVAILABLE,
+                "the service stopped before it could answer",
+            )
         return len(left)
 
     def close(self) -> None:

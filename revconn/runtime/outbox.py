@@ -14,6 +14,7 @@ from typing import Callable
 from revconn.core.large import LargeAnswer
 from revconn.core.outbound import Answer, Outbound, Sent
 from revconn.runtime import clock
+from revconn.runtime.threads import Condition
 
 __all__ = ["Line", "Outbox"]
 
@@ -52,7 +53,7 @@ class Outbox:
         self._replay_bytes = replay_bytes
         self._doubt = doubt
         self._lock = threading.Lock()
-        self._changed = threading.Condition(self._lock)
+        self._changed = Condition(self._lock)
         self._refused: deque[str] = deque()  # to be logged by whoever has released the lock
         self._held = self._new_queue()
         self._lines: list[Line] = []  # those that carry answers, the newest last
@@ -74,14 +75,15 @@ class Outbox:
             if line is not None and line.send_now(answers):
                 return
         with self._lock:
-            queue, *others = self._queues()
-            for answer in answers:
-                queue.put(answer)
-                for other in others:  # each stream keeps count of its chunks
-                    other.put(answer.copy() if isinstance(answer, LargeAnswer) else answer)
-            self._bound()
+            if self._opening or len(self._lines) != 1:
+                self._put_on_all(answers)
+            else:
+                put = self._lines[0].outbound.put
+                for answer in answers:
+                    put(answer)
             self._changed.notify_all()
-        self._log_refused()
+        if self._refused:
+            self._log_refused()
 
     def withdraw(self, request_ids: Container[str]) -> None:
         """Nobody waits for the answers to these any more: large ones are dropped."""
@@ -159,12 +161,16 @@ class Outbox:
         on_their_way = any(line.leaving or line.outbound for line in self._lines)
         return self._closed or not (on_their_way or self._held)
 
-    def _queues(self) -> list[Outbound]:
-        """Where answers go now."""
+    def _put_on_all(self, answers: Iterable[Answer | LargeAnswer]) -> None:
+        """Queue answers for every line there is, or for the one to come."""
         assert self._lock.locked()
-        if not self._lines:
-            return [self._held]
-        return [line.outbound for line in self._lines + self._opening]
+        lines = self._lines + self._opening if self._lines else []
+        queue, *others = [line.outbound for line in lines] or [self._held]
+        for answer in answers:
+            queue.put(answer)
+            for other in others:  # each stream keeps count of its chunks
+                other.put(answer.copy() if isinstance(answer, LargeAnswer) else answer)
+        self._bound()
 
     def _hold(self, answers: list[Answer | LargeAnswer]) -> None:
         """Keep answers that a line could not deliver, ahead of younger ones."""

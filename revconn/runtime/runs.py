@@ -34,22 +34,22 @@ class Runs:
     """
 
     def __init__(self) -> None:
-        self._now: dict[int, Run] = {}
+        self._now: dict[int, tuple[Request, float]] = {}
         self._ended: deque[tuple[Run, float]] = deque(maxlen=_REMEMBERED)
 
     def begin(self, thread: int, request: Request, now: float) -> None:
         """A handler is about to be called in this very thread."""
-        self._now[thread] = Run(request, now)
+        self._now[thread] = (request, now)
 
     def end(self, thread: int, now: float) -> None:
         """It has returned."""
-        run = self._now.pop(thread)
-        if now - run.since > LONG:
-            self._ended.append((run, now))
+        request, since = self._now.pop(thread)
+        if now - since > LONG:
+            self._ended.append((Run(request, since), now))
 
     def now(self) -> dict[int, Run]:
         """What runs now, by the identifiers of threads."""
-        return self._now.copy()
+        return {thread: Run(*run) for thread, run in self._now.copy().items()}
 
     def during(self, start: float, end: float) -> list[Request]:
         """What ran for long between ``start`` and ``end``."""

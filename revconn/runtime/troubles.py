@@ -37,7 +37,7 @@ class SlowHandlers:
         """Name those that became slow since the last look."""
         running = self._runs.now()
         self._named = {
-            thread: run for thread, run in self._named.items() if running.get(thread) is run
+            thread: run for thread, run in self._named.items() if running.get(thread) == run
         }
         slow: dict[str, dict[int, Run]] = {}
         for thread, run in running.items():
@@ -59,7 +59,7 @@ class SlowHandlers:
         thread = min(runs, key=lambda thread: runs[thread].since)
         run = runs[thread]
         stack = handler_stack(thread)
-        if self._runs.now().get(thread) is not run:
+        if self._runs.now().get(thread) != run:
             stack = None  # it has just ended: that may be another's
         warn(
             logger,

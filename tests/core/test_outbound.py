@@ -298,7 +298,7 @@ def test_more_large_answers_than_memory_is_for_fail(monkeypatch: pytest.MonkeyPa
 
 
 def test_what_left_shortly_before_is_in_doubt_and_what_left_long_ago_is_not() -> None:
-    sent = Sent(doubt=10.0, most_bytes=100)
+    sent = Sent(doubt=10.0, most_bytes=1000)
     sent.add([answer(b"long ago")], NOW)
     sent.add([answer(b"a1"), answer(b"a2")], NOW + 1)
     sent.add([answer(b"a3")], NOW + 9)
@@ -307,13 +307,13 @@ def test_what_left_shortly_before_is_in_doubt_and_what_left_long_ago_is_not() ->
 
 
 def test_nobody_waits_for_a_doubtful_answer_past_its_deadline() -> None:
-    sent = Sent(doubt=10.0, most_bytes=100)
+    sent = Sent(doubt=10.0, most_bytes=1000)
     sent.add([answer(b"late", NOW + 2), answer(b"in time", NOW + 3)], NOW)
     assert sent.take(NOW + 2) == [answer(b"in time", NOW + 3)]
 
 
 def test_a_doubtful_answer_without_a_deadline_gets_one_so_that_it_is_not_carried_for_ever() -> None:
-    sent = Sent(doubt=10.0, most_bytes=100)
+    sent = Sent(doubt=10.0, most_bytes=1000)
     sent.add([answer(b"patient")], NOW)
     again = sent.take(NOW + 5)
     assert again == [answer(b"patient", NOW + 10)]
@@ -321,7 +321,7 @@ def test_a_doubtful_answer_without_a_deadline_gets_one_so_that_it_is_not_carried
     assert sent.take(NOW + 10) == []
 
 
-@given(st.lists(MESSAGES, max_size=20), st.integers(min_value=0, max_value=200))
+@given(st.lists(MESSAGES, max_size=20), st.integers(min_value=0, max_value=4000))
 def test_the_youngest_batches_that_fit_are_kept(batches: list[list[bytes]], most: int) -> None:
     sent = Sent(doubt=10.0, most_bytes=most)
     for batch in batches:

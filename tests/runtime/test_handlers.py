@@ -40,7 +40,7 @@ def answer_to(
     if handler is not None:
         routes.add_method(METHOD, handler)
     message = ForwardRequest(request_id="r1", method_path=method, payload=payload)
-    outbound = Outbound()
+    outbound = Outbound(logging.getLogger().error)
     outbound.agree(limit, chunks=False)
     outbound.put(Answering(routes, limit)(Request(message, None, threading.Lock())))
     ((data, _),) = outbound.take_answers(1)
