@@ -153,6 +153,7 @@ class Session:
         try:
             self._thread.start()
         except RuntimeError as error:  # no thread to be had: for now, or as the interpreter exits
+            self._line.close()
             self._end(self._loss(str(error)))
 
     def join(self, timeout: float | None) -> None:

@@ -1,7 +1,10 @@
 from __future__ import annotations
 
 import pathlib
+import threading
 from collections.abc import Iterable
+
+import pytest
 
 from revconn import is_fatal
 from revconn.config import TLS
@@ -65,3 +68,20 @@ def test_a_certificate_that_cannot_be_read_just_now_is_worth_another_attempt(
     assert isinstance(error, HandshakeError)
     assert str(error).startswith("gateway:443: TLS(ca=): holds no PEM")
     assert not is_fatal(error)
+
+
+def test_without_a_thread_to_be_had_nothing_is_kept_for_a_stream_that_never_was(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def start(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    outbox = Outbox()
+    line = outbox.open_line()
+    stream = StreamWithCertificate(TLS())
+    session = Session("gateway:443", "gateway", lambda _: stream, line, make_options(), Owner())
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", start)
+        session.start("key", ("echo.Echo",))
+    assert isinstance(session.error, HandshakeError)
+    assert outbox._opening == []
