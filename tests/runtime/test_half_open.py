@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 import threading
 import time
@@ -16,6 +17,7 @@ from revconn.transport.http2 import stream
 from tests.support.apps import App
 from tests.support.connectors import QUICK
 from tests.support.network_namespace import NetworkNamespace
+from tests.support.scripted_gateway import ScriptedGateway
 from tests.support.threads import TIMEOUT
 from tests.support.waiting import eventually
 
@@ -46,6 +48,21 @@ def test_a_frozen_proxy_is_found_in_time(new_connector, gateway, proxy, fault) -
     proxy.fault = Fault.NONE
     gateway.accept_ready("id-2")
     eventually(lambda: connector.connection_id == "id-2")
+
+
+def test_a_gateway_that_finds_pings_too_frequent_is_pinged_less_often(
+    new_connector, caplog
+) -> None:
+    caplog.set_level(logging.INFO, "revconn")
+    with ScriptedGateway(tolerates_pings=False) as gateway:
+        connector = new_connector(gateway.address, keepalive_interval=0.05)
+        connector.start(block=False)
+        gateway.accept_ready("id-1")
+        connector.wait_ready(TIMEOUT)
+        gateway.accept_ready("id-2")
+        eventually(lambda: connector.connection_id == "id-2")
+        connector.abort()
+    assert "finds keepalive pings too frequent: the interval is 0.1 s from now on" in caplog.text
 
 
 @pytest.fixture

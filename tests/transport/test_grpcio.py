@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import logging
 import threading
 
 import pytest
@@ -10,7 +9,6 @@ from revconn import State
 from revconn.testing import Fault
 from revconn.transport.base import user_agent
 from revconn.transport.grpcio import explain
-from tests.support.scripted_gateway import ScriptedGateway
 from tests.support.waiting import eventually
 
 TIMEOUT = 10.0
@@ -76,21 +74,6 @@ def test_what_is_not_known_is_passed_on_as_it_is(details) -> None:
 
 
 # Keepalive
-
-
-def test_a_gateway_that_finds_pings_too_frequent_is_pinged_less_often(
-    new_connector, caplog
-) -> None:
-    caplog.set_level(logging.INFO, "revconn")
-    with ScriptedGateway(tolerates_pings=False) as gateway:
-        connector = new_connector(gateway.address, keepalive_interval=0.05)
-        connector.start(block=False)
-        gateway.accept_ready("id-1")
-        connector.wait_ready(TIMEOUT)
-        gateway.accept_ready("id-2")
-        eventually(lambda: connector.connection_id == "id-2")
-        connector.abort()
-    assert "finds keepalive pings too frequent: the interval is 0.1 s from now on" in caplog.text
 
 
 @pytest.mark.parametrize("keepalive_interval", [None, 330.0])
