@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import logging
 import threading
 from typing import Callable
 
@@ -251,14 +252,25 @@ def test_a_stop_that_needs_no_start_is_told_to_callbacks(new_connector) -> None:
     assert heard == [State.CLOSED]
 
 
-def test_what_a_connector_shows_of_itself_never_holds_the_key(new_connector, gateway) -> None:
+def test_what_a_connector_shows_of_itself_never_holds_the_key(
+    new_connector, gateway, caplog
+) -> None:
+    caplog.set_level(logging.DEBUG)
     connector = new_connector(gateway.address, api_key="a-secret")
     assert repr(connector) == f"<Connector {gateway.address} IDLE connection_id=None>"
     connector.start(block=False)
-    gateway.accept_ready("id-7")
+    peer = gateway.accept_ready("id-7")
     connector.wait_ready(TIMEOUT)
     assert repr(connector) == f"<Connector {gateway.address} READY connection_id=id-7>"
     assert "a-secret" not in f"{connector.links} {connector.stats()} {vars(connector)}"
+    assert "a-secret" not in str(peer.metadata)
+    peer.end(grpc.StatusCode.UNAVAILABLE)
+    gateway.accept().end(grpc.StatusCode.UNAUTHENTICATED)
+    with pytest.raises(AuthenticationError) as refused:
+        connector.wait(TIMEOUT)
+    assert "a-secret" not in f"{refused.value!r} {vars(refused.value)}"
+    assert "gave up" in caplog.text
+    assert "a-secret" not in caplog.text
 
 
 def test_the_id_is_gone_when_the_connection_is(new_connector, gateway) -> None:

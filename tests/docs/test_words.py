@@ -221,3 +221,13 @@ def _sentences() -> Iterator[str]:
                     )
             elif isinstance(node, ast.Constant) and isinstance(node.value, str):
                 yield re.sub(r"%(?:\.\d+)?[sdgrf]", "…", node.value)
+
+
+def test_the_tests_that_show_what_is_promised_are_there() -> None:
+    for cells in rows(ROOT / "docs" / "topics" / "reliability.md", "promise"):
+        folder = ""
+        named = re.findall(r"`(tests/(?:\w+/)*)?(test_\w+\.py)`", cells[2])
+        assert named, f"nothing shows that {cells[0]!r}"
+        for path, name in named:
+            folder = path or folder
+            assert (ROOT / folder / name).is_file(), f"there is no {folder}{name}"
