@@ -185,6 +185,16 @@ def test_the_embedded_gateway_routes_probes(serve) -> None:
         assert connector.stats()["connections"] == 1
 
 
+def test_a_connection_that_the_embedded_gateway_forgot_is_found(
+    serve, revconn_gateway, revconn_faults
+) -> None:
+    connector = serve(revconn_gateway.address, api_key=revconn_gateway.api_key)
+    eventually(lambda: connector.stats().get("probe_round_trip"))
+    revconn_faults.forget()
+    revconn_gateway.wait_connected()
+    assert revconn_gateway.call("/echo.Echo/Say", b"hello") == b"hello"
+
+
 def test_a_gateway_that_locked_up_is_found_though_it_answers_pings(serve, caplog) -> None:
     with ReferenceGateway(max_message_bytes=64 << 20) as gateway:
         connector = serve(gateway.address, keepalive_interval=0.05)
