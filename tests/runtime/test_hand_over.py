@@ -5,10 +5,11 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Iterator
+from typing import Any, Callable
 
 import pytest
 
-from revconn import AuthenticationError, Backoff, Connector, State
+from revconn import AuthenticationError, Backoff, Connector, Request, State
 from revconn._proto.registry_pb2 import (
     ConnectionMessage,
     ConnectionRegister,
@@ -22,6 +23,12 @@ from tests.support.threads import TIMEOUT, in_thread
 from tests.support.waiting import eventually
 
 EVERY_STREAM = (1 << 31) - 1
+
+Handler = Callable[[Request], bytes]
+
+
+def echo(request: Request) -> bytes:
+    return request.payload
 
 
 @pytest.fixture
@@ -50,6 +57,24 @@ def connector(server: ScriptedHttp2, let_handler_end: threading.Event) -> Iterat
     yield connector
     let_handler_end.set()
     connector.abort()
+
+
+@pytest.fixture
+def start(server: ScriptedHttp2) -> Iterator[Callable[..., Connector]]:
+    """``start(*elsewhere, **options)``: a started connector, aborted after the test."""
+    started: list[Connector] = []
+
+    def start(*elsewhere: str, handler: Handler = echo, **options: Any) -> Connector:
+        targets = [server.address, *elsewhere]
+        connector = Connector(targets, transport="http2", **{**QUICK, **options})
+        connector.add_method("/echo.Echo/Say", handler)
+        started.append(connector)
+        connector.start(block=False)
+        return connector
+
+    yield start
+    for connector in started:
+        connector.abort()
 
 
 def hears(peer: Http2Peer, kind: str) -> ConnectionMessage:
@@ -230,13 +255,11 @@ UNAVAILABLE, UNAUTHENTICATED = 14, 16
     ids=["the key is refused", "max_attempts"],
 )
 def test_one_that_cannot_be_replaced_serves_on_until_it_ends_and_then_it_is_lost_as_any_other(
-    server, caplog, codes, reason
+    server, start, caplog, codes, reason
 ) -> None:
     caplog.set_level(logging.INFO, "revconn")
     backoff = Backoff(initial=0.01, maximum=0.01, stable_after=0.0, max_attempts=3)
-    connector = Connector(server.address, transport="http2", **{**QUICK, "backoff": backoff})
-    connector.add_method("/echo.Echo/Say", lambda request: request.payload)
-    connector.start(block=False)
+    connector = start(backoff=backoff)
     first, _ = welcome(server, "id-1")
     connector.wait_ready(TIMEOUT)
     first.goaway(0, EVERY_STREAM)
@@ -261,9 +284,8 @@ def test_one_that_cannot_be_replaced_serves_on_until_it_ends_and_then_it_is_lost
     assert connector.state is State.CLOSED
 
 
-def test_one_that_cannot_be_replaced_is_left_in_order_all_the_same(server, caplog) -> None:
-    connector = Connector(server.address, transport="http2", **QUICK)
-    connector.start(block=False)
+def test_one_that_cannot_be_replaced_is_left_in_order_all_the_same(server, start, caplog) -> None:
+    connector = start()
     first, _ = welcome(server, "id-1")
     connector.wait_ready(TIMEOUT)
     first.goaway(0, EVERY_STREAM)
@@ -328,10 +350,9 @@ def test_if_the_second_breaks_after_the_first_was_told_goodbye_the_first_is_read
 
 
 def test_one_that_was_told_goodbye_and_never_ends_is_ended_though_its_successor_broke(
-    server,
+    server, start
 ) -> None:
-    connector = Connector(server.address, transport="http2", **{**QUICK, "drain_timeout": 0.2})
-    connector.start(block=False)
+    connector = start(drain_timeout=0.2)
     first, _ = welcome(server, "id-1")
     first.goaway(0, EVERY_STREAM)
     second, _ = welcome(server, "id-2")
@@ -340,7 +361,6 @@ def test_one_that_was_told_goodbye_and_never_ends_is_ended_though_its_successor_
     welcome(server, "id-3")
     first.hears_hang_up()
     eventually(lambda: connector.connection_id == "id-3")
-    connector.abort()
 
 
 def test_an_answer_that_is_ready_before_the_second_is_accepted_leaves_on_the_first(
@@ -355,22 +375,19 @@ def test_an_answer_that_is_ready_before_the_second_is_accepted_leaves_on_the_fir
     answer(first, "r1")
 
 
-def test_the_goodbye_waits_for_no_other_gateways_requests(server, let_handler_end) -> None:
+def test_the_goodbye_waits_for_no_other_gateways_requests(server, start) -> None:
+    entered, let_handler_end = threading.Event(), threading.Event()
+
+    def wait(request) -> bytes:
+        entered.set()
+        let_handler_end.wait(TIMEOUT)
+        return b"waited"
+
     with ScriptedHttp2() as elsewhere:
-        options = {**QUICK, "drain_timeout": 1e6}
-        connector = Connector([server.address, elsewhere.address], transport="http2", **options)
-        entered = threading.Event()
-
-        @connector.method("/echo.Echo/Wait")
-        def wait(request) -> bytes:
-            entered.set()
-            let_handler_end.wait(TIMEOUT)
-            return b"waited"
-
-        connector.start(block=False)
+        connector = start(elsewhere.address, handler=wait, drain_timeout=1e6)
         first, _ = welcome(server, "id-1")
         other, _ = welcome(elsewhere, "id-other")
-        ask(other, "busy", "Wait")
+        ask(other, "busy")
         assert entered.wait(TIMEOUT)
         first.goaway(0, EVERY_STREAM)
         welcome(server, "id-2")
