@@ -59,6 +59,22 @@ def test_a_blocking_start_raises_the_fatal_error_that_ended_it(new_connector, ga
     assert raised.value.target == gateway.address
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_blocking_start_returns_whatever_a_state_callback_raises_in_the_end(
+    new_connector, gateway
+) -> None:
+    def interrupt(state: State) -> None:
+        if state is State.CLOSED:
+            raise KeyboardInterrupt
+
+    connector = new_connector(gateway.address)
+    connector.on_state_change(interrupt)
+    started = in_thread(connector.start)
+    gateway.accept().end(grpc.StatusCode.UNAUTHENTICATED, "Invalid token")
+    with pytest.raises(AuthenticationError):
+        started.result(TIMEOUT)
+
+
 def test_a_connector_starts_once(new_connector) -> None:
     connector = new_connector(NOBODY_LISTENS)
     connector.start(block=False)

@@ -281,9 +281,11 @@ class Supervisor:
         self._watchdog.stop()
         if self._own_executor is not None:
             self._own_executor.shutdown(wait=False)
-        self._board.update(lambda state: State.CLOSED)
-        self._ended.set()
-        self._on_end()
+        try:
+            self._board.update(lambda state: State.CLOSED)
+        finally:  # whatever a callback raised
+            self._ended.set()
+            self._on_end()
 
 
 def _clamp(seconds: float, most: float = threading.TIMEOUT_MAX) -> float:

@@ -53,6 +53,28 @@ def test_heartbeats_go_on_while_every_worker_is_busy(new_connector, gateway) -> 
     assert set(peer.answers(2)) == {"a", "b"}
 
 
+def test_heartbeats_go_on_while_handlers_compute(new_connector, gateway) -> None:
+    connector = new_connector(gateway.address, heartbeat_interval=0.05, max_workers=8)
+    let_go = threading.Event()
+
+    @connector.method("/echo.Echo/Say")
+    def compute(request) -> bytes:
+        while not let_go.is_set():
+            pass
+        return b""
+
+    connector.start(block=False)
+    peer = gateway.accept_ready()
+    try:
+        peer.requests(*"abcdefgh", timeout_seconds=0)
+        eventually(lambda: connector.stats()["in_flight"] == 8)
+        for _ in range(3):
+            peer.hears("heartbeat")
+    finally:
+        let_go.set()
+    assert set(peer.answers(8)) == set("abcdefgh")
+
+
 def test_a_heartbeat_overtakes_the_answers_that_wait(new_connector, gateway, proxy) -> None:
     connector = new_connector(proxy.address, heartbeat_interval=0.2)
     let_go = threading.Event()
