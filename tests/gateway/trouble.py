@@ -5,13 +5,18 @@ usage: python -m tests.gateway.trouble KIND GATEWAY-ADDRESS
 
 from __future__ import annotations
 
-import itertools
 import sys
 import time
 import uuid
 
 from revconn import Connector
-from revconn._proto.registry_pb2 import ConnectionRegister, ForwardResponse
+from revconn._proto.registry_pb2 import (
+    ConnectionMessage,
+    ConnectionRegister,
+    ForwardResponse,
+    Heartbeat,
+)
+from tests.support.http2_client import Client
 from tests.support.scripted_connector import ScriptedConnector
 
 SERVICE = "trouble.Trouble"
@@ -48,23 +53,31 @@ def garbage(address: str) -> None:
     for _ in range(50):
         with ScriptedConnector(address) as connector:
             connector.register(SERVICE)
-            connector.send_bytes(b"\xff" * 1000)
+            connector.send_bytes(b"\xff" * 100_000)
             connector.ended()
     beat(None)
 
 
 def unasked(address: str) -> None:
-    """Sends 1,000 answers a second that nobody asked for."""
-    connector = ScriptedConnector(address)
-    connector.register(SERVICE)
+    """Sends 5,000 answers a second that nobody asked for, at little cost to the machine."""
+    client = Client(address)
+    client.open()
+    register = ConnectionRegister(api_key="key", services=[SERVICE])
+    client.send(ConnectionMessage(register=register).SerializeToString())
+    (connected,) = map(ConnectionMessage.FromString, client.receive())
+    heartbeat = Heartbeat(connection_id=connected.status.connection_id)
     ready()
-    for number in itertools.count():
-        for _ in range(10):
-            response = ForwardResponse(request_id=str(uuid.uuid4()), payload=b"x" * 100)
-            connector.send(response=response)
-        if number % 50 == 0:
-            connector.heartbeat()
-        time.sleep(0.01)
+    due = time.monotonic()
+    while True:
+        client.send(ConnectionMessage(heartbeat=heartbeat).SerializeToString())
+        client.send(*(unasked_answer() for _ in range(50)))
+        due += 0.01
+        time.sleep(max(0.0, due - time.monotonic()))
+
+
+def unasked_answer() -> bytes:
+    response = ForwardResponse(request_id=str(uuid.uuid4()), payload=b"x" * 1000)
+    return ConnectionMessage(response=response).SerializeToString()
 
 
 def reconnecting(address: str) -> None:
