@@ -249,10 +249,11 @@ class Session:
         return self._loss(f"{self._retired.reason}: {ended.details}")
 
     def _loss(self, reason: str, code: StatusCode | None = None) -> ConnectionLost:
+        reason = presentable(reason)
         if self.ready_since is not None:
-            return ConnectionLost(self._target, presentable(reason), code)
+            return ConnectionLost(self._target, reason, code)
         if code is not None:
-            reason = ": ".join(part for part in (code.name, presentable(reason)) if part)
+            reason = ": ".join(part for part in (code.name, reason) if part)
         advice = remedy(code)
         if advice is not None:
             reason = f"{reason}; {advice}"
