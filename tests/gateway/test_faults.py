@@ -23,7 +23,7 @@ pytestmark = pytest.mark.alone
 
 ROOT = Path(__file__).resolve().parents[2]
 CALLS = 300
-ROUNDS = 4
+ROUNDS = 8
 # Undisturbed, it is 2 to 4 ms on two cores: below this it is the machine's scheduler's.
 UNREMARKABLE = 0.005
 TIMEOUT = 20.0
