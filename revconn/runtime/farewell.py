@@ -7,6 +7,7 @@ from typing import Callable, Protocol
 
 from revconn.exceptions import HandshakeError
 from revconn.messages import Request
+from revconn.runtime.roster import Roster
 from revconn.runtime.session import Session
 
 __all__ = ["Farewell", "Leaver"]
@@ -20,28 +21,14 @@ _SLICE = 0.1  # of a wait that another event may end
 class Leaver(Protocol):
     """The link whose sessions they are."""
 
-    @property
-    def is_leaving(self) -> bool:
-        """Whether it is to leave its gateway for good."""
-
-    @property
-    def is_stopping(self) -> bool:
-        """Whether it is to end at once."""
-
-    def open_session(self, services: tuple[str, ...]) -> Session:
+    def open_session(self, *, registers: bool) -> Session:
         """Another session. Raises :class:`HandshakeError` when there is no key to show."""
-
-    def established(self) -> list[Session]:
-        """The sessions that were accepted and are not over, the newest last."""
-
-    def wait_for(self, condition: Callable[[], object], deadline: float | None = None) -> None:
-        """Wait until ``condition``, the deadline, or the order to stop."""
-
-    def wait_flushed(self, timeout: float) -> bool:
-        """Wait, at most ``timeout`` seconds, until every queued answer has left."""
 
     def become_quiet(self, deadline: float) -> bool:
         """Wait until nothing is in flight and every answer has left, or until ``deadline``."""
+
+    def wait_flushed(self, timeout: float) -> bool:
+        """Wait, at most ``timeout`` seconds, until every queued answer has left."""
 
     def in_flight(self) -> list[Request]:
         """What the gateway asked and nobody has settled yet."""
@@ -53,8 +40,9 @@ class Leaver(Protocol):
 class Farewell:
     """How a link parts from its sessions. Owned by the link's thread."""
 
-    def __init__(self, link: Leaver) -> None:
+    def __init__(self, link: Leaver, roster: Roster) -> None:
         self._link = link
+        self._roster = roster
 
     def hand_over(self, session: Session, patience: float) -> None:
         """Part from the others once ``session`` serves in their place, in ``patience`` seconds.
@@ -62,57 +50,58 @@ class Farewell:
         If it breaks meanwhile they are left as they are, to serve on or for its own successor; if
         the link is to leave, to :meth:`leave`.
         """
-        link = self._link
+        roster = self._roster
 
         def is_off() -> bool:
-            return link.is_leaving or session.is_over
+            return roster.leaving or session.is_over
 
-        link.wait_for(lambda: session.ready_since or is_off())
+        roster.wait_for(lambda: session.ready_since or is_off())
         deadline = time.monotonic() + patience
-        predecessors = [each for each in link.established() if each is not session]
+        predecessors = [each for each in roster.established() if each is not session]
         for predecessor in predecessors:
             self._await_calm(predecessor, deadline, is_off)
             if is_off():
                 return
             predecessor.say_goodbye()
-        link.wait_for(lambda: is_off() or all(each.is_over for each in predecessors), deadline)
+        rest = max(0.0, deadline - time.monotonic())
+        roster.wait_for(lambda: is_off() or all(each.is_over for each in predecessors), rest)
         if not is_off():
             for predecessor in predecessors:
                 predecessor.retire("another connection has taken its place")
 
-    def leave(self, serving: Session, sessions: list[Session], goodbye_by: float) -> None:
+    def leave(self, serving: Session) -> None:
         """Part from all, and lose nothing of what the gateway has sent, or sends until it knows.
 
         A gateway that reads no answers after a goodbye gets them on a second connection, which
-        registers nothing. Goodbye is said by ``goodbye_by`` (monotonic).
+        registers nothing. Goodbye is said by the time that the roster has for it.
         """
-        link = self._link
+        roster = self._roster
+        sessions = roster.sessions()
         for session in sessions:
             if session.ready_since is None:
                 session.retire("stopped")
         established = [session for session in sessions if session.ready_since is not None]
         needs_stand_in = any(session.services and not session.drains for session in established)
         stand_in = self._open_stand_in(serving) if needs_stand_in else None
-        self._await_calm(serving, goodbye_by, lambda: False)
+        self._await_calm(serving, roster.goodbye_by, lambda: False)
         for session in established:
             session.say_goodbye()
-        link.wait_for(lambda: all(session.is_over for session in established))
+        roster.wait_for(lambda: all(session.is_over for session in established))
         if stand_in is not None:
             # The stream may have broken off: what it brought is still to be answered.
-            while not (link.is_stopping or stand_in.is_over):
-                if link.become_quiet(time.monotonic() + _SLICE):
+            while not (roster.stopping or stand_in.is_over):
+                if self._link.become_quiet(time.monotonic() + _SLICE):
                     break
             stand_in.say_goodbye()
-            link.wait_for(lambda: stand_in.is_over, time.monotonic() + _FAREWELL)
+            roster.wait_for(lambda: stand_in.is_over, _FAREWELL)
 
     def _open_stand_in(self, serving: Session) -> Session | None:
         try:
-            session = self._link.open_session(())
+            session = self._link.open_session(registers=False)
         except HandshakeError:
             return None
-        self._link.wait_for(
-            lambda: session.ready_since or session.is_over or serving.is_over,
-            time.monotonic() + _STAND_IN_WAIT,
+        self._roster.wait_for(
+            lambda: session.ready_since or session.is_over or serving.is_over, _STAND_IN_WAIT
         )
         return session if session.ready_since else None
 
@@ -126,7 +115,7 @@ class Farewell:
         """
 
         def may_wait(until: float) -> bool:
-            over = self._link.is_stopping or session.is_over or is_off()
+            over = self._roster.stopping or session.is_over or is_off()
             return not over and time.monotonic() < until
 
         in_flight = self._link.in_flight()

@@ -309,8 +309,8 @@ LOCKS: dict[str, Callable[[Connector], threading.Lock]] = {
     "StateBoard": lambda connector: connector._board._lock,
     "Supervisor": lambda connector: connector._supervisor._lock,
     "Dispatcher": lambda connector: connector._supervisor._dispatcher._lock,
-    "Link": lambda connector: connector._supervisor.links[0]._lock,
-    "Session": lambda connector: connector._supervisor.links[0]._serving._lock,
+    "Roster": lambda connector: connector._supervisor.links[0]._roster._lock,
+    "Session": lambda connector: connector._supervisor.links[0]._roster.serving._lock,
     "Outbox": lambda connector: connector._supervisor.links[0]._outbox._lock,
 }
 

@@ -89,7 +89,7 @@ def test_the_gateways_patience_is_met(make_revconn_gateway, new_connector) -> No
     gateway = make_revconn_gateway(heartbeat_timeout=0.6)
     connector = serve(new_connector, gateway, lambda request: b"")
     (link,) = connector._supervisor.links
-    assert link._serving.terms.heartbeat_interval == pytest.approx(0.2)
+    assert link._roster.serving.terms.heartbeat_interval == pytest.approx(0.2)
     first = connector.connection_id
     time.sleep(1.5)  # real time: the gateway's patience would have ended twice
     assert connector.connection_id == first

@@ -232,7 +232,7 @@ def test_a_gateway_that_wants_every_connection_replaced_is_not_asked_without_pau
     first.trailers(("grpc-status", "0"))
     second.goaway(0, EVERY_STREAM)
     link = connector._supervisor.links[0]
-    eventually(lambda: link._phase is State.BACKING_OFF)
+    eventually(lambda: link._roster._phase is State.BACKING_OFF)
     assert connector.state is State.READY
     connector.abort()
 
@@ -460,7 +460,7 @@ def test_stopping_while_there_is_no_key_for_a_second_leaves_the_first_in_order(s
     assert asked_again.wait(TIMEOUT)
     stopping = in_thread(connector.stop)
     eventually(lambda: connector.state is State.DRAINING)
-    eventually(lambda: connector._supervisor.links[0]._leaving)
+    eventually(lambda: connector._supervisor.links[0]._roster.leaving)
     go_on.set()
     let_handler_end.set()
     assert answer(first, "r1").payload == b"done"
