@@ -360,9 +360,10 @@ class Connector:
         Of requests: ``accepted``; ``answered`` (failures too); ``expired`` (answered by their
         deadline); ``cancelled`` (their caller gave up, so nobody answered them); ``late`` (results
         that came after either); ``overloaded`` (refused); ``repeated``
-        (their id was in flight already). ``undelivered``: answers that could not leave before
-        their deadline, or were beyond ``replay_bytes``. ``replayed``: answers sent again, since
-        their connection broke when they had just left. ``connections``: how many were established.
+        (their id was in flight already). ``undelivered``: answers that could not leave at all
+        before their deadline, or were beyond ``replay_bytes``. ``replayed``: answers sent again,
+        since their connection broke when they had just left. ``connections``: how many were
+        established.
         Now: ``in_flight``, and of those ``waiting`` for a worker. With ``probe_interval``, once a
         probe came back: ``probe_round_trip``, the seconds that the last one took (of several
         targets the slowest one's).

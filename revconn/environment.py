@@ -89,7 +89,7 @@ def _split(text: str) -> tuple[str, ...]:
 
 
 class KeyFile:
-    """An API key in a file, read again before every handshake, so that it can be rotated."""
+    """An API key in a file, which may change at any time: the one to show is what it holds then."""
 
     def __init__(self, name: str, path: str) -> None:
         self._name = name

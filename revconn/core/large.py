@@ -21,11 +21,11 @@ class LargeAnswer:
     """A response whose payload is not encoded before it is sent, nor ever copied as a whole.
 
     ``size`` is what the one message would take at most, in bytes; ``deadline`` the instant
-    after which nobody waits for it any more; ``about`` names the request in the log. Not
-    thread-safe.
+    after which nobody waits for it any more; ``has_left`` says that all of it did before, on a
+    connection that broke soon after; ``about`` names the request in the log. Not thread-safe.
     """
 
-    __slots__ = ("_chunks", "_head", "_payload", "about", "deadline", "size")
+    __slots__ = ("_chunks", "_head", "_payload", "about", "deadline", "has_left", "size")
 
     def __init__(
         self,
@@ -39,6 +39,7 @@ class LargeAnswer:
         self._payload = self._head.payload if payload is None else payload
         self._head.ClearField("payload")
         self.deadline = deadline
+        self.has_left = False
         self.about = about or f"request_id={self.request_id!r}"
         self.size = len(message) + (0 if payload is None else len(payload) + _LENGTHS)
         self._chunks: Iterator[ForwardResponse] = iter(())

@@ -17,10 +17,14 @@ _OVERHEAD = 140  # bytes of Python's own that an answer takes beside its message
 
 
 class Answer(NamedTuple):
-    """An encoded response, and the instant after which nobody waits for it any more."""
+    """An encoded response, and the instant after which nobody waits for it any more.
+
+    ``has_left`` says that it did before, on a connection that broke soon after.
+    """
 
     message: bytes
     deadline: float | None
+    has_left: bool = False
 
 
 class Outbound:
@@ -56,7 +60,7 @@ class Outbound:
             return
         size = len(answer.message)
         if size > self._limit:
-            self._put_large(LargeAnswer(*answer))
+            self._put_large(LargeAnswer(answer.message, answer.deadline))
         else:
             self._answers.append(answer)
             self.answer_bytes += size
@@ -96,7 +100,7 @@ class Outbound:
             if isinstance(answer, LargeAnswer):
                 self._put_large(answer)
             elif len(answer.message) > self._limit:  # it comes from another connection
-                self._put_large(LargeAnswer(*answer))
+                self._put_large(LargeAnswer(answer.message, answer.deadline))
             else:
                 self._answers.appendleft(answer)
                 self.answer_bytes += len(answer.message)
@@ -108,27 +112,35 @@ class Outbound:
             self.large_bytes -= large.size
 
     def drop_expired(self, now: float) -> int:
-        """Drop the answers that nobody waits for any more; how many they were.
+        """Drop the answers that nobody waits for any more; how many of them had never left.
 
         For a new connection. On a living one a late answer is still worth sending: it frees the
         gateway's pending entry.
         """
-        answers = self.take_all()
-        for answer in answers:
+        never_left = 0
+        for answer in self.take_all():
             if answer.deadline is None or answer.deadline > now:
                 self.put(answer)
-        return len(answers) - len(self)
+            else:
+                never_left += not answer.has_left
+        return never_left
 
     def drop_oldest(self, most_bytes: int) -> int:
-        """Drop answers, large ones first, until at most so many bytes are left, or one answer."""
-        dropped = 0
+        """Drop answers, large ones first, until at most so many bytes are left, or one answer.
+
+        How many of them had never left.
+        """
+        never_left = 0
         while self.answer_bytes + self.large_bytes > most_bytes and len(self) > 1:
             if self._large:
-                self.large_bytes -= self._large.popleft().size
+                large = self._large.popleft()
+                self.large_bytes -= large.size
+                never_left += not large.has_left
             else:
-                self.answer_bytes -= len(self._answers.popleft().message)
-            dropped += 1
-        return dropped
+                answer = self._answers.popleft()
+                self.answer_bytes -= len(answer.message)
+                never_left += not answer.has_left
+        return never_left
 
     def agree(self, limit: int, *, chunks: bool) -> None:
         """The connection takes messages of ``limit`` bytes, and chunks or not.
@@ -212,7 +224,7 @@ class Sent:
             for answer in answers:
                 until = left_at + self._doubt if answer.deadline is None else answer.deadline
                 if until > now:
-                    doubtful.append(_with_deadline(answer, until))
+                    doubtful.append(_doubtful(answer, until))
         self._batches.clear()
         self._bytes = 0
         return doubtful
@@ -222,8 +234,8 @@ def _size(answer: Answer | LargeAnswer) -> int:
     return answer.size if isinstance(answer, LargeAnswer) else len(answer.message)
 
 
-def _with_deadline(answer: Answer | LargeAnswer, deadline: float) -> Answer | LargeAnswer:
+def _doubtful(answer: Answer | LargeAnswer, deadline: float) -> Answer | LargeAnswer:
     if isinstance(answer, LargeAnswer):
-        answer.deadline = deadline
+        answer.deadline, answer.has_left = deadline, True
         return answer
-    return Answer(answer.message, deadline)
+    return Answer(answer.message, deadline, has_left=True)

@@ -11,6 +11,7 @@ from revconn.runtime.state import State
 from revconn.target import Target
 
 __all__ = [
+    "another_key",
     "api_key_failed",
     "connected",
     "gave_up_replacing",
@@ -48,6 +49,11 @@ def connected(target: Target, session: Session, succession: Succession, now: flo
         session.connection_id,
         "" if succession.outage is None else succession.outage.over(now),
     )
+
+
+def another_key(target: Target) -> None:
+    """The one that was shown is not the one to show any more."""
+    logger.info("%s: there is another API key: replacing the connection", target)
 
 
 def note(target: Target, note: str) -> None:

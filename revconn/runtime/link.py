@@ -13,10 +13,10 @@ from revconn.core.large import LargeAnswer
 from revconn.core.outbound import Answer
 from revconn.messages import Request
 from revconn.runtime import journal
-from revconn.runtime.keys import ask_api_key
+from revconn.runtime.keys import ApiKey
 from revconn.runtime.outbox import Outbox
 from revconn.runtime.reconnection import Reconnection
-from revconn.runtime.roster import Roster
+from revconn.runtime.roster import Loss, Roster
 from revconn.runtime.session import Session
 from revconn.runtime.state import State
 from revconn.runtime.threads import own_thread
@@ -86,7 +86,8 @@ class Link:
             doubt=options.heartbeat_interval + options.keepalive_timeout,
         )
         self._roster = Roster(time.monotonic())
-        self._reconnection = Reconnection(self, self._roster, options)
+        self._api_key = ApiKey(options.api_key, target)
+        self._reconnection = Reconnection(self, self._roster, self._api_key, options)
         self._probing = options.probe_interval is not None
         self._probe_round_trip: float | None = None
         self._notes: tuple[str, ...] = ()
@@ -185,15 +186,17 @@ class Link:
             error = self._reconnection.run()
             self._end_sessions()
             self._outbox.close()
-            self.enter(State.CLOSED)
-            self._owner.link_ended(self, error)
+            try:
+                self.enter(State.CLOSED)
+            finally:  # users' callbacks may raise anything
+                self._owner.link_ended(self, error)
 
     def open_session(self, *, registers: bool) -> Session:
         """Another session, which registers the services or only takes answers along.
 
         Raises :class:`HandshakeError` when there is no key to show.
         """
-        api_key = ask_api_key(self._options.api_key, self.target)
+        api_key = self._api_key.show()
         session = Session(
             str(self.target),
             self._name,
@@ -251,13 +254,18 @@ class Link:
     def session_over(self, session: Session) -> None:
         """A session has ended."""
         loss = self._roster.ended(session, time.monotonic())
-        if loss is not None:
-            if loss.fallback is not None:
-                journal.serves_on(session, loss.fallback)
-            else:
-                journal.lost(session.error)
-                self._show_state()
-        self._roster.notify()
+        try:
+            if loss is not None:
+                self._tell_of(loss, session)
+        finally:  # users' callbacks may raise anything
+            self._roster.notify()
+
+    def _tell_of(self, loss: Loss, session: Session) -> None:
+        if loss.fallback is not None:
+            journal.serves_on(session, loss.fallback)
+        else:
+            journal.lost(session.error)
+            self._show_state()
 
     def requests_arrived(self, requests: list[ForwardRequest]) -> None:
         """A batch of requests arrived."""

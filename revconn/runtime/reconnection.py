@@ -12,6 +12,7 @@ from revconn.exceptions import ConnectionLost, HandshakeError
 from revconn.runtime import journal
 from revconn.runtime.attempts import Attempts
 from revconn.runtime.farewell import Farewell, Leaver
+from revconn.runtime.keys import ApiKey
 from revconn.runtime.roster import Roster
 from revconn.runtime.session import Session
 from revconn.runtime.state import State
@@ -32,9 +33,13 @@ class Reconnected(Leaver, Protocol):
 class Reconnection:
     """How a link stays connected until it is to leave or stop. Owned by the link's thread."""
 
-    def __init__(self, link: Reconnected, roster: Roster, options: Options) -> None:
+    def __init__(
+        self, link: Reconnected, roster: Roster, api_key: ApiKey, options: Options
+    ) -> None:
         self._link = link
         self._roster = roster
+        self._api_key = api_key
+        self._look_at_key_every = options.heartbeat_interval
         self._attempts = Attempts(options)
         self._farewell = Farewell(link, roster)
         self._hand_over_patience = options.drain_timeout
@@ -74,15 +79,8 @@ class Reconnection:
         roster = self._roster
         if self._kept is not roster.serving:
             self._kept = None
-        kept = self._kept
-        session = kept or self._connect()
-        roster.wait_for(
-            lambda: (
-                session.is_over
-                or (session.ready_since and session.going_away and not kept)
-                or (roster.leaving and roster.serving)
-            )
-        )
+        session = self._kept or self._connect()
+        self._await_change(session, replaceable=session is not self._kept)
         if self._ended_on_request():
             return
         self._attempts.failed(session.ready_since)
@@ -90,6 +88,26 @@ class Reconnection:
             raise session.error
         if self._attempts.repeated:  # it did not last: the next one may have to be replaced too
             self._back_off(self._attempts.delay())
+
+    def _await_change(self, session: Session, *, replaceable: bool) -> None:
+        """Wait until the session is over, or there has to be another one."""
+        roster = self._roster
+
+        def has_changed() -> object:
+            return (
+                session.is_over
+                or (session.ready_since and session.going_away and replaceable)
+                or (roster.leaving and roster.serving)
+            )
+
+        if not self._api_key.is_watched:
+            roster.wait_for(has_changed)
+            return
+        while not roster.wait_for(has_changed, self._look_at_key_every):
+            if session.ready_since and self._api_key.is_another():
+                journal.another_key(self._link.target)
+                self._kept = None
+                return
 
     def _connect(self) -> Session:
         """A session that takes over from the one that serves, if there is one."""

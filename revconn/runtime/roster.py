@@ -109,10 +109,13 @@ class Roster:
         with self._lock:
             self._changed.notify_all()
 
-    def wait_for(self, condition: Callable[[], object], timeout: float | None = None) -> None:
-        """Wait until ``condition``, for ``timeout`` seconds, or until the order to stop."""
+    def wait_for(self, condition: Callable[[], object], timeout: float | None = None) -> bool:
+        """Wait until ``condition`` or the order to stop, at most ``timeout`` seconds.
+
+        Whether one of both came.
+        """
         with self._lock:
-            self._changed.wait_for(lambda: condition() or self.stopping, timeout)
+            return bool(self._changed.wait_for(lambda: condition() or self.stopping, timeout))
 
     def enter(self, phase: State) -> None:
         """The link's thread does this now; its state is that, unless a session serves meanwhile."""

@@ -309,16 +309,25 @@ def test_what_left_shortly_before_is_in_doubt_and_what_left_long_ago_is_not() ->
 def test_nobody_waits_for_a_doubtful_answer_past_its_deadline() -> None:
     sent = Sent(doubt=10.0, most_bytes=1000)
     sent.add([answer(b"late", NOW + 2), answer(b"in time", NOW + 3)], NOW)
-    assert sent.take(NOW + 2) == [answer(b"in time", NOW + 3)]
+    assert sent.take(NOW + 2) == [Answer(b"in time", NOW + 3, has_left=True)]
 
 
 def test_a_doubtful_answer_without_a_deadline_gets_one_so_that_it_is_not_carried_for_ever() -> None:
     sent = Sent(doubt=10.0, most_bytes=1000)
     sent.add([answer(b"patient")], NOW)
     again = sent.take(NOW + 5)
-    assert again == [answer(b"patient", NOW + 10)]
+    assert again == [Answer(b"patient", NOW + 10, has_left=True)]
     sent.add(again, NOW + 6)
     assert sent.take(NOW + 10) == []
+
+
+def test_a_doubtful_answer_that_is_given_up_is_not_counted_it_may_have_arrived() -> None:
+    sent = Sent(doubt=10.0, most_bytes=1000)
+    sent.add([answer(b"late", NOW + 5), answer(b"too many", NOW + 9), answer(b"last", NOW + 9)], NOW)
+    outbound = holding(*sent.take(NOW))
+    assert outbound.drop_expired(NOW + 5) == 0
+    assert outbound.drop_oldest(5) == 0
+    assert taken(outbound) == [b"last"]
 
 
 @given(st.lists(MESSAGES, max_size=20), st.integers(min_value=0, max_value=4000))

@@ -43,7 +43,8 @@ def answer_to(
     outbound = Outbound(logging.getLogger().error)
     outbound.agree(limit, chunks=False)
     outbound.put(Answering(routes, limit)(Request(message, None, threading.Lock())))
-    ((data, _),) = outbound.take_answers(1)
+    (answer,) = outbound.take_answers(1)
+    data = answer.message
     assert len(data) <= limit
     response = ConnectionMessage.FromString(data).response
     assert response.request_id == "r1"
