@@ -323,7 +323,9 @@ def test_a_doubtful_answer_without_a_deadline_gets_one_so_that_it_is_not_carried
 
 def test_a_doubtful_answer_that_is_given_up_is_not_counted_it_may_have_arrived() -> None:
     sent = Sent(doubt=10.0, most_bytes=1000)
-    sent.add([answer(b"late", NOW + 5), answer(b"too many", NOW + 9), answer(b"last", NOW + 9)], NOW)
+    sent.add(
+        [answer(b"late", NOW + 5), answer(b"too many", NOW + 9), answer(b"last", NOW + 9)], NOW
+    )
     outbound = holding(*sent.take(NOW))
     assert outbound.drop_expired(NOW + 5) == 0
     assert outbound.drop_oldest(5) == 0
