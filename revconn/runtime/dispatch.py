@@ -5,10 +5,9 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections import deque
 from collections.abc import Iterable
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
-from typing import Callable, Protocol
+from concurrent.futures import Executor, ThreadPoolExecutor
+from typing import Callable
 
 from revconn._proto.registry_pb2 import ForwardRequest
 from revconn.core.answers import encode_failure
@@ -18,30 +17,19 @@ from revconn.core.outbound import Answer
 from revconn.core.status import StatusCode
 from revconn.messages import Request
 from revconn.runtime.callbacks import run_callbacks
+from revconn.runtime.origin import Entry, Origin
 from revconn.runtime.runs import Runs, handler_stack, warn
-from revconn.runtime.threads import Condition, own_thread
+from revconn.runtime.threads import Condition
 from revconn.runtime.troubles import Backlog
+from revconn.runtime.workers import Workers
 
-__all__ = ["Dispatcher", "Origin"]
+__all__ = ["Dispatcher"]
 
 logger = logging.getLogger(__name__)
 
-_LINGER = 0.1
-_SHIFT = 0.5
-
-
-class Origin(Protocol):
-    """Where requests come from and their answers go."""
-
-    def answer(self, answers: Iterable[Answer | LargeAnswer], *, alone: bool = False) -> None:
-        """Queue answers; ``alone`` says that no others will follow soon. Does not block."""
-
-
-_Entry = tuple[Origin, Request]  # a request in flight, with its way back
-
 
 class Dispatcher:
-    """Feeds requests to a pool of workers and sees to it that each is answered exactly once.
+    """Has requests run by workers, and sees to it that each is answered exactly once.
 
     ``saturated`` is true while more than ``max_in_flight_bytes`` of payload are in flight;
     ``on_relief`` is called when that ends, from whichever thread ended it.
@@ -54,11 +42,7 @@ class Dispatcher:
     cancelled. Its callbacks are called by the thread of its handler or, when the handler may still
     be busy, by one for callbacks alone, which starts when there is a first.
 
-    A worker is a task in the executor that takes requests until none came for a while: one task per
-    request would cost a future, a queue and a wake-up each. While requests never end it makes way
-    for a successor now and then: others may want the executor's threads, or their end.
-
-    ``_lock`` guards all state; ``_idle``, ``_due`` and ``_work_arrived`` are its conditions.
+    ``_lock`` guards all state; ``_idle`` and ``_due`` are its conditions.
     Thread-safe.
     """
 
@@ -74,22 +58,15 @@ class Dispatcher:
         on_relief: Callable[[], None],
     ) -> None:
         self._answerer = answerer
-        self._executor = executor
         self._runs = runs
-        self._max_workers = max_workers
+        self._workers = Workers(executor, max_workers, self._serve, self._strand)
         self._max_in_flight = max_in_flight
         self._max_in_flight_bytes = max_in_flight_bytes
         self._on_relief = on_relief
         self._lock = threading.Lock()
         self._idle = Condition(self._lock)
         self._due = threading.Condition(self._lock)
-        self._work_arrived = threading.Condition(self._lock)
         self._in_flight: dict[tuple[Origin, str], Request] = {}
-        self._waiting: deque[_Entry] = deque()
-        self._workers = 0
-        self._hired: set[object] = set()
-        self._parked = 0
-        self._called = False  # a parked worker was, and has not woken yet
         self._bytes = 0
         self.saturated = False
         self._next_due: float | None = None
@@ -117,6 +94,7 @@ class Dispatcher:
         """
         now = time.monotonic()
         requests = [self._request(message, now) for message in messages]
+        admitted = []
         refused = []
         with self._lock:
             for request in requests:
@@ -126,10 +104,10 @@ class Dispatcher:
                     refused.append(request.request_id)
                 else:
                     self._admit(origin, request)
+                    admitted.append((origin, request))
             self._counts["overloaded"] += len(refused)
-            hire = self._call_worker()
-        if hire:
-            self._hire()
+        if admitted:
+            self._workers.put(admitted)
         if refused:
             self._refuse(origin, refused)
 
@@ -142,7 +120,6 @@ class Dispatcher:
         deadline = request.deadline
         self._counts["accepted"] += 1
         self._in_flight[origin, request.request_id] = request
-        self._waiting.append((origin, request))
         self._bytes += request.payload_bytes
         self.saturated = self._bytes > self._max_in_flight_bytes
         if deadline is not None and (self._next_due is None or deadline < self._next_due):
@@ -157,95 +134,9 @@ class Dispatcher:
         )
         logger.debug("refused %d requests: %s", len(request_ids), reason)
 
-    # Workers
+    # Workers run them
 
-    def _call_worker(self) -> bool:
-        """Wake a parked worker for what waits; true when one is to be hired instead.
-
-        Called for each batch, and by each worker that leaves more behind: only as many threads
-        wake as find something to do, one after the other. Requires holding ``_lock``.
-        """
-        if self._called or not self._waiting:
-            return False
-        if self._parked:
-            self._called = True
-            self._work_arrived.notify()
-            return False
-        hire = self._workers < self._max_workers
-        self._workers += hire
-        return hire
-
-    def _hire(self) -> None:
-        contract = object()
-        with self._lock:
-            self._hired.add(contract)
-
-        def ended(worker: Future[None]) -> None:
-            if worker.cancelled():  # shut down before it could begin
-                self._dismiss(contract, "the executor was shut down")
-
-        try:
-            worker = self._executor.submit(self._work, contract)
-        except RuntimeError as error:  # shut down, or no thread to be had
-            self._dismiss(contract, str(error))
-        else:
-            worker.add_done_callback(ended)
-
-    def _dismiss(self, contract: object, reason: str) -> None:
-        """The executor took no more workers; without any, what waits cannot run.
-
-        An executor that cannot start a thread has queued the task all the same: should some other
-        thread come to it, before or after, the contract says which of the two counts.
-        """
-        stranded: list[_Entry] = []
-        with self._lock:
-            if contract not in self._hired:
-                return
-            self._hired.remove(contract)
-            self._workers -= 1
-            if not self._workers:
-                stranded += self._waiting
-                self._waiting.clear()
-        for entry in stranded:
-            self._fail(entry, StatusCode.UNAVAILABLE, "the service is shutting down")
-        if stranded:
-            logger.warning("refused %d requests: no worker to run them: %s", len(stranded), reason)
-
-    def _work(self, contract: object) -> None:
-        with self._lock:
-            if contract not in self._hired:
-                return
-            self._hired.remove(contract)
-        thread = threading.get_ident()
-        now = time.monotonic()
-        shift_ends = now + _SHIFT
-        with own_thread():
-            while now < shift_ends:
-                entry = self._next_entry()
-                if entry is None:
-                    return
-                now = time.monotonic()
-                self._serve(entry, thread, now)
-        self._hire()
-
-    def _next_entry(self) -> _Entry | None:
-        """The next request; ``None`` when none came for a while: the thread is given back."""
-        with self._lock:
-            while not self._waiting:
-                self._parked += 1
-                called = self._work_arrived.wait(_LINGER)
-                self._parked -= 1
-                self._called = False
-                if self._closed or not (called or self._waiting):
-                    self._workers -= 1
-                    return None
-            entry = self._waiting.popleft()
-            hire = self._call_worker()
-        if hire:
-            self._hire()
-        return entry
-
-    def _serve(self, entry: _Entry, thread: int, now: float) -> None:
+    def _serve(self, entry: Entry, thread: int, now: float) -> None:
         _, request = entry
         if request.deadline is not None and request.deadline <= now:
             self._expire(entry)
@@ -257,9 +148,18 @@ class Dispatcher:
             if request._callbacks:
                 run_callbacks([request])
 
+    def _strand(self, entries: list[Entry], reason: str) -> None:
+        for entry in entries:
+            self._fail(entry, StatusCode.UNAVAILABLE, "the service is shutting down")
+        logger.warning("refused %d requests: no worker to run them: %s", len(entries), reason)
+
+    def backlog(self, now: float) -> Backlog | None:
+        """What waits for a worker; ``None`` when nothing does."""
+        return self._workers.backlog(now)
+
     # Answers go out
 
-    def _settle(self, entry: _Entry, answer: Answer | LargeAnswer, outcome: str) -> bool:
+    def _settle(self, entry: Entry, answer: Answer | LargeAnswer, outcome: str) -> bool:
         """Answer a request unless somebody else already did."""
         origin, request = entry
         key = (origin, request.request_id)
@@ -287,15 +187,13 @@ class Dispatcher:
             self.saturated = False
         return relieved
 
-    def _fail(
-        self, entry: _Entry, code: StatusCode, reason: str, outcome: str = "answered"
-    ) -> None:
+    def _fail(self, entry: Entry, code: StatusCode, reason: str, outcome: str = "answered") -> None:
         _, request = entry
         failure = encode_failure(request.request_id, code, reason, framed=request.framed)
         if self._settle(entry, Answer(failure, request.deadline), outcome):
             self._call_back([request])
 
-    def _expire(self, entry: _Entry) -> None:
+    def _expire(self, entry: Entry) -> None:
         self._fail(entry, StatusCode.DEADLINE_EXCEEDED, "deadline exceeded", "expired")
 
     def _call_back(self, ended: list[Request]) -> None:
@@ -325,7 +223,7 @@ class Dispatcher:
                     relieved |= self._release(request)
                     cancelled.append(request)
         if cancelled:
-            self._forget_settled()
+            self._workers.forget_settled()
         if relieved:
             self._on_relief()
         self._call_back(cancelled)
@@ -345,9 +243,9 @@ class Dispatcher:
                     continue
             for entry in expired:
                 self._expire(entry)
-            self._forget_settled()
+            self._workers.forget_settled()
 
-    def _take_stock(self, now: float) -> list[_Entry]:
+    def _take_stock(self, now: float) -> list[Entry]:
         """Who has expired; also finds the next instant to look. Requires holding ``_lock``.
 
         Looking through all that is in flight is cheap because it is rare: most requests are
@@ -367,26 +265,11 @@ class Dispatcher:
                 self._next_due = request.deadline
         return expired
 
-    def _forget_settled(self) -> None:
-        """While every worker is busy nobody else would drop them, and the payloads they hold."""
-        with self._lock:
-            self._waiting = deque(entry for entry in self._waiting if entry[1]._active)
-
     def _until_due(self) -> float | None:
         """Requires holding ``_lock``."""
         if self._next_due is None:
             return None
         return min(max(0.0, self._next_due - time.monotonic()), threading.TIMEOUT_MAX)
-
-    def backlog(self, now: float) -> Backlog | None:
-        """What waits for a worker; ``None`` when nothing does."""
-        with self._lock:
-            first = next((request for _, request in self._waiting if request._active), None)
-            if first is None:
-                return None
-            wanted = len(self._hired)
-            workers = self._workers - wanted
-            return Backlog(len(self._waiting), now - first._arrived, workers, wanted)
 
     # The end
 
@@ -445,17 +328,16 @@ class Dispatcher:
             for request in abandoned:
                 request._settle()
             self._in_flight.clear()
-            self._waiting.clear()
             self._due.notify_all()
             self._idle.notify_all()
-            self._work_arrived.notify_all()
+        self._workers.close()
         self._call_back(abandoned)
         self._caller.shutdown(wait=False)
 
     def forsake(self) -> None:
         """In a forked child: run nothing more. Takes no lock: its owner may be gone."""
         self._closed = True
-        self._waiting.clear()
+        self._workers.forsake()
         for request in self._in_flight.values():
             request._settle()
         self._in_flight.clear()
@@ -466,5 +348,5 @@ class Dispatcher:
             return {
                 **self._counts,
                 "in_flight": len(self._in_flight),
-                "waiting": len(self._waiting),
+                "waiting": self._workers.waiting,
             }

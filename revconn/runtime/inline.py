@@ -16,8 +16,8 @@ from revconn.core.routing import Routes
 from revconn.core.status import StatusCode
 from revconn.messages import Request
 from revconn.runtime.callbacks import run_callbacks
-from revconn.runtime.dispatch import Origin
 from revconn.runtime.handlers import Handler
+from revconn.runtime.origin import Origin
 from revconn.runtime.runs import Runs, handler_stack, warn
 
 __all__ = ["InlineRunner"]

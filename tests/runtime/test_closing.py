@@ -309,6 +309,7 @@ LOCKS: dict[str, Callable[[Connector], threading.Lock]] = {
     "StateBoard": lambda connector: connector._board._lock,
     "Supervisor": lambda connector: connector._supervisor._lock,
     "Dispatcher": lambda connector: connector._supervisor._dispatcher._lock,
+    "Workers": lambda connector: connector._supervisor._dispatcher._workers._lock,
     "Roster": lambda connector: connector._supervisor.links[0]._roster._lock,
     "Session": lambda connector: connector._supervisor.links[0]._roster.serving._lock,
     "Outbox": lambda connector: connector._supervisor.links[0]._outbox._lock,

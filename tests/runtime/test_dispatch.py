@@ -9,7 +9,7 @@ import pytest
 from revconn import Connector, Request, RequestError, Response, StatusCode
 from revconn._proto.registry_pb2 import Heartbeat
 from revconn.core.framing import frame, unframe
-from revconn.runtime import dispatch
+from revconn.runtime import workers as workers_module
 from tests.support.scripted_gateway import Peer
 from tests.support.waiting import eventually
 
@@ -220,23 +220,23 @@ def test_as_many_run_at_once_as_there_are_workers(connect, gate) -> None:
 def test_a_worker_that_was_called_and_has_not_woken_yet_calls_the_others(
     connect, gate, monkeypatch
 ) -> None:
-    monkeypatch.setattr(dispatch, "_LINGER", TIMEOUT)
+    monkeypatch.setattr(workers_module, "_LINGER", TIMEOUT)
     connector, peer = connect(gate)
     peer.requests(*"abc")
     gate.holds(3)
     gate.open(*"abc")
     peer.answers(3)
-    dispatcher = connector._supervisor._dispatcher
-    eventually(lambda: dispatcher._parked == 3)
+    workers = connector._supervisor._dispatcher._workers
+    eventually(lambda: workers._parked == 3)
     calls: list[bool] = []
     with monkeypatch.context() as patch:
-        patch.setattr(dispatcher._work_arrived, "notify", lambda: calls.append(True))
+        patch.setattr(workers._work_arrived, "notify", lambda: calls.append(True))
         for request_id in "def":
             peer.requests(request_id)
         eventually(lambda: connector.stats()["waiting"] == 3)
     assert len(calls) == 1
-    with dispatcher._lock:
-        dispatcher._work_arrived.notify()
+    with workers._lock:
+        workers._work_arrived.notify()
     gate.holds(6)
     gate.open(*"def")
     assert set(peer.answers(3)) == set("def")
