@@ -75,7 +75,7 @@ def test_a_thread_that_could_not_be_started_does_not_raise_the_number_of_workers
     peer.request("a")
     peer.request("b")
     eventually(lambda: running)
-    assert connector.stats()["in_flight"] == 2
+    eventually(lambda: connector.stats()["in_flight"] == 2)
     assert len(running) == 1
     released.set()
     assert {peer.hears("response").request_id for _ in range(2)} == {"a", "b"}
