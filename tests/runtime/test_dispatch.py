@@ -221,7 +221,7 @@ def test_a_worker_that_was_called_and_has_not_woken_yet_calls_the_others(
     connect, gate, monkeypatch
 ) -> None:
     monkeypatch.setattr(workers_module, "_LINGER", TIMEOUT)
-    connector, peer = connect(gate)
+    connector, peer = connect(gate, max_workers=3)
     peer.requests(*"abc")
     gate.holds(3)
     gate.open(*"abc")
