@@ -35,7 +35,11 @@ func (m *meter) run(o options) {
 	m.phase.Store(over)
 	m.seconds, m.cpu = time.Since(started).Seconds(), cpuSeconds()-cpu
 	emit(map[string]string{"event": "window-end"})
+	time.Sleep(readingTime)
 }
+
+// A peer may end with its stream: it is looked at before.
+const readingTime = 200 * time.Millisecond
 
 func cpuSeconds() float64 {
 	var usage syscall.Rusage
