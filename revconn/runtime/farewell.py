@@ -121,8 +121,6 @@ class Farewell:
         in_flight = self._link.in_flight()
         if session.drains:
             in_flight = [each for each in in_flight if each._arrived < (session.ready_since or 0.0)]
-            if not in_flight:
-                return
         else:
             quiet_until = min(deadline, time.monotonic() + _QUIET_WAIT)
             while may_wait(quiet_until):
