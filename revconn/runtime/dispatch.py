@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Callable
 
 from revconn._proto.registry_pb2 import ForwardRequest
@@ -17,7 +18,7 @@ from revconn.core.outbound import Answer
 from revconn.core.status import StatusCode
 from revconn.messages import Request
 from revconn.runtime.callbacks import run_callbacks
-from revconn.runtime.origin import Entry, Origin
+from revconn.runtime.origin import Delivery, Entry, Origin, Unanswered
 from revconn.runtime.runs import Runs, handler_stack, warn
 from revconn.runtime.threads import Condition
 from revconn.runtime.troubles import Backlog
@@ -39,8 +40,9 @@ class Dispatcher:
 
     A request is in flight from :meth:`accept` until it is settled: whoever settles it (its
     handler, its deadline, the end) answers it, and nobody else does; nobody answers one that was
-    cancelled. Its callbacks are called by the thread of its handler or, when the handler may still
-    be busy, by one for callbacks alone, which starts when there is a first.
+    cancelled. It is unanswered until that answer is with its origin. Its callbacks are called by
+    the thread of its handler or, when the handler may still be busy, by one for callbacks alone,
+    which starts when there is a first.
 
     ``_lock`` guards all state; ``_idle`` and ``_due`` are its conditions.
     Thread-safe.
@@ -67,11 +69,11 @@ class Dispatcher:
         self._idle = Condition(self._lock)
         self._due = threading.Condition(self._lock)
         self._in_flight: dict[tuple[Origin, str], Request] = {}
+        self._unanswered: dict[Unanswered, Origin] = {}
         self._bytes = 0
         self.saturated = False
         self._next_due: float | None = None
         self._closed = False
-        self._watched = 0  # by so many threads: each request that is settled may be theirs
         self._counts = dict.fromkeys(
             ("accepted", "answered", "cancelled", "expired", "late", "repeated", "overloaded"), 0
         )
@@ -85,6 +87,18 @@ class Dispatcher:
         self._timer.start()
 
     # Requests come in
+
+    @contextmanager
+    def taking_in(self, origin: Origin) -> Iterator[None]:
+        """While inside, ``origin`` has brought something that is not answered."""
+        delivery = Delivery(time.monotonic())
+        with self._lock:
+            self._unanswered[delivery] = origin
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._answered(delivery)
 
     def accept(self, origin: Origin, messages: Iterable[ForwardRequest]) -> None:
         """Put a batch of requests in flight; those over the limit are refused with 429 at once.
@@ -120,6 +134,7 @@ class Dispatcher:
         deadline = request.deadline
         self._counts["accepted"] += 1
         self._in_flight[origin, request.request_id] = request
+        self._unanswered[request] = origin
         self._bytes += request.payload_bytes
         self.saturated = self._bytes > self._max_in_flight_bytes
         if deadline is not None and (self._next_due is None or deadline < self._next_due):
@@ -171,17 +186,24 @@ class Dispatcher:
             self._counts[outcome] += 1
             relieved = self._release(request)
             alone = not self._in_flight
-        origin.answer((answer,), alone=alone)
+        try:
+            origin.answer((answer,), alone=alone)
+        finally:
+            with self._lock:
+                self._answered(request)
         if relieved:
             self._on_relief()
         return True
+
+    def _answered(self, unanswered: Unanswered) -> None:
+        """Nothing of it is left to be answered. Requires holding ``_lock``."""
+        self._unanswered.pop(unanswered, None)
+        self._idle.notify_all()
 
     def _release(self, request: Request) -> bool:
         """A request is in flight no longer; whether that ends a backlog. Requires ``_lock``."""
         request._active = False
         self._bytes -= request.payload_bytes
-        if not self._in_flight or self._watched:
-            self._idle.notify_all()
         relieved = self.saturated and self._bytes <= self._max_in_flight_bytes
         if relieved:
             self.saturated = False
@@ -221,6 +243,7 @@ class Dispatcher:
                 if request is not None:
                     self._counts["cancelled"] += 1
                     relieved |= self._release(request)
+                    self._answered(request)
                     cancelled.append(request)
         if cancelled:
             self._workers.forget_settled()
@@ -274,29 +297,27 @@ class Dispatcher:
     # The end
 
     def wait_idle(self, timeout: float, origin: Origin | None = None) -> bool:
-        """Wait, at most ``timeout`` seconds, until nothing (of ``origin``'s) is in flight."""
-        if origin is None:
-            return self._watch(lambda: not self._in_flight, timeout)
-        return self._watch(
-            lambda: all(other is not origin for other, _ in self._in_flight), timeout
-        )
+        """Wait, at most ``timeout`` seconds, until nothing (of ``origin``'s) is unanswered."""
 
-    def in_flight(self, origin: Origin) -> list[Request]:
-        """The requests of ``origin`` that are not settled yet."""
+        def is_idle() -> bool:
+            return not self._unanswered if origin is None else not self._brought_by(origin)
+
         with self._lock:
-            return [each for (other, _), each in self._in_flight.items() if other is origin]
+            return self._idle.wait_for(is_idle, timeout)
 
-    def wait_settled(self, requests: list[Request], timeout: float) -> bool:
-        """Wait, at most ``timeout`` seconds, until ``requests`` are settled."""
-        return self._watch(lambda: not any(request._active for request in requests), timeout)
-
-    def _watch(self, condition: Callable[[], bool], timeout: float) -> bool:
+    def wait_answered(self, awaited: set[Unanswered], timeout: float) -> bool:
+        """Wait, at most ``timeout`` seconds, until nothing of ``awaited`` is unanswered."""
         with self._lock:
-            self._watched += 1
-            try:
-                return self._idle.wait_for(condition, timeout)
-            finally:
-                self._watched -= 1
+            return self._idle.wait_for(lambda: awaited.isdisjoint(self._unanswered), timeout)
+
+    def unanswered(self, origin: Origin) -> set[Unanswered]:
+        """What ``origin`` brought and is not answered yet."""
+        with self._lock:
+            return self._brought_by(origin)
+
+    def _brought_by(self, origin: Origin) -> set[Unanswered]:
+        """What of all that is unanswered. Requires holding ``_lock``."""
+        return {each for each, other in self._unanswered.items() if other is origin}
 
     def give_up(self) -> int:
         """Answer 503 to everything that is still in flight, name it in the log, and count it."""
@@ -328,6 +349,7 @@ class Dispatcher:
             for request in abandoned:
                 request._settle()
             self._in_flight.clear()
+            self._unanswered.clear()
             self._due.notify_all()
             self._idle.notify_all()
         self._workers.close()
@@ -341,6 +363,7 @@ class Dispatcher:
         for request in self._in_flight.values():
             request._settle()
         self._in_flight.clear()
+        self._unanswered.clear()
 
     def stats(self) -> dict[str, int]:
         """Counters since the start, and how much is in flight and waiting now."""

@@ -6,7 +6,7 @@ import time
 from typing import Callable, Protocol
 
 from revconn.exceptions import HandshakeError
-from revconn.messages import Request
+from revconn.runtime.origin import Unanswered
 from revconn.runtime.roster import Roster
 from revconn.runtime.session import Session
 
@@ -25,16 +25,16 @@ class Leaver(Protocol):
         """Another session. Raises :class:`HandshakeError` when there is no key to show."""
 
     def become_quiet(self, deadline: float) -> bool:
-        """Wait until nothing is in flight and every answer has left, or until ``deadline``."""
+        """Wait until nothing is unanswered and every answer has left, or until ``deadline``."""
 
     def wait_flushed(self, timeout: float) -> bool:
         """Wait, at most ``timeout`` seconds, until every queued answer has left."""
 
-    def in_flight(self) -> list[Request]:
-        """What the gateway asked and nobody has settled yet."""
+    def unanswered(self) -> set[Unanswered]:
+        """What the gateway sent and nobody has answered yet."""
 
-    def wait_settled(self, requests: list[Request], timeout: float) -> bool:
-        """Wait, at most ``timeout`` seconds, until ``requests`` are settled."""
+    def wait_answered(self, awaited: set[Unanswered], timeout: float) -> bool:
+        """Wait, at most ``timeout`` seconds, until nothing of ``awaited`` is unanswered."""
 
 
 class Farewell:
@@ -109,24 +109,25 @@ class Farewell:
         """Wait for the moment to say goodbye to a session: until ``deadline``, unless ``is_off``.
 
         A gateway that drains takes care of what it sent there itself: what had come before, on
-        another connection, has to be answered. One that does not drain loses what is in flight
+        another connection, has to be answered. One that does not drain loses what is unanswered
         then, unless a second connection leads to it too: wait for a quiet moment at first, then for
-        what was in flight.
+        what was unanswered.
         """
 
         def may_wait(until: float) -> bool:
             over = self._roster.stopping or session.is_over or is_off()
             return not over and time.monotonic() < until
 
-        in_flight = self._link.in_flight()
+        awaited = self._link.unanswered()
         if session.drains:
-            in_flight = [each for each in in_flight if each._arrived < (session.ready_since or 0.0)]
+            since = session.ready_since or 0.0
+            awaited = {each for each in awaited if each._arrived < since}
         else:
             quiet_until = min(deadline, time.monotonic() + _QUIET_WAIT)
             while may_wait(quiet_until):
                 if self._link.become_quiet(time.monotonic() + _SLICE):
                     break
         while may_wait(deadline):
-            settled = self._link.wait_settled(in_flight, _SLICE)
-            if settled and self._link.wait_flushed(_SLICE):
+            answered = self._link.wait_answered(awaited, _SLICE)
+            if answered and self._link.wait_flushed(_SLICE):
                 break

@@ -11,9 +11,9 @@ from revconn._proto.registry_pb2 import ForwardRequest
 from revconn.config import Options
 from revconn.core.large import LargeAnswer
 from revconn.core.outbound import Answer
-from revconn.messages import Request
 from revconn.runtime import journal
 from revconn.runtime.keys import ApiKey
+from revconn.runtime.origin import Unanswered
 from revconn.runtime.outbox import Outbox
 from revconn.runtime.reconnection import Reconnection
 from revconn.runtime.roster import Loss, Roster
@@ -45,13 +45,13 @@ class LinkOwner(Protocol):
         """Nobody waits for these any more."""
 
     def wait_idle(self, link: Link, timeout: float) -> bool:
-        """Wait, at most ``timeout`` seconds, until nothing that came by the link is in flight."""
+        """Wait, at most ``timeout`` seconds, until nothing that came by the link is unanswered."""
 
-    def in_flight(self, link: Link) -> list[Request]:
-        """The requests that came by the link and are not settled yet."""
+    def unanswered(self, link: Link) -> set[Unanswered]:
+        """What came by the link and is not answered yet."""
 
-    def wait_settled(self, requests: list[Request], timeout: float) -> bool:
-        """Wait, at most ``timeout`` seconds, until ``requests`` are settled."""
+    def wait_answered(self, awaited: set[Unanswered], timeout: float) -> bool:
+        """Wait, at most ``timeout`` seconds, until nothing of ``awaited`` is unanswered."""
 
     def link_changed(self, link: Link) -> None:
         """The link's state is another."""
@@ -147,17 +147,17 @@ class Link:
         return self._outbox.wait_flushed(timeout)
 
     def become_quiet(self, deadline: float) -> bool:
-        """Wait until nothing is in flight and every answer has left, or until ``deadline``."""
+        """Wait until nothing is unanswered and every answer has left, or until ``deadline``."""
         idle = self._owner.wait_idle(self, max(0.0, deadline - time.monotonic()))
         return self.wait_flushed(max(0.0, deadline - time.monotonic())) and idle
 
-    def in_flight(self) -> list[Request]:
-        """What the gateway asked and nobody has settled yet."""
-        return self._owner.in_flight(self)
+    def unanswered(self) -> set[Unanswered]:
+        """What the gateway sent and nobody has answered yet."""
+        return self._owner.unanswered(self)
 
-    def wait_settled(self, requests: list[Request], timeout: float) -> bool:
-        """Wait, at most ``timeout`` seconds, until ``requests`` are settled."""
-        return self._owner.wait_settled(requests, timeout)
+    def wait_answered(self, awaited: set[Unanswered], timeout: float) -> bool:
+        """Wait, at most ``timeout`` seconds, until nothing of ``awaited`` is unanswered."""
+        return self._owner.wait_answered(awaited, timeout)
 
     def leave(self, deadline: float) -> None:
         """Take leave of the gateway once all that it sent is answered; then the thread ends.

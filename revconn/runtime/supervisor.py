@@ -13,11 +13,11 @@ from revconn._proto.registry_pb2 import ForwardRequest
 from revconn.config import Options
 from revconn.core.routing import Routes
 from revconn.exceptions import RevconnError
-from revconn.messages import Request
 from revconn.runtime.dispatch import Dispatcher
 from revconn.runtime.handlers import Answering, Handler
 from revconn.runtime.inline import InlineRunner
 from revconn.runtime.link import Link
+from revconn.runtime.origin import Unanswered
 from revconn.runtime.runs import Runs
 from revconn.runtime.state import State, StateBoard, combine
 from revconn.runtime.threads import is_own_thread, own_thread
@@ -195,7 +195,7 @@ class Supervisor:
         self._await_end()
 
     def _become_quiet(self, deadline: float) -> bool:
-        """Wait until nothing is in flight and every answer has left, or until ``deadline``."""
+        """Wait until nothing is unanswered and every answer has left, or until ``deadline``."""
         quiet = self._dispatcher.wait_idle(_clamp(deadline - time.monotonic()))
         for link in self.links:
             quiet &= link.wait_flushed(_clamp(deadline - time.monotonic()))
@@ -225,25 +225,26 @@ class Supervisor:
 
     def requests_arrived(self, link: Link, requests: list[ForwardRequest]) -> None:
         """A batch of requests arrived."""
-        pooled = self._inline.serve(link, requests)
-        if pooled:
-            self._dispatcher.accept(link, pooled)
+        with self._dispatcher.taking_in(link):
+            pooled = self._inline.serve(link, requests)
+            if pooled:
+                self._dispatcher.accept(link, pooled)
 
     def requests_cancelled(self, link: Link, request_ids: Collection[str]) -> None:
         """Nobody waits for these any more."""
         self._dispatcher.cancel(link, request_ids)
 
     def wait_idle(self, link: Link, timeout: float) -> bool:
-        """Wait, at most ``timeout`` seconds, until nothing that came by a link is in flight."""
+        """Wait, at most ``timeout`` seconds, until nothing that came by a link is unanswered."""
         return self._dispatcher.wait_idle(timeout, link)
 
-    def in_flight(self, link: Link) -> list[Request]:
-        """The requests that came by a link and are not settled yet."""
-        return self._dispatcher.in_flight(link)
+    def unanswered(self, link: Link) -> set[Unanswered]:
+        """What came by a link and is not answered yet."""
+        return self._dispatcher.unanswered(link)
 
-    def wait_settled(self, requests: list[Request], timeout: float) -> bool:
-        """Wait, at most ``timeout`` seconds, until ``requests`` are settled."""
-        return self._dispatcher.wait_settled(requests, timeout)
+    def wait_answered(self, awaited: set[Unanswered], timeout: float) -> bool:
+        """Wait, at most ``timeout`` seconds, until nothing of ``awaited`` is unanswered."""
+        return self._dispatcher.wait_answered(awaited, timeout)
 
     def link_changed(self, link: Link) -> None:
         """A link's state is another."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import queue
 import threading
 import time
 from typing import Callable
@@ -115,7 +116,8 @@ def test_what_came_before_a_break_is_answered_before_the_goodbye_on_the_next(
     following = gateway.accept_ready("id-2")
     eventually(lambda: connector.connection_id == "id-2")
     stopping = in_thread(connector.stop)
-    eventually(lambda: connector._supervisor._dispatcher._watched)
+    with pytest.raises(queue.Empty):
+        following.hears("status", timeout=0.5)
     handler.let_go.set()
     following.answer("came before")
     following.hears_goodbye()
@@ -139,6 +141,24 @@ def test_without_the_feature_the_goodbye_waits_until_what_is_in_flight_is_answer
     eventually(lambda: handler.entered)
     stopping = in_thread(connector.stop)
     eventually(lambda: connector.state.name == "DRAINING")
+    handler.let_go.set()
+    peer.answer()
+    peer.hears_goodbye()
+    stopping.result(TIMEOUT)
+
+
+def test_the_goodbye_waits_for_an_inline_handler(new_connector, handler, gateway) -> None:
+    gateway.announces = {"revconn-features": "cancel,chunks"}
+    connector = new_connector(gateway.address)
+    connector.add_method("/echo.Echo/Say", handler, inline=True)
+    connector.start(block=False)
+    peer = gateway.accept_ready()
+    connector.wait_ready(TIMEOUT)
+    peer.request()
+    eventually(lambda: handler.entered)
+    stopping = in_thread(connector.stop)
+    with pytest.raises(queue.Empty):
+        peer.hears("status", timeout=0.5)
     handler.let_go.set()
     peer.answer()
     peer.hears_goodbye()

@@ -26,15 +26,15 @@ class Session:
 
 
 class Link:
-    """Nothing is in flight any more; the last answer leaves when it is waited for."""
+    """Nothing is unanswered any more; the last answer leaves when it is waited for."""
 
     def __init__(self, story: list[str]) -> None:
         self._story = story
 
-    def in_flight(self) -> list[object]:
-        return []
+    def unanswered(self) -> set[object]:
+        return set()
 
-    def wait_settled(self, requests: list[object], timeout: float) -> bool:
+    def wait_answered(self, awaited: set[object], timeout: float) -> bool:
         return True
 
     def wait_flushed(self, timeout: float) -> bool:
