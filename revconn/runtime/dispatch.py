@@ -5,9 +5,8 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from concurrent.futures import Executor, ThreadPoolExecutor
-from contextlib import contextmanager
 from typing import Callable
 
 from revconn._proto.registry_pb2 import ForwardRequest
@@ -18,10 +17,10 @@ from revconn.core.outbound import Answer
 from revconn.core.status import StatusCode
 from revconn.messages import Request
 from revconn.runtime.callbacks import run_callbacks
-from revconn.runtime.origin import Delivery, Entry, Origin, Unanswered
+from revconn.runtime.origin import Entry, Origin
 from revconn.runtime.runs import Runs, handler_stack, warn
-from revconn.runtime.threads import Condition
 from revconn.runtime.troubles import Backlog
+from revconn.runtime.unanswered import Unanswered
 from revconn.runtime.workers import Workers
 
 __all__ = ["Dispatcher"]
@@ -40,12 +39,11 @@ class Dispatcher:
 
     A request is in flight from :meth:`accept` until it is settled: whoever settles it (its
     handler, its deadline, the end) answers it, and nobody else does; nobody answers one that was
-    cancelled. It is unanswered until that answer is with its origin. Its callbacks are called by
+    cancelled. It is ``unanswered`` until its answer is with its origin. Its callbacks are called by
     the thread of its handler or, when the handler may still be busy, by one for callbacks alone,
     which starts when there is a first.
 
-    ``_lock`` guards all state; ``_idle`` and ``_due`` are its conditions.
-    Thread-safe.
+    ``_lock`` guards all state; ``_due`` is its condition. Thread-safe.
     """
 
     def __init__(
@@ -53,6 +51,7 @@ class Dispatcher:
         answerer: Callable[[Request], Answer | LargeAnswer],
         executor: Executor,
         runs: Runs,
+        unanswered: Unanswered,
         *,
         max_workers: int,
         max_in_flight: int,
@@ -61,15 +60,14 @@ class Dispatcher:
     ) -> None:
         self._answerer = answerer
         self._runs = runs
+        self._unanswered = unanswered
         self._workers = Workers(executor, max_workers, self._serve, self._strand)
         self._max_in_flight = max_in_flight
         self._max_in_flight_bytes = max_in_flight_bytes
         self._on_relief = on_relief
         self._lock = threading.Lock()
-        self._idle = Condition(self._lock)
         self._due = threading.Condition(self._lock)
         self._in_flight: dict[tuple[Origin, str], Request] = {}
-        self._unanswered: dict[Unanswered, Origin] = {}
         self._bytes = 0
         self.saturated = False
         self._next_due: float | None = None
@@ -88,26 +86,14 @@ class Dispatcher:
 
     # Requests come in
 
-    @contextmanager
-    def taking_in(self, origin: Origin) -> Iterator[None]:
-        """While inside, ``origin`` has brought something that is not answered."""
-        delivery = Delivery(time.monotonic())
-        with self._lock:
-            self._unanswered[delivery] = origin
-        try:
-            yield
-        finally:
-            with self._lock:
-                self._answered(delivery)
-
-    def accept(self, origin: Origin, messages: Iterable[ForwardRequest]) -> None:
+    def accept(self, origin: Origin, messages: Iterable[ForwardRequest], arrived: float) -> None:
         """Put a batch of requests in flight; those over the limit are refused with 429 at once.
 
+        They came when ``arrived`` says (monotonic).
         A repeated id is ignored while the first request with it is in flight: running a handler
         twice would be worse, and the one answer serves both.
         """
-        now = time.monotonic()
-        requests = [self._request(message, now) for message in messages]
+        requests = [self._request(message, arrived) for message in messages]
         admitted = []
         refused = []
         with self._lock:
@@ -120,21 +106,21 @@ class Dispatcher:
                     self._admit(origin, request)
                     admitted.append((origin, request))
             self._counts["overloaded"] += len(refused)
+            self._unanswered.add(origin, arrived, [request for _, request in admitted])
         if admitted:
             self._workers.put(admitted)
         if refused:
             self._refuse(origin, refused)
 
-    def _request(self, message: ForwardRequest, now: float) -> Request:
-        deadline = request_deadline(message.timeout_seconds, message.headers, now)
-        return Request(message, deadline, self._lock, now)
+    def _request(self, message: ForwardRequest, arrived: float) -> Request:
+        deadline = request_deadline(message.timeout_seconds, message.headers, arrived)
+        return Request(message, deadline, self._lock, arrived)
 
     def _admit(self, origin: Origin, request: Request) -> None:
         """Requires holding ``_lock``."""
         deadline = request.deadline
         self._counts["accepted"] += 1
         self._in_flight[origin, request.request_id] = request
-        self._unanswered[request] = origin
         self._bytes += request.payload_bytes
         self.saturated = self._bytes > self._max_in_flight_bytes
         if deadline is not None and (self._next_due is None or deadline < self._next_due):
@@ -189,16 +175,10 @@ class Dispatcher:
         try:
             origin.answer((answer,), alone=alone)
         finally:
-            with self._lock:
-                self._answered(request)
+            self._unanswered.discard(request)
         if relieved:
             self._on_relief()
         return True
-
-    def _answered(self, unanswered: Unanswered) -> None:
-        """Nothing of it is left to be answered. Requires holding ``_lock``."""
-        self._unanswered.pop(unanswered, None)
-        self._idle.notify_all()
 
     def _release(self, request: Request) -> bool:
         """A request is in flight no longer; whether that ends a backlog. Requires ``_lock``."""
@@ -209,11 +189,14 @@ class Dispatcher:
             self.saturated = False
         return relieved
 
-    def _fail(self, entry: Entry, code: StatusCode, reason: str, outcome: str = "answered") -> None:
+    def _fail(self, entry: Entry, code: StatusCode, reason: str, outcome: str = "answered") -> bool:
+        """Answer a request with an error unless somebody else already did answer it."""
         _, request = entry
         failure = encode_failure(request.request_id, code, reason, framed=request.framed)
-        if self._settle(entry, Answer(failure, request.deadline), outcome):
+        settled = self._settle(entry, Answer(failure, request.deadline), outcome)
+        if settled:
             self._call_back([request])
+        return settled
 
     def _expire(self, entry: Entry) -> None:
         self._fail(entry, StatusCode.DEADLINE_EXCEEDED, "deadline exceeded", "expired")
@@ -243,7 +226,7 @@ class Dispatcher:
                 if request is not None:
                     self._counts["cancelled"] += 1
                     relieved |= self._release(request)
-                    self._answered(request)
+                    self._unanswered.discard(request)
                     cancelled.append(request)
         if cancelled:
             self._workers.forget_settled()
@@ -296,50 +279,25 @@ class Dispatcher:
 
     # The end
 
-    def wait_idle(self, timeout: float, origin: Origin | None = None) -> bool:
-        """Wait, at most ``timeout`` seconds, until nothing (of ``origin``'s) is unanswered."""
-
-        def is_idle() -> bool:
-            return not self._unanswered if origin is None else not self._brought_by(origin)
-
-        with self._lock:
-            return self._idle.wait_for(is_idle, timeout)
-
-    def wait_answered(self, awaited: set[Unanswered], timeout: float) -> bool:
-        """Wait, at most ``timeout`` seconds, until nothing of ``awaited`` is unanswered."""
-        with self._lock:
-            return self._idle.wait_for(lambda: awaited.isdisjoint(self._unanswered), timeout)
-
-    def unanswered(self, origin: Origin) -> set[Unanswered]:
-        """What ``origin`` brought and is not answered yet."""
-        with self._lock:
-            return self._brought_by(origin)
-
-    def _brought_by(self, origin: Origin) -> set[Unanswered]:
-        """What of all that is unanswered. Requires holding ``_lock``."""
-        return {each for each, other in self._unanswered.items() if other is origin}
-
     def give_up(self) -> int:
         """Answer 503 to everything that is still in flight, name it in the log, and count it."""
+        reason = "the service stopped before it could answer"
         with self._lock:
             left = [(origin, request) for (origin, _), request in self._in_flight.items()]
-        threads = {run.request: thread for thread, run in self._runs.now().items()}
-        for origin, request in left:
-            thread = threads.get(request)
+        stacks = {
+            run.request: handler_stack(thread) for thread, run in self._runs.now().items() if left
+        }
+        given_up = [entry for entry in left if self._fail(entry, StatusCode.UNAVAILABLE, reason)]
+        for _, request in given_up:
             warn(
                 logger,
-                None if thread is None else handler_stack(thread),
+                stacks.get(request),
                 "gave up %r, which came %.1f s ago: %s when the time to stop ran out",
                 request,
                 time.monotonic() - request._arrived,
-                "no worker had taken it" if thread is None else "its handler was not done",
+                "its handler was not done" if request in stacks else "no worker had taken it",
             )
-            self._fail(
-                (origin, request),
-                StatusCode.UNAVAILABLE,
-                "the service stopped before it could answer",
-            )
-        return len(left)
+        return len(given_up)
 
     def close(self) -> None:
         """Abandon what is in flight and end the deadline thread. Idempotent."""
@@ -349,9 +307,8 @@ class Dispatcher:
             for request in abandoned:
                 request._settle()
             self._in_flight.clear()
-            self._unanswered.clear()
             self._due.notify_all()
-            self._idle.notify_all()
+        self._unanswered.clear()
         self._workers.close()
         self._call_back(abandoned)
         self._caller.shutdown(wait=False)
@@ -363,7 +320,7 @@ class Dispatcher:
         for request in self._in_flight.values():
             request._settle()
         self._in_flight.clear()
-        self._unanswered.clear()
+        self._unanswered.forsake()
 
     def stats(self) -> dict[str, int]:
         """Counters since the start, and how much is in flight and waiting now."""

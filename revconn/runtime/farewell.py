@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import time
 from typing import Callable, Protocol
 
 from revconn.exceptions import HandshakeError
-from revconn.runtime.origin import Unanswered
 from revconn.runtime.roster import Roster
 from revconn.runtime.session import Session
 
@@ -30,11 +30,8 @@ class Leaver(Protocol):
     def wait_flushed(self, timeout: float) -> bool:
         """Wait, at most ``timeout`` seconds, until every queued answer has left."""
 
-    def unanswered(self) -> set[Unanswered]:
-        """What the gateway sent and nobody has answered yet."""
-
-    def wait_answered(self, awaited: set[Unanswered], timeout: float) -> bool:
-        """Wait, at most ``timeout`` seconds, until nothing of ``awaited`` is unanswered."""
+    def wait_answered(self, timeout: float, came_by: float) -> bool:
+        """Wait, at most ``timeout`` seconds, until what came by then (monotonic) is answered."""
 
 
 class Farewell:
@@ -63,17 +60,20 @@ class Farewell:
             if is_off():
                 return
             predecessor.say_goodbye()
-        rest = max(0.0, deadline - time.monotonic())
+        rest = max(_FAREWELL, deadline - time.monotonic())
         roster.wait_for(lambda: is_off() or all(each.is_over for each in predecessors), rest)
         if not is_off():
             for predecessor in predecessors:
                 predecessor.retire("another connection has taken its place")
 
-    def leave(self, serving: Session) -> None:
+    def leave(self, serving: Session) -> bool:
         """Part from all, and lose nothing of what the gateway has sent, or sends until it knows.
 
         A gateway that reads no answers after a goodbye gets them on a second connection, which
-        registers nothing. Goodbye is said by the time that the roster has for it.
+        registers nothing. Goodbye is said by the time that the roster has for it, so that nothing
+        new comes; by a session that nothing comes by there is no hurry.
+
+        Whether ``serving`` can end in peace and nothing is left that another one has to take.
         """
         roster = self._roster
         sessions = roster.sessions()
@@ -83,7 +83,8 @@ class Farewell:
         established = [session for session in sessions if session.ready_since is not None]
         needs_stand_in = any(session.services and not session.drains for session in established)
         stand_in = self._open_stand_in(serving) if needs_stand_in else None
-        self._await_calm(serving, roster.goodbye_by, lambda: False)
+        goodbye_by = roster.goodbye_by if serving.services else math.inf
+        calm = self._await_calm(serving, goodbye_by, lambda: False)
         for session in established:
             session.say_goodbye()
         roster.wait_for(lambda: all(session.is_over for session in established))
@@ -94,6 +95,7 @@ class Farewell:
                     break
             stand_in.say_goodbye()
             roster.wait_for(lambda: stand_in.is_over, _FAREWELL)
+        return calm and serving.ended_in_peace
 
     def _open_stand_in(self, serving: Session) -> Session | None:
         try:
@@ -105,29 +107,32 @@ class Farewell:
         )
         return session if session.ready_since else None
 
-    def _await_calm(self, session: Session, deadline: float, is_off: Callable[[], bool]) -> None:
+    def _await_calm(self, session: Session, deadline: float, is_off: Callable[[], bool]) -> bool:
         """Wait for the moment to say goodbye to a session: until ``deadline``, unless ``is_off``.
 
         A gateway that drains takes care of what it sent there itself: what had come before, on
-        another connection, has to be answered. One that does not drain loses what is unanswered
-        then, unless a second connection leads to it too: wait for a quiet moment at first, then for
-        what was unanswered.
+        another connection, has to be answered, and to leave if it can soon. One that does not
+        drain loses what is unanswered then, unless a second connection leads to it too: wait for a
+        quiet moment at first, then for what was unanswered.
+
+        Whether all that had to be answered was, and has left.
         """
+        link = self._link
+        soon = min(deadline, time.monotonic() + _QUIET_WAIT)
 
-        def may_wait(until: float) -> bool:
-            over = self._roster.stopping or session.is_over or is_off()
-            return not over and time.monotonic() < until
-
-        awaited = self._link.unanswered()
-        if session.drains:
-            since = session.ready_since or 0.0
-            awaited = {each for each in awaited if each._arrived < since}
-        else:
-            quiet_until = min(deadline, time.monotonic() + _QUIET_WAIT)
-            while may_wait(quiet_until):
-                if self._link.become_quiet(time.monotonic() + _SLICE):
+        def waited(condition: Callable[[float], bool], until: float) -> bool:
+            while not (self._roster.stopping or session.is_over or is_off()):
+                if condition(_SLICE):
+                    return True
+                if time.monotonic() >= until:
                     break
-        while may_wait(deadline):
-            answered = self._link.wait_answered(awaited, _SLICE)
-            if answered and self._link.wait_flushed(_SLICE):
-                break
+            return False
+
+        came_by = (session.ready_since or 0.0) if session.drains else time.monotonic()
+        if not session.drains and waited(
+            lambda timeout: link.become_quiet(time.monotonic() + timeout), soon
+        ):
+            return True
+        if not waited(lambda timeout: link.wait_answered(timeout, came_by), deadline):
+            return False
+        return waited(link.wait_flushed, soon if session.drains else deadline)

@@ -28,7 +28,7 @@ _PATIENCE = 0.1
 
 
 class InlineRunner:
-    """Serves a batch of requests on the spot and answers it as one.
+    """Serves the requests of a batch on the spot, and answers them as one.
 
     While an inline handler runs, its gateway's connection hears nothing. One that takes longer
     than 0.1 s is named in the log: once, afterwards or by :meth:`watch` while it is stuck.
@@ -50,23 +50,24 @@ class InlineRunner:
         self._accepted = 0
         self._expired = 0
 
-    def serve(self, origin: Origin, messages: list[ForwardRequest]) -> list[ForwardRequest]:
-        """Serve the requests that have an inline handler; the others are returned."""
+    def split(
+        self, messages: list[ForwardRequest]
+    ) -> tuple[list[ForwardRequest], list[ForwardRequest]]:
+        """The requests that have an inline handler, and the others."""
         if not self._routes:
-            return messages
+            return [], messages
+        own: list[ForwardRequest] = []
         others: list[ForwardRequest] = []
-        answers: list[Answer | LargeAnswer] = []
-        arrived = time.monotonic()
         for message in messages:
-            if self._routes.find(message.method_path) is None:
-                others.append(message)
-            else:
-                answers.append(self._answer(message, arrived))
-        if answers:
-            with self._lock:
-                self._accepted += len(answers)
-            origin.answer(answers, alone=True)
-        return others
+            (others if self._routes.find(message.method_path) is None else own).append(message)
+        return own, others
+
+    def serve(self, origin: Origin, messages: list[ForwardRequest], arrived: float) -> None:
+        """Serve requests that came when ``arrived`` says (monotonic), and answer them at once."""
+        answers = [self._answer(message, arrived) for message in messages]
+        with self._lock:
+            self._accepted += len(answers)
+        origin.answer(answers, alone=True)
 
     def watch(self, now: float) -> None:
         """Name handlers that are stuck now. Any thread."""
@@ -83,7 +84,7 @@ class InlineRunner:
 
     def _answer(self, message: ForwardRequest, arrived: float) -> Answer | LargeAnswer:
         deadline = request_deadline(message.timeout_seconds, message.headers, arrived)
-        request = Request(message, deadline, self._lock)
+        request = Request(message, deadline, self._lock, arrived)
         start = time.monotonic()
         if deadline is not None and deadline <= start:
             return self._expire(request)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Collection, Iterable
@@ -13,13 +14,13 @@ from revconn.core.large import LargeAnswer
 from revconn.core.outbound import Answer
 from revconn.runtime import journal
 from revconn.runtime.keys import ApiKey
-from revconn.runtime.origin import Unanswered
 from revconn.runtime.outbox import Outbox
 from revconn.runtime.reconnection import Reconnection
 from revconn.runtime.roster import Loss, Roster
 from revconn.runtime.session import Session
 from revconn.runtime.state import State
 from revconn.runtime.threads import own_thread
+from revconn.runtime.unanswered import Unanswered
 from revconn.target import Target
 from revconn.transport.base import Transport
 
@@ -33,6 +34,8 @@ class LinkOwner(Protocol):
 
     services: tuple[str, ...]
     """The names to register."""
+    unanswered: Unanswered
+    """What came by any link."""
 
     @property
     def saturated(self) -> bool:
@@ -43,15 +46,6 @@ class LinkOwner(Protocol):
 
     def requests_cancelled(self, link: Link, request_ids: Collection[str]) -> None:
         """Nobody waits for these any more."""
-
-    def wait_idle(self, link: Link, timeout: float) -> bool:
-        """Wait, at most ``timeout`` seconds, until nothing that came by the link is unanswered."""
-
-    def unanswered(self, link: Link) -> set[Unanswered]:
-        """What came by the link and is not answered yet."""
-
-    def wait_answered(self, awaited: set[Unanswered], timeout: float) -> bool:
-        """Wait, at most ``timeout`` seconds, until nothing of ``awaited`` is unanswered."""
 
     def link_changed(self, link: Link) -> None:
         """The link's state is another."""
@@ -148,16 +142,12 @@ class Link:
 
     def become_quiet(self, deadline: float) -> bool:
         """Wait until nothing is unanswered and every answer has left, or until ``deadline``."""
-        idle = self._owner.wait_idle(self, max(0.0, deadline - time.monotonic()))
+        idle = self.wait_answered(max(0.0, deadline - time.monotonic()))
         return self.wait_flushed(max(0.0, deadline - time.monotonic())) and idle
 
-    def unanswered(self) -> set[Unanswered]:
-        """What the gateway sent and nobody has answered yet."""
-        return self._owner.unanswered(self)
-
-    def wait_answered(self, awaited: set[Unanswered], timeout: float) -> bool:
-        """Wait, at most ``timeout`` seconds, until nothing of ``awaited`` is unanswered."""
-        return self._owner.wait_answered(awaited, timeout)
+    def wait_answered(self, timeout: float, came_by: float = math.inf) -> bool:
+        """Wait, at most ``timeout`` seconds, until what came by then (monotonic) is answered."""
+        return self._owner.unanswered.wait_answered(self, timeout, came_by)
 
     def leave(self, deadline: float) -> None:
         """Take leave of the gateway once all that it sent is answered; then the thread ends.

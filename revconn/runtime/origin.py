@@ -1,15 +1,15 @@
-"""Where requests came from, which is where their answers go."""
+"""Where a request came from, which is where its answer goes."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Protocol, Union
+from typing import Protocol
 
 from revconn.core.large import LargeAnswer
 from revconn.core.outbound import Answer
 from revconn.messages import Request
 
-__all__ = ["Delivery", "Entry", "Origin", "Unanswered"]
+__all__ = ["Entry", "Origin"]
 
 
 class Origin(Protocol):
@@ -19,12 +19,4 @@ class Origin(Protocol):
         """Queue answers; ``alone`` says that no others will follow soon. Does not block."""
 
 
-class Delivery:
-    """Requests that are being taken in: some of them may be answered on the spot."""
-
-    def __init__(self, arrived: float) -> None:
-        self._arrived = arrived
-
-
 Entry = tuple[Origin, Request]  # a request in flight, with its way back
-Unanswered = Union[Request, Delivery]

@@ -131,8 +131,7 @@ class Reconnection:
         serving = self._roster.serving
         if serving is None or self._roster.stopping:
             return self._is_done()
-        self._farewell.leave(serving)
-        if serving.ended_in_peace or self._is_done():
+        if self._farewell.leave(serving) or self._is_done():
             return True
         self._attempts.failed(serving.ready_since)
         self._log_loss(serving.error)

@@ -17,11 +17,11 @@ from revconn.runtime.dispatch import Dispatcher
 from revconn.runtime.handlers import Answering, Handler
 from revconn.runtime.inline import InlineRunner
 from revconn.runtime.link import Link
-from revconn.runtime.origin import Unanswered
 from revconn.runtime.runs import Runs
 from revconn.runtime.state import State, StateBoard, combine
-from revconn.runtime.threads import is_own_thread, own_thread
+from revconn.runtime.threads import in_background, is_own_thread, own_thread
 from revconn.runtime.troubles import FullPool, SlowHandlers, SlowReader
+from revconn.runtime.unanswered import Unanswered
 from revconn.runtime.watchdog import Watchdog
 from revconn.target import Target
 from revconn.transport.base import Transport
@@ -67,10 +67,12 @@ class Supervisor:
                 options.max_workers, thread_name_prefix="revconn-handler"
             )
         runs = Runs()
+        self.unanswered = Unanswered()
         self._dispatcher = Dispatcher(
             Answering(routes, options.max_message_bytes),
             executor,
             runs,
+            self.unanswered,
             max_workers=options.max_workers,
             max_in_flight=options.max_in_flight,
             max_in_flight_bytes=options.max_in_flight_bytes,
@@ -155,7 +157,9 @@ class Supervisor:
             self._ending = True
         for link in self.links:
             link.abort()
-        if not is_own_thread():
+        if is_own_thread():
+            in_background(self._await_end)
+        else:
             self._await_end()
 
     def _await_end(self) -> None:
@@ -183,20 +187,30 @@ class Supervisor:
         self._board.update(lambda state: state if state is State.CLOSED else State.DRAINING)
         for link in self.links:
             link.leave(deadline - _LINGER)
-        while not self._ended.wait(_clamp(deadline - time.monotonic(), _LINGER)):
-            if time.monotonic() >= deadline:
-                if self._dispatcher.give_up():
-                    self._become_quiet(time.monotonic() + _FLUSH_WAIT)
-                    self._ended.wait(_FLUSH_WAIT)  # an abort could overtake the last answers
-                break
-            if self._become_quiet(time.monotonic()):
-                break  # all is answered, and this gateway does not end the stream
+        if not self._await_departure(deadline):
+            if self._dispatcher.give_up() or not self._become_quiet(time.monotonic()):
+                self._become_quiet(time.monotonic() + _FLUSH_WAIT)
+                self._ended.wait(_FLUSH_WAIT)  # an abort could overtake the last answers
         self.abort()
         self._await_end()
 
+    def _await_departure(self, deadline: float) -> bool:
+        """Wait until all has ended, or has long been quiet: some gateways do not end streams.
+
+        Whether all has ended.
+        """
+        busy_until = now = time.monotonic()
+        while now < deadline and now - busy_until < _LINGER:
+            if self._ended.wait(min(deadline - now, _LINGER / 10)):
+                return True
+            now = time.monotonic()
+            if not self._become_quiet(now):
+                busy_until = now
+        return self._ended.is_set()
+
     def _become_quiet(self, deadline: float) -> bool:
         """Wait until nothing is unanswered and every answer has left, or until ``deadline``."""
-        quiet = self._dispatcher.wait_idle(_clamp(deadline - time.monotonic()))
+        quiet = self.unanswered.wait_idle(_clamp(deadline - time.monotonic()))
         for link in self.links:
             quiet &= link.wait_flushed(_clamp(deadline - time.monotonic()))
         return quiet
@@ -225,26 +239,16 @@ class Supervisor:
 
     def requests_arrived(self, link: Link, requests: list[ForwardRequest]) -> None:
         """A batch of requests arrived."""
-        with self._dispatcher.taking_in(link):
-            pooled = self._inline.serve(link, requests)
+        with self.unanswered.taking_in(link) as arrived:
+            inline, pooled = self._inline.split(requests)
             if pooled:
-                self._dispatcher.accept(link, pooled)
+                self._dispatcher.accept(link, pooled, arrived)
+            if inline:
+                self._inline.serve(link, inline, arrived)
 
     def requests_cancelled(self, link: Link, request_ids: Collection[str]) -> None:
         """Nobody waits for these any more."""
         self._dispatcher.cancel(link, request_ids)
-
-    def wait_idle(self, link: Link, timeout: float) -> bool:
-        """Wait, at most ``timeout`` seconds, until nothing that came by a link is unanswered."""
-        return self._dispatcher.wait_idle(timeout, link)
-
-    def unanswered(self, link: Link) -> set[Unanswered]:
-        """What came by a link and is not answered yet."""
-        return self._dispatcher.unanswered(link)
-
-    def wait_answered(self, awaited: set[Unanswered], timeout: float) -> bool:
-        """Wait, at most ``timeout`` seconds, until nothing of ``awaited`` is unanswered."""
-        return self._dispatcher.wait_answered(awaited, timeout)
 
     def link_changed(self, link: Link) -> None:
         """A link's state is another."""
@@ -283,7 +287,8 @@ class Supervisor:
         if self._own_executor is not None:
             self._own_executor.shutdown(wait=False)
         try:
-            self._board.update(lambda state: State.CLOSED)
+            with own_thread():  # callbacks are told, and they may call stop()
+                self._board.update(lambda state: State.CLOSED)
         finally:  # whatever a callback raised
             self._ended.set()
             self._on_end()

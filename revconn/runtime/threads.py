@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Callable
 
-__all__ = ["Condition", "aside", "is_own_thread", "own_thread"]
+__all__ = ["Condition", "aside", "in_background", "is_own_thread", "own_thread"]
 
 # Identifiers and no threading.local: one made before gevent patched threading would take all its
 # green threads for one thread. Adding to a set, and looking into it, is atomic.
@@ -71,12 +71,22 @@ def aside(function: Callable[[], object], timeout: float) -> None:
         finally:
             done.set()
 
-    try:
-        threading.Thread(target=run, name="revconn-close", daemon=True).start()
-    except RuntimeError:  # no thread to be had: the interpreter exits, most often
-        function()
-    else:
+    if in_background(run):
         done.wait(timeout)
+    else:
+        function()
+
+
+def in_background(function: Callable[[], object]) -> bool:
+    """Have ``function`` called by a thread of its own; false if there is none to be had.
+
+    That is as the interpreter exits, most often.
+    """
+    try:
+        threading.Thread(target=function, name="revconn-close", daemon=True).start()
+    except RuntimeError:
+        return False
+    return True
 
 
 def _disown() -> None:

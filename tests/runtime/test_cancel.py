@@ -13,6 +13,7 @@ from revconn import Connector, Request
 from revconn._proto.registry_pb2 import ForwardRequest
 from revconn.runtime.dispatch import Dispatcher
 from revconn.runtime.runs import Runs
+from revconn.runtime.unanswered import Unanswered
 from tests.support.scripted_gateway import Peer
 from tests.support.waiting import eventually
 
@@ -157,12 +158,13 @@ def test_what_is_cancelled_ends_a_backlog_of_payloads() -> None:
             lambda request: b"",
             nobody,
             Runs(),
+            Unanswered(),
             max_workers=1,
             max_in_flight=10,
             max_in_flight_bytes=1000,
             on_relief=relieved.set,
         )
-        dispatcher.accept(origin, [ForwardRequest(request_id="a", payload=b"x" * 1001)])
+        dispatcher.accept(origin, [ForwardRequest(request_id="a", payload=b"x" * 1001)], 0.0)
         assert dispatcher.saturated
         dispatcher.cancel(origin, ["a"])
         assert relieved.is_set()

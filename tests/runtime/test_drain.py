@@ -12,6 +12,7 @@ import pytest
 
 from revconn import Backoff, Connector, Request, State
 from revconn._proto.registry_pb2 import ConnectionStatus
+from revconn.runtime import supervisor
 from tests.support.connectors import NEVER
 from tests.support.scripted_gateway import Peer, ScriptedGateway
 from tests.support.threads import in_thread
@@ -19,6 +20,7 @@ from tests.support.waiting import eventually
 
 TIMEOUT = 10.0
 LONG_BEFORE_A_QUIET_WAIT = 3.0
+A_GOODBYES_TIME = 5.0  # before the end of a stop it is said, whatever is in flight
 
 
 class Handler:
@@ -121,6 +123,70 @@ def test_what_came_before_a_break_is_answered_before_the_goodbye_on_the_next(
     handler.let_go.set()
     following.answer("came before")
     following.hears_goodbye()
+    stopping.result(TIMEOUT)
+
+
+def test_what_came_before_a_break_is_answered_though_the_gateway_is_done_with_the_next(
+    connect, handler, gateway
+) -> None:
+    gateway.announces = {"revconn-features": "drain"}
+    connector, (peer,) = connect(gateway)
+    peer.request("came before")
+    eventually(lambda: handler.entered == ["came before"])
+    peer.end(grpc.StatusCode.UNAVAILABLE, "the network is to blame")
+    following = gateway.accept_ready("id-2")
+    eventually(lambda: connector.connection_id == "id-2")
+    stopping = in_thread(connector.stop, A_GOODBYES_TIME)
+    following.hears_goodbye()
+    last = gateway.accept_ready("id-3")
+    handler.let_go.set()
+    last.answer("came before")
+    last.hears_goodbye()
+    stopping.result(TIMEOUT)
+
+
+def test_a_goodbye_said_late_leaves_time_for_what_is_on_its_way(
+    connect, handler, gateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervisor, "_LINGER", 2.0)
+    gateway.announces = {"revconn-features": "cancel,chunks"}
+    connector, (peer,) = connect(gateway)
+    peer.request("long")
+    eventually(lambda: handler.entered)
+    began = time.monotonic()
+    stopping = in_thread(connector.stop)
+    time.sleep(max(0.0, began + 1.8 - time.monotonic()))
+    handler.let_go.set()
+    peer.answer("long")
+    assert peer.hears("status").status == ConnectionStatus.DISCONNECTED
+    time.sleep(0.5)
+    peer.request("on its way")
+    peer.answer("on its way")
+    peer.end()
+    stopping.result(TIMEOUT)
+
+
+def test_an_answer_that_is_ready_as_time_runs_out_still_leaves(new_connector, gateway) -> None:
+    entered = threading.Event()
+    ready_at = time.monotonic() + 1.0
+
+    def handler(request: Request) -> bytes:
+        entered.set()
+        time.sleep(max(0.0, ready_at - time.monotonic()))
+        return b"in time"
+
+    gateway.announces = {"revconn-features": "drain"}
+    connector = new_connector(gateway.address)
+    connector.add_method("/echo.Echo/Say", handler, inline=True)
+    connector.start(block=False)
+    peer = gateway.accept_ready()
+    connector.wait_ready(TIMEOUT)
+    ready_at = time.monotonic() + 1.0
+    peer.request()
+    assert entered.wait(TIMEOUT)
+    stopping = in_thread(connector.stop, max(0.0, ready_at - time.monotonic() - 0.5))
+    assert peer.hears("status").status == ConnectionStatus.DISCONNECTED
+    assert peer.answer().payload == b"in time"
     stopping.result(TIMEOUT)
 
 

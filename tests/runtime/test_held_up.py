@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import threading
+import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Callable
 
 import pytest
 
 from revconn import Connector, Request, State
+from revconn._proto.registry_pb2 import ForwardRequest
 from revconn.runtime import supervisor
+from tests.support.threads import in_thread
 from tests.support.waiting import eventually
 
 TIMEOUT = 10.0
@@ -35,6 +38,83 @@ def test_a_blocking_api_key_callable_does_not_keep_a_connector_from_ending(
     connector.wait(timeout=0)
     assert f"left {gateway.address} behind" in caplog.text
     released.set()
+
+
+@pytest.fixture
+def held_up(new_connector, gateway, monkeypatch: pytest.MonkeyPatch):
+    """A connector whose inline handler holds up its link; ``add_method`` before ``start``."""
+    monkeypatch.setattr(supervisor, "_ABORT_WAIT", 0.1)
+    entered, released = threading.Event(), threading.Event()
+
+    def handler(request: Request) -> bytes:
+        entered.set()
+        released.wait(TIMEOUT)
+        return b""
+
+    connector = new_connector(gateway.address)
+    connector.add_method("/echo.Echo/Hold", handler, inline=True)
+
+    def hold_up(peer) -> None:
+        peer.request("held", method="/echo.Echo/Hold")
+        assert entered.wait(TIMEOUT)
+
+    connector.hold_up = hold_up
+    yield connector
+    released.set()
+
+
+def test_a_handler_can_abort_a_connector_that_is_held_up(held_up, gateway) -> None:
+    entered, released = threading.Event(), threading.Event()
+
+    def handler(request: Request) -> bytes:
+        entered.set()
+        released.wait(TIMEOUT)
+        held_up.abort()
+        return b""
+
+    held_up.add_method("/echo.Echo/Say", handler)
+    held_up.start(block=False)
+    peer = gateway.accept_ready()
+    peer.request()
+    assert entered.wait(TIMEOUT)
+    held_up.hold_up(peer)
+    released.set()
+    held_up.wait(timeout=TIMEOUT)
+    assert held_up.state is State.CLOSED
+
+
+def test_a_callback_can_stop_a_connector_that_was_held_up_when_it_is_told_of_the_end(
+    held_up, gateway
+) -> None:
+    took: list[float] = []
+
+    def tell(state: State) -> None:
+        if state is State.CLOSED:
+            began = time.monotonic()
+            held_up.stop(TIMEOUT)
+            took.append(time.monotonic() - began)
+
+    held_up.on_state_change(tell)
+    held_up.start(block=False)
+    held_up.hold_up(gateway.accept_ready())
+    held_up.abort()
+    assert took[0] < 1.0
+
+
+def test_requests_for_the_pool_do_not_wait_for_an_inline_handler_that_came_before_them(
+    held_up, gateway
+) -> None:
+    held_up.add_method("/echo.Echo/Say", lambda request: b"said")
+    held_up.start(block=False)
+    peer = gateway.accept_ready()
+    held_up.wait_ready(TIMEOUT)
+    batch = [
+        ForwardRequest(request_id="held", method_path="/echo.Echo/Hold"),
+        ForwardRequest(request_id="pooled", method_path="/echo.Echo/Say"),
+    ]
+    arriving = in_thread(held_up._supervisor.requests_arrived, held_up._supervisor.links[0], batch)
+    assert peer.answer("pooled").payload == b"said"
+    assert not arriving.done()
 
 
 class Reluctant(ThreadPoolExecutor):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Iterable
 from typing import Callable
 
@@ -61,7 +62,7 @@ def test_a_batch_is_answered_as_one_in_the_thread_that_brings_it() -> None:
     threads = []
     runner = runner_for(lambda request: threads.append(threading.current_thread()) or b"said")
     origin = Origin()
-    assert runner.serve(origin, [request(1), request(2)]) == []
+    runner.serve(origin, [request(1), request(2)], time.monotonic())
     assert [[response.request_id for response in batch] for batch in origin.batches] == [
         ["r1", "r2"]
     ]
@@ -70,18 +71,16 @@ def test_a_batch_is_answered_as_one_in_the_thread_that_brings_it() -> None:
     assert runner.stats() == {"accepted": 2, "answered": 2, "expired": 0}
 
 
-def test_requests_for_other_handlers_are_given_back_in_their_order() -> None:
-    runner, origin = runner_for(lambda request: b""), Origin()
-    others = [request(1, "/echo.Echo/Other"), request(3, "/a.B/C")]
-    assert runner.serve(origin, [others[0], request(2), others[1]]) == others
-    assert [[response.request_id for response in batch] for batch in origin.batches] == [["r2"]]
+def test_requests_for_other_handlers_are_told_apart_and_keep_their_order() -> None:
+    runner = runner_for(lambda request: b"")
+    other, own, another = request(1, "/echo.Echo/Other"), request(2), request(3, "/a.B/C")
+    assert runner.split([other, own, another]) == ([own], [other, another])
 
 
-def test_without_inline_handlers_everything_is_given_back() -> None:
+def test_without_inline_handlers_all_requests_are_for_others() -> None:
     routes: Routes[Handler] = Routes()
-    messages, origin = [request(1)], Origin()
-    assert InlineRunner(routes, Answering(routes, 1000), Runs()).serve(origin, messages) is messages
-    assert origin.batches == []
+    runner = InlineRunner(routes, Answering(routes, 1000), Runs())
+    assert runner.split([request(1)]) == ([], [request(1)])
 
 
 def test_time_in_the_queue_counts_and_an_expired_request_never_runs(clock: Clock) -> None:
@@ -93,7 +92,7 @@ def test_time_in_the_queue_counts_and_an_expired_request_never_runs(clock: Clock
         return b""
 
     runner, origin = runner_for(handler), Origin()
-    runner.serve(origin, [request(number, timeout=1) for number in (1, 2, 3)])
+    runner.serve(origin, [request(number, timeout=1) for number in (1, 2, 3)], clock.now)
     assert ran == ["r1", "r2"]
     assert [response.status_code for response in origin.batches[0]] == [200, 504, 504]
     assert runner.stats() == {"accepted": 3, "answered": 1, "expired": 2}
@@ -108,7 +107,7 @@ def test_a_handler_that_blocked_is_named_once(
 
     runner = runner_for(handler)
     with caplog.at_level(logging.WARNING, "revconn"):
-        runner.serve(Origin(), [request(1), request(2)])
+        runner.serve(Origin(), [request(1), request(2)], clock.now)
     assert [record.getMessage() for record in caplog.records] == [
         "the inline handler of /echo.Echo/Say blocked for 0.2 s, and the whole connection with it:"
         " register it without inline=True"
@@ -126,7 +125,7 @@ def test_a_handler_that_is_stuck_is_named_while_it_is(
         return b""
 
     runner = runner_for(handler)
-    serving = threading.Thread(target=runner.serve, args=(Origin(), [request(1)]))
+    serving = threading.Thread(target=runner.serve, args=(Origin(), [request(1)], clock.now))
     serving.start()
     assert begun.wait(10.0)
     with caplog.at_level(logging.WARNING, "revconn"):

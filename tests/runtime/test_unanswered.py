@@ -14,6 +14,9 @@ from revconn._proto.registry_pb2 import ForwardRequest
 from revconn.core.outbound import Answer
 from revconn.runtime.dispatch import Dispatcher
 from revconn.runtime.runs import Runs
+from revconn.runtime.unanswered import Unanswered
+from tests.support.threads import in_thread
+from tests.support.waiting import eventually
 
 TIMEOUT = 10.0
 
@@ -22,20 +25,17 @@ class Origin:
     """Looks, whenever it is given answers, at what is said to be unanswered."""
 
     def __init__(self) -> None:
-        self.dispatcher: Dispatcher | None = None
+        self.unanswered = Unanswered()
         self.answered = threading.Event()
         self.was_idle: list[bool] = []
         self.was_alone: list[bool] = []
 
     def answer(self, answers: Iterable[Answer], *, alone: bool = False) -> None:
         assert list(answers)
-        assert self.dispatcher is not None
-        awaited = self.dispatcher.unanswered(self)
         self.was_alone.append(alone)
         self.was_idle += [
-            self.dispatcher.wait_idle(0.0),
-            self.dispatcher.wait_idle(0.0, self),
-            self.dispatcher.wait_answered(awaited, 0.0),
+            self.unanswered.wait_idle(0.0),
+            self.unanswered.wait_answered(self, 0.0),
         ]
         self.answered.set()
 
@@ -55,17 +55,18 @@ def dispatch(origin):
             handler: Callable[[Request], Answer] = lambda request: Answer(b"", None),
             max_in_flight: int = 10,
         ) -> Dispatcher:
-            origin.dispatcher = Dispatcher(
+            dispatcher = Dispatcher(
                 handler,
                 executor,
                 Runs(),
+                origin.unanswered,
                 max_workers=4,
                 max_in_flight=max_in_flight,
                 max_in_flight_bytes=1000,
                 on_relief=lambda: None,
             )
-            dispatchers.append(origin.dispatcher)
-            return origin.dispatcher
+            dispatchers.append(dispatcher)
+            return dispatcher
 
         yield dispatch
         for dispatcher in dispatchers:
@@ -77,51 +78,45 @@ def request(request_id: str) -> ForwardRequest:
 
 
 def test_a_request_is_unanswered_until_its_answer_is_queued(dispatch, origin) -> None:
-    dispatcher = dispatch()
-    dispatcher.accept(origin, [request("a")])
+    dispatch().accept(origin, [request("a")], 100.0)
     assert origin.answered.wait(TIMEOUT)
-    assert origin.was_idle == [False, False, False]
-    assert origin.was_alone == [True], "it makes room, and is alone, as soon as it is settled"
-    assert dispatcher.wait_idle(TIMEOUT)
-    assert not dispatcher.unanswered(origin)
+    assert origin.was_idle == [False, False]
+    assert origin.was_alone == [True], "it is alone, and makes room, as soon as it is settled"
+    assert origin.unanswered.wait_idle(TIMEOUT)
+    assert origin.unanswered.wait_answered(origin, 0.0)
 
 
 def test_one_that_is_refused_is_unanswered_until_that_is_queued(dispatch, origin) -> None:
-    dispatcher = dispatch(max_in_flight=0)
-    with dispatcher.taking_in(origin):
-        dispatcher.accept(origin, [request("a")])
-    assert origin.was_idle == [False, False, False]
-    assert dispatcher.wait_idle(0.0)
+    with origin.unanswered.taking_in(origin):
+        dispatch(max_in_flight=0).accept(origin, [request("a")], 100.0)
+    assert origin.was_idle == [False, False]
+    assert origin.unanswered.wait_idle(0.0)
 
 
-def test_a_delivery_that_fails_is_not_waited_for(dispatch, origin) -> None:
-    dispatcher = dispatch()
-    with pytest.raises(ZeroDivisionError), dispatcher.taking_in(origin):
+def test_an_id_that_came_twice_is_waited_for_once(dispatch, origin) -> None:
+    dispatch().accept(origin, [request("a"), request("a")], 100.0)
+    assert origin.unanswered.wait_idle(TIMEOUT)
+
+
+def test_a_delivery_that_fails_is_not_waited_for(origin) -> None:
+    with pytest.raises(ZeroDivisionError), origin.unanswered.taking_in(origin):
         raise ZeroDivisionError
-    assert dispatcher.wait_idle(0.0)
+    assert origin.unanswered.wait_idle(0.0)
 
 
-def test_what_another_gateway_sent_and_what_came_later_is_not_waited_for(dispatch, origin) -> None:
-    let_go = threading.Event()
-    entered: list[str] = []
-
-    def handler(request: Request) -> Answer:
-        entered.append(request.request_id)
-        assert request.request_id == "first" or let_go.wait(TIMEOUT)
-        return Answer(b"", None)
-
-    dispatcher = dispatch(handler)
-    dispatcher.accept(origin, [request("first")])
-    awaited = dispatcher.unanswered(origin)
-    dispatcher.accept(origin, [request("later")])
-    try:
-        assert dispatcher.wait_answered(awaited, TIMEOUT)
-        assert dispatcher.wait_idle(0.0, Origin())
-        assert not dispatcher.wait_idle(0.0, origin)
-        assert not dispatcher.wait_idle(0.0)
-    finally:
-        let_go.set()
-    assert dispatcher.wait_idle(TIMEOUT)
+def test_what_another_gateway_sent_and_what_came_later_is_not_waited_for(origin) -> None:
+    unanswered = origin.unanswered
+    unanswered.add(origin, 100.0, ["first"])
+    unanswered.add(Origin(), 100.0, ["another's"])
+    unanswered.add(origin, 101.0, ["later"])
+    waiting = in_thread(lambda: unanswered.wait_answered(origin, TIMEOUT, came_by=100.5))
+    eventually(lambda: unanswered._fewer._sleepers)
+    unanswered.discard("first")
+    assert waiting.result(TIMEOUT)
+    assert not unanswered.wait_answered(origin, 0.0)
+    unanswered.discard("later")
+    assert unanswered.wait_answered(origin, 0.0)
+    assert not unanswered.wait_idle(0.0)
 
 
 def test_what_is_cancelled_and_what_is_abandoned_is_not_waited_for(dispatch, origin) -> None:
@@ -133,11 +128,11 @@ def test_what_is_cancelled_and_what_is_abandoned_is_not_waited_for(dispatch, ori
 
     dispatcher = dispatch(handler)
     try:
-        dispatcher.accept(origin, [request("a"), request("b")])
+        dispatcher.accept(origin, [request("a"), request("b")], 100.0)
         dispatcher.cancel(origin, ["a"])
-        assert {each.request_id for each in dispatcher.unanswered(origin)} == {"b"}
+        assert not origin.unanswered.wait_idle(0.0)
         dispatcher.close()
-        assert dispatcher.wait_idle(0.0)
+        assert origin.unanswered.wait_idle(0.0)
     finally:
         let_go.set()
     assert not origin.answered.is_set()
