@@ -188,11 +188,14 @@ class Supervisor:
         for link in self.links:
             link.leave(deadline - _LINGER)
         if not self._await_departure(deadline):
-            if self._dispatcher.give_up() or not self._become_quiet(time.monotonic()):
-                self._become_quiet(time.monotonic() + _FLUSH_WAIT)
-                self._ended.wait(_FLUSH_WAIT)  # an abort could overtake the last answers
+            self._settle_the_rest()
         self.abort()
         self._await_end()
+
+    def _settle_the_rest(self) -> None:
+        if self._dispatcher.give_up() or not self._become_quiet(time.monotonic()):
+            self._become_quiet(time.monotonic() + _FLUSH_WAIT)
+            self._ended.wait(_FLUSH_WAIT)  # an abort could overtake the last answers
 
     def _await_departure(self, deadline: float) -> bool:
         """Wait until all has ended, or has long been quiet: some gateways do not end streams.

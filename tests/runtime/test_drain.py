@@ -166,27 +166,25 @@ def test_a_goodbye_said_late_leaves_time_for_what_is_on_its_way(
     stopping.result(TIMEOUT)
 
 
-def test_an_answer_that_is_ready_as_time_runs_out_still_leaves(new_connector, gateway) -> None:
-    entered = threading.Event()
-    ready_at = time.monotonic() + 1.0
-
-    def handler(request: Request) -> bytes:
-        entered.set()
-        time.sleep(max(0.0, ready_at - time.monotonic()))
-        return b"in time"
-
+def test_an_answer_that_is_ready_just_after_the_time_ran_out_still_leaves(
+    new_connector, handler, gateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervisor, "_FLUSH_WAIT", TIMEOUT)
     gateway.announces = {"revconn-features": "drain"}
     connector = new_connector(gateway.address)
     connector.add_method("/echo.Echo/Say", handler, inline=True)
     connector.start(block=False)
     peer = gateway.accept_ready()
     connector.wait_ready(TIMEOUT)
-    ready_at = time.monotonic() + 1.0
     peer.request()
-    assert entered.wait(TIMEOUT)
-    stopping = in_thread(connector.stop, max(0.0, ready_at - time.monotonic() - 0.5))
+    eventually(lambda: handler.entered)
+    stopping = in_thread(connector.stop, 0.1)
     assert peer.hears("status").status == ConnectionStatus.DISCONNECTED
-    assert peer.answer().payload == b"in time"
+    with pytest.raises(queue.Empty):
+        peer.hears_any_or_hang_up(timeout=0.5)
+    handler.let_go.set()
+    assert peer.answer().payload == b"done"
+    peer.end()
     stopping.result(TIMEOUT)
 
 
