@@ -284,9 +284,8 @@ class Dispatcher:
         reason = "the service stopped before it could answer"
         with self._lock:
             left = [(origin, request) for (origin, _), request in self._in_flight.items()]
-        stacks = {
-            run.request: handler_stack(thread) for thread, run in self._runs.now().items() if left
-        }
+        runs = self._runs.now().items() if left else ()
+        stacks = {run.request: handler_stack(thread) for thread, run in runs}
         given_up = [entry for entry in left if self._fail(entry, StatusCode.UNAVAILABLE, reason)]
         for _, request in given_up:
             warn(

@@ -56,10 +56,10 @@ class Farewell:
         deadline = time.monotonic() + patience
         predecessors = [each for each in roster.established() if each is not session]
         for predecessor in predecessors:
-            self._await_calm(predecessor, deadline, is_off)
+            calm = self._await_calm(predecessor, deadline, is_off)
             if is_off():
                 return
-            predecessor.say_goodbye()
+            predecessor.say_goodbye(last=calm)
         rest = max(_FAREWELL, deadline - time.monotonic())
         roster.wait_for(lambda: is_off() or all(each.is_over for each in predecessors), rest)
         if not is_off():
@@ -73,20 +73,19 @@ class Farewell:
         registers nothing. Goodbye is said by the time that the roster has for it, so that nothing
         new comes; by a session that nothing comes by there is no hurry.
 
-        Whether ``serving`` can end in peace and nothing is left that another one has to take.
+        Whether all ended in peace, and nothing is left that another one has to take.
         """
         roster = self._roster
-        sessions = roster.sessions()
-        for session in sessions:
+        for session in roster.sessions():
             if session.ready_since is None:
                 session.retire("stopped")
-        established = [session for session in sessions if session.ready_since is not None]
+        established = roster.established()
         needs_stand_in = any(session.services and not session.drains for session in established)
         stand_in = self._open_stand_in(serving) if needs_stand_in else None
         goodbye_by = roster.goodbye_by if serving.services else math.inf
         calm = self._await_calm(serving, goodbye_by, lambda: False)
         for session in established:
-            session.say_goodbye()
+            session.say_goodbye(last=calm)
         roster.wait_for(lambda: all(session.is_over for session in established))
         if stand_in is not None:
             # The stream may have broken off: what it brought is still to be answered.
@@ -95,7 +94,7 @@ class Farewell:
                     break
             stand_in.say_goodbye()
             roster.wait_for(lambda: stand_in.is_over, _FAREWELL)
-        return calm and serving.ended_in_peace
+        return calm and all(session.ended_in_peace for session in established)
 
     def _open_stand_in(self, serving: Session) -> Session | None:
         try:
@@ -118,7 +117,11 @@ class Farewell:
         Whether all that had to be answered was, and has left.
         """
         link = self._link
-        soon = min(deadline, time.monotonic() + _QUIET_WAIT)
+        if session.drains and self._roster.connections == 1:
+            return True  # nothing can have come before
+
+        def soon() -> float:
+            return min(deadline, time.monotonic() + _QUIET_WAIT)
 
         def waited(condition: Callable[[float], bool], until: float) -> bool:
             while not (self._roster.stopping or session.is_over or is_off()):
@@ -130,9 +133,10 @@ class Farewell:
 
         came_by = (session.ready_since or 0.0) if session.drains else time.monotonic()
         if not session.drains and waited(
-            lambda timeout: link.become_quiet(time.monotonic() + timeout), soon
+            lambda timeout: link.become_quiet(time.monotonic() + timeout), soon()
         ):
             return True
         if not waited(lambda timeout: link.wait_answered(timeout, came_by), deadline):
             return False
-        return waited(link.wait_flushed, soon if session.drains else deadline)
+        in_a_hurry = session.drains and session.services  # meanwhile others come
+        return waited(link.wait_flushed, soon() if in_a_hurry else deadline)

@@ -143,7 +143,8 @@ class Link:
     def become_quiet(self, deadline: float) -> bool:
         """Wait until nothing is unanswered and every answer has left, or until ``deadline``."""
         idle = self.wait_answered(max(0.0, deadline - time.monotonic()))
-        return self.wait_flushed(max(0.0, deadline - time.monotonic())) and idle
+        flushed = self.wait_flushed(max(0.0, deadline - time.monotonic()))
+        return idle and flushed and self.wait_answered(0.0)  # meanwhile another may have come
 
     def wait_answered(self, timeout: float, came_by: float = math.inf) -> bool:
         """Wait, at most ``timeout`` seconds, until what came by then (monotonic) is answered."""
@@ -155,9 +156,8 @@ class Link:
         Goodbye is said by ``deadline`` (monotonic). Without an established connection, and
         nothing left to deliver on the next one, it ends at once.
         """
-        quiet = self.become_quiet(time.monotonic())
         serving = self._roster.leave(deadline)
-        if serving is None and quiet:
+        if serving is None and self.become_quiet(time.monotonic()):
             self.abort()
 
     def abort(self) -> None:

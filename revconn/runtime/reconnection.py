@@ -50,7 +50,6 @@ class Reconnection:
         try:
             self._stay_connected()
             while not self._take_leave():
-                self._back_off(self._attempts.delay())
                 self._stay_connected()
         except BaseException as error:  # noqa: BLE001 - it is raised from start() and wait()
             return None if self._ended_on_request() else error
@@ -127,14 +126,18 @@ class Reconnection:
         roster.wait_for(lambda: roster.leaving and not leaving_already, delay)
 
     def _take_leave(self) -> bool:
-        """Leave. False if all broke off and there is still something to be answered."""
+        """Leave. False if there is still something to be answered, on another connection."""
         serving = self._roster.serving
-        if serving is None or self._roster.stopping:
-            return self._is_done()
-        if self._farewell.leave(serving) or self._is_done():
+        if serving is not None and not self._roster.stopping:
+            if self._farewell.leave(serving):
+                return True
+            if not serving.ended_in_peace and not self._is_done():
+                self._attempts.failed(serving.ready_since)
+                self._log_loss(serving.error)
+        if self._is_done():
             return True
-        self._attempts.failed(serving.ready_since)
-        self._log_loss(serving.error)
+        if serving is None or not (serving.ended_in_peace and serving.services):
+            self._back_off(self._attempts.delay())
         return False
 
     # What to do next

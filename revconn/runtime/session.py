@@ -102,6 +102,7 @@ class Session:
         self._probe: Probe | None = None
         self.error: BaseException | None = None
         self.ended_in_peace = False
+        self._says_last = False
         self._timer = HeartbeatTimer(
             self,
             handshake_timeout=options.connect_timeout,
@@ -175,7 +176,7 @@ class Session:
             except BaseException as failure:  # noqa: BLE001 - it is raised from start() and wait()
                 error = failure
             self.ended_in_peace = self._left_in_peace(error)
-            self._tear_down(settled=self.ended_in_peace)
+            self._tear_down(settled=self.ended_in_peace and self._says_last)
             self._end(error)
 
     def _serve(self, api_key: str) -> NoReturn:
@@ -285,12 +286,15 @@ class Session:
 
     # Any thread
 
-    def say_goodbye(self) -> bool:
+    def say_goodbye(self, *, last: bool = True) -> bool:
         """Send DISCONNECTED and go on serving until the gateway ends the stream.
 
         A gateway that knows no draining reads no answers from then on: they go out elsewhere.
+        Not ``last``: there are answers to what came on other streams, which the gateway does not
+        wait for; those that it may have missed go out elsewhere too.
         False when there is no established connection to take leave of.
         """
+        self._says_last = last
         with self._lock:
             if self._conversation.phase is not Phase.READY:
                 return False

@@ -85,6 +85,7 @@ class Supervisor:
         self._lock = threading.Lock()
         self._living = len(self.links)
         self._ending = False
+        self._aborted = False
         self._finished = False
         self._failure: BaseException | None = None
         self._ended = threading.Event()
@@ -155,17 +156,23 @@ class Supervisor:
         """End at once: what is in flight is abandoned. Waits, bounded, for the links to end."""
         with self._lock:
             self._ending = True
+            first, self._aborted = not self._aborted, True
+        if not is_own_thread():
+            self._end_links()
+        elif not (first and in_background(self._end_links)):
+            self._tell_links_to_end()
+
+    def _tell_links_to_end(self) -> None:
         for link in self.links:
             link.abort()
-        if is_own_thread():
-            in_background(self._await_end)
-        else:
-            self._await_end()
 
-    def _await_end(self) -> None:
-        """The links were told to end: wait for them, but not for users' code that holds one up."""
-        if self._ended.wait(_ABORT_WAIT):
-            return
+    def _end_links(self) -> None:
+        """End them and wait for it, but not for users' code that holds one up."""
+        self._tell_links_to_end()
+        if not self._ended.wait(_ABORT_WAIT):
+            self._finish(self._leave_behind)
+
+    def _leave_behind(self) -> None:
         for link in self.links:
             if link.is_running:
                 logger.warning(
@@ -173,7 +180,6 @@ class Supervisor:
                     " handler or a state callback?)",
                     link.target,
                 )
-        self._finish()
 
     def wait(self, timeout: float | None) -> bool:
         """Whether it ended, at the latest after ``timeout`` seconds (``None``: no limit)."""
@@ -189,12 +195,11 @@ class Supervisor:
             link.leave(deadline - _LINGER)
         if not self._await_departure(deadline):
             self._settle_the_rest()
-        self.abort()
-        self._await_end()
+        self._end_links()
 
     def _settle_the_rest(self) -> None:
-        if self._dispatcher.give_up() or not self._become_quiet(time.monotonic()):
-            self._become_quiet(time.monotonic() + _FLUSH_WAIT)
+        unsettled = self._dispatcher.give_up() or not self._become_quiet(time.monotonic())
+        if unsettled and self._become_quiet(time.monotonic() + _FLUSH_WAIT):
             self._ended.wait(_FLUSH_WAIT)  # an abort could overtake the last answers
 
     def _await_departure(self, deadline: float) -> bool:
@@ -279,12 +284,13 @@ class Supervisor:
                 self._failure = None
         self._finish()
 
-    def _finish(self) -> None:
-        """Everything has ended, or was left behind. Only the first call counts."""
+    def _finish(self, leave_behind: Callable[[], None] = lambda: None) -> None:
+        """Everything has ended, or is left behind. Only the first call counts."""
         with self._lock:
             if self._finished:
                 return
             self._finished = True
+        leave_behind()
         self._dispatcher.close()
         self._watchdog.stop()
         if self._own_executor is not None:

@@ -50,7 +50,7 @@ def own_thread() -> Iterator[None]:
 
 
 def is_own_thread() -> bool:
-    """Whether the current thread runs a handler, or a callback of a link."""
+    """Whether the current thread is one that a stop may have to wait for."""
     return threading.get_ident() in _own
 
 

@@ -313,6 +313,7 @@ LOCKS: dict[str, Callable[[Connector], threading.Lock]] = {
     "Roster": lambda connector: connector._supervisor.links[0]._roster._lock,
     "Session": lambda connector: connector._supervisor.links[0]._roster.serving._lock,
     "Outbox": lambda connector: connector._supervisor.links[0]._outbox._lock,
+    "Unanswered": lambda connector: connector._supervisor.unanswered._lock,
 }
 
 

@@ -148,18 +148,18 @@ def test_what_came_before_a_break_is_answered_though_the_gateway_is_done_with_th
 def test_a_goodbye_said_late_leaves_time_for_what_is_on_its_way(
     connect, handler, gateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(supervisor, "_LINGER", 2.0)
+    monkeypatch.setattr(supervisor, "_LINGER", 3.0)
     gateway.announces = {"revconn-features": "cancel,chunks"}
     connector, (peer,) = connect(gateway)
     peer.request("long")
     eventually(lambda: handler.entered)
     began = time.monotonic()
     stopping = in_thread(connector.stop)
-    time.sleep(max(0.0, began + 1.8 - time.monotonic()))
+    time.sleep(max(0.0, began + 2.8 - time.monotonic()))
     handler.let_go.set()
     peer.answer("long")
     assert peer.hears("status").status == ConnectionStatus.DISCONNECTED
-    time.sleep(0.5)
+    time.sleep(0.4)  # longer than until the fifth of the time that is looked at
     peer.request("on its way")
     peer.answer("on its way")
     peer.end()

@@ -9,6 +9,8 @@ import pytest
 
 from revconn.runtime.farewell import Farewell
 from revconn.runtime.roster import Roster
+from tests.support.threads import in_thread
+from tests.support.waiting import eventually
 
 
 class Session:
@@ -17,6 +19,7 @@ class Session:
     drains = True
     serves = True
     is_over = False
+    ends_in_peace = True
     ended_in_peace = False
     services = ("echo.Echo",)
 
@@ -27,8 +30,8 @@ class Session:
         roster.add(self)
         roster.accepted(self)
 
-    def say_goodbye(self) -> None:
-        self._story.append("goodbye")
+    def say_goodbye(self, *, last: bool) -> None:
+        self._story.append("goodbye" if last else "goodbye for now")
         threading.Timer(0.2, self._end).start()
 
     def retire(self, reason: str) -> None:
@@ -36,7 +39,8 @@ class Session:
 
     def _end(self) -> None:
         self._story.append("the end")
-        self.is_over = self.ended_in_peace = True
+        self.ended_in_peace = self.ends_in_peace
+        self.is_over = True
         self._roster.notify()
 
 
@@ -45,14 +49,20 @@ class Link:
 
     def __init__(self, story: list[str], *, busy: bool = False) -> None:
         self._story = story
-        self._busy = busy
+        self.busy = busy
+        self.asked = 0
 
     def wait_answered(self, timeout: float, came_by: float) -> bool:
-        return not self._busy
+        self.asked += 1
+        return not self.busy
 
     def wait_flushed(self, timeout: float) -> bool:
         self._story.append("the answer leaves")
         return True
+
+
+def lose(session: Session) -> None:
+    session.is_over = True
 
 
 @pytest.fixture
@@ -62,6 +72,7 @@ def roster() -> Roster:
 
 def test_the_goodbye_does_not_overtake_an_answer_that_has_still_to_leave(roster) -> None:
     story: list[str] = []
+    lose(Session([], roster))
     session = Session(story, roster)
     roster.leave(time.monotonic() + 30)
     assert Farewell(Link(story), roster).leave(session)
@@ -70,10 +81,43 @@ def test_the_goodbye_does_not_overtake_an_answer_that_has_still_to_leave(roster)
 
 def test_a_goodbye_that_was_said_too_soon_for_older_requests_is_not_the_last(roster) -> None:
     story: list[str] = []
+    lose(Session([], roster))
     session = Session(story, roster)
     roster.leave(time.monotonic())
     assert not Farewell(Link(story, busy=True), roster).leave(session)
+    assert story == ["goodbye for now", "the end"]
+
+
+def test_the_goodbye_to_the_first_connection_waits_for_nothing(roster) -> None:
+    story: list[str] = []
+    session = Session(story, roster)
+    roster.leave(time.monotonic() + 30)
+    assert Farewell(Link(story, busy=True), roster).leave(session)
     assert story == ["goodbye", "the end"]
+
+
+def test_one_that_nothing_comes_by_is_in_no_hurry_to_say_goodbye(roster) -> None:
+    story: list[str] = []
+    lose(Session([], roster))
+    session = Session(story, roster)
+    session.services = ()
+    link = Link(story, busy=True)
+    roster.leave(time.monotonic())
+    leaving = in_thread(Farewell(link, roster).leave, session)
+    eventually(lambda: link.asked > 3)
+    assert story == []
+    link.busy = False
+    assert leaving.result(30)
+    assert story == ["the answer leaves", "goodbye", "the end"]
+
+
+def test_one_that_breaks_beside_one_that_ends_in_peace_may_leave_something(roster) -> None:
+    lose(Session([], roster))
+    broken = Session([], roster)
+    broken.ends_in_peace = False
+    session = Session([], roster)
+    roster.leave(time.monotonic() + 30)
+    assert not Farewell(Link([]), roster).leave(session)
 
 
 def test_a_connection_that_is_replaced_has_time_for_its_goodbye_when_patience_is_at_an_end(
@@ -82,4 +126,4 @@ def test_a_connection_that_is_replaced_has_time_for_its_goodbye_when_patience_is
     story: list[str] = []
     Session(story, roster)
     Farewell(Link(story, busy=True), roster).hand_over(Session([], roster), patience=0.0)
-    assert story == ["goodbye", "the end", "retired"]
+    assert story == ["goodbye for now", "the end", "retired"]

@@ -79,7 +79,7 @@ def test_a_handler_can_abort_a_connector_that_is_held_up(held_up, gateway) -> No
     assert entered.wait(TIMEOUT)
     held_up.hold_up(peer)
     released.set()
-    held_up.wait(timeout=TIMEOUT)
+    held_up.wait(timeout=TIMEOUT / 2)
     assert held_up.state is State.CLOSED
 
 

@@ -68,6 +68,7 @@ def dispatch(origin):
             dispatchers.append(dispatcher)
             return dispatcher
 
+        dispatch.executor = executor
         yield dispatch
         for dispatcher in dispatchers:
             dispatcher.close()
@@ -135,4 +136,5 @@ def test_what_is_cancelled_and_what_is_abandoned_is_not_waited_for(dispatch, ori
         assert origin.unanswered.wait_idle(0.0)
     finally:
         let_go.set()
+    dispatch.executor.shutdown()
     assert not origin.answered.is_set()
