@@ -72,7 +72,7 @@ class Session:
     ``terms`` are the connector's own until the gateway's first message has come. ``error`` says why
     it ended, ``ended_in_peace`` that the gateway, told goodbye, ended it with nothing unsettled.
 
-    ``_lock`` guards the conversation and ``_retired``; no I/O happens under it.
+    ``_lock`` guards the conversation, ``_retired`` and ``_says_last``; no I/O happens under it.
     """
 
     def __init__(
@@ -294,10 +294,10 @@ class Session:
         wait for; those that it may have missed go out elsewhere too.
         False when there is no established connection to take leave of.
         """
-        self._says_last = last
         with self._lock:
             if self._conversation.phase is not Phase.READY:
                 return False
+            self._says_last = last
             goodbye = self._conversation.disconnect()
         if not self.drains:
             self._line.withhold_answers()
