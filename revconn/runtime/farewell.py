@@ -85,7 +85,7 @@ class Farewell:
         goodbye_by = roster.goodbye_by if serving.services else math.inf
         calm = self._await_calm(serving, goodbye_by, lambda: False)
         for session in established:
-            session.say_goodbye(last=calm)
+            session.say_goodbye(last=calm and len(established) == 1)
         roster.wait_for(lambda: all(session.is_over for session in established))
         if stand_in is not None:
             # The stream may have broken off: what it brought is still to be answered.
@@ -94,7 +94,7 @@ class Farewell:
                     break
             stand_in.say_goodbye()
             roster.wait_for(lambda: stand_in.is_over, _FAREWELL)
-        return calm and all(session.ended_in_peace for session in established)
+        return calm and all(session.ended_in_peace for session in (serving, *established))
 
     def _open_stand_in(self, serving: Session) -> Session | None:
         try:
@@ -117,21 +117,24 @@ class Farewell:
         Whether all that had to be answered was, and has left.
         """
         link = self._link
-        if session.drains and self._roster.connections == 1:
-            return True  # nothing can have come before
+        roster = self._roster
+        if session.drains and roster.connections == 1:
+            return not session.is_over  # nothing can have come before
 
         def soon() -> float:
             return min(deadline, time.monotonic() + _QUIET_WAIT)
 
         def waited(condition: Callable[[float], bool], until: float) -> bool:
-            while not (self._roster.stopping or session.is_over or is_off()):
+            while not (roster.stopping or session.is_over or is_off()):
                 if condition(_SLICE):
                     return True
                 if time.monotonic() >= until:
                     break
             return False
 
-        came_by = (session.ready_since or 0.0) if session.drains else time.monotonic()
+        came_by = time.monotonic()
+        if session.drains:
+            came_by = max(session.ready_since or 0.0, roster.last_break)
         if not session.drains and waited(
             lambda timeout: link.become_quiet(time.monotonic() + timeout), soon()
         ):

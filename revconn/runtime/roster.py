@@ -43,6 +43,7 @@ class Roster:
         self.state = State.IDLE
         self.serving: Session | None = None
         self.connections = 0  # so many sessions have served
+        self.last_break = 0.0  # when one ended otherwise than in peace (monotonic)
         self.leaving = False
         self.goodbye_by = 0.0
         self.stopping = False
@@ -90,6 +91,8 @@ class Roster:
         another one. :meth:`notify` is for when all is told.
         """
         with self._lock:
+            if not session.ended_in_peace:
+                self.last_break = now
             if self.serving is not session:
                 return None
             # The one that it was to replace may be there yet.

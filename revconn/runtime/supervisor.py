@@ -85,7 +85,7 @@ class Supervisor:
         self._lock = threading.Lock()
         self._living = len(self.links)
         self._ending = False
-        self._aborted = False
+        self._end_is_awaited = False
         self._finished = False
         self._failure: BaseException | None = None
         self._ended = threading.Event()
@@ -156,19 +156,18 @@ class Supervisor:
         """End at once: what is in flight is abandoned. Waits, bounded, for the links to end."""
         with self._lock:
             self._ending = True
-            first, self._aborted = not self._aborted, True
-        if not is_own_thread():
-            self._end_links()
-        elif not (first and in_background(self._end_links)):
-            self._tell_links_to_end()
-
-    def _tell_links_to_end(self) -> None:
         for link in self.links:
             link.abort()
+        if not is_own_thread():
+            self._await_end()
+            return
+        with self._lock:
+            first, self._end_is_awaited = not self._end_is_awaited, True
+        if first and not in_background(self._await_end):
+            self._end_is_awaited = False
 
-    def _end_links(self) -> None:
-        """End them and wait for it, but not for users' code that holds one up."""
-        self._tell_links_to_end()
+    def _await_end(self) -> None:
+        """The links were told to end: wait for them, but not for users' code that holds one up."""
         if not self._ended.wait(_ABORT_WAIT):
             self._finish(self._leave_behind)
 
@@ -195,17 +194,19 @@ class Supervisor:
             link.leave(deadline - _LINGER)
         if not self._await_departure(deadline):
             self._settle_the_rest()
-        self._end_links()
+        for link in self.links:
+            link.abort()
+        self._await_end()
 
     def _settle_the_rest(self) -> None:
-        unsettled = self._dispatcher.give_up() or not self._become_quiet(time.monotonic())
-        if unsettled and self._become_quiet(time.monotonic() + _FLUSH_WAIT):
+        self._dispatcher.give_up()
+        if self._become_quiet(time.monotonic() + _FLUSH_WAIT):
             self._ended.wait(_FLUSH_WAIT)  # an abort could overtake the last answers
 
     def _await_departure(self, deadline: float) -> bool:
         """Wait until all has ended, or has long been quiet: some gateways do not end streams.
 
-        Whether all has ended.
+        Whether all has ended, or what left last had time to arrive.
         """
         busy_until = now = time.monotonic()
         while now < deadline and now - busy_until < _LINGER:
@@ -214,7 +215,7 @@ class Supervisor:
             now = time.monotonic()
             if not self._become_quiet(now):
                 busy_until = now
-        return self._ended.is_set()
+        return now - busy_until >= _FLUSH_WAIT
 
     def _become_quiet(self, deadline: float) -> bool:
         """Wait until nothing is unanswered and every answer has left, or until ``deadline``."""

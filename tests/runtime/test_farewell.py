@@ -54,6 +54,8 @@ class Link:
 
     def wait_answered(self, timeout: float, came_by: float) -> bool:
         self.asked += 1
+        self.came_by = came_by
+        time.sleep(0.001)
         return not self.busy
 
     def wait_flushed(self, timeout: float) -> bool:
@@ -105,10 +107,16 @@ def test_one_that_nothing_comes_by_is_in_no_hurry_to_say_goodbye(roster) -> None
     roster.leave(time.monotonic())
     leaving = in_thread(Farewell(link, roster).leave, session)
     eventually(lambda: link.asked > 3)
-    assert story == []
     link.busy = False
     assert leaving.result(30)
     assert story == ["the answer leaves", "goodbye", "the end"]
+
+
+def test_one_that_has_just_broken_may_leave_something(roster) -> None:
+    session = Session([], roster)
+    lose(session)
+    roster.leave(time.monotonic() + 30)
+    assert not Farewell(Link([]), roster).leave(session)
 
 
 def test_one_that_breaks_beside_one_that_ends_in_peace_may_leave_something(roster) -> None:
@@ -127,3 +135,14 @@ def test_a_connection_that_is_replaced_has_time_for_its_goodbye_when_patience_is
     Session(story, roster)
     Farewell(Link(story, busy=True), roster).hand_over(Session([], roster), patience=0.0)
     assert story == ["goodbye for now", "the end", "retired"]
+
+
+def test_what_came_on_a_connection_that_broke_after_the_next_served_is_waited_for(roster) -> None:
+    lost = Session([], roster)
+    session = Session([], roster)
+    lose(lost)
+    roster.ended(lost, session.ready_since + 5.0)
+    link = Link([])
+    roster.leave(time.monotonic() + 30)
+    assert Farewell(link, roster).leave(session)
+    assert link.came_by == session.ready_since + 5.0

@@ -16,6 +16,7 @@ class Session:
         self.ready_since: float | None = None
         self.error: BaseException | None = None
         self.serves = False
+        self.ended_in_peace = False
 
     @property
     def is_over(self) -> bool:
