@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import atexit
-import logging
 import os
 import queue
 import threading
@@ -18,6 +17,7 @@ from revconn.config import TLS, Backoff, Options, api_key_source, parse_services
 from revconn.core.routing import Routes, split_method_path
 from revconn.environment import environment_options
 from revconn.exceptions import RevconnError
+from revconn.logger import get_logger
 from revconn.proxy import proxy_for
 from revconn.runtime.failures import is_fatal as default_is_fatal
 from revconn.runtime.handlers import Handler
@@ -31,7 +31,7 @@ from revconn.validation import refuse, require_seconds, require_service_name
 
 __all__ = ["Connector", "LinkStatus"]
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 H = TypeVar("H", bound=Handler)
 

@@ -17,10 +17,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from revconn.config import Backoff
+from revconn.logger import get_logger
 
 __all__ = ["Fleet"]
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 _KILL_AFTER = 10.0  # seconds from the second signal until a child that is still there is killed
 _REFUSED, _MISCONFIGURED = 1, 2  # exit codes of `revconn serve`

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import inspect
-import logging
 import os
 import queue
 import signal
@@ -15,12 +14,13 @@ from revconn.cli.api_keys import KEYS_VARIABLE, KeySources
 from revconn.cli.logs import add_log_format, add_log_level, set_up_logging
 from revconn.exceptions import ConfigurationError
 from revconn.gateway import Gateway, ServerTLS
+from revconn.logger import get_logger
 from revconn.runtime.signals import obey_signals, signals_into
 from revconn.validation import require_seconds
 
 __all__ = ["add_parser", "run"]
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 _DESCRIPTION = """\
 Run a gateway. Connectors dial in and register services, gRPC clients call

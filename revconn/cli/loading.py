@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import logging
 import os
 import sys
 import traceback
@@ -12,11 +11,12 @@ from typing import Any, NoReturn
 
 from revconn.connector import Connector
 from revconn.exceptions import ConfigurationError
+from revconn.logger import get_logger
 from revconn.runtime.state import State
 
 __all__ = ["CannotLoad", "load_connector"]
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 _OURS = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
 

@@ -15,12 +15,13 @@ from revconn.cli.loading import CannotLoad, load_connector
 from revconn.cli.logs import add_log_level, set_up_logging
 from revconn.connector import Connector
 from revconn.exceptions import ConnectionLost, RevconnError
+from revconn.logger import get_logger
 from revconn.runtime.signals import obey_signals, signals_into
 from revconn.runtime.state import State
 
 __all__ = ["add_parser", "run"]
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 _HANDLER_TIMEOUT = 0.5  # seconds for handlers that are just ending
 
@@ -129,9 +130,11 @@ def _leave_running_handlers(code: int) -> None:
     running = sum(handler.is_alive() for handler in handlers)
     if running:
         logger.warning("leaving while %d handlers still run", running)
-        logging.shutdown()
-        sys.stdout.flush()
-        os._exit(code)
+        try:
+            logging.shutdown()
+            sys.stdout.flush()
+        finally:  # whatever a log handler raises
+            os._exit(code)
 
 
 def _count(text: str) -> int:

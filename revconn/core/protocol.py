@@ -6,7 +6,6 @@ passed in, nothing blocks, nothing is shared: whoever owns a :class:`Conversatio
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import Enum
@@ -27,10 +26,11 @@ from revconn.core.errors import ProtocolError
 from revconn.core.features import CANCEL
 from revconn.core.terms import Terms
 from revconn.core.text import presentable
+from revconn.logger import get_logger
 
 __all__ = ["Conversation", "Inbound", "Phase"]
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 _LONGEST_ID = 256
 _LONGEST_QUOTE = 200

@@ -6,7 +6,6 @@ Everything here belongs to the gateway's thread.
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
 import uuid
 from collections import Counter, deque
@@ -26,11 +25,12 @@ from revconn.gateway.handshake import check_services
 from revconn.gateway.keys import ApiKeys
 from revconn.gateway.limits import Limits
 from revconn.gateway.metadata import Metadata
+from revconn.logger import get_logger
 from revconn.target import Target
 
 __all__ = ["Backends", "Reply"]
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 
 class Reply(NamedTuple):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import math
 import time
 from functools import partial
@@ -26,10 +25,11 @@ from revconn.gateway.metadata import require_small_headers
 from revconn.gateway.registry import Connection
 from revconn.gateway.responding import respond
 from revconn.gateway.shared import Shared
+from revconn.logger import get_logger
 
 __all__ = ["Conversation"]
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 _LONGEST_ID = 256
 _STATUSES = {number: name for name, number in ConnectionStatus.StatusType.items()}

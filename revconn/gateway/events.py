@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import time
 import uuid
 from collections.abc import Iterable
@@ -13,10 +12,11 @@ from revconn.gateway.counters import Counters
 from revconn.gateway.failures import Refused, over_limit
 from revconn.gateway.limits import Limits
 from revconn.gateway.registry import Connection
+from revconn.logger import get_logger
 
 __all__ = ["Events"]
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 REPORT_INTERVAL = 60.0  # seconds between two log lines about the same slow subscriber
 

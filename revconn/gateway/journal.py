@@ -7,16 +7,16 @@ where no key is checked), ``services``, ``peer``, ``age`` in seconds and, where 
 
 from __future__ import annotations
 
-import logging
 import time
 from typing import Any
 
 from revconn.core.text import presentable
 from revconn.gateway.registry import Connection
+from revconn.logger import get_logger
 
 __all__ = ["connected", "draining", "ended", "expired", "refused"]
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 _MOST_SERVICES = 100  # that are listed
 _LONGEST_NAME = 200

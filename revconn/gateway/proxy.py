@@ -28,10 +28,11 @@ from revconn.gateway.metadata import (
 )
 from revconn.gateway.shared import Shared
 from revconn.gateway.statuses import begin, fail
+from revconn.logger import get_logger
 
 __all__ = ["Proxy"]
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 Context = grpc.aio.ServicerContext[Any, Any]
 

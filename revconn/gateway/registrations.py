@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -15,10 +14,11 @@ from revconn.core.status import StatusCode
 from revconn.gateway.failures import Refused
 from revconn.gateway.shared import Shared
 from revconn.gateway.statuses import answer, fail
+from revconn.logger import get_logger
 
 __all__ = ["Registrations", "refuse_register"]
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 Context = grpc.aio.ServicerContext[Any, Any]
 

@@ -5,7 +5,6 @@ Everything here belongs to the gateway's thread, except :meth:`Registry.describe
 
 from __future__ import annotations
 
-import logging
 from collections import Counter, deque
 from dataclasses import dataclass, field
 from typing import Callable
@@ -14,10 +13,11 @@ from revconn._proto.registry_pb2 import ConnectionMessage, ConnectionStatus
 from revconn.core.routing import lookup_order
 from revconn.core.status import StatusCode
 from revconn.gateway.outbound import Outbound
+from revconn.logger import get_logger
 
 __all__ = ["Connection", "ConnectionInfo", "Registry"]
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 
 @dataclass(frozen=True)

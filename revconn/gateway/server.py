@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import atexit
 import ipaddress
-import logging
 import re
 import threading
 from types import TracebackType
@@ -18,11 +17,12 @@ from revconn.gateway.registry import ConnectionInfo
 from revconn.gateway.serving import Settings
 from revconn.gateway.thread import GatewayThread
 from revconn.gateway.tls import ServerTLS
+from revconn.logger import get_logger
 from revconn.validation import refuse, require_seconds
 
 __all__ = ["Gateway"]
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 _HOST_PORT = re.compile(r"(?P<host>\[[0-9A-Fa-f:.%\w]+\]|[^\s:/\[\]@]+):(?P<port>\d{1,5})")
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import math
 import time
 from dataclasses import dataclass
@@ -24,13 +23,14 @@ from revconn.gateway.registry import Connection
 from revconn.gateway.shared import Shared
 from revconn.gateway.stream import ConnectorStreams
 from revconn.gateway.tls import ServerTLS, server_credentials
+from revconn.logger import get_logger
 
 if TYPE_CHECKING:
     from revconn.gateway.health import Health
 
 __all__ = ["Serving", "Settings"]
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 _SERVICE = "registry.RegistryService"
 _POLL_INTERVAL = 0.02  # seconds

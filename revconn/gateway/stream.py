@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable
@@ -24,10 +23,11 @@ from revconn.gateway.handshake import Registration, receive_registration
 from revconn.gateway.registry import Connection
 from revconn.gateway.shared import Shared
 from revconn.gateway.statuses import fail
+from revconn.logger import get_logger
 
 __all__ = ["ConnectorStreams"]
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 FLUSH_TIMEOUT = 5.0  # seconds a leaving connector has to read what is still queued for it
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import contextlib
-import logging
 import threading
 import time
 from typing import Any, Callable
@@ -13,10 +12,11 @@ from typing import Any, Callable
 from revconn.gateway.registry import ConnectionInfo
 from revconn.gateway.serving import Serving, Settings
 from revconn.gateway.shared import Shared
+from revconn.logger import get_logger
 
 __all__ = ["GatewayThread"]
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 _START_TIMEOUT = 30.0
 _STOP_MARGIN = 10.0  # seconds that ending takes at most, beyond the grace given to calls

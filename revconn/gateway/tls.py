@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import ssl
 import threading
@@ -12,11 +11,12 @@ from typing import Any, NoReturn, Union
 import grpc
 
 from revconn.exceptions import ConfigurationError
+from revconn.logger import get_logger
 from revconn.validation import refuse
 
 __all__ = ["ServerTLS", "server_credentials"]
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 _Path = Union[str, "os.PathLike[str]"]
 _Signature = tuple[Union[tuple[int, int, int], None], ...]

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable
 
+from revconn.logger import get_logger
 from revconn.messages import Request
 from revconn.runtime.threads import own_thread
 
 __all__ = ["run_callbacks"]
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 
 def run_callbacks(requests: Iterable[Request]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import threading
 import time
 from collections.abc import Iterable
@@ -15,17 +14,18 @@ from revconn.core.deadline import request_deadline
 from revconn.core.large import LargeAnswer
 from revconn.core.outbound import Answer
 from revconn.core.status import StatusCode
+from revconn.logger import get_logger
 from revconn.messages import Request
 from revconn.runtime.callbacks import run_callbacks
 from revconn.runtime.origin import Entry, Origin
-from revconn.runtime.runs import Runs, handler_stack, warn
+from revconn.runtime.runs import Runs, handler_stack
 from revconn.runtime.troubles import Backlog
 from revconn.runtime.unanswered import Unanswered
 from revconn.runtime.workers import Workers
 
 __all__ = ["Dispatcher"]
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 
 class Dispatcher:
@@ -288,8 +288,7 @@ class Dispatcher:
         stacks = {run.request: handler_stack(thread) for thread, run in runs}
         given_up = [entry for entry in left if self._fail(entry, StatusCode.UNAVAILABLE, reason)]
         for _, request in given_up:
-            warn(
-                logger,
+            logger.warning_with_stack(
                 stacks.get(request),
                 "gave up %r, which came %.1f s ago: %s when the time to stop ran out",
                 request,

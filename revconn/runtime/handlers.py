@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from typing import Any, Callable, NamedTuple, Union
 
 from revconn.core.answers import encode_failure, encode_response
@@ -13,11 +12,12 @@ from revconn.core.outbound import Answer
 from revconn.core.routing import Routes
 from revconn.core.status import StatusCode, is_success, status_code
 from revconn.exceptions import RequestError
+from revconn.logger import get_logger
 from revconn.messages import Request, Response
 
 __all__ = ["Answering", "Handler", "HandlerResult"]
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 HandlerResult = Union[bytes, bytearray, memoryview, Response, None, Any]
 Handler = Callable[[Request], HandlerResult]

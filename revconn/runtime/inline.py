@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import threading
 import time
 from typing import Callable
@@ -14,15 +13,16 @@ from revconn.core.large import LargeAnswer
 from revconn.core.outbound import Answer
 from revconn.core.routing import Routes
 from revconn.core.status import StatusCode
+from revconn.logger import get_logger
 from revconn.messages import Request
 from revconn.runtime.callbacks import run_callbacks
 from revconn.runtime.handlers import Handler
 from revconn.runtime.origin import Origin
-from revconn.runtime.runs import Runs, handler_stack, warn
+from revconn.runtime.runs import Runs, handler_stack
 
 __all__ = ["InlineRunner"]
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 _PATIENCE = 0.1
 
@@ -119,8 +119,7 @@ class InlineRunner:
             if method in self._named:
                 return
             self._named.add(method)
-        warn(
-            logger,
+        logger.warning_with_stack(
             stack,
             "the inline handler of %s blocked for %.1f s, and the whole connection with it:"
             " register it without inline=True",

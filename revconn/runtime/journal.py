@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 
 from revconn.exceptions import ConnectionLost, RevconnError
+from revconn.logger import get_logger
 from revconn.runtime.roster import Succession
 from revconn.runtime.session import Session
 from revconn.runtime.state import State
@@ -24,7 +25,7 @@ __all__ = [
     "state",
 ]
 
-logger = logging.getLogger("revconn.runtime.link")  # for operators the link is one thing
+logger = get_logger("revconn.runtime.link")  # for operators the link is one thing
 
 
 def state(target: Target, state: State) -> None:

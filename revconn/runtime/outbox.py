@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import sys
 import threading
 import time
@@ -13,12 +12,13 @@ from typing import Callable
 
 from revconn.core.large import LargeAnswer
 from revconn.core.outbound import Answer, Outbound, Sent
+from revconn.logger import get_logger
 from revconn.runtime import clock
 from revconn.runtime.threads import Condition
 
 __all__ = ["Line", "Outbox"]
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 _BATCH_BYTES = 1 << 20
 _ROOM_BYTES = 16 << 20

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import threading
 import time
 import uuid
@@ -14,10 +13,11 @@ from revconn.core.answers import encode_response
 from revconn.core.outbound import Answer
 from revconn.core.probing import Prober, Verdict
 from revconn.core.text import presentable
+from revconn.logger import get_logger
 
 __all__ = ["Probe", "Probed"]
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 
 class Probed(Protocol):

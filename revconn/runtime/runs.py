@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import logging
 import sys
 import traceback
 from collections import deque
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from revconn.messages import Request
 from revconn.runtime.handlers import Answering
 
-__all__ = ["LONG", "Run", "Runs", "handler_stack", "warn"]
+__all__ = ["LONG", "Run", "Runs", "handler_stack"]
 
 LONG = 0.5
 """Seconds; a shorter run is forgotten when it ends."""
@@ -75,22 +74,3 @@ def handler_stack(thread: int) -> str | None:
             return "Stack (most recent call last):\n" + "".join(stack.format()).rstrip()
         frame = frame.f_back
     return None
-
-
-def warn(logger: logging.Logger, stack: str | None, message: str, *arguments: Any) -> None:
-    """Log a warning with another thread's stack, where the record has its own otherwise."""
-    if logger.isEnabledFor(logging.WARNING):
-        code = sys._getframe(1).f_code
-        logger.handle(
-            logger.makeRecord(
-                logger.name,
-                logging.WARNING,
-                code.co_filename,
-                code.co_firstlineno,
-                message,
-                arguments,
-                None,
-                code.co_name,
-                sinfo=stack,
-            )
-        )

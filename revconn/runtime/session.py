@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import threading
 import time
 from collections.abc import Collection
@@ -22,6 +21,7 @@ from revconn.exceptions import (
     ConnectionLost,
     HandshakeError,
 )
+from revconn.logger import get_logger
 from revconn.runtime import clock
 from revconn.runtime.failures import remedy
 from revconn.runtime.heartbeat import HeartbeatTimer
@@ -32,7 +32,7 @@ from revconn.transport.base import Stream, StreamEnded
 
 __all__ = ["Session", "SessionOwner"]
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 _LONGEST_CHECK = 5.0
 _JOIN_TIMEOUT = 5.0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import queue
 import signal
@@ -12,9 +11,11 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any, Callable
 
+from revconn.logger import get_logger
+
 __all__ = ["obey_signals", "signals_into"]
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _GLANCE = 1.0

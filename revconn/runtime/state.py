@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import queue
 import threading
 import time
@@ -11,9 +10,11 @@ from collections.abc import Iterable
 from enum import Enum
 from typing import Callable
 
+from revconn.logger import get_logger
+
 __all__ = ["State", "StateBoard", "combine"]
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 
 class State(Enum):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import threading
 import time
 from collections.abc import Collection
@@ -13,6 +12,7 @@ from revconn._proto.registry_pb2 import ForwardRequest
 from revconn.config import Options
 from revconn.core.routing import Routes
 from revconn.exceptions import RevconnError
+from revconn.logger import get_logger
 from revconn.runtime.dispatch import Dispatcher
 from revconn.runtime.handlers import Answering, Handler
 from revconn.runtime.inline import InlineRunner
@@ -28,7 +28,7 @@ from revconn.transport.base import Transport
 
 __all__ = ["Supervisor"]
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 _LINGER = 5.0
 _FLUSH_WAIT = 1.0

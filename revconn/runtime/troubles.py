@@ -6,15 +6,15 @@ thread, which looks again and again; times are ``time.monotonic()``'s.
 
 from __future__ import annotations
 
-import logging
 from typing import NamedTuple, Protocol
 
 from revconn.core.reminders import Reminder
-from revconn.runtime.runs import Run, Runs, handler_stack, warn
+from revconn.logger import get_logger
+from revconn.runtime.runs import Run, Runs, handler_stack
 
 __all__ = ["Backlog", "FullPool", "Pool", "Sender", "SlowHandlers", "SlowReader"]
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 _WAIT_FOR_WORKER = 1.0
 _WAIT_FOR_READER = 5.0
@@ -61,8 +61,7 @@ class SlowHandlers:
         stack = handler_stack(thread)
         if self._runs.now().get(thread) != run:
             stack = None  # it has just ended: that may be another's
-        warn(
-            logger,
+        logger.warning_with_stack(
             stack,
             "slow handler: %r has been in its handler for %.1f s%s",
             run.request,

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import logging
 import threading
 import time
 from collections.abc import Iterable
 from typing import Callable
 
 from revconn.core.reminders import Reminder
+from revconn.logger import get_logger
 from revconn.runtime.runs import Runs
 
 __all__ = ["Watchdog"]
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 _LATENESS = 1.0
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import threading
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -13,13 +12,14 @@ import grpc
 from revconn.config import TLS
 from revconn.core.status import StatusCode
 from revconn.core.terms import OFFER
+from revconn.logger import get_logger
 from revconn.proxy import Proxy
 from revconn.target import Target
 from revconn.transport.base import LARGEST_MESSAGE, METHOD, Source, Stream, StreamEnded, Transport
 
 __all__ = ["GrpcioTransport", "explain"]
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 _NEVER_MS = 2**31 - 2  # one more is gRPC's infinity
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import threading
 from typing import Any, Callable
 
@@ -12,7 +11,7 @@ from revconn import Request
 from revconn._proto.registry_pb2 import ForwardRequest
 from revconn.core.routing import Routes
 from revconn.runtime.handlers import Answering, Handler
-from revconn.runtime.runs import Runs, handler_stack, warn
+from revconn.runtime.runs import Runs, handler_stack
 from tests.support.threads import in_thread
 
 TIMEOUT = 10.0
@@ -104,17 +103,3 @@ def test_of_a_deep_stack_the_innermost_part_is_shown(held) -> None:
 def test_a_thread_that_runs_no_handler_has_no_stack() -> None:
     assert handler_stack(threading.get_ident()) is None
     assert handler_stack(-1) is None
-
-
-def test_a_warning_carries_the_stack_beside_its_message(caplog: pytest.LogCaptureFixture) -> None:
-    logger = logging.getLogger("revconn.test")
-    warn(logger, "Stack:\n  line", "%d of %s", 1, "them")
-    (record,) = caplog.records
-    assert (record.getMessage(), record.stack_info) == ("1 of them", "Stack:\n  line")
-    assert (record.levelname, record.funcName) == (
-        "WARNING",
-        "test_a_warning_carries_the_stack_beside_its_message",
-    )
-    with caplog.at_level(logging.ERROR, "revconn.test"):
-        warn(logger, None, "not this one")
-    assert len(caplog.records) == 1

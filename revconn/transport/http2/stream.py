@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import threading
 import time
 from collections.abc import Iterable
@@ -11,6 +10,7 @@ from revconn.config import TLS
 from revconn.core.frames import Goaway
 from revconn.core.status import StatusCode
 from revconn.core.terms import OFFER
+from revconn.logger import get_logger
 from revconn.proxy import Proxy
 from revconn.target import Target
 from revconn.transport.base import (
@@ -28,7 +28,7 @@ from revconn.transport.http2.wire import CAN_WRITE_NOW, Wire
 
 __all__ = ["Http2Transport"]
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 _SEND_STALL = 30.0
 
