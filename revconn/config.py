@@ -197,12 +197,14 @@ class Options:
                 f"give more than heartbeat_interval ({self.heartbeat_interval:g} s)",
             )
         if not isinstance(self.backoff, Backoff):
-            refuse("backoff", self.backoff, "not a Backoff", "give revconn.Backoff(…)")
+            refuse("backoff", self.backoff, "not a Backoff", "give revconn.Backoff(...)")
         if not callable(self.is_fatal):
             refuse("is_fatal", self.is_fatal, "not callable", "give a function of the error")
         if self.tls is not None and not isinstance(self.tls, (TLS, bool)):
             kind = type(self.tls).__name__  # no more of it: it may hold a private key
-            refuse("tls", None, f"is {kind}, not TLS settings", "give TLS(…), True, False or None")
+            refuse(
+                "tls", None, f"is {kind}, not TLS settings", "give TLS(...), True, False or None"
+            )
         if self.proxy is not None and not isinstance(self.proxy, (str, bool)):
             refuse("proxy", None, "not a proxy", "give its URL, False for none, or leave it out")
         if isinstance(self.proxy, str):

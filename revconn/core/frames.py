@@ -175,7 +175,7 @@ class FrameSplitter:
 
 def _not_http2(start: bytes) -> str:
     if start.startswith((b"\x15\x03", b"\x16\x03")):
-        return "what listens there speaks TLS: give tls=True, or TLS(…)"
+        return "what listens there speaks TLS: give tls=True, or TLS(...)"
     if start.startswith(b"HTTP/1"):
         return "what listens there speaks HTTP/1, not HTTP/2: is it a gateway, or a web server?"
     return f"what listens there does not speak HTTP/2: it said {start[:24]!r}"

@@ -40,7 +40,7 @@ class Events:
         """
         for event_type in event_types:
             if len(event_type) > _LONGEST_TYPE:
-                problem = f"{event_type[:64]!r}…: no type of events is that long"
+                problem = f"{event_type[:64]!r}...: no type of events is that long"
                 raise Refused(StatusCode.INVALID_ARGUMENT, problem)
             if event_type not in connection.subscriptions:
                 if len(connection.subscriptions) >= self._limit:

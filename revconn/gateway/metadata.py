@@ -107,8 +107,8 @@ def truncate_message(message: str) -> str:
     encoded = encode_message(message)
     if len(encoded) <= MESSAGE_BUDGET:
         return message
-    cut = encoded[: MESSAGE_BUDGET - len(encode_message("…"))]
-    return unquote(_CUT_ESCAPE.sub("", cut), errors="ignore") + "…"
+    cut = encoded[: MESSAGE_BUDGET - len(encode_message("..."))]
+    return unquote(_CUT_ESCAPE.sub("", cut), errors="ignore") + "..."
 
 
 def _is_applications(key: str) -> bool:

@@ -105,7 +105,7 @@ class Gateway:
     ) -> None:
         if tls is not None and not isinstance(tls, (ServerTLS, grpc.ServerCredentials)):
             kind = type(tls).__name__  # no more of it: it may be a private key
-            remedy = "give ServerTLS(…), grpc.ssl_server_credentials(…), or None for plaintext"
+            remedy = "give ServerTLS(...), grpc.ssl_server_credentials(...), or None for plaintext"
             refuse("tls", None, f"is {kind}, not TLS settings", remedy)
         host, port = _parse_address(address)
         self._address = address

@@ -123,7 +123,7 @@ def _read(name: str, path: Any) -> bytes:
 
 
 def _refuse_passphrase() -> NoReturn:
-    remedy = "decrypt it into a file that only the gateway may read: openssl pkey -in … -out …"
+    remedy = "decrypt it into a file that only the gateway may read: openssl pkey -in ... -out ..."
     refuse(_argument("key"), None, "is protected by a passphrase", remedy)
 
 

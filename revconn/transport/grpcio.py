@@ -178,7 +178,7 @@ class _GrpcioStream(Stream):
 
 _NO_CONNECTION = "failed to connect to all addresses"
 _NOT_TRUSTED = (
-    "the gateway's certificate is signed by an unknown authority (give that as TLS(ca=…)), has"
+    "the gateway's certificate is signed by an unknown authority (give that as TLS(ca=...)), has"
     " expired or is not yet valid"
 )
 _EXPLANATIONS = (
@@ -193,7 +193,10 @@ _EXPLANATIONS = (
     ("WRONG_VERSION_NUMBER", "what listens there does not speak TLS"),
     ("PROTOCOL_VERSION", "the gateway's TLS is too old"),
     ("ALERT_UNKNOWN_CA", "the gateway does not know who signed the client certificate"),
-    ("ALERT_HANDSHAKE_FAILURE", "the gateway broke off the handshake: does it demand TLS(cert=…)?"),
+    (
+        "ALERT_HANDSHAKE_FAILURE",
+        "the gateway broke off the handshake: does it demand TLS(cert=...)?",
+    ),
     ("missing selected ALPN", "the gateway speaks TLS but not HTTP/2"),
     ("Failed to create security handshaker", "TLS(ca=, cert=, key=): not PEM, or not of one pair"),
     ("http1.x server", "what listens there speaks HTTP/1.1, not HTTP/2"),
@@ -214,4 +217,4 @@ def explain(details: str, *, tls: bool) -> str:
 
 
 def _what_it_may_miss(tls: bool) -> str:
-    return "a client certificate, TLS(cert=…), or no TLS at all" if tls else "TLS"
+    return "a client certificate, TLS(cert=...), or no TLS at all" if tls else "TLS"

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import datetime
+import io
 import json
 import logging
+import sys
 from collections.abc import Iterator
 from typing import Callable
 
@@ -52,6 +54,18 @@ def test_json_has_the_standard_fields_and_what_was_given_beside_them(set_up, cap
         "services": ["a.A"],
         "odd": "{1}",
     }
+
+
+def test_a_line_that_quotes_foreign_text_is_whole_on_a_terminal_of_few_characters(
+    set_up, monkeypatch
+) -> None:
+    shown = io.BytesIO()
+    # As Python opens stderr, whatever the terminal can show.
+    stream = io.TextIOWrapper(shown, "cp850", errors="backslashreplace", write_through=True)
+    monkeypatch.setattr(sys, "stderr", stream)
+    set_up("info", "json")
+    logger.warning("it said %r", "ü … \udcff 界")
+    assert json.loads(shown.getvalue())["message"] == "it said 'ü … \\udcff 界'"
 
 
 def test_json_holds_the_traceback(set_up, capsys) -> None:

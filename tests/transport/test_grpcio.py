@@ -37,7 +37,7 @@ def transport_options() -> dict[str, str]:
         ("SSL routines:OPENSSL_internal:WRONG_VERSION_NUMBER", "does not speak TLS"),
         ("SSL routines:OPENSSL_internal:TLSV1_ALERT_PROTOCOL_VERSION", "TLS is too old"),
         ("SSL routines:OPENSSL_internal:TLSV1_ALERT_UNKNOWN_CA", "who signed the client"),
-        ("SSL routines:OPENSSL_internal:SSLV3_ALERT_HANDSHAKE_FAILURE", "demand TLS(cert=…)"),
+        ("SSL routines:OPENSSL_internal:SSLV3_ALERT_HANDSHAKE_FAILURE", "demand TLS(cert=...)"),
         ("UNKNOWN: Cannot check peer: missing selected ALPN property.", "not HTTP/2"),
         ("UNKNOWN: Failed to create security handshaker.", "not PEM, or not of one pair"),
         ("UNAVAILABLE: Socket closed", "does it expect a client certificate"),

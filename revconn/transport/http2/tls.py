@@ -47,7 +47,9 @@ def _trust(context: ssl.SSLContext, ca: bytes, tls: TLS) -> None:
 
 def _load_pair(context: ssl.SSLContext, cert: PathOrPEM, key: PathOrPEM) -> None:
     def encrypted() -> str:
-        refuse("TLS(key=)", _shown(key), "is encrypted", "decrypt it: openssl pkey -in … -out …")
+        refuse(
+            "TLS(key=)", _shown(key), "is encrypted", "decrypt it: openssl pkey -in ... -out ..."
+        )
 
     try:
         with _as_file(cert) as cert_path, _as_file(key) as key_path:
@@ -81,21 +83,21 @@ NO_HTTP2 = "the gateway speaks TLS but not HTTP/2 (no ALPN h2): is there a web s
 
 _NOT_TLS = "what listens there does not speak TLS: check the port, or give tls=False"
 _TOO_OLD = "the gateway's TLS is too old: it has to speak TLS 1.2 or newer"
-_UNTRUSTED = "the gateway's certificate is signed by an unknown authority: give that as TLS(ca=…)"
+_UNTRUSTED = "the gateway's certificate is signed by an unknown authority: give that as TLS(ca=...)"
 _REFUSED = "the gateway refused the client certificate"
 
 _VERIFY_CODES = {
     2: _UNTRUSTED,
     9: "the gateway's certificate is not yet valid: check this machine's clock",
     10: "the gateway's certificate has expired: it has to be renewed",
-    18: "the gateway's certificate is self-signed: if you trust it, give it as TLS(ca=…)",
+    18: "the gateway's certificate is self-signed: if you trust it, give it as TLS(ca=...)",
     19: _UNTRUSTED,
     20: _UNTRUSTED,
     21: _UNTRUSTED,
     62: "the gateway's certificate is for another name: check the target, or give"
-    " TLS(server_name=…)",
+    " TLS(server_name=...)",
     64: "the gateway's certificate is for another address: use its name as the target, or give"
-    " TLS(server_name=…)",
+    " TLS(server_name=...)",
 }
 
 _REASONS = (
@@ -105,7 +107,10 @@ _REASONS = (
     ("RECORD_LAYER_FAILURE", _NOT_TLS),
     ("PROTOCOL_VERSION", _TOO_OLD),
     ("UNSUPPORTED_PROTOCOL", _TOO_OLD),
-    ("CERTIFICATE_REQUIRED", "the gateway demands a client certificate: give TLS(cert=…, key=…)"),
+    (
+        "CERTIFICATE_REQUIRED",
+        "the gateway demands a client certificate: give TLS(cert=..., key=...)",
+    ),
     ("NO_APPLICATION_PROTOCOL", NO_HTTP2),
     ("ALERT_UNKNOWN_CA", f"{_REFUSED}: it does not know who signed it"),
     ("ALERT_CERTIFICATE_EXPIRED", f"{_REFUSED}: it has expired"),
@@ -113,8 +118,11 @@ _REASONS = (
     ("ALERT_BAD_CERTIFICATE", _REFUSED),
     ("ALERT_CERTIFICATE_UNKNOWN", _REFUSED),
     ("ALERT_UNSUPPORTED_CERTIFICATE", _REFUSED),
-    ("ALERT_HANDSHAKE_FAILURE", "the gateway broke off the handshake: does it demand TLS(cert=…)?"),
-    ("UNRECOGNIZED_NAME", "the gateway does not know this name: check TLS(server_name=…)"),
+    (
+        "ALERT_HANDSHAKE_FAILURE",
+        "the gateway broke off the handshake: does it demand TLS(cert=...)?",
+    ),
+    ("UNRECOGNIZED_NAME", "the gateway does not know this name: check TLS(server_name=...)"),
     ("EOF", "the gateway hung up during the TLS handshake: check the port, or give tls=False"),
     ("RESET", "the gateway hung up during the TLS handshake: check the port, or give tls=False"),
 )

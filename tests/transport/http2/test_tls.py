@@ -191,7 +191,7 @@ def test_a_port_without_tls_is_said_to_be_one(new_client, server) -> None:
 
 def test_an_unknown_authority_is_said_to_be_unknown(serve, authority, stranger) -> None:
     details = serve(stranger.server_context(), TLS(ca=authority.pem)).why_not()
-    assert "signed by an unknown authority: give that as TLS(ca=…)" in details
+    assert "signed by an unknown authority: give that as TLS(ca=...)" in details
 
 
 def test_a_self_signed_certificate_is_said_to_be_one(serve, authority, tmp_path) -> None:
@@ -201,7 +201,7 @@ def test_a_self_signed_certificate_is_said_to_be_one(serve, authority, tmp_path)
     context.load_cert_chain(tmp_path / "self.pem")
     context.set_alpn_protocols(["h2"])
     details = serve(context, TLS(ca=authority.pem)).why_not()
-    assert "is self-signed: if you trust it, give it as TLS(ca=…)" in details
+    assert "is self-signed: if you trust it, give it as TLS(ca=...)" in details
     certificate = pem[pem.index(b"-----BEGIN CERTIFICATE") :]
     serve(context, TLS(ca=certificate, server_name="gateway.example.com")).open()
 
@@ -251,7 +251,7 @@ def test_a_certificate_out_of_its_time_is_said_to_be(serve, authority, dates, wo
 @pytest.mark.parametrize(
     ("target", "words"),
     [
-        ("localhost", "is for another name: check the target, or give TLS(server_name=…)"),
+        ("localhost", "is for another name: check the target, or give TLS(server_name=...)"),
         ("127.0.0.1", "is for another address: use its name as the target, or give TLS("),
     ],
 )
@@ -265,8 +265,8 @@ def test_a_certificate_for_another_name_is_said_to_be(
 @pytest.mark.parametrize(
     ("version", "words"),
     [
-        ("TLSv1_3", "demands a client certificate: give TLS(cert=…, key=…)"),
-        ("TLSv1_2", "broke off the handshake: does it demand TLS(cert=…)?"),
+        ("TLSv1_3", "demands a client certificate: give TLS(cert=..., key=...)"),
+        ("TLSv1_2", "broke off the handshake: does it demand TLS(cert=...)?"),
     ],
 )
 def test_a_gateway_that_demands_a_client_certificate_is_said_to(
@@ -335,7 +335,7 @@ def test_every_failure_gives_back_its_descriptor(serve, authority, stranger) -> 
     ("error", "words"),
     [
         (ssl.SSLError(1, "[SSL: TLSV1_ALERT_NO_APPLICATION_PROTOCOL] …"), "not HTTP/2"),
-        (ssl.SSLError(1, "[SSL: TLSV1_UNRECOGNIZED_NAME] …"), "check TLS(server_name=…)"),
+        (ssl.SSLError(1, "[SSL: TLSV1_UNRECOGNIZED_NAME] …"), "check TLS(server_name=...)"),
         (ConnectionResetError(104, "Connection reset by peer"), "hung up during the TLS handshake"),
         (ValueError("server_hostname cannot be empty"), "TLS failed: server_hostname cannot be"),
         (ssl.SSLError(1, "[SSL] something new"), "TLS failed: [SSL] something new"),
