@@ -15,6 +15,7 @@ from revconn.core.status import is_success
 __all__ = ["Request", "Response"]
 
 _LARGE = 16 << 10
+_MOST_INFLATED = 16 << 20  # bytes of one payload, in each of the threads that run handlers
 
 
 class Request:
@@ -32,6 +33,7 @@ class Request:
         "_headers",
         "_lock",
         "_message",
+        "_packed",
         "_payload",
         "deadline",
         "framed",
@@ -59,6 +61,8 @@ class Request:
         payload = message.payload  # once: protobuf makes a copy for everybody who asks
         self._lock = lock  # of whoever settles it; guards _active and _callbacks
         self._callbacks: tuple[Callable[[], object], ...] = ()
+        self.framed = is_framed(payload)
+        self._packed = payload if self.framed else None  # as it came, until somebody asks for it
         self._payload = payload
         self._message: ForwardRequest | None = message
         self._headers: dict[str, str] | None = None
@@ -67,7 +71,6 @@ class Request:
         self._arrived = arrived
         self.deadline = deadline
         self.method = message.method_path
-        self.framed = is_framed(payload)
         self.payload_bytes = len(payload)
         if len(payload) > _LARGE:  # worth more than the time it takes: not to hold it twice
             self._headers = dict(message.headers)
@@ -85,9 +88,14 @@ class Request:
     def payload(self) -> bytes:
         """The method's message, bare.
 
-        Raises :class:`~revconn.ProtocolError` for a gRPC frame that is cut short or compressed.
+        Raises :class:`~revconn.ProtocolError` for a compressed one that does not inflate.
         """
-        return unframe(self._payload) if self.framed else self._payload
+        packed = self._packed
+        if packed is not None:
+            encoding = self.headers.get("grpc-encoding", "") if packed[0] else ""
+            self._payload = unframe(packed, encoding, _MOST_INFLATED)
+            self._packed = None  # last: another thread may be asking too
+        return self._payload
 
     def time_remaining(self) -> float | None:
         """Seconds until the deadline, never negative; ``None`` without one."""

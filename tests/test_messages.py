@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gzip
 import threading
 import time
 from typing import Any
@@ -39,9 +40,23 @@ def test_a_framed_payload_comes_out_bare() -> None:
     assert made.payload_bytes == 10
 
 
-@pytest.mark.parametrize("payload", [b"\x00", frame(b"hello")[:-1], b"\x01\x00\x00\x00\x00"])
-def test_a_broken_frame_is_a_protocol_error(payload: bytes) -> None:
+@pytest.mark.parametrize("payload", [b"\x00", frame(b"hello")[:-1], frame(b"hello") + b"!"])
+def test_what_only_begins_like_a_frame_is_the_message_itself(payload: bytes) -> None:
     made = request(payload=payload)
+    assert not made.framed
+    assert made.payload == payload
+
+
+def test_a_gzip_frame_comes_out_inflated_and_is_inflated_once() -> None:
+    payload = b"\x01" + frame(gzip.compress(b"hello"))[1:]
+    made = request(payload=payload, headers={"grpc-encoding": "gzip"})
+    assert made.payload == b"hello"
+    assert made.payload is made.payload
+
+
+@pytest.mark.parametrize("headers", [{}, {"grpc-encoding": "gzip"}])
+def test_a_frame_that_does_not_inflate_is_a_protocol_error(headers: dict[str, str]) -> None:
+    made = request(payload=b"\x01\x00\x00\x00\x00", headers=headers)
     with pytest.raises(ProtocolError):
         made.payload  # noqa: B018
 

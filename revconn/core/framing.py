@@ -16,6 +16,7 @@ __all__ = [
     "frame",
     "frame_all",
     "is_framed",
+    "pack",
     "unframe",
 ]
 
@@ -27,12 +28,16 @@ _HEAD = 4 << 10
 
 
 def is_framed(payload: bytes) -> bool:
-    """Whether a payload carries the prefix.
+    """Whether a payload counts as prefixed: the length that it announces is what follows.
 
-    Field number 0 does not exist, so a bare protobuf message never begins with 0x00 or 0x01,
-    and a prefixed one always does.
+    Any bytes may be a message, and few begin so; no protobuf does, since field number 0 does not
+    exist. Who sends one that does, bare, prefixes it: see :func:`pack`.
     """
-    return payload.startswith(_PREFIX_STARTS)
+    return (
+        payload.startswith(_PREFIX_STARTS)
+        and len(payload) >= PREFIX_BYTES
+        and _PREFIX.unpack_from(payload)[1] == len(payload) - PREFIX_BYTES
+    )
 
 
 def frame(message: bytes) -> bytes:
@@ -40,21 +45,26 @@ def frame(message: bytes) -> bytes:
     return _PREFIX.pack(0, len(message)) + message
 
 
-def unframe(payload: bytes) -> bytes:
-    """The message behind the prefix.
+def pack(message: bytes, *, framed: bool = False) -> bytes:
+    """``message`` as a payload: prefixed if that is wanted, or else it would be taken for it."""
+    return frame(message) if framed or is_framed(message) else message
 
-    Raises :class:`ProtocolError` when it is compressed, cut short, or followed by more.
+
+def unframe(payload: bytes, encoding: str = "", limit: int = 0) -> bytes:
+    """The message of a payload that :func:`is_framed`.
+
+    A compressed one is inflated to at most ``limit`` bytes when ``encoding``, its
+    ``grpc-encoding``, is gzip. Raises :class:`ProtocolError` when that cannot be done.
     """
-    if len(payload) < PREFIX_BYTES:
-        raise ProtocolError("gRPC prefix cut short", f"{len(payload)} bytes")
-    compressed, length = _PREFIX.unpack_from(payload)
-    if compressed:
-        raise ProtocolError("compressed gRPC message in a payload; send it uncompressed")
-    if length != len(payload) - PREFIX_BYTES:
+    message = payload[PREFIX_BYTES:]
+    if payload[0] == 0:
+        return message
+    if encoding != "gzip":
         raise ProtocolError(
-            f"gRPC prefix announces {length:,} bytes", f"{len(payload) - PREFIX_BYTES:,}"
+            f"compressed gRPC message in a payload, with grpc-encoding {encoding[:20]!r};"
+            " use gzip, or send it uncompressed"
         )
-    return payload[PREFIX_BYTES:]
+    return GzipInflater(limit)(message)
 
 
 def frame_all(messages: Iterable[bytes]) -> list[memoryview]:

@@ -9,7 +9,7 @@ import asyncio
 
 from revconn._proto.registry_pb2 import ForwardRequest, ForwardResponse
 from revconn.core.errors import ProtocolError
-from revconn.core.framing import frame, is_framed, unframe
+from revconn.core.framing import is_framed, pack, unframe
 from revconn.core.status import StatusCode, encode_message, http_status
 from revconn.gateway.backends import Reply
 from revconn.gateway.failures import Refused
@@ -62,11 +62,13 @@ class DialledCalls:
     async def _response(
         self, request: ForwardRequest, service: str, deadline: float
     ) -> ForwardResponse:
-        framed = is_framed(request.payload)
-        try:
-            payload = unframe(request.payload) if framed else request.payload
-        except ProtocolError as error:
-            raise Refused(StatusCode.INVALID_ARGUMENT, f"the payload: {error}") from None
+        payload, framed = request.payload, is_framed(request.payload)
+        if framed:
+            limit = self._shared.limits.max_sent_message_bytes
+            try:
+                payload = unframe(payload, request.headers.get("grpc-encoding", ""), limit)
+            except ProtocolError as error:
+                raise Refused(StatusCode.INVALID_ARGUMENT, f"the payload: {error}") from None
         reply = await self._shared.backends.call(
             service,
             request.method_path,
@@ -78,7 +80,7 @@ class DialledCalls:
             request_id=request.request_id,
             status_code=http_status(reply.code),
             headers=_headers(reply),
-            payload=frame(reply.payload) if framed and not reply.code else reply.payload,
+            payload=pack(reply.payload, framed=framed and not reply.code),
             error_message=reply.message,
         )
 

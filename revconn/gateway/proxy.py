@@ -15,7 +15,7 @@ import grpc.aio
 from revconn._proto.registry_pb2 import ConnectionMessage, ForwardResponse
 from revconn.core.deadline import format_grpc_timeout
 from revconn.core.errors import ProtocolError
-from revconn.core.framing import is_framed, unframe
+from revconn.core.framing import is_framed, pack, unframe
 from revconn.core.routing import split_method_path
 from revconn.core.status import StatusCode, decode_message, response_code
 from revconn.gateway.backends import Reply
@@ -129,7 +129,7 @@ class Proxy(grpc.GenericRpcHandler):
         headers["content-type"] = "application/grpc"
         message = ConnectionMessage()
         request = message.request
-        request.payload = await self._read(messages)
+        request.payload = pack(await self._read(messages))
         remaining: float | None = context.time_remaining()
         if remaining is not None:
             headers["grpc-timeout"] = format_grpc_timeout(remaining)
@@ -192,8 +192,10 @@ class Proxy(grpc.GenericRpcHandler):
         if len(payload) > limit:
             problem = f"a response of {len(payload):,} bytes exceeds the {limit:,} that may be sent"
             raise over_limit(self._shared.counters, "max_sent_message_bytes", problem)
+        if not is_framed(payload):
+            return payload
         try:
-            return unframe(payload) if is_framed(payload) else payload
+            return unframe(payload, response.headers.get("grpc-encoding", ""), limit)
         except ProtocolError as error:
             problem = f"the connector's payload: {error}"
             raise Refused(StatusCode.INTERNAL, problem) from None

@@ -6,7 +6,7 @@ from typing import Any, Callable, NamedTuple, Union
 
 from revconn.core.answers import encode_failure, encode_response
 from revconn.core.errors import ProtocolError
-from revconn.core.framing import frame
+from revconn.core.framing import pack
 from revconn.core.large import LargeAnswer
 from revconn.core.outbound import Answer
 from revconn.core.routing import Routes
@@ -63,7 +63,7 @@ class Answering:
         if handler is None:
             return _Failure(StatusCode.UNIMPLEMENTED, f"unknown method {request.method[:200]}", 404)
         try:
-            request.payload  # noqa: B018 - raises for a broken frame, before the handler sees it
+            request.payload  # noqa: B018 - raises for what does not inflate, before the handler sees it
         except ProtocolError as error:
             return _Failure(StatusCode.INVALID_ARGUMENT, str(error))
         try:
@@ -108,7 +108,7 @@ def _large(request: Request, outcome: _Outcome) -> LargeAnswer:
     empty: _Outcome = b""
     if isinstance(outcome, Response):
         empty = Response(status=outcome.status, headers=outcome.headers, error=outcome.error)
-    payload = frame(payload) if request.framed else payload
+    payload = pack(payload, framed=request.framed)
     return LargeAnswer(_encode(request, empty), request.deadline, payload, repr(request))
 
 

@@ -19,6 +19,7 @@ from revconn.core.framing import (
     frame,
     frame_all,
     is_framed,
+    pack,
     unframe,
 )
 
@@ -44,31 +45,51 @@ def test_a_bare_protobuf_message_is_never_taken_for_a_framed_one(key: str, addre
     assert not is_framed(message.SerializeToString())
 
 
-def test_a_compressed_flag_counts_as_framed() -> None:
-    assert is_framed(b"\x01\x00\x00\x00\x00")
+def flagged(message: bytes) -> bytes:
+    """With the prefix of a compressed message."""
+    return b"\x01" + frame(message)[1:]
 
 
-@pytest.mark.parametrize("size", range(PREFIX_BYTES))
-def test_a_prefix_cut_short_is_a_protocol_error(size: int) -> None:
-    with pytest.raises(ProtocolError, match="cut short") as caught:
-        unframe(frame(b"")[:size])
-    assert caught.value.received == f"{size} bytes"
+LOOKALIKES = st.one_of(
+    st.binary(max_size=20),
+    st.builds(bytes.__add__, st.sampled_from([b"\0", b"\x01", b"\0\0\0\0"]), st.binary(max_size=9)),
+    st.binary(max_size=20).map(frame),
+    st.binary(max_size=20).map(frame).map(frame),
+    st.binary(max_size=20).map(flagged),
+)
+"""Messages of any bytes, most of which begin as a prefix does."""
 
 
-def test_a_compressed_message_is_refused_with_the_remedy() -> None:
-    with pytest.raises(ProtocolError, match="send it uncompressed") as caught:
-        unframe(b"\x01" + frame(b"x")[1:])
-    assert caught.value.received == ""
+@given(LOOKALIKES, st.booleans())
+def test_whatever_the_bytes_a_packed_message_is_read_back(message: bytes, framed: bool) -> None:
+    payload = pack(message, framed=framed)
+    assert (unframe(payload) if is_framed(payload) else payload) == message
+    assert payload in (message, frame(message))
+    assert not framed or payload == frame(message)
 
 
-@given(st.binary(min_size=1), st.integers(min_value=1, max_value=8))
-def test_a_length_that_is_not_the_messages_is_refused(message: bytes, missing: int) -> None:
-    framed = frame(message)
-    with pytest.raises(ProtocolError, match="announces"):
-        unframe(framed + b"\x00" * missing)
-    if missing <= len(message):
-        with pytest.raises(ProtocolError, match="announces"):
-            unframe(framed[:-missing])
+@pytest.mark.parametrize(
+    "message",
+    [b"", b"\0", b"\x01", b"\0\0\0\0", b"\0\0\0\0\x01", b"\0\0\0\0\x01ab", b"\x02\0\0\0\x01a"],
+)
+def test_what_is_not_exactly_a_prefix_and_its_message_is_bare(message: bytes) -> None:
+    assert not is_framed(message)
+    assert pack(message) == message
+
+
+@pytest.mark.parametrize("encoding", ["", "identity", "snappy" * 100])
+def test_a_compressed_message_of_another_encoding_is_refused_with_the_remedy(encoding: str) -> None:
+    assert is_framed(flagged(b"x"))
+    with pytest.raises(ProtocolError, match="use gzip, or send it uncompressed") as caught:
+        unframe(flagged(b"x"), encoding)
+    assert len(str(caught.value)) < 200
+
+
+def test_a_gzip_message_is_inflated_as_far_as_the_limit_goes() -> None:
+    payload = flagged(gzip.compress(b"x" * LIMIT))
+    assert unframe(payload, "gzip", LIMIT) == b"x" * LIMIT
+    with pytest.raises(ProtocolError, match="more than 999 bytes"):
+        unframe(payload, "gzip", LIMIT - 1)
 
 
 def test_a_protocol_error_says_which_rule_was_broken_and_what_came() -> None:

@@ -120,7 +120,7 @@ def _answer(data: bytes) -> None:
 
 def _payload(data: bytes) -> None:
     if is_framed(data):
-        unframe(data)
+        assert len(unframe(data, "gzip", _LIMIT)) <= max(len(data), _LIMIT)
 
 
 def _text(data: bytes) -> None:

@@ -192,10 +192,9 @@ def test_a_framed_payload_is_returned_bare(gateway, connector, call) -> None:
     assert pending.result() == b"\x0a\x01x"
 
 
-@pytest.mark.parametrize("payload", [b"\x00\x00\x00\x00\x09x", b"\x01\x00\x00\x00\x01x", b"\x00"])
-def test_a_payload_framed_wrongly_is_an_internal_failure(gateway, connector, call, payload) -> None:
+def test_a_payload_that_does_not_inflate_is_an_internal_failure(gateway, connector, call) -> None:
     pending = call(gateway, SAY)
-    connector.respond(connector.receive_request().request_id, payload)
+    connector.respond(connector.receive_request().request_id, b"\x01\x00\x00\x00\x01x")
     assert pending.code() is grpc.StatusCode.INTERNAL
     assert "the connector's payload" in pending.details()
 

@@ -275,20 +275,12 @@ def test_a_framed_requests_failure_is_headers_alone(message: str) -> None:
     }
 
 
-@pytest.mark.parametrize(
-    ("payload", "problem"),
-    [
-        (b"\x01" + frame(b"hello")[1:], "compressed gRPC message"),
-        (frame(b"hello")[:-1], "gRPC prefix announces 5 bytes (received 4)"),
-        (frame(b"hello") + b"!", "gRPC prefix announces 5 bytes (received 6)"),
-        (b"\x00\x00", "gRPC prefix cut short"),
-    ],
-)
-def test_a_broken_prefix_is_400_and_never_reaches_the_handler(payload: bytes, problem: str) -> None:
+def test_a_frame_that_does_not_inflate_is_400_and_never_reaches_the_handler() -> None:
+    payload = b"\x01" + frame(b"hello")[1:]
     response = answer_to(raising(AssertionError("it was called")), payload)
     assert response.status_code == 400
     assert response.headers["grpc-status"] == "3"
-    assert problem in response.error_message
+    assert "compressed gRPC message" in response.error_message
 
 
 # Whatever comes
