@@ -7,7 +7,9 @@ BIN := $(VENV)/bin
 PACKAGING := setup.cfg setup.py pyproject.toml
 ARGS ?=
 # Tests wait more than they compute.
-JOBS ?= 3
+JOBS ?= 6
+# Where this is set, every program that a test starts would compile all of revconn again.
+unexport PYTHONDONTWRITEBYTECODE
 PYTEST = $(BIN)/$(if $(COVERAGE),coverage run,python) -m pytest
 
 .DEFAULT_GOAL := help
@@ -23,7 +25,7 @@ demo: $(VENV)/run.stamp  ## a gateway, a connector and a client on real sockets 
 # With EMBEDDING=required uWSGI is there too, and a test that finds something missing fails.
 test: $(VENV)/$(if $(EMBEDDING),all,$(if $(COVERAGE),dev,test)).stamp  ## run the tests (ARGS="-k deadline -x")
 	@echo "make test: running the tests, $(JOBS) at a time"
-	@$(PYTEST) -m "not alone" -n $(JOBS) --dist loadfile $(ARGS)
+	@$(PYTEST) -m "not alone" -n $(JOBS) $(ARGS)
 	@echo "make test: those that measure time, alone"
 	@$(PYTEST) -m alone $(ARGS) || [ $$? = 5 ]  # 5: none of them was asked for
 

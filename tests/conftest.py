@@ -16,11 +16,28 @@ from tests.support.connectors import QUICK, TRANSPORTS
 from tests.support.programs import Program
 from tests.support.scripted_gateway import ScriptedGateway
 
-JOIN_TIMEOUT = 30.0
+JOIN_TIMEOUT = 60.0
+
+# What these set up is costly: one worker gets them all. Other tests go to whoever is free.
+TOGETHER = ("tests/interop/", "tests/test_packaging.py")
 
 # A slow machine is no bug: hypothesis' own per-example deadline is off, pytest-timeout is on.
 settings.register_profile("revconn", deadline=None)
+# For tests that have had their many examples elsewhere: --hypothesis-profile=few
+settings.register_profile("few", deadline=None, max_examples=15)
 settings.load_profile("revconn")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Distribute tests one by one, but for those that belong together."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Scheduling(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return next((room for room in TOGETHER if nodeid.startswith(room)), nodeid)
+
+    return Scheduling(config, log)
 
 
 @pytest.fixture(autouse=True)

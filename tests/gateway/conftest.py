@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Iterator
 from contextlib import ExitStack
 from typing import Any, Callable
@@ -66,6 +67,8 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     """Ages and heartbeats in the test's own time. To be asked for before a gateway is."""
+    running = [thread.name for thread in threading.enumerate() if thread.name == "revconn-gateway"]
+    assert not running, "a gateway runs already, and would go by this clock too"
     clock = Clock()
     for module in (conversation, forwarding, journal, outbound, serving, stream, thread):
         monkeypatch.setattr(module, "time", clock)

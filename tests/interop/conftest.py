@@ -122,7 +122,8 @@ def workshop() -> Workshop:
     return Workshop()
 
 
-@pytest.fixture(scope="session")
+# No longer than its tests: some of others give every gateway of the process another clock.
+@pytest.fixture(scope="package")
 def interop(workshop: Workshop, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Interop]:
     with ExitStack() as opened:
         yield Interop(workshop, tmp_path_factory.mktemp("interop"), opened)

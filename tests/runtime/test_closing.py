@@ -15,7 +15,8 @@ import pytest
 from revconn import Backoff, Connector, State
 from revconn import connector as connector_module
 from revconn.testing import Fault, FaultProxy
-from tests.support.connectors import NEVER
+from tests.support.connectors import NEVER, TRANSPORTS
+from tests.support.pairwise import pairwise
 from tests.support.scripted_gateway import Peer, ScriptedGateway
 from tests.support.threads import in_thread
 from tests.support.waiting import eventually
@@ -202,9 +203,11 @@ def closing(connector: Connector, how: str) -> Callable[[], None]:
     return connector.abort if how == "abort" else lambda: connector.stop(DRAIN)
 
 
-@pytest.mark.parametrize("call", CALLERS)
-@pytest.mark.parametrize("set_up", SCENES)
-@pytest.mark.parametrize("how", ["stop", "abort"])
+@pytest.mark.parametrize(
+    ("set_up", "call", "how", "transport_options"),
+    pairwise(SCENES, CALLERS, ["stop", "abort"], TRANSPORTS),
+    indirect=["transport_options"],
+)
 def test_closing_takes_no_longer_than_it_says_and_leaves_nothing(
     scene: Scene, how: str, set_up: Callable[[Scene], Connector], call: Callable
 ) -> None:
@@ -276,9 +279,12 @@ def stalled(scene: Scene, connector: Connector, proxy: FaultProxy) -> None:
 
 
 @pytest.mark.parametrize(
-    "meanwhile", [draining, without_a_gateway, connecting_again, stalled], ids=lambda f: f.__name__
+    ("meanwhile", "how", "transport_options"),
+    pairwise(
+        [draining, without_a_gateway, connecting_again, stalled], ["stop", "abort"], TRANSPORTS
+    ),
+    indirect=["transport_options"],
 )
-@pytest.mark.parametrize("how", ["stop", "abort"])
 def test_a_handler_that_closes_its_connector_later_returns_at_once_and_ends_it(
     scene: Scene, how: str, meanwhile: Callable
 ) -> None:
@@ -317,20 +323,26 @@ LOCKS: dict[str, Callable[[Connector], threading.Lock]] = {
 }
 
 
-@pytest.mark.parametrize("lock_of", LOCKS.values(), ids=LOCKS)
-@pytest.mark.parametrize("how", ["stop", "abort"])
+@pytest.mark.parametrize(
+    ("lock", "how", "transport_options"),
+    pairwise(LOCKS, ["stop", "abort"], TRANSPORTS),
+    indirect=["transport_options"],
+)
 def test_a_signal_handler_that_closes_it_returns_whatever_lock_the_main_thread_holds(
-    scene: Scene, monkeypatch: pytest.MonkeyPatch, how: str, lock_of: Callable
+    scene: Scene, monkeypatch: pytest.MonkeyPatch, how: str, lock: str
 ) -> None:
     monkeypatch.setattr(connector_module, "_HELD_UP", 0.1)
     connector = scene.ready()
-    with lock_of(connector):
+    with LOCKS[lock](connector):
         in_a_signal_handler(closing(connector, how))
     connector.wait(TIMEOUT)
 
 
-@pytest.mark.parametrize("state", [s for s in State if s is not State.IDLE])
-@pytest.mark.parametrize("how", ["stop", "abort"])
+@pytest.mark.parametrize(
+    ("state", "how", "transport_options"),
+    pairwise([s for s in State if s is not State.IDLE], ["stop", "abort"], TRANSPORTS),
+    indirect=["transport_options"],
+)
 def test_closing_in_a_state_callback_returns_at_once_and_ends_the_connector(
     new_connector, gateway, how, state
 ) -> None:
