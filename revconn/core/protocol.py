@@ -11,8 +11,6 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Callable
 
-from google.protobuf.message import DecodeError
-
 from revconn._proto.registry_pb2 import (
     CancelRequest,
     ConnectionMessage,
@@ -22,6 +20,7 @@ from revconn._proto.registry_pb2 import (
     ForwardResponse,
     Heartbeat,
 )
+from revconn.core.decoding import decode
 from revconn.core.errors import ProtocolError
 from revconn.core.features import CANCEL
 from revconn.core.terms import Terms
@@ -184,12 +183,7 @@ class Conversation:
     def _receive_one(self, data: bytes, inbound: Inbound) -> None:
         if self.phase is Phase.OPENED:
             raise ProtocolError("the gateway spoke before it was spoken to")
-        try:
-            message = ConnectionMessage.FromString(data)
-        except (DecodeError, UnicodeDecodeError):  # the latter from protobuf without its C code
-            raise ProtocolError(
-                "the gateway sent bytes that are no ConnectionMessage", f"{len(data):,} bytes"
-            ) from None
+        message = decode(ConnectionMessage, data)
         kind = message.WhichOneof("message_type")
         if kind == "request":
             # Also before CONNECTED: a route exists from the moment the gateway registers it,

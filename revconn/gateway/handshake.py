@@ -8,11 +8,12 @@ from typing import Any, NamedTuple
 
 import grpc.aio
 
+from revconn._proto.registry_pb2 import ConnectionMessage
+from revconn.core.decoding import decode
 from revconn.core.errors import ProtocolError
 from revconn.core.routing import LONGEST_SERVICE
 from revconn.core.status import StatusCode
 from revconn.gateway.counters import Counters
-from revconn.gateway.decoding import decode
 from revconn.gateway.failures import Refused
 from revconn.gateway.keys import ApiKeys
 
@@ -49,7 +50,7 @@ async def receive_registration(
 def check_registration(received: bytes, keys: ApiKeys) -> Registration:
     """What the first message of a stream registers. Raises :class:`Refused`."""
     try:
-        message = decode(received)
+        message = decode(ConnectionMessage, received)
     except ProtocolError as error:
         raise Refused(StatusCode.INVALID_ARGUMENT, str(error)) from None
     kind = message.WhichOneof("message_type")

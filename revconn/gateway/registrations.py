@@ -7,9 +7,10 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import grpc.aio
-from google.protobuf.message import DecodeError
 
 from revconn._proto.registry_pb2 import RegisterRequest, RegisterResponse
+from revconn.core.decoding import decode
+from revconn.core.errors import ProtocolError
 from revconn.core.status import StatusCode
 from revconn.gateway.failures import Refused
 from revconn.gateway.shared import Shared
@@ -51,13 +52,12 @@ class Registrations:
             self._shared.counters.refused["handshake_timeout"] += 1
             problem = f"no request came within {timeout:g} seconds"
             raise Refused(StatusCode.DEADLINE_EXCEEDED, problem) from None
+        if not isinstance(received, bytes):
+            raise Refused(StatusCode.INVALID_ARGUMENT, "the stream ended without a RegisterRequest")
         try:
-            if isinstance(received, bytes):
-                return RegisterRequest.FromString(received)
-        # As in decoding.py.
-        except (DecodeError, UnicodeDecodeError, SystemError):
-            pass
-        raise Refused(StatusCode.INVALID_ARGUMENT, "not a RegisterRequest")
+            return decode(RegisterRequest, received)
+        except ProtocolError as error:
+            raise Refused(StatusCode.INVALID_ARGUMENT, str(error)) from None
 
 
 async def refuse_register(_requests: AsyncIterator[bytes], context: Context) -> None:

@@ -12,12 +12,12 @@ from typing import Any, NamedTuple
 import grpc.aio
 
 from revconn._proto.registry_pb2 import ConnectionMessage, ConnectionStatus
+from revconn.core.decoding import decode
 from revconn.core.errors import ProtocolError
 from revconn.core.features import FEATURES_HEADER, SUPPORTED, Announcement
 from revconn.core.status import StatusCode
 from revconn.gateway import journal
 from revconn.gateway.conversation import Conversation
-from revconn.gateway.decoding import decode
 from revconn.gateway.failures import Refused, over_limit
 from revconn.gateway.handshake import Registration, receive_registration
 from revconn.gateway.registry import Connection
@@ -203,7 +203,7 @@ class _Stream:
                 self._end.bring(refused.code, refused.message)
                 return
             try:
-                message = decode(received)
+                message = decode(ConnectionMessage, received)
             except ProtocolError as error:
                 self._end.bring(StatusCode.INVALID_ARGUMENT, str(error))
                 return

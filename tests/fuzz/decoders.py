@@ -17,6 +17,7 @@ from revconn._proto.registry_pb2 import (
 )
 from revconn.core.chunking import ChunkJoiner
 from revconn.core.deadline import request_deadline
+from revconn.core.decoding import decode
 from revconn.core.errors import ProtocolError
 from revconn.core.frames import FrameSplitter, parse_goaway, parse_window_update, unpad
 from revconn.core.framing import GzipInflater, MessageReader, is_framed, unframe
@@ -27,7 +28,6 @@ from revconn.core.routing import Routes
 from revconn.core.status import decode_message, response_code
 from revconn.core.terms import Terms
 from revconn.core.text import presentable
-from revconn.gateway.decoding import decode
 from revconn.gateway.failures import Refused
 from revconn.gateway.handshake import check_registration
 from revconn.gateway.keys import ApiKeys
@@ -109,7 +109,7 @@ def _request(message: ForwardRequest) -> None:
 
 def _answer(data: bytes) -> None:
     """What a connector answers a gateway."""
-    response: ForwardResponse = decode(data).response
+    response: ForwardResponse = decode(ConnectionMessage, data).response
     response_code(response.status_code, response.headers)
     metadata_from_headers(response.headers)
     truncate_message(response.error_message)

@@ -186,7 +186,7 @@ def test_a_connector_that_never_reads(scene: Scene) -> None:
 
 
 RAVING = {
-    "garbage": " ended: not a ConnectionMessage",
+    "garbage": " ended: bytes that are no ConnectionMessage",
     "unasked": " ignored an answer to what nobody asked",
     "reconnecting": " ended: ",
 }

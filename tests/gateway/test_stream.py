@@ -69,7 +69,7 @@ def test_a_wrong_key_is_refused_and_never_logged(gateway, dial, caplog) -> None:
     [
         (ConnectionMessage(heartbeat=Heartbeat()).SerializeToString(), "must be register"),
         (ConnectionMessage().SerializeToString(), "must be register"),
-        (b"\xff\xff", "not a ConnectionMessage"),
+        (b"\xff\xff", "no ConnectionMessage"),
     ],
 )
 def test_another_first_message_is_refused(gateway, dial, first, said) -> None:
@@ -184,7 +184,7 @@ def test_garbage_ends_the_stream(gateway, connect) -> None:
     connector.send_bytes(b"\xff\xff")
     code, details = connector.ended()
     assert code is grpc.StatusCode.INVALID_ARGUMENT
-    assert "not a ConnectionMessage" in details
+    assert "no ConnectionMessage" in details
     assert gateway.connections() == ()
 
 
