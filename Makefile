@@ -22,7 +22,8 @@ demo: $(VENV)/run.stamp  ## a gateway, a connector and a client on real sockets 
 	@echo "make demo: calls through a gateway into a handler, and a gateway that dies and comes back"
 	@$(BIN)/revconn demo $(ARGS)
 
-# With EMBEDDING=required uWSGI is there too, and a test that finds something missing fails.
+# With EMBEDDING=required uWSGI is there too, and a test that finds something missing fails; with
+# FRONT_PROXIES=required so does one that finds nginx, HAProxy or Caddy missing.
 test: $(VENV)/$(if $(EMBEDDING),all,$(if $(COVERAGE),dev,test)).stamp  ## run the tests (ARGS="-k deadline -x")
 	@echo "make test: running the tests, $(JOBS) at a time"
 	@$(PYTEST) -m "not alone" -n $(JOBS) $(ARGS)

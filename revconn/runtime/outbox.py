@@ -344,6 +344,12 @@ class Line:
         self._outbox._log_refused()
 
     @property
+    def is_flushed(self) -> bool:
+        """Whether no answer waits to leave here, and nobody has to take a message any more."""
+        with self._outbox._lock:
+            return not (self._control or self.outbound or self.leaving)
+
+    @property
     def _carries_answers(self) -> bool:
         return self in self._outbox._lines
 

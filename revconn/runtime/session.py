@@ -171,11 +171,11 @@ class Session:
                 self._serve(api_key)
             except StreamEnded as ended:
                 error = self._loss_by(ended)
+                self.ended_in_peace = self._left_in_peace(ended)
             except ConfigurationError as problem:  # a certificate's file is being replaced, say
                 error = self._loss(str(problem))
             except BaseException as failure:  # noqa: BLE001 - it is raised from start() and wait()
                 error = failure
-            self.ended_in_peace = self._left_in_peace(error)
             self._tear_down(settled=self.ended_in_peace and self._says_last)
             self._end(error)
 
@@ -196,11 +196,12 @@ class Session:
                 self.going_away = True
                 self._owner.session_going_away(self)
 
-    def _left_in_peace(self, error: BaseException) -> bool:
+    def _left_in_peace(self, ended: StreamEnded) -> bool:
         """Whether the gateway ended the stream because all it had sent there is settled."""
         with self._lock:
-            leaving = self._conversation.phase is Phase.LEAVING
-        return leaving and isinstance(error, ConnectionLost) and error.code is StatusCode.OK
+            if self._conversation.phase is not Phase.LEAVING or self._retired is not None:
+                return False
+        return ended.code is StatusCode.OK or (ended.status_lost and self._line.is_flushed)
 
     def _end(self, error: BaseException) -> None:
         self.error = error

@@ -79,12 +79,17 @@ class Source(Protocol):
 
 
 class StreamEnded(Exception):
-    """The stream is over: the gRPC ``code`` it ended with, and ``details`` for an operator."""
+    """The stream is over: the gRPC ``code`` it ended with, and ``details`` for an operator.
 
-    def __init__(self, code: StatusCode, details: str) -> None:
+    ``status_lost`` says that the gateway may have ended it with a status of its own, which the
+    transport was not shown: ``code`` stands in for it.
+    """
+
+    def __init__(self, code: StatusCode, details: str, *, status_lost: bool = False) -> None:
         super().__init__(f"{code.name}: {details}")
         self.code = code
         self.details = details
+        self.status_lost = status_lost
 
 
 class Stream(ABC):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
+import time
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -102,7 +103,10 @@ class GrpcioTransport(Transport):
 
 
 class _GrpcioStream(Stream):
-    """``_lock`` guards ``_channel``, ``_call`` and ``_closed``."""
+    """``_lock`` guards ``_channel``, ``_call`` and ``_closed``.
+
+    ``_registration`` is the first message, from when it is sent until the gateway says anything.
+    """
 
     def __init__(self, transport: GrpcioTransport, source: Source, name: str) -> None:
         self._transport = transport
@@ -112,12 +116,15 @@ class _GrpcioStream(Stream):
         self._closed = False
         self._channel: grpc.Channel | None = None
         self._call: Any = None  # both a grpc.Call and an iterator of bytes
-        self._sender: threading.Thread | None = None
+        self._senders: list[threading.Thread] = []
+        self._registration: bytes | None = None
 
     def open(self) -> None:
-        channel = self._transport.channel()
+        self._begin(self._transport.channel(), self._outgoing())
+
+    def _begin(self, channel: grpc.Channel, outgoing: Iterator[bytes]) -> None:
         establish: Any = channel.stream_stream(METHOD)
-        call = establish(self._outgoing(), metadata=OFFER)
+        call = establish(outgoing, metadata=OFFER)
         with self._lock:
             self._channel, self._call = channel, call
             closed = self._closed
@@ -126,27 +133,66 @@ class _GrpcioStream(Stream):
 
     def _outgoing(self) -> Iterator[bytes]:
         """What grpcio's own consumer thread iterates over: that thread is the sender."""
-        self._sender = threading.current_thread()
-        self._sender.name = f"revconn-sender-{self._name}"
-        while True:
-            batch = self._source.take()
-            if batch is None:
-                return
+        self._be_sender()
+        batch = self._source.take()
+        self._registration = batch[0] if batch else None
+        while batch is not None:
             yield from batch
+            batch = self._source.take()
+
+    def _be_sender(self) -> None:
+        thread = threading.current_thread()
+        thread.name = f"revconn-sender-{self._name}"
+        self._senders.append(thread)
 
     def receive(self) -> list[bytes]:
         assert self._call is not None, "open() comes first"
         self._source.wait_for_room()
         try:
-            return [next(self._call)]
+            message = next(self._call)
         except StopIteration:
             raise StreamEnded(StatusCode.OK, "the gateway ended the stream") from None
         except grpc.RpcError as error:
-            code = StatusCode(error.code().value[0])
-            if "too many pings" in (error.details() or "").lower():
-                self._transport.ping_less()
-            reason = explain(error.details() or "", tls=self._transport.speaks_tls)
-            raise StreamEnded(code, reason) from None
+            raise self._end_by(error) from None
+        self._registration = None
+        return [message]
+
+    def _end_by(self, error: Any) -> StreamEnded:
+        """What it means that a call failed."""
+        code, details = StatusCode(error.code().value[0]), error.details() or ""
+        if "too many pings" in details.lower():
+            self._transport.ping_less()
+        status_lost = code is StatusCode.CANCELLED and _RESET_WITH_CANCEL in details
+        if status_lost and self._registration is not None:
+            refused = self._ask_again(self._registration)
+            if refused is not None:
+                return self._end_by(refused)
+        reason = explain(details, tls=self._transport.speaks_tls)
+        return StreamEnded(code, reason, status_lost=status_lost)
+
+    def _ask_again(self, registration: bytes) -> Any:
+        """How the gateway refuses the registration, as grpcio raises it; ``None`` if it does not.
+
+        HAProxy resets a stream that the gateway has ended before its client did, and then grpcio
+        does not show the gateway's status. Where the client has nothing more to say it does.
+        """
+        self._registration = None
+        with self._lock:
+            channel = self._channel
+        if channel is not None:
+            self._begin(channel, self._only(registration))
+            try:
+                next(self._call)
+                self._call.cancel()
+            except StopIteration:
+                pass
+            except grpc.RpcError as refused:
+                return refused
+        return None
+
+    def _only(self, message: bytes) -> Iterator[bytes]:
+        self._be_sender()
+        yield message
 
     def metadata(self) -> Iterable[tuple[str, str | bytes]]:
         assert self._call is not None, "open() comes first"
@@ -172,10 +218,13 @@ class _GrpcioStream(Stream):
             threading.Thread(target=channel.close, name=name, daemon=True).start()
 
     def join(self, timeout: float) -> None:
-        if self._sender is not None and self._sender is not threading.current_thread():
-            self._sender.join(timeout)
+        deadline = time.monotonic() + timeout
+        for sender in self._senders:
+            if sender is not threading.current_thread():
+                sender.join(max(0.0, deadline - time.monotonic()))
 
 
+_RESET_WITH_CANCEL = "RST_STREAM with error code 8"
 _NO_CONNECTION = "failed to connect to all addresses"
 _NOT_TRUSTED = (
     "the gateway's certificate is signed by an unknown authority (give that as TLS(ca=...)), has"
@@ -201,6 +250,7 @@ _EXPLANATIONS = (
     ("Failed to create security handshaker", "TLS(ca=, cert=, key=): not PEM, or not of one pair"),
     ("http1.x server", "what listens there speaks HTTP/1.1, not HTTP/2"),
     ("Failed parsing HTTP/2", "what listens there does not speak HTTP/2"),
+    (_RESET_WITH_CANCEL, "the gateway, or a proxy in front of it, reset the stream"),
 )
 _HANG_UPS = ("Socket closed", "Endpoint read failed", "Unwrap failed", "onnection reset")
 

@@ -16,12 +16,13 @@ from tests.support.threads import TIMEOUT
 
 
 class Welcome(Stream):
-    """A stream on which the gateway says CONNECTED, and nothing else until it is closed."""
+    """A stream on which the gateway says CONNECTED, and nothing else until it ends."""
 
     def __init__(self) -> None:
         status = ConnectionStatus(connection_id="id-1", status=ConnectionStatus.CONNECTED)
         self._unheard = [[ConnectionMessage(status=status).SerializeToString()]]
         self._closed = threading.Event()
+        self._end = StreamEnded(StatusCode.CANCELLED, "closed")
 
     def open(self) -> None:
         pass
@@ -30,7 +31,11 @@ class Welcome(Stream):
         if self._unheard:
             return self._unheard.pop()
         self._closed.wait(TIMEOUT)
-        raise StreamEnded(StatusCode.CANCELLED, "closed")
+        raise self._end
+
+    def ends(self, end: StreamEnded) -> None:
+        self._end = end
+        self._closed.set()
 
     def metadata(self) -> Iterable[tuple[str, str | bytes]]:
         return ()
@@ -59,9 +64,14 @@ def line() -> Line:
 
 
 @pytest.fixture
-def session(line: Line) -> Iterator[Session]:
+def stream() -> Welcome:
+    return Welcome()
+
+
+@pytest.fixture
+def session(line: Line, stream: Welcome) -> Iterator[Session]:
     owner = Owner()
-    session = Session("gateway:1", "gateway", lambda _: Welcome(), line, make_options(), owner)
+    session = Session("gateway:1", "gateway", lambda _: stream, line, make_options(), owner)
     session.start("key", ("echo.Echo",))
     assert owner.ready.wait(TIMEOUT)
     yield session
@@ -89,3 +99,31 @@ def test_no_answer_follows_the_goodbye_to_a_gateway_that_reads_none_after_it(
     another = line._outbox.open_line()
     another.let_answers_through()
     assert another.take() == [b"answer"]
+
+
+@pytest.mark.parametrize(
+    ("code", "status_lost", "flushed", "in_peace"),
+    [
+        (StatusCode.OK, False, False, True),  # the gateway says so: it wants nothing else
+        (StatusCode.CANCELLED, True, True, True),
+        (StatusCode.CANCELLED, True, False, False),
+        (StatusCode.CANCELLED, False, True, False),
+        (StatusCode.UNAVAILABLE, False, True, False),
+    ],
+)
+def test_after_the_goodbye_a_lost_status_is_the_end_unless_something_is_unsent(
+    session: Session,
+    stream: Welcome,
+    line: Line,
+    code: StatusCode,
+    status_lost: bool,
+    flushed: bool,
+    in_peace: bool,
+) -> None:
+    line.take()  # the registration
+    session.say_goodbye()
+    if flushed:
+        line.take()  # the goodbye
+    stream.ends(StreamEnded(code, "", status_lost=status_lost))
+    session.join(TIMEOUT)
+    assert session.ended_in_peace is in_peace

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import importlib.metadata
 import os
+import shutil
+from typing import NoReturn
 
 import pytest
 
-__all__ = ["needs"]
+__all__ = ["needs", "needs_program", "search_path"]
 
 
 def needs(distribution: str) -> None:
@@ -15,7 +17,23 @@ def needs(distribution: str) -> None:
     try:
         importlib.metadata.version(distribution)
     except importlib.metadata.PackageNotFoundError:
-        reason = f"{distribution} is not installed: pip install 'revconn[embedding,uwsgi]'"
-        if os.environ.get("EMBEDDING") == "required":
-            pytest.fail(reason)
-        pytest.skip(reason)
+        remedy = "pip install 'revconn[embedding,uwsgi]'"
+        _do_without(f"{distribution} is not installed: {remedy}", "EMBEDDING")
+
+
+def needs_program(program: str, package: str) -> None:
+    """Skip the test without ``program``; where FRONT_PROXIES=required, fail it instead."""
+    if shutil.which(program, path=search_path()) is None:
+        remedy = f"apt-get install {package}"
+        _do_without(f"{program} is not installed: {remedy}", "FRONT_PROXIES")
+
+
+def search_path() -> str:
+    """Where programs are looked for: servers are often where only root looks."""
+    return os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin", "/usr/local/sbin"])
+
+
+def _do_without(reason: str, variable: str) -> NoReturn:
+    if os.environ.get(variable) == "required":
+        pytest.fail(reason)
+    pytest.skip(reason)

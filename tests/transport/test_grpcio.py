@@ -2,13 +2,20 @@ from __future__ import annotations
 
 import importlib.metadata
 import threading
+from collections.abc import Iterable, Iterator
+from typing import Callable
 
 import pytest
+from hyperframe.frame import DataFrame, Frame, HeadersFrame, RstStreamFrame
 
-from revconn import State
+from revconn import AuthenticationError, State
+from revconn._proto.registry_pb2 import ConnectionMessage, ConnectionStatus, ForwardRequest
+from revconn.core.features import DRAIN, FEATURES_HEADER
 from revconn.testing import Fault
 from revconn.transport.base import user_agent
 from revconn.transport.grpcio import explain
+from tests.support.scripted_http2 import GRPC_HEADERS, Http2Peer, ScriptedHttp2, message
+from tests.support.threads import in_thread
 from tests.support.waiting import eventually
 
 TIMEOUT = 10.0
@@ -93,6 +100,96 @@ def test_sent_data_that_nobody_takes_is_not_waited_for_for_ever(
     let_go.set()
     eventually(lambda: connector.state is not State.READY)
     proxy.reset_all()
+
+
+# Streams that a proxy resets when the gateway has ended them
+
+CANCEL = 8
+
+
+@pytest.fixture
+def cutting() -> Iterator[ScriptedHttp2]:
+    """A gateway with a proxy in front that follows trailers with a reset, as HAProxy does."""
+    with ScriptedHttp2() as server:
+        yield server
+
+
+def cut_off(peer: Http2Peer, *headers: tuple[str, str]) -> None:
+    """Trailers and a reset, in one segment."""
+    peer.say(peer.headers_frame(headers, end=True), RstStreamFrame(1, error_code=CANCEL))
+
+
+def accept_ready(server: ScriptedHttp2) -> Http2Peer:
+    peer = server.accept()
+    peer.begin()
+    peer.accept_stream((FEATURES_HEADER, DRAIN))
+    status = ConnectionStatus(connection_id="id-1", status=ConnectionStatus.CONNECTED)
+    peer.hears_message()
+    peer.send(ConnectionMessage(status=status).SerializeToString())
+    return peer
+
+
+def test_after_a_goodbye_such_an_end_is_no_break(new_connector, cutting: ScriptedHttp2) -> None:
+    connector = new_connector(cutting.address, drain_timeout=60.0)
+    connector.add_method("/echo.Echo/Say", lambda request: request.payload)
+    connector.start(block=False)
+    peer = accept_ready(cutting)
+    request = ForwardRequest(request_id="r1", method_path="/echo.Echo/Say")
+    peer.send(ConnectionMessage(request=request).SerializeToString())
+    answer = ConnectionMessage.FromString(peer.hears_message())
+    assert answer.response.request_id == "r1"
+    stopping = in_thread(connector.stop)
+    assert ConnectionMessage.FromString(peer.hears_message()).HasField("status")
+    cut_off(peer, ("grpc-status", "0"))
+    stopping.result(TIMEOUT)
+    stats = connector.stats()
+    assert (stats["connections"], stats["replayed"], stats["undelivered"]) == (1, 0, 0)
+
+
+def refuse_both_times(peer: Http2Peer, *, second_time: Callable[[int], Iterable[Frame]]) -> None:
+    """Cut off the first stream; the second one, whose client has said all, gets these frames."""
+    peer.begin()
+    peer.hears_message()
+    cut_off(peer, *GRPC_HEADERS, *INVALID_TOKEN)
+    stream_id = peer.hears(HeadersFrame).stream_id
+    peer.hears(DataFrame, "END_STREAM")
+    peer.say(*second_time(stream_id))
+
+
+INVALID_TOKEN = (("grpc-status", "16"), ("grpc-message", "Invalid token"))
+
+
+def test_a_refusal_that_was_cut_off_is_asked_for_again(new_connector, cutting) -> None:
+    connector = new_connector(cutting.address)
+    connector.start(block=False)
+    peer = cutting.accept()
+
+    def refuse(stream_id: int) -> Iterable[Frame]:
+        frame = peer.headers_frame([*GRPC_HEADERS, *INVALID_TOKEN], end=True)
+        frame.stream_id = stream_id
+        return [frame]
+
+    refuse_both_times(peer, second_time=refuse)
+    with pytest.raises(AuthenticationError, match="Invalid token"):
+        connector.wait(TIMEOUT)
+
+
+def test_what_is_no_refusal_when_asked_again_is_a_failure_that_passes(
+    new_connector, cutting
+) -> None:
+    connector = new_connector(cutting.address)
+    connector.start(block=False)
+    peer = cutting.accept()
+
+    def take(stream_id: int) -> Iterable[Frame]:
+        frame = peer.headers_frame(GRPC_HEADERS)
+        frame.stream_id = stream_id
+        return [frame, DataFrame(stream_id, message(b""))]
+
+    refuse_both_times(peer, second_time=take)
+    accept_ready(cutting)
+    connector.wait_ready(TIMEOUT)
+    connector.abort()
 
 
 # Threads
