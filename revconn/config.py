@@ -19,6 +19,7 @@ from revconn.validation import (
     require_number,
     require_seconds,
     require_service_name,
+    warn_of_readers,
 )
 
 __all__ = ["TLS", "Backoff", "Options", "PathOrPEM", "api_key_source", "parse_services"]
@@ -61,8 +62,9 @@ class TLS:
             refuse(f"TLS({missing}=)", None, "is missing", "give cert and key together")
         for name in ("ca", "cert", "key"):
             self.read(name)
-        if self.server_name is not None and not isinstance(self.server_name, str):
-            refuse("TLS(server_name=)", self.server_name, "not a name", "give it as a str")
+        if self.server_name is not None and not _is_name(self.server_name):
+            remedy = "give the name in the gateway's certificate, as a str"
+            refuse("TLS(server_name=)", self.server_name, "not a name", remedy)
         if self.ssl_context is not None:
             self._adopt(self.ssl_context)
 
@@ -226,14 +228,16 @@ class Options:
 
 
 def parse_services(services: Sequence[str]) -> tuple[str, ...]:
-    """Service names, each once, in the order given."""
+    """Service names in the order given; none of them twice."""
     if isinstance(services, str):
         refuse("services", services, "one text, not a list", f"write services=[{services!r}]")
     try:
-        names = dict.fromkeys(require_service_name("services", name) for name in services)
+        names = tuple(require_service_name("services", name) for name in services)
     except TypeError:
         refuse("services", services, "not a list of names", 'write services=["echo.Echo"]')
-    return tuple(names)
+    if len(set(names)) < len(names):
+        refuse("services", services, "names a service twice", "name each service once")
+    return names
 
 
 def api_key_source(api_key: str | Callable[[], str]) -> Callable[[], str]:
@@ -252,10 +256,16 @@ def _read_file(argument: str, path: str | os.PathLike[str]) -> bytes:
         refuse(argument, None, "is PEM as text, not a path", "give PEM as bytes: text.encode()")
     try:
         with open(path, "rb") as file:
+            if argument == "TLS(key=)":
+                warn_of_readers(argument, path, file.fileno())
             return file.read()
     except (OSError, ValueError) as error:  # ValueError: a null byte in the path
         reason = getattr(error, "strerror", error)
         refuse(argument, os.fspath(path), f"cannot be read: {reason}", remedy)
+
+
+def _is_name(text: object) -> bool:
+    return isinstance(text, str) and text.isprintable() and text.strip() == text != ""
 
 
 def _require_threads(executor: Executor) -> None:

@@ -11,11 +11,11 @@ from collections.abc import Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Callable, TypeVar
+from typing import Any, Callable, TypeVar
 
 from revconn.config import TLS, Backoff, Options, api_key_source, parse_services
 from revconn.core.routing import Routes, split_method_path
-from revconn.environment import environment_options
+from revconn.environment import PREFIX, environment_options, naming_variables
 from revconn.exceptions import RevconnError
 from revconn.logger import get_logger
 from revconn.proxy import proxy_for
@@ -27,7 +27,12 @@ from revconn.runtime.supervisor import Supervisor
 from revconn.runtime.threads import aside, is_own_thread
 from revconn.target import Target, parse_targets
 from revconn.transport.base import Transport
-from revconn.validation import refuse, require_seconds, require_service_name
+from revconn.validation import (
+    refuse,
+    require_attribute,
+    require_seconds,
+    require_service_name,
+)
 
 __all__ = ["Connector", "LinkStatus"]
 
@@ -164,16 +169,24 @@ class Connector:
         _connectors.add(self)
 
     @classmethod
-    def from_env(cls, prefix: str = "REVCONN_") -> Connector:
+    def from_env(cls, prefix: str = PREFIX, **overrides: Any) -> Connector:
         """A connector with its options from environment variables.
 
-        ``PREFIX_TARGET`` (comma-separated), ``PREFIX_API_KEY`` or ``PREFIX_API_KEY_FILE`` (read
-        again before every handshake), ``PREFIX_SERVICES`` (comma-separated), ``PREFIX_TLS``
-        (``on`` or ``off``), ``PREFIX_TLS_CA``, ``_CERT``, ``_KEY`` and ``_SERVER_NAME``.
+        ``PREFIX_TARGET`` (comma-separated) and ``PREFIX_API_KEY``, or ``PREFIX_API_KEY_FILE`` (read
+        again before every handshake), have to be set; the reference lists the variables of all
+        other options. ``overrides`` are options of the constructor: they count instead of their
+        variables, which are then not looked at.
 
-        Raises :class:`ConfigurationError` naming the variable that is missing or malformed.
+        Raises :class:`ConfigurationError` naming the variable that is missing, blank or malformed,
+        or that begins with ``REVCONN_`` and is no option's.
         """
-        return cls(**environment_options(prefix, os.environ))
+        options = environment_options(prefix, os.environ, overrides)
+        with naming_variables(prefix, overrides):
+            return cls(**{**options, **overrides})
+
+    def __setattr__(self, name: str, value: object) -> None:
+        require_attribute(Connector, self, name)
+        super().__setattr__(name, value)
 
     # Handlers
 

@@ -2,90 +2,236 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, NoReturn
+import dataclasses
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Callable, NoReturn
 
-from revconn.config import TLS, parse_services
+from revconn.config import TLS, Backoff, Options, parse_services
 from revconn.exceptions import ConfigurationError
+from revconn.logger import get_logger
 from revconn.target import parse_targets
-from revconn.validation import refuse, require_api_key
+from revconn.validation import closest, refuse, require_api_key, warn_of_readers
 
-__all__ = ["KeyFile", "environment_options"]
+__all__ = ["PREFIX", "VARIABLES", "KeyFile", "environment_options", "naming_variables"]
+
+logger = get_logger(__name__)
+
+PREFIX = "REVCONN_"
 
 _SWITCH = {"on": True, "true": True, "1": True, "off": False, "false": False, "0": False}
 _TLS_FIELDS = ("ca", "cert", "key", "server_name")
-_VARIABLES = {
-    "targets": "TARGET",
-    "services": "SERVICES",
-    "api_key": "API_KEY",
-    **{f"TLS({name}=)": f"TLS_{name.upper()}" for name in _TLS_FIELDS},
+_WHOLE = re.compile(r"[0-9]+")
+_DECIMAL = re.compile(r"[0-9]+(?:\.[0-9]+)?")
+# By the type that a field of Options or Backoff is annotated with: what its text may be, how it is
+# read, and what to say of any other. A new number is known here as soon as it is an option.
+_NUMBERS: Mapping[str, tuple[re.Pattern[str], type, str]] = {
+    "int": (_WHOLE, int, "write a whole number, such as 16"),
+    "float": (_DECIMAL, float, "write a number, such as 30 or 0.5"),
+    "int | None": (_WHOLE, int, "write a whole number, such as 16, or none"),
+    "float | None": (_DECIMAL, float, "write a number, such as 30 or 0.5, or none"),
 }
 
 
-def environment_options(prefix: str, environ: Mapping[str, str]) -> dict[str, Any]:
+def _numbers_of(settings: type) -> dict[str, str]:
+    fields = dataclasses.fields(settings)
+    return {field.name: str(field.type) for field in fields if field.type in _NUMBERS}
+
+
+_OPTION_NUMBERS = _numbers_of(Options)
+_BACKOFF_NUMBERS = _numbers_of(Backoff)
+
+# What each argument's variable is called, after the prefix.
+VARIABLES: Mapping[str, str] = {
+    "targets": "TARGET",
+    "api_key": "API_KEY",
+    "services": "SERVICES",
+    "tls": "TLS",
+    **{f"TLS({name}=)": f"TLS_{name.upper()}" for name in _TLS_FIELDS},
+    "transport": "TRANSPORT",
+    "proxy": "PROXY",
+    **{name: name.upper() for name in _OPTION_NUMBERS},
+    **{f"Backoff({name}=)": f"BACKOFF_{name.upper()}" for name in _BACKOFF_NUMBERS},
+}
+_KNOWN = (*VARIABLES.values(), "API_KEY_FILE")
+# What others read that begins with our prefix: `revconn gateway`, and what Kubernetes sets for a
+# service that is called revconn, or revconn-gateway.
+_KEYS_OF_A_GATEWAY = "API_KEYS"
+_OF_KUBERNETES = re.compile(
+    r"(?:\w+_)?(?:SERVICE_HOST|SERVICE_PORT(?:_\w+)?|PORT(?:_\d+_(?:TCP|UDP|SCTP)(?:_\w+)?)?)"
+)
+_LIKENESS = 0.9  # of a name to an option's, from which on it is taken for a misspelt one
+
+
+def environment_options(
+    prefix: str, environ: Mapping[str, str], given: Iterable[str] = ()
+) -> dict[str, Any]:
     """The arguments of a ``Connector`` from ``PREFIX_TARGET``, ``PREFIX_API_KEY`` and so on.
 
-    Raises :class:`ConfigurationError` naming the variable that is missing or malformed.
+    The variables of those that are ``given`` otherwise are not looked at. Raises
+    :class:`ConfigurationError` naming the variable that is missing, blank, malformed or unknown.
     """
+    if not isinstance(prefix, str) or not prefix.strip():
+        refuse("prefix", prefix, "is blank", f'give what the names begin with, such as "{PREFIX}"')
+    _refuse_unknown(prefix, environ)
+    variables = _Variables(prefix, environ)
+    wanted = {name: kind for name, kind in _OPTION_NUMBERS.items() if name not in given}
+    with naming_variables(prefix, given):
+        read = {name: read(variables) for name, read in _READ.items() if name not in given}
+        numbers = variables.numbers(wanted)
+    return {**{name: value for name, value in read.items() if value is not None}, **numbers}
+
+
+@contextmanager
+def naming_variables(prefix: str, given: Iterable[str] = ()) -> Iterator[None]:
+    """Errors of arguments name the variables that these came from, except the ``given`` ones."""
     try:
-        return _options(prefix, environ)
+        yield
     except ConfigurationError as error:
-        if error.name not in _VARIABLES:
+        argument = error.name.partition("(")[0].lower()  # Backoff(initial=) is in backoff
+        if error.name not in VARIABLES or argument in given:
             raise
-        variable = prefix + _VARIABLES[error.name]
+        variable = prefix + VARIABLES[error.name]
         raise ConfigurationError(variable, error.value, error.problem, error.remedy) from None
 
 
-def _options(prefix: str, environ: Mapping[str, str]) -> dict[str, Any]:
-    target = environ.get(prefix + "TARGET")
-    if not target:
-        _missing(prefix + "TARGET", "such as gateway.example.com:443")
-    options: dict[str, Any] = {
-        "targets": _split(target),
-        "services": _split(environ.get(prefix + "SERVICES", "")),
-        "api_key": _api_key(prefix, environ),
-        "tls": _tls(prefix, environ),
-    }
-    parse_targets(options["targets"])
-    parse_services(options["services"])
-    return options
+def _refuse_unknown(prefix: str, environ: Mapping[str, str]) -> None:
+    """Under the prefix that is ours a name has to be an option's; under another one only likely."""
+    for name in sorted(environ):
+        rest = name[len(prefix) :]
+        if not name.startswith(prefix) or rest in _KNOWN or _OF_KUBERNETES.fullmatch(rest):
+            continue
+        if name == PREFIX + _KEYS_OF_A_GATEWAY:
+            continue
+        if prefix == PREFIX:
+            nearest = closest(rest.upper(), _KNOWN)
+            remedy = "unset it" if nearest is None else f"did you mean {prefix}{nearest}?"
+            refuse(name, None, "is no option of a connector", remedy)
+        elif nearest := closest(rest.upper(), _KNOWN, _LIKENESS):
+            logger.warning("%s is not used: did you mean %s%s?", name, prefix, nearest)
 
 
-def _api_key(prefix: str, environ: Mapping[str, str]) -> str | KeyFile:
-    path = environ.get(prefix + "API_KEY_FILE")
-    if path:
-        key_file = KeyFile(prefix + "API_KEY_FILE", path)
+@dataclass(frozen=True)
+class _Variables:
+    prefix: str
+    environ: Mapping[str, str]
+
+    def text(self, name: str) -> str | None:
+        """What ``PREFIX_name`` holds, without white space around it; ``None`` if not set."""
+        value = self.environ.get(self.prefix + name)
+        if value is None:
+            return None
+        if not value.strip(" \t\r\n,"):
+            refuse(self.prefix + name, value, "is set but blank", "unset it, or give it a value")
+        return value.strip()
+
+    def several(self, name: str) -> tuple[str, ...] | None:
+        """What ``PREFIX_name`` holds, separated by commas."""
+        text = self.text(name)
+        if text is None:
+            return None
+        return tuple(part.strip() for part in text.split(",") if part.strip())
+
+    def numbers(self, kinds: Mapping[str, str], lead: str = "") -> dict[str, Any]:
+        """The numbers that are set, by their names in ``kinds``, which says what each may be."""
+        texts = {name: self.text(lead + name.upper()) for name in kinds}
+        return {
+            name: self._number(lead + name.upper(), text, kinds[name])
+            for name, text in texts.items()
+            if text is not None
+        }
+
+    def _number(self, name: str, text: str, kind: str) -> float | None:
+        if kind.endswith("None") and text.lower() == "none":
+            return None
+        pattern, read, remedy = _NUMBERS[kind]
+        if not pattern.fullmatch(text):
+            refuse(self.prefix + name, text, "not a number", remedy)
+        value: float = read(text)
+        return value
+
+    def switch(self, name: str) -> bool | None:
+        """Whether ``PREFIX_name`` says on or off."""
+        text = self.text(name)
+        if text is None:
+            return None
+        if text.lower() not in _SWITCH:
+            refuse(
+                self.prefix + name, text, "neither on nor off", "set it to on or off, or unset it"
+            )
+        return _SWITCH[text.lower()]
+
+    def missing(self, name: str, problem: str, example: str) -> NoReturn:
+        refuse(self.prefix + name, None, problem, f"set it, {example}")
+
+
+def _targets(variables: _Variables) -> tuple[str, ...]:
+    targets = variables.several("TARGET")
+    if targets is None:
+        variables.missing("TARGET", "is not set", "such as gateway.example.com:443")
+    parse_targets(targets)
+    return targets
+
+
+def _api_key(variables: _Variables) -> str | KeyFile:
+    path, key = variables.text("API_KEY_FILE"), variables.text("API_KEY")
+    name = variables.prefix + "API_KEY"
+    if path is not None:
+        if key is not None:
+            refuse(name, None, f"is set, and so is {name}_FILE", "unset one of them")
+        key_file = KeyFile(f"{name}_FILE", path)
         key_file()
         return key_file
-    key = environ.get(prefix + "API_KEY")
-    if not key:
-        _missing(prefix + "API_KEY", f"or {prefix}API_KEY_FILE to the path of a file that holds it")
-    return require_api_key(key)
+    if key is None:
+        of_a_gateway = variables.prefix + _KEYS_OF_A_GATEWAY
+        hint = f" ({of_a_gateway} is for a gateway)" if of_a_gateway in variables.environ else ""
+        example = f"or {name}_FILE to the path of a file that holds it"
+        variables.missing("API_KEY", f"is not set{hint}", example)
+    return require_api_key(variables.environ[name])
 
 
-def _tls(prefix: str, environ: Mapping[str, str]) -> TLS | bool | None:
-    switch = environ.get(prefix + "TLS", "").strip().lower()
-    if switch and switch not in _SWITCH:
-        refuse(prefix + "TLS", switch, "neither on nor off", "set it to on or off, or leave it out")
-    chosen = _SWITCH.get(switch)
-    fields: dict[str, Any] = {
-        name: environ.get(f"{prefix}TLS_{name.upper()}") or None for name in _TLS_FIELDS
-    }
+def _services(variables: _Variables) -> tuple[str, ...] | None:
+    services = variables.several("SERVICES")
+    return None if services is None else parse_services(services)
+
+
+def _tls(variables: _Variables) -> TLS | bool | None:
+    chosen = variables.switch("TLS")
+    fields: dict[str, Any] = {name: variables.text(f"TLS_{name.upper()}") for name in _TLS_FIELDS}
     if not any(fields.values()):
         return chosen
     if chosen is False:
-        refuse(
-            prefix + "TLS", switch, "is off while TLS settings are given", "leave out one of both"
-        )
+        problem = "is off while TLS settings are given"
+        refuse(variables.prefix + "TLS", "off", problem, "leave out one of both")
     return TLS(**fields)
 
 
-def _missing(variable: str, example: str) -> NoReturn:
-    refuse(variable, None, "is not set", f"set it, {example}")
+def _transport(variables: _Variables) -> str | None:
+    return variables.text("TRANSPORT")
 
 
-def _split(text: str) -> tuple[str, ...]:
-    return tuple(part.strip() for part in text.split(",") if part.strip())
+def _proxy(variables: _Variables) -> str | bool | None:
+    proxy = variables.text("PROXY")
+    return None if proxy is None else _SWITCH.get(proxy.lower(), proxy)
+
+
+def _backoff(variables: _Variables) -> Backoff | None:
+    numbers = variables.numbers(_BACKOFF_NUMBERS, "BACKOFF_")
+    return Backoff(**numbers) if numbers else None
+
+
+# The arguments that are more than a number; each is read as None where nothing is set.
+_READ: Mapping[str, Callable[[_Variables], Any]] = {
+    "targets": _targets,
+    "services": _services,
+    "api_key": _api_key,
+    "tls": _tls,
+    "transport": _transport,
+    "proxy": _proxy,
+    "backoff": _backoff,
+}
 
 
 class KeyFile:
@@ -103,6 +249,7 @@ class KeyFile:
         try:
             # Bytes that are no UTF-8 become characters that no key may hold.
             with open(self._path, encoding="utf-8", errors="surrogateescape") as file:
+                warn_of_readers(self._name, self._path, file.fileno())
                 key = file.read()
         except (OSError, ValueError) as error:  # ValueError: a null byte in the path
             reason = getattr(error, "strerror", error)

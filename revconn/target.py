@@ -61,6 +61,14 @@ class Target:
         return self.address.rpartition("dns:///")[2] if self.port is not None else "localhost"
 
     @property
+    def place(self) -> tuple[str, int | None]:
+        """Host and port, or a socket's path: the same for every spelling of one address."""
+        if self.port is None:
+            return self.unix_path, None
+        address = _ip_address(self.host)
+        return self.host.lower().rstrip(".") if address is None else str(address), self.port
+
+    @property
     def unix_path(self) -> str:
         """The socket's path, for a target without a port."""
         path = self.address[len("unix:") :]
@@ -79,7 +87,7 @@ def parse_targets(targets: str | Sequence[str]) -> tuple[Target, ...]:
         refuse("targets", targets, "neither an address nor a list of them", _TARGET_REMEDY)
     if not parsed:
         refuse("targets", targets, "names no gateway", _TARGET_REMEDY)
-    if len(set(parsed)) < len(parsed):
+    if len({target.place for target in parsed}) < len(parsed):
         refuse("targets", targets, "names a gateway twice", "name each gateway once")
     return parsed
 

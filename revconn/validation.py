@@ -2,22 +2,34 @@
 
 from __future__ import annotations
 
+import os
 import re
+import stat
+from collections.abc import Iterable
 from typing import Any, NoReturn
 
 from revconn.exceptions import ConfigurationError
+from revconn.logger import get_logger
 
 __all__ = [
+    "closest",
     "refuse",
     "require_api_key",
+    "require_attribute",
     "require_count",
+    "require_flag",
     "require_number",
     "require_seconds",
     "require_service_name",
+    "warn_of_readers",
 ]
+
+logger = get_logger(__name__)
 
 _SERVICE_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*(?:\.[A-Za-z_][A-Za-z0-9_]*)*")
 _LONGEST = 2_000_000.0  # seconds, 23 days: what every timer below takes (gRPC's count ms in int32)
+
+_warned_of: set[str] = set()  # paths; adding to a set is atomic
 
 
 def refuse(name: str, value: Any, problem: str, remedy: str) -> NoReturn:
@@ -69,6 +81,60 @@ def require_count(name: str, value: Any) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         refuse(name, value, "not a count", "give a whole number, 1 or more")
     return value
+
+
+def require_flag(name: str, value: Any) -> bool:
+    """``True`` or ``False``, and nothing that counts as one: the text ``"no"`` would be true."""
+    if not isinstance(value, bool):
+        refuse(name, value, "neither True nor False", "give one of them")
+    return value
+
+
+def require_attribute(owner: type, instance: object, name: str) -> None:
+    """Refuse to set what ``owner`` has not: a misspelt name would change nothing, silently.
+
+    A subclass of it may have more. Raises :class:`AttributeError`, with the nearest name.
+    """
+    if type(instance) is not owner or name.startswith("_") or hasattr(owner, name):
+        return
+    import inspect  # only ever needed for an error
+
+    options = inspect.signature(owner).parameters
+    nearest = closest(name, (*options, *(each for each in dir(owner) if not each.startswith("_"))))
+    hint = ""
+    if nearest in options:
+        hint = f"; {nearest} is an option: give it to {owner.__name__}(...)"
+    elif nearest is not None:
+        hint = f"; did you mean {nearest}?"
+    raise AttributeError(f"{owner.__name__} has no attribute {name!r}{hint}")
+
+
+def closest(name: str, known: Iterable[str], likeness: float = 0.6) -> str | None:
+    """The one of ``known`` that ``name`` may have been meant to be."""
+    import difflib  # only ever needed for an error
+
+    found = difflib.get_close_matches(name, known, n=1, cutoff=likeness)
+    return found[0] if found else None
+
+
+def warn_of_readers(argument: str, path: str | os.PathLike[str], descriptor: int) -> None:
+    """Warn, once for each path, of an open file with a secret that others may read too.
+
+    That its group may is no fault where this process reads it as one of the group.
+    """
+    shown = os.fspath(path)
+    if os.name != "posix" or shown in _warned_of:
+        return
+    status = os.fstat(descriptor)
+    by_group = status.st_mode & stat.S_IRGRP and status.st_uid == os.geteuid()
+    if by_group or status.st_mode & stat.S_IROTH:
+        _warned_of.add(shown)
+        logger.warning(
+            "%s: other users of this machine may read %s (mode %04o): chmod 600 it",
+            argument,
+            shown,
+            stat.S_IMODE(status.st_mode),
+        )
 
 
 def _is_number(value: Any) -> bool:

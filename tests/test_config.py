@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import pathlib
 import ssl
 import traceback
@@ -163,8 +164,27 @@ def test_a_private_key_in_the_wrong_place_is_refused_and_not_shown(settings: Any
     assert SECRET not in shown
 
 
-def test_a_server_name_that_is_no_text_is_refused() -> None:
-    assert refusal(TLS, server_name=b"gateway").name == "TLS(server_name=)"
+@pytest.mark.parametrize("name", [b"gateway", "", "  ", " gateway", "gateway\n"])
+def test_a_server_name_that_is_no_name_is_refused(name: Any) -> None:
+    assert refusal(TLS, server_name=name).name == "TLS(server_name=)"
+
+
+@pytest.mark.skipif(os.name != "posix", reason="modes of files are POSIX's")
+def test_a_private_key_that_others_may_read_is_warned_of_once(
+    tmp_path: pathlib.Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name, mode in {"open.pem": 0o644, "closed.pem": 0o600}.items():
+        file = tmp_path / name
+        file.write_bytes(KEY)
+        file.chmod(mode)
+        tls = TLS(cert=CERT, key=file)
+        tls.read("key")
+    (record,) = caplog.records
+    assert record.levelname == "WARNING"
+    assert record.getMessage() == (
+        f"TLS(key=): other users of this machine may read {tmp_path / 'open.pem'} (mode 0644):"
+        " chmod 600 it"
+    )
 
 
 # A context of the user's own
@@ -220,8 +240,8 @@ def test_tls_is_the_default_except_to_loopback(tls: Any, target: str, expected: 
 # Services and keys
 
 
-def test_services_are_kept_once_each_in_their_order() -> None:
-    assert parse_services(["b.B", "a.A", "b.B"]) == ("b.B", "a.A")
+def test_services_are_kept_in_their_order() -> None:
+    assert parse_services(["b.B", "a.A"]) == ("b.B", "a.A")
     assert parse_services(()) == ()
 
 
@@ -234,6 +254,8 @@ def test_services_are_kept_once_each_in_their_order() -> None:
         (["echo.Echo", "/echo.Echo/Say"], "not a service name"),
         ([b"echo.Echo"], "not a service name"),
         ([None], "not a service name"),
+        ([""], "not a service name"),
+        (["b.B", "a.A", "b.B"], "names a service twice"),
     ],
 )
 def test_services_that_are_no_list_of_names_are_refused(services: Any, problem: str) -> None:
@@ -302,6 +324,31 @@ def test_a_process_pool_is_refused_as_executor() -> None:
 def test_an_executor_of_threads_is_taken() -> None:
     with ThreadPoolExecutor(1) as executor:
         assert make_options(executor=executor).executor is executor
+
+
+def test_what_a_connector_has_not_cannot_be_assigned() -> None:
+    connector = Connector("localhost:50051", api_key="key")
+    with pytest.raises(AttributeError, match="no attribute 'max_worker'; max_workers is an option"):
+        connector.max_worker = 3
+    with pytest.raises(AttributeError, match="no attribute 'stpo'; did you mean stop?"):
+        connector.stpo = None
+    with pytest.raises(AttributeError, match="no attribute 'zzz'$"):
+        connector.zzz = 1
+
+
+def test_what_a_connector_has_can_be_replaced_as_tests_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    connector = Connector("localhost:50051", api_key="key")
+    monkeypatch.setattr(connector, "stop", lambda: "stopped")
+    assert connector.stop() == "stopped"
+
+
+def test_a_subclass_may_have_attributes_of_its_own() -> None:
+    class Named(Connector):
+        pass
+
+    connector = Named("localhost:50051", api_key="key")
+    connector.label = "one"
+    assert connector.label == "one"
 
 
 @pytest.mark.parametrize("name", ["liveness_timeout", "keepalive_interval"])

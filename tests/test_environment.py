@@ -1,14 +1,17 @@
 from __future__ import annotations
 
+import inspect
+import os
 import pathlib
 import traceback
+from dataclasses import fields
 from typing import Any
 
 import pytest
 
-from revconn.config import TLS
+from revconn.config import TLS, Backoff
 from revconn.connector import Connector
-from revconn.environment import KeyFile, environment_options
+from revconn.environment import VARIABLES, KeyFile, environment_options
 from revconn.exceptions import ConfigurationError
 
 PEM = "-----BEGIN CERTIFICATE-----\n"
@@ -33,9 +36,7 @@ def refusal(**variables: str) -> ConfigurationError:
 def test_a_target_and_a_key_are_enough() -> None:
     assert options(TARGET="gateway:443", API_KEY="key") == {
         "targets": ("gateway:443",),
-        "services": (),
         "api_key": "key",
-        "tls": None,
     }
 
 
@@ -55,28 +56,139 @@ def test_tls_is_switched_off(switch: str) -> None:
     assert options_of(TLS=switch)["tls"] is False
 
 
-@pytest.mark.parametrize("switch", ["on", ""])
-def test_tls_settings_are_gathered(switch: str, tmp_path: pathlib.Path) -> None:
+@pytest.mark.parametrize("switch", [{"TLS": "on"}, {}])
+def test_tls_settings_are_gathered(switch: dict[str, str], tmp_path: pathlib.Path) -> None:
     file = tmp_path / "all.pem"
     file.write_text(PEM)
     path = str(file)
-    made = options_of(
-        TLS=switch, TLS_CA=path, TLS_CERT=path, TLS_KEY=path, TLS_SERVER_NAME="gateway"
-    )
+    made = options_of(**switch, TLS_CA=path, TLS_CERT=path, TLS_KEY=path, TLS_SERVER_NAME="gateway")
     assert made["tls"] == TLS(ca=path, cert=path, key=path, server_name="gateway")
 
 
-def test_an_empty_variable_counts_as_not_set() -> None:
-    made = options_of(SERVICES="", TLS="", TLS_CA="", TLS_SERVER_NAME="", API_KEY_FILE="")
-    assert made == options_of()
+def test_every_option_that_can_be_written_down_has_a_variable() -> None:
+    arguments = set(inspect.signature(Connector).parameters)
+    parts = {argument.partition("(")[0].lower() for argument in VARIABLES}
+    assert arguments - parts == {"executor", "is_fatal"}
+    assert {f"Backoff({field.name}=)" for field in fields(Backoff)} <= set(VARIABLES)
+    assert {f"TLS({field.name}=)" for field in fields(TLS)} - set(VARIABLES) == {
+        "TLS(ssl_context=)"
+    }
 
 
-# What is missing or malformed
+def test_numbers_are_read_as_what_they_are() -> None:
+    made = options_of(
+        MAX_WORKERS=" 4 ",
+        DRAIN_TIMEOUT="2.5",
+        CONNECT_TIMEOUT="7",
+        LIVENESS_TIMEOUT="none",
+        PROBE_INTERVAL="None",
+        BACKOFF_INITIAL="0.5",
+        BACKOFF_MAX_ATTEMPTS="3",
+        TRANSPORT="grpcio",
+        PROXY="http://proxy:3128",
+    )
+    made["backoff"] = (made["backoff"].initial, made["backoff"].max_attempts)
+    assert made == {
+        **options_of(),
+        "max_workers": 4,
+        "drain_timeout": 2.5,
+        "connect_timeout": 7.0,
+        "liveness_timeout": None,
+        "probe_interval": None,
+        "backoff": (0.5, 3),
+        "transport": "grpcio",
+        "proxy": "http://proxy:3128",
+    }
+    assert isinstance(made["max_workers"], int)
+    assert isinstance(made["connect_timeout"], float)
 
 
-@pytest.mark.parametrize("empty", [{}, {"TARGET": ""}])
-def test_a_missing_target_is_named(empty: dict[str, str]) -> None:
-    error = refusal(API_KEY="key", **empty)
+def test_a_proxy_can_be_switched_off() -> None:
+    assert options_of(PROXY="off")["proxy"] is False
+
+
+def test_what_kubernetes_sets_for_a_service_of_that_name_is_left_alone() -> None:
+    of_a_service = dict.fromkeys(
+        (
+            "SERVICE_HOST",
+            "SERVICE_PORT",
+            "SERVICE_PORT_GRPC",
+            "PORT",
+            "PORT_443_TCP",
+            "PORT_443_TCP_ADDR",
+            "GATEWAY_SERVICE_HOST",
+            "GATEWAY_PORT_50051_TCP_PROTO",
+        ),
+        "tcp://10.0.0.1:443",
+    )
+    environ = {f"REVCONN_{name}": value for name, value in of_a_service.items()}
+    environ |= {"REVCONN_TARGET": "gateway:443", "REVCONN_API_KEY": "key"}
+    environ |= {"REVCONN_API_KEYS": "a gateway's", "PATH": "/bin"}
+    assert environment_options("REVCONN_", environ) == options_of()
+
+
+# What is missing, blank, malformed or unknown
+
+
+@pytest.mark.parametrize(
+    ("name", "blank"),
+    [
+        *((name, "") for name in ("API_KEY_FILE", *VARIABLES.values())),
+        *(("API_KEY", blank) for blank in (" ", "\t", "\n", ",", " , ")),
+    ],
+)
+def test_a_variable_that_is_set_but_blank_is_refused(name: str, blank: str) -> None:
+    error = refusal(**{"TARGET": "gateway:443", "API_KEY": "key", name: blank})
+    assert str(error).startswith(f"R_{name}: is set but blank (got {blank!r}); unset it")
+
+
+@pytest.mark.parametrize("prefix", ["", " ", None])
+def test_a_blank_prefix_is_refused(prefix: Any) -> None:
+    with pytest.raises(ConfigurationError, match="^prefix: is blank"):
+        environment_options(prefix, {"TARGET": "gateway:443", "API_KEY": "key"})
+
+
+@pytest.mark.parametrize(
+    ("name", "remedy"),
+    [
+        ("TARGETS", "did you mean REVCONN_TARGET?"),
+        ("MAX_WORKER", "did you mean REVCONN_MAX_WORKERS?"),
+        ("max_workers", "did you mean REVCONN_MAX_WORKERS?"),
+        ("TLS_CERTIFICATE", "did you mean REVCONN_TLS_CERT?"),
+        ("SHOE_SIZE", "unset it"),
+    ],
+)
+def test_a_name_that_is_no_options_is_refused_and_the_nearest_named(name: str, remedy: str) -> None:
+    environ = {"REVCONN_TARGET": "a:1", "REVCONN_API_KEY": "key", f"REVCONN_{name}": "SECRET"}
+    with pytest.raises(ConfigurationError) as caught:
+        environment_options("REVCONN_", environ)
+    assert str(caught.value) == f"REVCONN_{name}: is no option of a connector; {remedy}"
+
+
+def test_under_a_prefix_of_ones_own_other_names_are_ones_own(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    assert options_of(DATABASE="x", API_URL="y", MAX_WORKER="z") == options_of()
+    (record,) = caplog.records
+    assert record.getMessage() == "R_MAX_WORKER is not used: did you mean R_MAX_WORKERS?"
+
+
+def test_the_keys_of_a_gateway_are_told_from_the_key_of_a_connector() -> None:
+    environ = {"REVCONN_TARGET": "gateway:443", "REVCONN_API_KEYS": "SECRET"}
+    with pytest.raises(ConfigurationError) as caught:
+        environment_options("REVCONN_", environ)
+    said = "REVCONN_API_KEY: is not set (REVCONN_API_KEYS is for a gateway); set it"
+    assert str(caught.value).startswith(said)
+    assert "SECRET" not in str(caught.value)
+
+
+def test_a_key_said_twice_is_refused() -> None:
+    error = refusal(TARGET="gateway:443", API_KEY="SECRET", API_KEY_FILE=__file__)
+    assert str(error) == "R_API_KEY: is set, and so is R_API_KEY_FILE; unset one of them"
+
+
+def test_a_missing_target_is_named() -> None:
+    error = refusal(API_KEY="key")
     assert str(error) == "R_TARGET: is not set; set it, such as gateway.example.com:443"
 
 
@@ -91,7 +203,20 @@ def test_a_missing_key_is_named_and_so_is_the_other_way_to_give_it() -> None:
         ("TARGET", "gateway"),
         ("TARGET", "https://gateway"),
         ("TARGET", "gateway:443,gateway:443"),
-        ("TARGET", " , "),
+        ("TARGET", "gateway:443,Gateway.:443"),
+        ("SERVICES", "echo.Echo,echo.Echo"),
+        ("MAX_WORKERS", "many"),
+        ("MAX_WORKERS", "4.0"),
+        ("MAX_WORKERS", "1_000"),
+        ("MAX_WORKERS", "none"),
+        ("MAX_IN_FLIGHT", "٤"),
+        ("DRAIN_TIMEOUT", "30s"),
+        ("DRAIN_TIMEOUT", "nan"),
+        ("DRAIN_TIMEOUT", "none"),
+        ("DRAIN_TIMEOUT", "-1"),
+        ("LIVENESS_TIMEOUT", "off"),
+        ("BACKOFF_INITIAL", "0"),
+        ("BACKOFF_MAXIMUM", "soon"),
         ("SERVICES", "echo.Echo,not a name"),
         ("API_KEY", "key\n"),
         ("API_KEY", "key\udcff"),
@@ -105,7 +230,8 @@ def test_a_missing_key_is_named_and_so_is_the_other_way_to_give_it() -> None:
     ],
 )
 def test_a_malformed_variable_is_named(name: str, value: str) -> None:
-    error = refusal(**{"TARGET": "gateway:443", "API_KEY": "key", name: value})
+    key = {} if name == "API_KEY_FILE" else {"API_KEY": "key"}
+    error = refusal(**{"TARGET": "gateway:443", **key, name: value})
     other_half = {"TLS_CERT": "R_TLS_KEY", "TLS_KEY": "R_TLS_CERT"}
     assert error.name == other_half.get(name, f"R_{name}")
     assert str(error).startswith(error.name)
@@ -136,10 +262,39 @@ def test_a_key_file_is_read_again_each_time(tmp_path: pathlib.Path) -> None:
     assert api_key() == "second"
 
 
-def test_a_key_file_stands_before_a_key(tmp_path: pathlib.Path) -> None:
+@pytest.mark.skipif(os.name != "posix", reason="modes of files are POSIX's")
+@pytest.mark.parametrize("mode", [0o644, 0o640, 0o604])
+def test_a_key_file_that_others_may_read_is_warned_of_once(
+    mode: int, tmp_path: pathlib.Path, caplog: pytest.LogCaptureFixture
+) -> None:
     file = tmp_path / "key"
-    file.write_text("from the file")
-    assert options_of(API_KEY_FILE=str(file))["api_key"]() == "from the file"
+    file.write_text("SECRET")
+    file.chmod(mode)
+    ask = options(TARGET="gateway:443", API_KEY_FILE=str(file))["api_key"]
+    assert ask() == ask() == "SECRET"
+    (record,) = caplog.records
+    assert record.levelname == "WARNING"
+    assert record.getMessage() == (
+        f"R_API_KEY_FILE: other users of this machine may read {file} (mode {mode:04o}):"
+        " chmod 600 it"
+    )
+
+
+@pytest.mark.skipif(os.name != "posix", reason="modes of files are POSIX's")
+@pytest.mark.parametrize(("mode", "owner"), [(0o600, os.geteuid()), (0o640, os.geteuid() + 1)])
+def test_a_key_file_that_only_its_reader_can_read_is_not_warned_of(
+    mode: int,
+    owner: int,
+    tmp_path: pathlib.Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    file = tmp_path / "key"
+    file.write_text("SECRET")
+    file.chmod(mode)
+    monkeypatch.setattr(os, "geteuid", lambda: owner)  # then it reads as one of the file's group
+    assert KeyFile("R_API_KEY_FILE", str(file))() == "SECRET"
+    assert not caplog.records
 
 
 @pytest.mark.parametrize(
@@ -190,3 +345,61 @@ def test_another_prefix_keeps_two_connectors_apart(monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("OTHER_TARGET", "c:3")
     monkeypatch.setenv("OTHER_API_KEY", "key")
     assert [link.target for link in Connector.from_env("OTHER_").links] == ["c:3"]
+
+
+@pytest.fixture
+def environ(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    monkeypatch.setenv("REVCONN_TARGET", "gateway:443")
+    monkeypatch.setenv("REVCONN_API_KEY", "key")
+    return monkeypatch
+
+
+def test_overrides_count_instead_of_their_variables(environ: pytest.MonkeyPatch) -> None:
+    environ.setenv("REVCONN_MAX_WORKERS", "many")
+    environ.setenv("REVCONN_BACKOFF_INITIAL", "soon")
+    environ.setenv("REVCONN_TLS_CA", "/nowhere")
+    environ.setenv("REVCONN_CONNECT_TIMEOUT", "5")
+    connector = Connector.from_env(max_workers=4, backoff=Backoff(), tls=False, targets="other:1")
+    options = connector._options
+    assert (options.max_workers, options.tls, options.connect_timeout) == (4, False, 5.0)
+    assert [link.target for link in connector.links] == ["other:1"]
+
+
+def test_what_is_overridden_need_not_be_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("TARGET", "API_KEY"):
+        monkeypatch.delenv(f"REVCONN_{name}", raising=False)
+    Connector.from_env(targets="other:1", api_key=lambda: "key")
+
+
+def test_an_error_names_the_variable_or_the_override_that_it_comes_from(
+    environ: pytest.MonkeyPatch,
+) -> None:
+    environ.setenv("REVCONN_MAX_WORKERS", "0")
+    environ.setenv("REVCONN_HEARTBEAT_INTERVAL", "100")
+    for overrides, name in (
+        ({}, "REVCONN_MAX_WORKERS"),
+        ({"max_workers": 1}, "REVCONN_LIVENESS_TIMEOUT"),
+        ({"max_workers": -1}, "max_workers"),
+        ({"max_workers": 1, "liveness_timeout": 5}, "liveness_timeout"),
+        ({"services": [""]}, "services"),
+    ):
+        with pytest.raises(ConfigurationError) as caught:
+            Connector.from_env(**overrides)
+        assert caught.value.name == name
+
+
+def test_an_override_that_is_no_option_is_refused(environ: pytest.MonkeyPatch) -> None:
+    with pytest.raises(TypeError, match="max_worker"):
+        Connector.from_env(max_worker=3)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("TRANSPORT", "pigeon"), ("PROXY", "ftp://proxy"), ("BACKOFF_MAXIMUM", "0.5")],
+)
+def test_a_value_that_the_connector_refuses_is_named_by_its_variable(
+    name: str, value: str, environ: pytest.MonkeyPatch
+) -> None:
+    environ.setenv(f"REVCONN_{name}", value)
+    with pytest.raises(ConfigurationError, match=f"^REVCONN_{name}: "):
+        Connector.from_env()

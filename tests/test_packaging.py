@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import configparser
 import email
+import os
 import pathlib
 import shutil
 import subprocess
@@ -13,6 +15,9 @@ from email.message import Message
 
 import pytest
 from packaging.requirements import Requirement
+
+import revconn
+from revconn.cli import main
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 PACKAGED = ["setup.py", "setup.cfg", "pyproject.toml", "LICENSE", "README.md"]
@@ -116,3 +121,38 @@ def test_importing_revconn_imports_neither_grpc_nor_the_gateway() -> None:
         "import revconn, sys; sys.exit(not {'grpc', 'revconn.gateway'}.isdisjoint(sys.modules))"
     )
     subprocess.run([sys.executable, "-c", script], check=True, cwd=ROOT)
+
+
+def declared_version() -> str:
+    setup = configparser.ConfigParser(interpolation=None)
+    setup.read(ROOT / "setup.cfg", encoding="utf-8")
+    return setup["metadata"]["version"]
+
+
+def test_the_version_is_the_declared_one(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["--version"])
+    assert ended.value.code == 0
+    assert capsys.readouterr().out == f"revconn {revconn.__version__}\n"
+    assert revconn.__version__ == declared_version()
+
+
+def test_a_wheel_knows_its_version_by_what_was_installed(
+    wheel: zipfile.ZipFile, tmp_path: pathlib.Path
+) -> None:
+    wheel.extractall(tmp_path)
+    code = "import revconn; print(revconn.__version__, revconn.__file__)"
+    told = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert told.stdout.split() == [declared_version(), str(tmp_path / "revconn" / "__init__.py")]
+
+
+def test_the_package_has_no_other_names_than_it_declares() -> None:
+    with pytest.raises(AttributeError, match="module 'revconn' has no attribute 'Conector'"):
+        _ = revconn.Conector

@@ -177,6 +177,9 @@ def test_several_keep_their_order() -> None:
     [
         ((), "names no gateway"),
         (["a:1", " a:1"], "names a gateway twice"),
+        (["a:1", "dns:///A.:1"], "names a gateway twice"),
+        (["[::1]:1", "[0:0::1]:1"], "names a gateway twice"),
+        (["unix:/s", "unix:///s"], "names a gateway twice"),
         (None, "neither an address nor a list of them"),
         (443, "neither an address nor a list of them"),
         (["a:1", "b"], "not host:port"),

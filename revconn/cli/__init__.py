@@ -6,15 +6,17 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 if sys.argv[1:2] == ["gateway"]:
     # What grpc writes to stderr by itself says less than our errors do. It looks only once, when
     # it is imported; and a user's handlers, under `serve`, may want to hear it.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
+import revconn
 from revconn.cli import demo, gateway, serve
 from revconn.exceptions import ConfigurationError
+from revconn.validation import closest
 
 __all__ = ["main"]
 
@@ -24,8 +26,44 @@ _COMMANDS = (demo, gateway, serve)
 class _Parser(argparse.ArgumentParser):
     """Says what is wrong in one line; --help says the rest."""
 
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(allow_abbrev=False, **settings)
+        self.register("action", None, _StoreOnce)
+
+    def refuse_unknown(self, words: Sequence[str]) -> NoReturn:
+        """Of an option that there is not no value is shown: it may be a key."""
+        options = [word.partition("=")[0] for word in words if word.startswith("-")]
+        nearest = closest(options[0], self._option_string_actions) if options else None
+        hint = f" (did you mean {nearest}?)" if nearest else ""
+        self.error(f"unrecognized arguments: {' '.join(options or words)}{hint}")
+
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: {message}; see {self.prog} --help\n")
+
+
+class _StoreOnce(argparse._StoreAction):
+    """An option whose last value would silently win over the others is given once."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        given = vars(namespace).setdefault("given", set())
+        if self.dest in given:
+            raise argparse.ArgumentError(self, "given twice")
+        given.add(self.dest)
+        super().__call__(parser, namespace, values, option_string)
+
+
+class _Version(argparse.Action):
+    """Looks for the version only when it is asked for."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> NoReturn:
+        print(f"revconn {revconn.__version__}")
+        parser.exit()
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -36,10 +74,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     it does not understand.
     """
     parser = _Parser(prog="revconn", description="Serve gRPC from behind a firewall.")
+    parser.add_argument("--version", action=_Version, nargs=0, help="say which version this is")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for command in _COMMANDS:
         command.add_parser(commands)
-    arguments = parser.parse_args(argv)
+    arguments, unknown = parser.parse_known_args(argv)
+    if unknown:
+        commands.choices[arguments.command].refuse_unknown(unknown)
     try:
         code: int = arguments.run(arguments)
     except ConfigurationError as error:

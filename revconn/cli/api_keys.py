@@ -8,7 +8,7 @@ from typing import NamedTuple, Optional
 
 from revconn.exceptions import ConfigurationError
 from revconn.gateway.keys import PATTERN_REMEDY, is_pattern
-from revconn.validation import refuse, require_api_key
+from revconn.validation import refuse, require_api_key, warn_of_readers
 
 __all__ = ["KEYS_VARIABLE", "KeySources"]
 
@@ -29,13 +29,13 @@ class KeySources:
     """Where keys are written, each as ``KEY [PATTERN …]``.
 
     ``arguments`` are entries, ``files`` the paths of files with one entry on a line, and
-    ``environment`` is the value of REVCONN_API_KEYS, entries separated by commas, which counts
-    only without the others.
+    ``environment`` is the value of REVCONN_API_KEYS (``None``: it is not set), entries separated
+    by commas, which counts only without the others.
     """
 
     arguments: tuple[str, ...] = ()
     files: tuple[str, ...] = ()
-    environment: str = ""
+    environment: str | None = None
 
     def read(self) -> _Keys | None:
         """The keys as they are written now; ``None`` when there is nowhere to look for one.
@@ -44,8 +44,17 @@ class KeySources:
         """
         if self.arguments or self.files:
             return _keys(self._given())
+        if self.environment is None:
+            return None
         entries = [text for text in self.environment.split(",") if text.strip()]
-        return _keys(_Entry(KEYS_VARIABLE, text) for text in entries) if entries else None
+        if not entries:  # no keys at all would open the gateway to everybody
+            refuse(KEYS_VARIABLE, None, "is set but blank", "unset it, or write a key in it")
+        return _keys(_Entry(KEYS_VARIABLE, text) for text in entries)
+
+    @property
+    def ignores_environment(self) -> bool:
+        """Whether keys are written in the environment, and do not count."""
+        return bool(self.environment and (self.arguments or self.files))
 
     def _given(self) -> Iterator[_Entry]:
         for text in self.arguments:
@@ -57,6 +66,7 @@ class KeySources:
 def _entries_in_file(path: str) -> Iterator[_Entry]:
     try:
         with open(path, encoding="utf-8") as file:
+            warn_of_readers("--api-key-file", path, file.fileno())
             lines = file.read().splitlines()
     except (OSError, ValueError) as error:  # ValueError: no UTF-8, or a null byte in the path
         problem = f"cannot be read: {getattr(error, 'strerror', 'it is not text')}"
@@ -75,9 +85,9 @@ def _keys(entries: Iterable[_Entry]) -> _Keys:
     keys: _Keys = {}
     for entry in entries:
         key, patterns = _parse(entry)
-        if key in keys and keys[key] != patterns:
-            remedy = "write a key and all its patterns once"
-            raise _refusal(entry, "gives a key again, with other patterns", remedy)
+        if key in keys:
+            remedy = "write a key, and all its patterns, once"
+            raise _refusal(entry, "gives a key again", remedy)
         keys[key] = patterns
     return keys
 

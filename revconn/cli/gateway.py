@@ -182,9 +182,11 @@ def run(arguments: argparse.Namespace) -> int:
     """Run the command; the exit code."""
     set_up_logging(arguments.log_level, arguments.log_format)
     sources = KeySources(
-        tuple(arguments.api_key), tuple(arguments.api_key_file), os.environ.get(KEYS_VARIABLE, "")
+        tuple(arguments.api_key), tuple(arguments.api_key_file), os.environ.get(KEYS_VARIABLE)
     )
     gateway = _make_gateway(arguments, sources)
+    if sources.ignores_environment:
+        logger.warning("%s is not used: --api-key and --api-key-file go before it", KEYS_VARIABLE)
     if sources == KeySources():
         logger.warning("no API keys: whoever can connect to %s may register", gateway.address)
     wakeups: queue.SimpleQueue[int | None] = queue.SimpleQueue()

@@ -12,7 +12,7 @@ import time
 from typing import Any
 
 from revconn.cli.loading import CannotLoad, load_connector
-from revconn.cli.logs import add_log_level, set_up_logging
+from revconn.cli.logs import add_log_format, add_log_level, set_up_logging
 from revconn.connector import Connector
 from revconn.exceptions import ConnectionLost, RevconnError
 from revconn.logger import get_logger
@@ -56,12 +56,13 @@ def add_parser(subparsers: Any) -> None:
     )
     parser.add_argument("--parent", type=_descriptors, help=argparse.SUPPRESS)
     add_log_level(parser)
+    add_log_format(parser)
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Run the command; the exit code."""
-    set_up_logging(arguments.log_level)
+    set_up_logging(arguments.log_level, arguments.log_format)
     if arguments.processes > 1:
         return _serve_in_processes(arguments)
     try:
@@ -85,7 +86,8 @@ def _serve_in_processes(arguments: argparse.Namespace) -> int:
     from revconn.cli.fleet import Fleet
 
     command = [sys.executable, "-m", "revconn", "serve", arguments.connector]
-    return Fleet([*command, f"--log-level={arguments.log_level}"], arguments.processes).run()
+    logs = [f"--log-level={arguments.log_level}", f"--log-format={arguments.log_format}"]
+    return Fleet([*command, *logs], arguments.processes).run()
 
 
 def _obey_parent(connector: Connector, reports: int, lifeline: int) -> None:

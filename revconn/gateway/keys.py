@@ -128,7 +128,9 @@ def _parse(given: str | Iterable[str] | Mapping[str, Iterable[str] | None]) -> l
             refuse("api_keys", None, problem, "give a str, several, or a dict of keys and patterns")
         for text in texts:
             require_api_key(text, "api_keys")
-        pairs = [(text, None) for text in dict.fromkeys(texts)]
+        if len(set(texts)) < len(texts):
+            refuse("api_keys", None, "holds a key twice", "give each key once")
+        pairs = [(text, None) for text in texts]
     if not pairs:
         refuse("api_keys", None, "holds no key", "give at least one, or None to check no key")
     return [

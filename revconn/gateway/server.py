@@ -18,7 +18,7 @@ from revconn.gateway.serving import Settings
 from revconn.gateway.thread import GatewayThread
 from revconn.gateway.tls import ServerTLS
 from revconn.logger import get_logger
-from revconn.validation import refuse, require_seconds
+from revconn.validation import refuse, require_attribute, require_flag, require_seconds
 
 __all__ = ["Gateway"]
 
@@ -120,7 +120,7 @@ class Gateway:
             tls=tls,
             heartbeat_timeout=require_seconds("heartbeat_timeout", heartbeat_timeout),
             request_timeout=require_seconds("request_timeout", request_timeout),
-            dial_backends=bool(dial_backends),
+            dial_backends=require_flag("dial_backends", dial_backends),
             limits=Limits(
                 max_pending=max_pending,
                 max_pending_per_connection=max_pending_per_connection,
@@ -140,6 +140,10 @@ class Gateway:
         self._lock = threading.Lock()  # guards _shared and _thread
         self._shared = self._settings.new_shared()
         self._thread: GatewayThread | None = None
+
+    def __setattr__(self, name: str, value: object) -> None:
+        require_attribute(Gateway, self, name)
+        super().__setattr__(name, value)
 
     @property
     def address(self) -> str:

@@ -12,7 +12,7 @@ import grpc
 
 from revconn.exceptions import ConfigurationError
 from revconn.logger import get_logger
-from revconn.validation import refuse
+from revconn.validation import refuse, warn_of_readers
 
 __all__ = ["ServerTLS", "server_credentials"]
 
@@ -114,6 +114,8 @@ def _read(name: str, path: Any) -> bytes:
         refuse(_argument(name), None, "is PEM, not a path", "write it to a file")
     try:
         with open(path, "rb") as file:
+            if name == "key":
+                warn_of_readers(_argument(name), path, file.fileno())
             pem = file.read()
     except (OSError, ValueError) as error:  # ValueError: a null byte in the path
         _refuse(name, path, f"cannot be read: {getattr(error, 'strerror', error)}")

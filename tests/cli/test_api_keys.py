@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -26,17 +27,33 @@ def test_a_file_has_a_key_on_each_line_and_comments(tmp_path) -> None:
 
 def test_arguments_and_files_add_up(tmp_path) -> None:
     sources = in_file(tmp_path, "two\nthree")
-    sources = KeySources(("one", "two"), sources.files, "four")
+    sources = KeySources(("one",), sources.files, "four")
     assert sources.read() == {"one": None, "two": None, "three": None}
+    assert sources.ignores_environment
 
 
 def test_the_environment_counts_where_nothing_else_is_given() -> None:
     assert KeySources(environment="one, two a.A,,").read() == {"one": None, "two": ("a.A",)}
 
 
-@pytest.mark.parametrize("environment", ["", " ", " , "])
-def test_without_any_source_there_are_no_keys(environment: str) -> None:
-    assert KeySources(environment=environment).read() is None
+def test_without_any_source_there_are_no_keys() -> None:
+    assert KeySources().read() is None
+
+
+@pytest.mark.parametrize("environment", ["", " ", ",", " , \n"])
+def test_keys_of_the_environment_that_are_blank_are_refused(environment: str) -> None:
+    with pytest.raises(ConfigurationError, match="^REVCONN_API_KEYS: is set but blank"):
+        KeySources(environment=environment).read()
+
+
+@pytest.mark.skipif(os.name != "posix", reason="modes of files are POSIX's")
+def test_a_key_file_that_others_may_read_is_warned_of_once(tmp_path, caplog) -> None:
+    sources = in_file(tmp_path, "one")
+    os.chmod(sources.files[0], 0o640)
+    for _ in range(2):
+        sources.read()
+    (record,) = caplog.records
+    assert record.getMessage().startswith("--api-key-file: other users of this machine may read")
 
 
 def test_a_file_is_read_again_each_time(tmp_path) -> None:
@@ -53,8 +70,9 @@ def test_a_file_is_read_again_each_time(tmp_path) -> None:
         ("key\nsecret hunter2!", "line 2.*what follows the key is not a service pattern"),
         ("\nsecret hunter2 hunter2\0", "line 2.*what follows the key is not a service pattern"),
         ("secret\0", "line 1.*cannot be printed"),
-        ("secret a.A\nsecret b.B", "line 2.*gives a key again, with other patterns"),
-        ("secret\nsecret a.A", "line 2.*gives a key again, with other patterns"),
+        ("secret a.A\nsecret b.B", "line 2.*gives a key again"),
+        ("secret\nsecret a.A", "line 2.*gives a key again"),
+        ("secret\nsecret", "line 2.*gives a key again"),
     ],
 )
 def test_what_is_wrong_in_a_file_is_said_with_its_line_and_without_a_key(

@@ -109,13 +109,13 @@ def fail(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
 def alter_child(
     monkeypatch: pytest.MonkeyPatch, nth: int, arguments: Sequence[str] = (), **environment: str
 ) -> None:
-    """Start the ``nth`` process with further arguments, which override, or environment."""
+    """Start the ``nth`` process with other arguments after the command, or environment."""
     started = []
 
     def start(name: str, given: Sequence[str], env: dict[str, str], *rest: Any) -> Child:
         started.append(name)
         if len(started) == nth:
-            given, env = [*given, *arguments], {**env, **environment}
+            given, env = [given[0], *(arguments or given[1:])], {**env, **environment}
         return Child(name, given, env, *rest)
 
     monkeypatch.setattr(story, "Child", start)

@@ -123,7 +123,14 @@ def test_the_log_says_no_more_than_asked_for(run, connect) -> None:
         (("--tls-cert", "missing", "--tls-key", "missing"), "--tls-cert: cannot be read: No such"),
         (("--api-key", "k", "--heartbeat-timeout", "soon"), "invalid float value: 'soon'"),
         (("--api-key", "k", "--log-level", "loud"), "invalid choice: 'loud'"),
-        (("--unknown",), "unrecognized arguments: --unknown"),
+        (("--unknown",), "unrecognized arguments: --unknown; see"),
+        (("--adress", "a:1"), "unrecognized arguments: --adress (did you mean --address?); see"),
+        (("--max-conn", "5"), "unrecognized arguments: --max-conn"),
+        (("--address", ""), "--address: not an address to listen on"),
+        (("--address", "a:1", "--address", "b:2"), "argument --address: given twice"),
+        (("--api-key", "k", "--api-key", "k"), "--api-key: gives a key again"),
+        (("--api-key", " "), "--api-key: is empty"),
+        (("--tls-cert", "", "--tls-key", ""), "--tls-cert: cannot be read: No such"),
     ],
 )
 def test_bad_arguments_are_one_line_and_exit_code_2(
@@ -139,6 +146,20 @@ def test_bad_arguments_are_one_line_and_exit_code_2(
     assert captured.err.count("\n") == 1
     assert captured.err.startswith("revconn")
     assert said in captured.err
+
+
+@pytest.mark.parametrize("blank", ["", " ", ","])
+def test_blank_keys_in_the_environment_do_not_open_the_gateway(blank, capsys, monkeypatch) -> None:
+    monkeypatch.setenv("REVCONN_API_KEYS", blank)
+    assert exit_code("gateway", "--address", "127.0.0.1:0") == 2
+    assert "REVCONN_API_KEYS: is set but blank" in capsys.readouterr().err
+
+
+def test_an_option_that_there_is_not_does_not_show_its_value(capsys) -> None:
+    assert exit_code("gateway", "--api-kye=SECRET", "--apikey", "SECRET") == 2
+    said = capsys.readouterr().err
+    assert "unrecognized arguments: --api-kye --apikey (did you mean --api-key?)" in said
+    assert "SECRET" not in said
 
 
 def test_a_port_that_is_taken_is_one_line_and_exit_code_1(tmp_path) -> None:
@@ -182,6 +203,7 @@ def test_keys_may_come_from_the_environment(run, connect) -> None:
 
 def test_keys_that_are_given_replace_those_of_the_environment(run, connect) -> None:
     command = run("--api-key", "one", REVCONN_API_KEYS="two")
+    command.wait_for_line("WARNING revconn.cli.gateway: REVCONN_API_KEYS is not used")
     with pytest.raises(EOFError, match="Invalid token"):
         connect(command, "two")
 

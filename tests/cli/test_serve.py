@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import subprocess
 from pathlib import Path
@@ -121,6 +122,18 @@ def test_the_log_level_hides_what_is_less_important(app: Path, gateway: TestGate
         command.signal(signal.SIGTERM)
         assert command.wait() == 0
         assert command.lines == []
+
+
+@pytest.mark.parametrize("processes", [(), ("--processes", "2")])
+def test_the_log_may_be_json_in_every_process(
+    app: Path, gateway: TestGateway, processes: tuple[str, ...]
+) -> None:
+    with Command("serve", "app:connector", "--log-format=json", *processes, cwd=app) as command:
+        command.wait_for_line('"connected to ')
+        command.signal(signal.SIGTERM)
+        assert command.wait() == 0
+        logged = [json.loads(line) for line in command.lines]
+    assert {"time", "level", "logger", "message"} <= set.intersection(*map(set, logged))
 
 
 def test_a_refused_key_ends_it_with_one_line_and_exit_code_1(

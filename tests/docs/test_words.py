@@ -18,6 +18,7 @@ import revconn.gateway
 import revconn.testing
 from revconn import Connector, State
 from revconn.cli import main
+from revconn.environment import VARIABLES
 from tests.docs.markdown import read_blocks
 from tests.docs.test_examples import PAGES, READMES, ROOT
 
@@ -128,6 +129,13 @@ class TestTheReference:
         prefix = module.__name__
         documented = set(re.findall(r"auto\w+:: ([\w.]+)", reference))
         assert {f"{prefix}.{name}" for name in module.__all__} <= documented
+
+
+def test_every_variable_of_the_environment_is_listed_with_its_option() -> None:
+    page = ROOT / "docs" / "reference" / "connector.md"
+    listed = {cells[0].strip("`"): cells[1].strip("`") for cells in rows(page, "variable")}
+    assert listed.pop("REVCONN_API_KEY_FILE") == "api_key"
+    assert listed == {f"REVCONN_{name}": option for option, name in VARIABLES.items()}
 
 
 class TestTheCommands:

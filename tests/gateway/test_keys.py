@@ -23,9 +23,10 @@ def test_each_of_several_keys_is_told_apart() -> None:
     assert (keys.identify("one"), keys.identify("two")) == (1, 2)
 
 
-def test_a_key_given_twice_is_one() -> None:
-    keys = ApiKeys(["one", "one", "two"])
-    assert (keys.identify("one"), keys.identify("two")) == (1, 2)
+def test_a_key_given_twice_is_refused_and_not_shown() -> None:
+    with pytest.raises(ConfigurationError, match="api_keys: holds a key twice") as refused:
+        ApiKeys(["secret", "other", "secret"])
+    assert "secret" not in str(refused.value)
 
 
 @pytest.mark.parametrize("offered", ["", "secre", "secret ", "SECRET", "sécret", "x" * 10_000])

@@ -392,3 +392,15 @@ def test_a_program_that_forgets_to_stop_it_still_ends_in_order() -> None:
             _, errors = process.communicate("\n", timeout=30)
             assert connector.ended() == (grpc.StatusCode.UNAVAILABLE, "the gateway is stopping")
     assert (process.returncode, errors) == (0, "")
+
+
+def test_what_a_gateway_has_not_cannot_be_assigned() -> None:
+    gateway = Gateway()
+    with pytest.raises(AttributeError, match="'max_pendings'; max_pending is an option"):
+        gateway.max_pendings = 1
+
+
+@pytest.mark.parametrize("value", ["no", 0, None])
+def test_dialling_backends_is_switched_by_true_and_false_alone(value) -> None:
+    with pytest.raises(ConfigurationError, match="^dial_backends: neither True nor False"):
+        Gateway(dial_backends=value)
