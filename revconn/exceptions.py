@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from revconn.core.errors import ProtocolError, RevconnError
+from revconn.core.refusals import FINAL_CODES, Speaker
 from revconn.core.status import StatusCode, http_status, status_code
 
 __all__ = [
@@ -56,7 +57,24 @@ class ConnectionLost(RevconnError):
 
 
 class HandshakeError(ConnectionLost):
-    """The gateway refused the connection, or did not finish the handshake."""
+    """The connection was refused, or the handshake was not finished.
+
+    ``by_gateway`` says whether it was the gateway's own word, as far as can be told, and not that
+    of a proxy in its place; ``is_final`` whether the connector holds another attempt for useless.
+    """
+
+    def __init__(
+        self,
+        target: str,
+        reason: str,
+        code: StatusCode | None = None,
+        *,
+        speaker: Speaker = Speaker.GATEWAY,
+    ) -> None:
+        super().__init__(target, reason, code)
+        self.speaker = speaker
+        self.by_gateway = speaker is not Speaker.STRANGER
+        self.is_final = self.by_gateway and code in FINAL_CODES
 
 
 class AuthenticationError(HandshakeError):

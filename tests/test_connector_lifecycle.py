@@ -23,6 +23,7 @@ from tests.support.waiting import eventually
 
 NewConnector = Callable[..., Connector]
 NOBODY_LISTENS = "127.0.0.1:1"
+GATEWAY = {"revconn-features": ""}  # whoever says so is one
 TIMEOUT = 10.0
 
 
@@ -147,6 +148,7 @@ def test_wait_ready_gives_up_after_its_timeout(new_connector, gateway) -> None:
 def test_every_wait_raises_the_fatal_error_whenever_it_looks(new_connector, gateway, wait) -> None:
     connector = new_connector(gateway.address)
     waiting = in_thread(getattr(connector, wait), TIMEOUT)
+    gateway.announces = GATEWAY
     connector.start(block=False)
     gateway.accept().end(grpc.StatusCode.PERMISSION_DENIED, "not yours")
     with pytest.raises(AuthenticationError, match="not yours"):
@@ -281,7 +283,7 @@ def test_what_a_connector_shows_of_itself_never_holds_the_key(
     assert "a-secret" not in f"{connector.links} {connector.stats()} {vars(connector)}"
     assert "a-secret" not in str(peer.metadata)
     peer.end(grpc.StatusCode.UNAVAILABLE)
-    gateway.accept().end(grpc.StatusCode.UNAUTHENTICATED)
+    gateway.accept().end(grpc.StatusCode.UNAUTHENTICATED, "Invalid token")
     with pytest.raises(AuthenticationError) as refused:
         connector.wait(TIMEOUT)
     assert "a-secret" not in f"{refused.value!r} {vars(refused.value)}"
@@ -370,6 +372,7 @@ def test_one_link_that_is_down_does_not_hide_that_another_is_ready(new_connector
 
 
 def test_a_fatal_error_survives_every_later_stop(new_connector, gateway) -> None:
+    gateway.announces = GATEWAY
     connector = new_connector(gateway.address)
     with connector:
         gateway.accept().end(grpc.StatusCode.UNIMPLEMENTED, "no such service")

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 from revconn.core.frames import error_name
+from revconn.core.refusals import Speaker, speaker
 from revconn.core.status import StatusCode, decode_message
 from revconn.core.text import presentable
 
@@ -19,6 +20,7 @@ __all__ = [
     "end_by_reset",
     "end_by_trailers",
     "refusal",
+    "who_ended",
 ]
 
 
@@ -84,10 +86,10 @@ def refusal(metadata: Mapping[str, str | bytes]) -> StreamEnd | None:
     """Why response headers do not open a gRPC stream; ``None`` when they do."""
     if "grpc-status" in metadata:
         return end_by_trailers(metadata)
+    if _is_grpc(metadata):
+        return None
     http_status = _number(metadata.get(":status"))
     content_type = str(metadata.get("content-type", ""))
-    if http_status == 200 and _GRPC_CONTENT.fullmatch(content_type):
-        return None
     code = _HTTP_CODES.get(http_status, StatusCode.UNKNOWN)
     kind = f"content-type {content_type[:100]!r}" if content_type else "no content-type"
     return StreamEnd(
@@ -109,11 +111,29 @@ def end_by_trailers(metadata: Mapping[str, str | bytes]) -> StreamEnd:
         return StreamEnd(StatusCode.UNKNOWN, f"{details} ({problem})")
 
 
+def who_ended(
+    headers: Mapping[str, str | bytes], trailers: Mapping[str, str | bytes] | None
+) -> Speaker:
+    """Who ended a stream, with trailers or, ``None``, with the headers alone."""
+    last = headers if trailers is None else trailers
+    status = _number(last.get("grpc-status"))
+    if not _is_grpc(headers) or not 0 <= status <= max(StatusCode):
+        return Speaker.STRANGER
+    words = decode_message(str(last.get("grpc-message", "")))
+    opened = trailers is not None
+    return speaker(StatusCode(status), words, {**headers, **last}, opened=opened)
+
+
 def end_by_reset(error_code: int) -> StreamEnd:
     """What a RST_STREAM means."""
     name = error_name(error_code)
     unknown = StatusCode.UNKNOWN if name.startswith("code ") else StatusCode.INTERNAL
     return StreamEnd(_RESET_CODES.get(name, unknown), f"the gateway reset the stream ({name})")
+
+
+def _is_grpc(headers: Mapping[str, str | bytes]) -> bool:
+    content_type = str(headers.get("content-type", ""))
+    return _number(headers.get(":status")) == 200 and bool(_GRPC_CONTENT.fullmatch(content_type))
 
 
 def _number(value: str | bytes | None) -> int:

@@ -80,7 +80,9 @@ class ConnectorStreams:
             return await _Stream(context, registration, self._shared).run()
         self._shared.counters.connections_refused += 1
         journal.refused(context.peer(), problem)
-        return await fail(context, code, problem)
+        # A connector takes the word of who announces itself for the gateway's, not for a proxy's.
+        announced = Announcement(SUPPORTED).metadata() if _announces(context) else ()
+        return await fail(context, code, problem, initial=announced)
 
     async def _receive_registration(self, context: Context) -> Registration:
         shared = self._shared
@@ -109,7 +111,7 @@ class _Stream:
         self._end = _End()
         metadata = tuple(context.invocation_metadata() or ())
         announced = Announcement.from_metadata(metadata)
-        self._announces = any(name == FEATURES_HEADER for name, _ in metadata)
+        self._announces = _announces(context)
         limit = shared.limits.max_sent_message_bytes
         self._connection = Connection(
             id=str(uuid.uuid4()),
@@ -214,3 +216,8 @@ class _Stream:
         if not self._connection.draining:
             journal.draining(self._connection, departure)
         self._shared.forwarding.drain(self._connection, departure)
+
+
+def _announces(context: Context) -> bool:
+    """Whether the connector said what it supports: only then is it told what the gateway does."""
+    return any(name == FEATURES_HEADER for name, _ in context.invocation_metadata() or ())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from revconn.core.refusals import Speaker
 from revconn.core.status import StatusCode
 from revconn.exceptions import HandshakeError
 
@@ -13,18 +14,25 @@ _REMEDIES = {
     StatusCode.INVALID_ARGUMENT: "check services, and that the gateway's version fits",
     StatusCode.UNIMPLEMENTED: "check the target: what listens there is no gateway",
 }
+_STRANGERS_REMEDY = "that is no gateway's word: check the target, and any proxy in front of it"
 
 
 def is_fatal(error: Exception) -> bool:
     """Whether connecting again is useless until somebody changes something.
 
-    True for a handshake refused with UNAUTHENTICATED, PERMISSION_DENIED, INVALID_ARGUMENT or
-    UNIMPLEMENTED. The same codes later, on a connection that worked, are retryable: the next
-    handshake tells.
+    True for a handshake that a gateway itself refused with UNAUTHENTICATED, PERMISSION_DENIED,
+    INVALID_ARGUMENT or UNIMPLEMENTED, and for such a status (or 401, 403, 404) from what stands in
+    a gateway's place, once nothing else has answered for five minutes at a target that never
+    served. The same codes later, on a connection that worked, are retryable: the next handshake
+    tells.
     """
-    return isinstance(error, HandshakeError) and error.code in _REMEDIES
+    return isinstance(error, HandshakeError) and error.is_final
 
 
-def remedy(code: StatusCode | None) -> str | None:
-    """What to do about a fatal code."""
-    return None if code is None else _REMEDIES.get(code)
+def remedy(code: StatusCode | None, speaker: Speaker = Speaker.GATEWAY) -> str | None:
+    """What to do about a code that may be fatal."""
+    if code is None or code not in _REMEDIES:
+        return None
+    if speaker is Speaker.STRANGER and code is not StatusCode.UNIMPLEMENTED:
+        return _STRANGERS_REMEDY
+    return _REMEDIES[code]

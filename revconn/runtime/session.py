@@ -12,6 +12,7 @@ from revconn.config import Options
 from revconn.core.features import CHUNKS, DRAIN
 from revconn.core.outbound import Answer
 from revconn.core.protocol import Conversation, Phase
+from revconn.core.refusals import Speaker
 from revconn.core.status import StatusCode
 from revconn.core.terms import Terms
 from revconn.core.text import presentable
@@ -245,23 +246,29 @@ class Session:
 
     def _loss_by(self, ended: StreamEnded) -> ConnectionLost:
         if self._retired is None:
-            return self._loss(ended.details, ended.code)
+            return self._loss(ended.details, ended.code, ended.speaker)
         if ended.code is StatusCode.CANCELLED:  # it only says that we closed it
             return self._retired
         return self._loss(f"{self._retired.reason}: {ended.details}")
 
-    def _loss(self, reason: str, code: StatusCode | None = None) -> ConnectionLost:
+    def _loss(
+        self,
+        reason: str,
+        code: StatusCode | None = None,
+        speaker: Speaker = Speaker.STRANGER,
+    ) -> ConnectionLost:
         reason = presentable(reason)
         if self.ready_since is not None:
             return ConnectionLost(self._target, reason, code)
         if code is not None:
             reason = ": ".join(part for part in (code.name, reason) if part)
-        advice = remedy(code)
+        advice = remedy(code, speaker)
         if advice is not None:
             reason = f"{reason}; {advice}"
         refused = code in (StatusCode.UNAUTHENTICATED, StatusCode.PERMISSION_DENIED)
-        kind = AuthenticationError if refused else HandshakeError
-        return kind(self._target, reason, code)
+        by_gateway = speaker is not Speaker.STRANGER
+        kind = AuthenticationError if refused and by_gateway else HandshakeError
+        return kind(self._target, reason, code, speaker=speaker)
 
     def _tear_down(self, *, settled: bool) -> None:
         with self._lock:

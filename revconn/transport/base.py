@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from typing import Protocol
 
 from revconn.config import TLS
+from revconn.core.refusals import Speaker
 from revconn.core.status import StatusCode
 from revconn.proxy import Proxy
 from revconn.target import Target
@@ -81,14 +82,22 @@ class Source(Protocol):
 class StreamEnded(Exception):
     """The stream is over: the gRPC ``code`` it ended with, and ``details`` for an operator.
 
-    ``status_lost`` says that the gateway may have ended it with a status of its own, which the
-    transport was not shown: ``code`` stands in for it.
+    ``speaker`` is whose word that is. ``status_lost`` says that the gateway may have ended it with a
+    status of its own, which the transport was not shown: ``code`` stands in for it.
     """
 
-    def __init__(self, code: StatusCode, details: str, *, status_lost: bool = False) -> None:
+    def __init__(
+        self,
+        code: StatusCode,
+        details: str,
+        speaker: Speaker = Speaker.STRANGER,
+        *,
+        status_lost: bool = False,
+    ) -> None:
         super().__init__(f"{code.name}: {details}")
         self.code = code
         self.details = details
+        self.speaker = speaker
         self.status_lost = status_lost
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import grpc
 
 from revconn.config import TLS
+from revconn.core.refusals import Speaker, speaker
 from revconn.core.status import StatusCode
 from revconn.core.terms import OFFER
 from revconn.logger import get_logger
@@ -168,7 +169,8 @@ class _GrpcioStream(Stream):
             if refused is not None:
                 return self._end_by(refused)
         reason = explain(details, tls=self._transport.speaks_tls)
-        return StreamEnded(code, reason, status_lost=status_lost)
+        whose = Speaker.STRANGER if reason != details else self._speaker(code, details)
+        return StreamEnded(code, reason, whose, status_lost=status_lost)
 
     def _ask_again(self, registration: bytes) -> Any:
         """How the gateway refuses the registration, as grpcio raises it; ``None`` if it does not.
@@ -193,6 +195,11 @@ class _GrpcioStream(Stream):
     def _only(self, message: bytes) -> Iterator[bytes]:
         self._be_sender()
         yield message
+
+    def _speaker(self, code: StatusCode, details: str) -> Speaker:
+        """Whose word a status is: grpcio does not show whether headers had opened the stream."""
+        metadata = (*self._call.initial_metadata(), *(self._call.trailing_metadata() or ()))
+        return speaker(code, details, (name for name, _ in metadata))
 
     def metadata(self) -> Iterable[tuple[str, str | bytes]]:
         assert self._call is not None, "open() comes first"
@@ -248,6 +255,7 @@ _EXPLANATIONS = (
     ),
     ("missing selected ALPN", "the gateway speaks TLS but not HTTP/2"),
     ("Failed to create security handshaker", "TLS(ca=, cert=, key=): not PEM, or not of one pair"),
+    ("http2 header with status", "what answered is no gRPC server (a proxy's error page?)"),
     ("http1.x server", "what listens there speaks HTTP/1.1, not HTTP/2"),
     ("Failed parsing HTTP/2", "what listens there does not speak HTTP/2"),
     (_RESET_WITH_CANCEL, "the gateway, or a proxy in front of it, reset the stream"),

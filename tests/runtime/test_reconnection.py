@@ -28,6 +28,7 @@ from tests.support.waiting import eventually
 
 TIMEOUT = 10.0
 NOBODY_LISTENS = "127.0.0.1:1"
+GATEWAY = {"revconn-features": ""}  # whoever says so is one
 
 
 @pytest.fixture
@@ -159,6 +160,7 @@ REFUSALS = {
 def test_a_refused_handshake_ends_it_with_an_error_that_says_what_to_fix(
     serve, gateway, code, kind, remedy
 ) -> None:
+    gateway.announces = GATEWAY
     connector = serve(gateway.address)
     gateway.accept().end(code, "because")
     with pytest.raises(kind, match=f"{gateway.address}: {code.name}: because; {remedy}") as raised:

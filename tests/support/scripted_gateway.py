@@ -150,6 +150,8 @@ class Peer:
             item = self._to_say.get()
             if isinstance(item, tuple):
                 code, details = item
+                if self._announces:
+                    self._context.send_initial_metadata(self._announces)
                 if code is not grpc.StatusCode.OK:
                     self._context.abort(code, details)
                 return
@@ -198,9 +200,10 @@ class Peer:
 class ScriptedGateway:
     """Listens on loopback; each connection comes out of :meth:`accept`.
 
-    ``announces`` goes out as initial metadata with the first message of each stream to come, and
-    no sooner: a connector must not wait for it. While a connector's stream is open, another one
-    that registers no services is taken for its stand-in, and served without the test's doing.
+    ``announces`` goes out as initial metadata with the first message of each stream to come, or
+    its end, and no sooner: a connector must not wait for it. While a connector's stream is open,
+    another one that registers no services is taken for its stand-in, and served without the test's
+    doing.
     """
 
     def __init__(

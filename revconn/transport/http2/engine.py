@@ -38,7 +38,9 @@ from revconn.core.http import (
     end_by_reset,
     end_by_trailers,
     refusal,
+    who_ended,
 )
+from revconn.core.refusals import Speaker
 from revconn.core.status import StatusCode
 
 __all__ = ["Engine"]
@@ -67,7 +69,7 @@ class Engine:
 
     Thread-safe: ``_lock`` guards h2 and everything else here; there is no I/O under it. Bytes to
     write come only out of :meth:`take_output`, so that one thread writes them in their order.
-    ``end``, ``goaways`` and ``initial_metadata`` may be read without it.
+    ``end``, ``speaker``, ``goaways`` and ``initial_metadata`` may be read without it.
     """
 
     def __init__(self, message_limit: int) -> None:
@@ -98,6 +100,7 @@ class Engine:
         self._control = bytearray()
         self.initial_metadata: Mapping[str, str | bytes] | None = None
         self.end: StreamEnd | None = None
+        self.speaker = Speaker.STRANGER  # whose word the end is
         self.goaways: list[Goaway] = []
 
     # What we say
@@ -266,7 +269,9 @@ class Engine:
             if isinstance(event, h2.events.ResponseReceived):
                 self._receive_headers(decode_metadata(event.headers))
             elif isinstance(event, h2.events.TrailersReceived):
-                self._finish(end_by_trailers(decode_metadata(event.headers)))
+                trailers = decode_metadata(event.headers)
+                speaker = who_ended(self.initial_metadata or {}, trailers)
+                self._finish(end_by_trailers(trailers), speaker)
             elif isinstance(event, h2.events.StreamReset):
                 self._finish(end_by_reset(int(event.error_code)))
             elif isinstance(event, h2.events.StreamEnded):
@@ -287,7 +292,7 @@ class Engine:
         self._reading_id = self._stream_id
         refused = refusal(metadata)
         if refused is not None:
-            self._finish(refused)
+            self._finish(refused, who_ended(metadata, None))
         encoding = metadata.get("grpc-encoding", "identity")
         if encoding == "gzip":
             self._reader.inflate = self._inflater
@@ -303,7 +308,8 @@ class Engine:
             reason = f"the gateway refused the stream ({goaway})"
             self._finish(StreamEnd(StatusCode.UNAVAILABLE, reason))
 
-    def _finish(self, end: StreamEnd) -> None:
+    def _finish(self, end: StreamEnd, speaker: Speaker = Speaker.STRANGER) -> None:
         """The first end counts: what follows (an END_STREAM, a reset) only confirms it."""
         if self.end is None:
+            self.speaker = speaker
             self.end = end

@@ -290,7 +290,9 @@ class _Http2Stream(Stream):
             self._closed = True
             if self._failure is None:
                 end = self._engine.end
-                self._failure = StreamEnded(*end) if end else StreamEnded(code, reason)
+                self._failure = (
+                    StreamEnded(*end, self._engine.speaker) if end else StreamEnded(code, reason)
+                )
             failure, wire = self._failure, self._wire
         if wire is not None:
             wire.close()
