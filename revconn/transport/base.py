@@ -82,8 +82,8 @@ class Source(Protocol):
 class StreamEnded(Exception):
     """The stream is over: the gRPC ``code`` it ended with, and ``details`` for an operator.
 
-    ``speaker`` is whose word that is. ``status_lost`` says that the gateway may have ended it with a
-    status of its own, which the transport was not shown: ``code`` stands in for it.
+    ``speaker`` is whose word that is. ``status_lost`` says that the gateway may have ended it with
+    a status of its own, which the transport was not shown: ``code`` stands in for it.
     """
 
     def __init__(

@@ -78,8 +78,9 @@ class Script:
                 peer = self.server.accept()
                 with contextlib.suppress(HungUp, ConnectionError):
                     peer.begin()
-                    self._answers[min(self.answered, len(self._answers) - 1)](peer)
+                    answer = self._answers[min(self.answered, len(self._answers) - 1)]
                     self.answered += 1
+                    answer(peer)
                     peer.hears_hang_up()
 
     def close(self) -> None:
