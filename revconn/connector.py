@@ -331,6 +331,10 @@ class Connector:
         if supervisor is not None:
             supervisor.abort()
 
+    def _stop_at_exit(self) -> None:
+        """The interpreter ends and nobody has stopped it: an ordinary end all the same."""
+        self.stop()
+
     def __enter__(self) -> Connector:
         self.start(block=False)
         return self
@@ -415,7 +419,7 @@ class Connector:
                 self._board,
                 on_end=self._end,
             )
-        atexit.register(self._abort)
+        atexit.register(self._stop_at_exit)
         return self._supervisor
 
     def _transport(self, target: Target) -> Transport:
@@ -435,7 +439,7 @@ class Connector:
         )
 
     def _end(self) -> None:
-        atexit.unregister(self._abort)
+        atexit.unregister(self._stop_at_exit)
         self._wakeups.put(None)
 
     def _forsake(self) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterable
-from concurrent.futures import Executor, ThreadPoolExecutor
+from concurrent.futures import Executor
 from typing import Callable
 
 from revconn._proto.registry_pb2 import ForwardRequest
@@ -17,6 +17,7 @@ from revconn.core.status import StatusCode
 from revconn.logger import get_logger
 from revconn.messages import Request
 from revconn.runtime.callbacks import run_callbacks
+from revconn.runtime.executor import DaemonExecutor
 from revconn.runtime.origin import Entry, Origin
 from revconn.runtime.runs import Runs, handler_stack
 from revconn.runtime.troubles import Backlog
@@ -40,8 +41,7 @@ class Dispatcher:
     A request is in flight from :meth:`accept` until it is settled: whoever settles it (its
     handler, its deadline, the end) answers it, and nobody else does; nobody answers one that was
     cancelled. It is ``unanswered`` until its answer is with its origin. Its callbacks are called by
-    the thread of its handler or, when the handler may still be busy, by one for callbacks alone,
-    which starts when there is a first.
+    the thread of its handler or, when the handler may still be busy, by one for callbacks alone.
 
     ``_lock`` guards all state; ``_due`` is its condition. Thread-safe.
     """
@@ -78,11 +78,12 @@ class Dispatcher:
         self._timer = threading.Thread(
             target=self._watch_deadlines, name="revconn-deadlines", daemon=True
         )
-        self._caller = ThreadPoolExecutor(1, thread_name_prefix="revconn-callbacks")
+        self._caller = DaemonExecutor(1, "revconn-callbacks")
 
     def start(self) -> None:
-        """Start the thread that watches deadlines."""
+        """Start the thread that watches deadlines, and the one for callbacks."""
         self._timer.start()
+        self._caller.start()
 
     # Requests come in
 

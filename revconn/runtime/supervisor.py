@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Collection
-from concurrent.futures import Executor, ThreadPoolExecutor
+from concurrent.futures import Executor
 from typing import Callable
 
 from revconn._proto.registry_pb2 import ForwardRequest
@@ -14,6 +14,7 @@ from revconn.core.routing import Routes
 from revconn.exceptions import RevconnError
 from revconn.logger import get_logger
 from revconn.runtime.dispatch import Dispatcher
+from revconn.runtime.executor import DaemonExecutor
 from revconn.runtime.handlers import Answering, Handler
 from revconn.runtime.inline import InlineRunner
 from revconn.runtime.link import Link
@@ -60,12 +61,10 @@ class Supervisor:
         )
         self._board = board
         self._on_end = on_end
-        self._own_executor: ThreadPoolExecutor | None = None
+        self._own_executor: DaemonExecutor | None = None
         executor: Executor | None = options.executor
         if executor is None:
-            executor = self._own_executor = ThreadPoolExecutor(
-                options.max_workers, thread_name_prefix="revconn-handler"
-            )
+            executor = self._own_executor = DaemonExecutor(options.max_workers, "revconn-handler")
         runs = Runs()
         self.unanswered = Unanswered()
         self._dispatcher = Dispatcher(
@@ -101,6 +100,8 @@ class Supervisor:
 
     def start(self) -> None:
         """Start every thread. Returns at once."""
+        if self._own_executor is not None:
+            self._own_executor.start()
         self._dispatcher.start()
         self._watchdog.start()
         for link in self.links:

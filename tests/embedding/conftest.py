@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Callable
 
+import grpc
 import pytest
 
 from revconn.testing import TestGateway
@@ -26,13 +27,17 @@ class EmbeddingGateway:
         self.address = gateway.address
         self.restart = gateway.restart
 
+    def call_future(self, method: str) -> grpc.Future:
+        """Call a unary method, without waiting."""
+        return self._gateway.call_future(method, timeout=TIMEOUT)
+
     def call(self, method: str, payload: bytes = b"") -> str:
         """Call a unary method."""
         return self._gateway.call(method, payload, timeout=TIMEOUT).decode()
 
     def call_at_once(self, method: str, count: int) -> list[str]:
         """Make so many calls at the same time."""
-        calls = [self._gateway.call_future(method, timeout=TIMEOUT) for _ in range(count)]
+        calls = [self.call_future(method) for _ in range(count)]
         return [call.result().decode() for call in calls]
 
     @property
@@ -44,6 +49,10 @@ class EmbeddingGateway:
         """Seconds since the last heartbeat of the one connection."""
         (connection,) = self._gateway.connections()
         return connection.heartbeat_age
+
+    def wait_serving(self, count: int) -> None:
+        """Wait for so many connections that get requests: not those that leave."""
+        eventually(lambda: len(self._gateway.connections()) == count, TIMEOUT)
 
     def wait_connections(self, count: int, app: App | None = None) -> None:
         try:

@@ -1,4 +1,4 @@
-"""A program that starts a connector without blocking and ends without stopping it."""
+"""The end of an interpreter is an ordinary drain, whoever asks for it, or nobody."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.support.connectors import NEVER
 from tests.support.threads import TIMEOUT, in_thread
 
 NOBODY_LISTENS = "127.0.0.1:1"
-PROMPTLY = 5.0
+PROMPTLY = 20.0  # what hangs would hang for ever
 
 START = """
 @connector.method("/echo.Echo/Say")
@@ -26,21 +26,33 @@ say("leaving")
 
 STOP_AT_EXIT = """
 import atexit
-atexit.register(connector.stop, 1.0)
+atexit.register(connector.stop)
 """
 
 START_BUSY = """
+release = threading.Event()
+
 @connector.method("/echo.Echo/Say")
 def answer(request):
-    say("handling")
+    say("handling", request.request_id)
     release.wait()
     return b"finished"
 
-release = threading.Event()
+@connector.method("/echo.Echo/Release")
+def let_go(request):
+    release.set()
+
 connector.start(block=False)
 wait_for_sigusr1()
-threading.Timer(1.0, release.set).start()
 say("leaving")
+"""
+
+HANG = """
+@connector.method("/echo.Echo/Hang")
+def hang(request):
+    request.add_callback(threading.Event().wait)
+    say("handling", request.request_id)
+    threading.Event().wait()
 """
 
 
@@ -55,32 +67,32 @@ def assert_exits_by_itself(program) -> None:
 
 
 @pytest.fixture(params=["", STOP_AT_EXIT], ids=["forgotten", "stopped by atexit"])
-def start(request: pytest.FixtureRequest) -> str:
-    """The program, which forgets its connector or has it stopped in the very end."""
-    return request.param + START
+def stop(request: pytest.FixtureRequest) -> str:
+    """How a program begins that forgets its connector, or has it stopped in the very end."""
+    return request.param
 
 
-def test_while_it_backs_off(new_program, start) -> None:
-    program = new_program(start, NOBODY_LISTENS, backoff=NEVER)
+def test_while_it_backs_off(new_program) -> None:
+    program = new_program(START, NOBODY_LISTENS, backoff=NEVER)
     program.hears("BACKING_OFF")
     assert_exits_by_itself(program)
 
 
-def test_while_the_peer_reads_nothing(new_program, gateway, start) -> None:
+def test_while_the_peer_reads_nothing(new_program, gateway) -> None:
     with FaultProxy(gateway.port, fault=Fault.STALL) as proxy:
-        program = new_program(start, proxy.address)
+        program = new_program(START, proxy.address, drain_timeout=1.0)
         proxy.wait_connections(1)
         assert_exits_by_itself(program)
 
 
-def test_while_the_gateway_never_says_connected(new_program, gateway, start) -> None:
-    program = new_program(start, gateway.address)
+def test_while_the_gateway_never_says_connected(new_program, gateway) -> None:
+    program = new_program(START, gateway.address, drain_timeout=1.0)
     gateway.accept().hears("register")
     assert_exits_by_itself(program)
 
 
-def test_while_it_is_ready(new_program, gateway, start) -> None:
-    program = new_program(start, gateway.address)
+def test_while_it_is_ready(new_program, gateway) -> None:
+    program = new_program(START, gateway.address, drain_timeout=1.0)
     peer = gateway.accept_ready()
     program.hears("READY")
     peer.request("r1")
@@ -88,8 +100,8 @@ def test_while_it_is_ready(new_program, gateway, start) -> None:
     assert_exits_by_itself(program)
 
 
-def test_while_requests_come_without_end(new_program, gateway, start) -> None:
-    program = new_program(start, gateway.address)
+def test_while_requests_come_without_end(new_program, gateway) -> None:
+    program = new_program(START, gateway.address, drain_timeout=1.0)
     peer = gateway.accept_ready()
     program.hears("READY")
     flood = in_thread(peer.requests_without_end)
@@ -97,25 +109,47 @@ def test_while_requests_come_without_end(new_program, gateway, start) -> None:
     flood.result(TIMEOUT)
 
 
-def test_while_a_handler_runs_it_waits_for_that_as_every_executor_does(
-    new_program, gateway
-) -> None:
-    program = new_program(START_BUSY, gateway.address)
+def test_what_is_in_flight_or_still_comes_is_answered(new_program, gateway, stop) -> None:
+    program = new_program(stop + START_BUSY, gateway.address, max_workers=2)
     peer = gateway.accept_ready()
     program.hears("READY")
     peer.request("r1")
-    program.hears("handling")
-    assert_exits_by_itself(program)
+    program.hears("handling r1")
+    program.signal(signal.SIGUSR1)
+    program.hears("DRAINING")
+    peer.request("r2", method="/echo.Echo/Release")
+    answers = peer.answers(2)
+    assert {name: answer.status_code for name, answer in answers.items()} == {"r1": 200, "r2": 200}
+    assert answers["r1"].payload == b"finished"
+    assert program.wait() == 0
+    assert "Traceback" not in program.stderr
+
+
+@pytest.mark.parametrize("body", [START_BUSY, "connector.start()"], ids=["forgotten", "blocking"])
+def test_a_handler_and_a_callback_that_hang_keep_no_process_alive(
+    new_program, gateway, body
+) -> None:
+    program = new_program(HANG + body, gateway.address, drain_timeout=0.5)
+    peer = gateway.accept_ready()
+    program.hears("READY")
+    peer.request("r1", method="/echo.Echo/Hang")
+    program.hears("handling r1")
+    program.signal(signal.SIGTERM if "start()" in body else signal.SIGUSR1)
+    while (heard := peer.hears_any()).WhichOneof("message_type") != "response":
+        pass  # the goodbye
+    assert heard.response.status_code == 503
+    assert program.wait() == 0
+    assert "gave up" in program.stderr
 
 
 def test_while_a_handler_runs_and_the_connection_breaks(new_program, proxy, gateway) -> None:
-    program = new_program(START_BUSY, proxy.address)
+    program = new_program(START_BUSY, proxy.address, drain_timeout=0.5)
     peer = gateway.accept_ready()
     program.hears("READY")
     peer.request("r1")
-    program.hears("handling")
+    program.hears("handling r1")
     program.signal(signal.SIGUSR1)
-    program.hears("leaving")
+    program.hears("DRAINING")
     proxy.reset_all()
     assert program.wait() == 0
     assert "Traceback" not in program.stderr
