@@ -29,8 +29,8 @@ class DaemonExecutor(ThreadPoolExecutor):
     hangs would keep the process alive for ever. This one is ended by :meth:`shutdown` alone, and its
     threads are daemons.
 
-    Python 3.12 and newer start no threads by then. What is submitted is left to those that there
-    are; :meth:`start` sees to it that there is one.
+    Python 3.12 starts no threads by then. What is submitted is left to those that there are;
+    :meth:`start` sees to it that there is one.
 
     ``_lock`` guards all state; ``_submitted`` is its condition. Thread-safe.
     """

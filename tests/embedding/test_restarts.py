@@ -110,9 +110,7 @@ ENDS = {
     "with": f"with connector:\n    {SIGTERM_COMES}",
     "atexit": f"connector.start(block=False)\natexit.register(connector.stop)\n{SIGTERM_COMES}",
     "an exception": f"connector.start(block=False)\n{SIGTERM_COMES}raise SystemExit('oh')\n",
-    "start": (
-        "signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})\nconnector.start()\n"
-    ),
+    "start": ("signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})\nconnector.start()\n"),
 }
 
 
