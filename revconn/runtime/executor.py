@@ -26,8 +26,8 @@ class DaemonExecutor(ThreadPoolExecutor):
 
     When the main thread ends Python closes the standard ones, before it calls any ``atexit``
     function, and waits for their threads: whoever drains there could serve nobody, and a task that
-    hangs would keep the process alive for ever. This one is ended by :meth:`shutdown` alone, and its
-    threads are daemons.
+    hangs would keep the process alive for ever. This one is ended by :meth:`shutdown` alone, and
+    its threads are daemons.
 
     Python 3.12 starts no threads by then. What is submitted is left to those that there are;
     :meth:`start` sees to it that there is one.

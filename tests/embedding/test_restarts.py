@@ -1,4 +1,4 @@
-"""Every host that is documented, ended as its users end it beside a second replica: no call is lost.
+"""Every host that is documented, ended as users end it, beside a second replica: no call is lost.
 
 Calls that its handlers have in hand are answered, and so are all of the 40 a second that come
 meanwhile.
@@ -11,7 +11,6 @@ import signal
 import sys
 import threading
 import urllib.request
-from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Callable

@@ -16,7 +16,7 @@ _STARTS = re.compile(r"^(?:connector\.start\(|with connector:)", re.MULTILINE)
 
 
 class Recipe:
-    """A page, as it is for ``target``, and for tests: with ``handlers`` of theirs beside its own."""
+    """A page, with a target and a key for the tests'."""
 
     def __init__(self, page: str, *, target: str, api_key: str) -> None:
         self._blocks = read_blocks(_DOCS / page)
