@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import base64
+import ipaddress
+import re
 import urllib.parse
 import urllib.request
 from dataclasses import dataclass, field
 
-from revconn.target import Target
+from revconn.target import IPAddress, Target, bare_host, ip_address
 from revconn.validation import refuse
 
 __all__ = ["Proxy", "proxy_for"]
@@ -23,7 +25,7 @@ class Proxy:
     authorization: str | None = field(repr=False)
 
     def __str__(self) -> str:
-        return f"{self.host}:{self.port}"
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
     @classmethod
     def parse(cls, url: str, name: str = "proxy") -> Proxy:
@@ -54,8 +56,48 @@ def proxy_for(target: Target, proxy: str | bool | None) -> Proxy | None:
         return Proxy.parse(proxy)
     if proxy is False or target.is_loopback:
         return None
-    # Entries of NO_PROXY may name a port.
-    if any(urllib.request.proxy_bypass(name) for name in (target.host, target.authority)):
-        return None
+    environment = urllib.request.getproxies_environment()
+    if environment:
+        is_exempt = _is_exempt(target, environment.get("no", ""))
+    else:  # macOS and Windows have settings of their own
+        is_exempt = bool(urllib.request.proxy_bypass(target.host))
     url = urllib.request.getproxies().get("https")
-    return Proxy.parse(url, "HTTPS_PROXY") if url else None
+    return Proxy.parse(url, "HTTPS_PROXY") if url and not is_exempt else None
+
+
+_SEPARATOR = re.compile(r"[,\s]+")
+_WITH_PORT = re.compile(r"(?:\[(?P<v6>[^\]]+)\]|(?P<name>[^:\[\]]+)):(?P<port>[0-9]+)")
+
+
+def _is_exempt(target: Target, no_proxy: str) -> bool:
+    return any(_names(entry, target) for entry in _SEPARATOR.split(no_proxy) if entry)
+
+
+def _names(entry: str, target: Target) -> bool:
+    """Whether an entry of ``NO_PROXY`` names the target: docs/topics/transports says how."""
+    with_port = _WITH_PORT.fullmatch(entry)
+    if with_port is not None:
+        if int(with_port["port"]) != target.port:
+            return False
+        entry = with_port["v6"] or with_port["name"]
+    if entry == "*":
+        return True
+    host = bare_host(target.host)
+    address = ip_address(host)
+    if address is not None:
+        return _covers(entry, address)
+    name = entry.lower().rstrip(".")
+    if name.startswith("*."):
+        return host.endswith(name[1:])
+    name = name.lstrip(".")
+    return bool(name) and f".{host}".endswith(f".{name}")
+
+
+def _covers(entry: str, address: IPAddress) -> bool:
+    """Whether an entry is an address, in whatever spelling, or a block that it is in."""
+    try:
+        block = ipaddress.ip_network(bare_host(re.sub(r"[\[\]]", "", entry)), strict=False)
+    except ValueError:
+        return False
+    mapped = getattr(address, "ipv4_mapped", None)
+    return address in block or (mapped is not None and mapped in block)

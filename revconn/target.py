@@ -6,11 +6,13 @@ import ipaddress
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Union
 
 from revconn.validation import refuse
 
-__all__ = ["Target", "parse_targets"]
+__all__ = ["IPAddress", "Target", "bare_host", "ip_address", "parse_targets"]
+
+IPAddress = Union[ipaddress.IPv4Address, ipaddress.IPv6Address]
 
 _TARGET_REMEDY = (
     'write host:port, such as "gateway.example.com:443" ([::1]:50051 for IPv6, unix:/path for a'
@@ -43,30 +45,39 @@ class Target:
         if not 1 <= port <= 65535:
             refuse("targets", text, f"port {port} does not exist", "use a port from 1 to 65535")
         host = matched["v6"] or matched["name"]
-        if matched["v6"] and not isinstance(_ip_address(host), ipaddress.IPv6Address):
+        if matched["v6"] and not isinstance(ip_address(host), ipaddress.IPv6Address):
             refuse("targets", text, f"{host} is not an IPv6 address", _TARGET_REMEDY)
         return cls(address, host, port)
 
     @property
     def is_loopback(self) -> bool:
         """Whether the address cannot leave this machine."""
-        if self.port is None or self.host.lower() == "localhost":
+        host = bare_host(self.host)
+        if self.port is None or host == "localhost":
             return True
-        address = _ip_address(self.host)
+        address = ip_address(host)
         return address is not None and address.is_loopback
 
     @property
     def authority(self) -> str:
-        """What HTTP/2 calls the gateway."""
-        return self.address.rpartition("dns:///")[2] if self.port is not None else "localhost"
+        """What HTTP/2 calls the gateway: as certificates name it, and the port."""
+        if self.port is None:
+            return "localhost"
+        host = bare_host(self.host)
+        return f"[{host}]:{self.port}" if ":" in host else f"{host}:{self.port}"
+
+    @property
+    def destination(self) -> str:
+        """What a proxy is asked for. A zone means something on this machine only."""
+        return re.sub(r"%[^\]]*", "", self.address.rpartition("dns:///")[2])
 
     @property
     def place(self) -> tuple[str, int | None]:
         """Host and port, or a socket's path: the same for every spelling of one address."""
         if self.port is None:
             return self.unix_path, None
-        address = _ip_address(self.host)
-        return self.host.lower().rstrip(".") if address is None else str(address), self.port
+        address = ip_address(self.host)
+        return bare_host(self.host) if address is None else str(address), self.port
 
     @property
     def unix_path(self) -> str:
@@ -96,8 +107,15 @@ def _is_dns(address: str) -> bool:
     return address.startswith("dns:///")
 
 
-def _ip_address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+def ip_address(host: str) -> IPAddress | None:
+    """The address that a host is; ``None`` for a name."""
     try:
         return ipaddress.ip_address(host)
     except ValueError:
         return None
+
+
+def bare_host(host: str) -> str:
+    """A host as certificates know it: no zone, no final dot, and one spelling of an address."""
+    address = ip_address(host.partition("%")[0])
+    return host.lower().rstrip(".") if address is None else str(address)

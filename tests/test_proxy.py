@@ -32,7 +32,7 @@ def no_proxy_around_us(monkeypatch) -> None:
 def test_a_proxy_is_an_http_url(url: str, host: str, port: int) -> None:
     proxy = Proxy.parse(url)
     assert (proxy.host, proxy.port) == (host, port)
-    assert str(proxy) == f"{host}:{port}"
+    assert str(proxy) in (f"{host}:{port}", f"[{host}]:{port}")
 
 
 @pytest.mark.parametrize(
@@ -116,26 +116,83 @@ def test_this_machine_itself_needs_none(monkeypatch, address: str) -> None:
     assert proxy_for(Target.parse(address), None) is None
 
 
-@pytest.mark.parametrize(
-    ("exceptions", "address", "used"),
-    [
-        ("gateway.example.com", "gateway.example.com:443", False),
-        (".example.com", "gateway.example.com:443", False),
-        ("example.com", "gateway.example.com:443", False),
-        ("other.org, gateway.example.com:443", "gateway.example.com:443", False),
-        ("gateway.example.com:444", "gateway.example.com:443", True),
-        ("*", "gateway.example.com:443", False),
-        ("2001:db8::1", "[2001:db8::1]:443", False),
-        ("[2001:db8::1]", "[2001:db8::1]:443", False),
-        ("192.0.2.1", "192.0.2.1:443", False),
-        ("other.org", "gateway.example.com:443", True),
-        ("", "gateway.example.com:443", True),
-    ],
-)
+NAME = "gateway.example.com:443"
+V4, V6 = "192.0.2.1:443", "[2001:db8::1]:443"
+
+NO_PROXY = [
+    # names, and what is under them
+    ("gateway.example.com", NAME, False),
+    ("GATEWAY.example.com", NAME, False),
+    (".example.com", NAME, False),
+    ("example.com", NAME, False),
+    (".gateway.example.com", NAME, False),
+    ("*.example.com", NAME, False),
+    ("*.gateway.example.com", NAME, True),
+    ("ample.com", NAME, True),
+    ("*ample.com", NAME, True),
+    ("other.org", NAME, True),
+    # a final dot, on either side
+    ("gateway.example.com.", NAME, False),
+    ("example.com.", "gateway.example.com.:443", False),
+    ("gateway.example.com", "gateway.example.com.:443", False),
+    ("*.example.com.", NAME, False),
+    # ports
+    ("gateway.example.com:443", NAME, False),
+    ("gateway.example.com:444", NAME, True),
+    ("*.example.com:443", NAME, False),
+    ("192.0.2.1:443", V4, False),
+    ("192.0.2.1:444", V4, True),
+    ("[2001:db8::1]:443", V6, False),
+    ("[2001:db8::1]:444", V6, True),
+    # addresses, however they are spelt
+    ("192.0.2.1", V4, False),
+    ("192.0.2.10", V4, True),
+    ("2001:db8::1", V6, False),
+    ("[2001:db8::1]", V6, False),
+    ("2001:DB8:0:0:0:0:0:1", V6, False),
+    ("2001:db8::1", "[2001:0db8:0::0001]:443", False),
+    ("2001:db8::2", V6, True),
+    ("fe80::1", "[fe80::1%eth0]:443", False),
+    ("fe80::1%eth0", "[fe80::1%eth0]:443", False),
+    ("192.0.2.1", "[::ffff:192.0.2.1]:443", False),
+    ("2.1", V4, True),
+    # blocks
+    ("192.0.2.0/24", V4, False),
+    ("192.0.2.77/24", V4, False),
+    ("192.0.3.0/24", V4, True),
+    ("2001:db8::/32", V6, False),
+    ("[2001:db8::]/32", V6, False),
+    ("2001:db9::/32", V6, True),
+    ("fe80::/10", "[fe80::1%eth0]:443", False),
+    ("0.0.0.0/0", V6, True),
+    ("192.0.2.0/24", NAME, True),
+    ("192.0.2.0/99", V4, True),
+    # lists
+    ("*", NAME, False),
+    ("*", V6, False),
+    ("other.org, gateway.example.com:443", NAME, False),
+    ("other.org gateway.example.com", NAME, False),
+    ("", NAME, True),
+    (" , .,*.", NAME, True),
+]
+"""``NO_PROXY``, an address, and whether the environment's proxy is used for it."""
+
+
+@pytest.mark.parametrize(("exceptions", "address", "used"), NO_PROXY)
 def test_no_proxy_names_exceptions(monkeypatch, exceptions: str, address: str, used: bool) -> None:
     monkeypatch.setenv("HTTPS_PROXY", "http://proxy:3128")
     monkeypatch.setenv("NO_PROXY", exceptions)
     assert (proxy_for(Target.parse(address), None) is not None) is used
+
+
+def test_without_settings_in_the_environment_the_systems_are_asked(monkeypatch) -> None:
+    asked = []
+    monkeypatch.setattr("urllib.request.getproxies", lambda: {"https": "http://system:3128"})
+    monkeypatch.setattr("urllib.request.proxy_bypass", lambda host: asked.append(host))
+    proxy = proxy_for(GATEWAY, None)
+    assert proxy is not None
+    assert proxy.host == "system"
+    assert asked == ["gateway.example.com"]
 
 
 def test_an_unusable_proxy_in_the_environment_is_named_as_such(monkeypatch) -> None:

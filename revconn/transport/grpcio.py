@@ -16,7 +16,7 @@ from revconn.core.status import StatusCode
 from revconn.core.terms import OFFER
 from revconn.logger import get_logger
 from revconn.proxy import Proxy
-from revconn.target import Target
+from revconn.target import Target, bare_host
 from revconn.transport.base import LARGEST_MESSAGE, METHOD, Source, Stream, StreamEnded, Transport
 
 __all__ = ["GrpcioTransport", "explain"]
@@ -44,16 +44,19 @@ class GrpcioTransport(Transport):
     ) -> None:
         self._target = target
         self._tls = tls
+        self._proxy = proxy
         self._options: list[tuple[str, int | str]] = [
+            ("grpc.enable_http_proxy", 0),  # not by grpcio's own reading of the environment
             ("grpc.max_receive_message_length", LARGEST_MESSAGE),
             ("grpc.max_send_message_length", -1),
             ("grpc.use_local_subchannel_pool", 1),
             ("grpc.enable_retries", 0),
         ]
-        if proxy is None:
-            self._options.append(("grpc.enable_http_proxy", 0))
-        else:
-            self._options.append(("grpc.http_proxy", proxy.url))
+        if proxy is not None:
+            self._options.append(("grpc.http_connect_server", target.destination))
+            if proxy.authorization is not None:
+                header = f"Proxy-Authorization:{proxy.authorization}"
+                self._options.append(("grpc.http_connect_headers", header))
         self._keepalive_interval = keepalive_interval
         self._keepalive_timeout = keepalive_timeout
 
@@ -79,14 +82,18 @@ class GrpcioTransport(Transport):
     def channel(self) -> grpc.Channel:
         """A new channel to the target."""
         options = [*self._options, *self._keepalive()]
+        if self._tls is not None and self._tls.server_name is not None:
+            # It becomes the authority too: grpcio lets no call go by another name.
+            options.append(("grpc.ssl_target_name_override", bare_host(self._tls.server_name)))
+        else:
+            options.append(("grpc.default_authority", self._target.authority))
+        address = self._target.address if self._proxy is None else str(self._proxy)
         if self._tls is None:
-            return grpc.insecure_channel(self._target.address, options)
+            return grpc.insecure_channel(address, options)
         credentials = grpc.ssl_channel_credentials(
             self._tls.read("ca"), self._tls.read("key"), self._tls.read("cert")
         )
-        if self._tls.server_name is not None:
-            options.append(("grpc.ssl_target_name_override", self._tls.server_name))
-        return grpc.secure_channel(self._target.address, credentials, options)
+        return grpc.secure_channel(address, credentials, options)
 
     def _keepalive(self) -> list[tuple[str, int | str]]:
         # Pings or not, the timeout bounds how long sent data may stay unacknowledged: hence a

@@ -63,21 +63,39 @@ def test_a_proxy_that_refuses_the_credentials_is_named_and_they_are_not(
         assert "wr0ng" not in shown
 
 
-def test_a_proxy_from_the_environment_is_used_unless_it_is_told_not_to(
-    new_connector, proxy_program: ProxyProgram, monkeypatch, refusal: str
+@pytest.mark.parametrize(
+    ("exceptions", "given", "goes_through"),
+    [
+        ("", {}, True),
+        ("192.0.2.1:444", {}, True),
+        ("192.0.2.0/24", {"proxy": "the same"}, True),  # not the environment's
+        ("192.0.2.0/24", {}, False),
+        ("example.com,192.0.2.1", {}, False),
+        ("", {"proxy": False}, False),
+    ],
+)
+def test_both_transports_go_by_the_same_reading_of_the_environment(
+    new_connector,
+    proxy_program: ProxyProgram,
+    monkeypatch,
+    refusal: str,
+    exceptions: str,
+    given: dict[str, Any],
+    goes_through: bool,
 ) -> None:
-    monkeypatch.setenv("HTTPS_PROXY", f"http://{proxy_program.address}")
-    options = {"tls": False, "is_fatal": lambda error: True}
+    url = f"http://{proxy_program.address}"
+    monkeypatch.setenv("https_proxy", url)
+    monkeypatch.setenv("no_proxy", exceptions)
+    options = {"proxy": url} if given.get("proxy") == "the same" else given
     # Nothing is there; only a proxy answers 407.
-    target = "192.0.2.1:443"
-    through = new_connector(target, **options)
-    through.start(block=False)
-    with pytest.raises(HandshakeError, match=refusal):
-        through.wait(TIMEOUT)
-    for given, exceptions in (({"proxy": False}, ""), ({}, "example.com,192.0.2.1")):
-        monkeypatch.setenv("NO_PROXY", exceptions)
-        straight = new_connector(target, **options, **given, connect_timeout=0.3)
-        straight.start(block=False)
-        with pytest.raises(HandshakeError) as raised:
-            straight.wait(TIMEOUT)
-        assert "407" not in str(raised.value)
+    connector = new_connector(
+        "192.0.2.1:443",
+        tls=False,
+        is_fatal=lambda error: True,
+        connect_timeout=10.0 if goes_through else 0.3,
+        **options,
+    )
+    connector.start(block=False)
+    with pytest.raises(HandshakeError) as raised:
+        connector.wait(TIMEOUT)
+    assert (refusal in str(raised.value)) is goes_through

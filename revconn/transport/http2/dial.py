@@ -18,7 +18,7 @@ from typing import Any, Callable
 from revconn.config import TLS
 from revconn.core.status import StatusCode
 from revconn.proxy import Proxy
-from revconn.target import Target
+from revconn.target import Target, bare_host
 from revconn.transport.base import StreamEnded
 from revconn.transport.http2.sockets import open_socket
 from revconn.transport.http2.tls import NO_HTTP2, client_context, explain
@@ -86,7 +86,7 @@ class Dialer:
     ) -> Wire:
         assert self._tls is not None
         try:
-            wire = TLSWire(sock, context, self._tls.server_name or self._target.host)
+            wire = TLSWire(sock, context, bare_host(self._tls.server_name or self._target.host))
             _shake_hands(wire, cancelled)
         except (OSError, ValueError) as error:
             raise _unavailable(explain(error)) from None

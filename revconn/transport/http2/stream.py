@@ -248,7 +248,7 @@ class _Http2Stream(Stream):
         since = self._sending_since
         if since is None:
             return None
-        if now - since < _SEND_STALL:
+        if now < since + _SEND_STALL:
             return since + _SEND_STALL
         self._fail(StatusCode.UNAVAILABLE, f"the gateway has read nothing for {now - since:.0f} s")
         return None
@@ -259,12 +259,12 @@ class _Http2Stream(Stream):
             return None
         heard_at = self._heard_at
         if self._pinged_at is None or heard_at > self._pinged_at:
-            if now - heard_at < interval:
+            if now < heard_at + interval:
                 return heard_at + interval
             self._pinged_at = now
             self._engine.ping()
             self._source.nudge()
-        elif now - self._pinged_at >= timeout:
+        elif now >= self._pinged_at + timeout:
             self._fail(StatusCode.UNAVAILABLE, f"no answer to a ping within {timeout:g} s")
             return None
         # An answer may come at any time: then the next ping is due an interval later.

@@ -22,10 +22,10 @@ def tunnel(
 
     ``sock`` has a short timeout, after each of which ``cancelled`` is asked.
     """
-    lines = [f"CONNECT {target.authority} HTTP/1.1", f"Host: {target.authority}"]
+    lines = [f"CONNECT {target.destination} HTTP/1.1", f"Host: {target.destination}"]
     if proxy.authorization is not None:
         lines.append(f"Proxy-Authorization: {proxy.authorization}")
-    sock.sendall("\r\n".join([*lines, "", ""]).encode("latin-1"))
+    sock.sendall("\r\n".join([*lines, "", ""]).encode())
     answer = bytearray()
     # Byte by byte: what follows the answer is the gateway's, and may already be there.
     while not answer.endswith(b"\r\n\r\n"):
