@@ -229,7 +229,7 @@ class Options:
 
 def parse_services(services: Sequence[str]) -> tuple[str, ...]:
     """Service names in the order given; none of them twice."""
-    if isinstance(services, str):
+    if isinstance(services, (str, bytes)):
         refuse("services", services, "one text, not a list", f"write services=[{services!r}]")
     try:
         names = tuple(require_service_name("services", name) for name in services)

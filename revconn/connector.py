@@ -30,8 +30,10 @@ from revconn.transport.base import Transport
 from revconn.validation import (
     refuse,
     require_attribute,
+    require_flag,
     require_seconds,
     require_service_name,
+    require_wait,
 )
 
 __all__ = ["Connector", "LinkStatus"]
@@ -216,11 +218,11 @@ class Connector:
         try:
             service, method = split_method_path(path)
             named = method.isprintable() and not any(map(str.isspace, method))
-        except (ValueError, AttributeError):
+        except (ValueError, AttributeError, TypeError):
             named = False
         if not named:
             refuse("path", path, "not a method path", "write /package.Service/Method")
-        routes = self._inline_routes if inline else self._routes
+        routes = self._inline_routes if require_flag("inline", inline) else self._routes
         self._add(service, f"/{service}/{method}", handler, routes.add_method)
 
     def add_service(self, name: str, handler: Handler) -> None:
@@ -260,7 +262,7 @@ class Connector:
         Raises :class:`ConfigurationError` when there is nothing to serve, and, when blocking, the
         fatal error that ended it (:class:`AuthenticationError` for a refused key).
         """
-        if not block:
+        if not require_flag("block", block):
             self._launch().start()
             return
         with signals_into(self._wakeups):
@@ -280,7 +282,7 @@ class Connector:
         connector, or :class:`RevconnError` when it was stopped. A handler or a callback needs to
         give a ``timeout``: it may hold up the very thread that connects.
         """
-        _require_wait(timeout)
+        require_wait(timeout)
         if timeout is None and is_own_thread():
             raise RevconnError(
                 "wait_ready() in a handler or a callback could wait for itself; give a timeout"
@@ -300,7 +302,7 @@ class Connector:
         """
         if is_own_thread():
             raise RevconnError("wait() in a handler or a callback would wait for itself")
-        _require_wait(timeout)
+        require_wait(timeout)
         if self._board.wait_for((State.CLOSED,), timeout) is None:
             raise TimeoutError(f"still running after {timeout:g} s: {self!r}")
         self._raise_error()
@@ -393,6 +395,8 @@ class Connector:
 
         It should return soon. An exception in it is logged and changes nothing.
         """
+        if not callable(callback):
+            refuse("callback", callback, "not callable", "give a function of the state")
         self._board.subscribe(callback)
 
     def __repr__(self) -> str:
@@ -486,9 +490,3 @@ def _after_fork_in_child() -> None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork_in_child)
-
-
-def _require_wait(timeout: float | None) -> None:
-    # NaN is no duration either, and no comparison with it is true.
-    if timeout is not None and not (isinstance(timeout, (int, float)) and timeout >= 0):
-        refuse("timeout", timeout, "not a duration", "give seconds, 0 or more, or None")

@@ -30,13 +30,19 @@ class Proxy:
     @classmethod
     def parse(cls, url: str, name: str = "proxy") -> Proxy:
         """``http://[user:password@]host[:port]``; raises :class:`ConfigurationError`."""
-        host, port, parts = None, 80, None
+        host, port, parts = None, None, None
         try:
             parts = urllib.parse.urlsplit(url if "://" in url else f"http://{url}")
-            host, port = parts.hostname, parts.port or 80
+            host, port = parts.hostname, parts.port
         except ValueError:  # whose text may show the credentials
             pass
-        if parts is None or parts.scheme != "http" or not host:
+        if (
+            port == 0
+            or parts is None
+            or parts.scheme != "http"
+            or not host
+            or not _HOST.fullmatch(host)
+        ):
             refuse(name, None, "not an HTTP proxy", "write http://[user:password@]host:port")
         authorization = None
         if parts.username is not None:
@@ -44,7 +50,7 @@ class Proxy:
             password = urllib.parse.unquote(parts.password or "")
             credentials = base64.b64encode(f"{user}:{password}".encode()).decode()
             authorization = f"Basic {credentials}"
-        return cls(host, port, url, authorization)
+        return cls(host, 80 if port is None else port, url, authorization)
 
 
 def proxy_for(target: Target, proxy: str | bool | None) -> Proxy | None:
@@ -65,6 +71,7 @@ def proxy_for(target: Target, proxy: str | bool | None) -> Proxy | None:
     return Proxy.parse(url, "HTTPS_PROXY") if url and not is_exempt else None
 
 
+_HOST = re.compile(r"[\w.-]+|[0-9A-Fa-f:.]+(?:%\w+)?")  # a name, or an IPv6 address
 _SEPARATOR = re.compile(r"[,\s]+")
 _WITH_PORT = re.compile(r"(?:\[(?P<v6>[^\]]+)\]|(?P<name>[^:\[\]]+)):(?P<port>[0-9]+)")
 

@@ -21,6 +21,7 @@ __all__ = [
     "require_number",
     "require_seconds",
     "require_service_name",
+    "require_wait",
     "warn_of_readers",
 ]
 
@@ -74,6 +75,13 @@ def require_seconds(name: str, value: Any, *, zero: bool = False) -> float:
         bounds = f"{'0 or more' if zero else 'more than 0'} and at most {_LONGEST:,.0f}"
         refuse(name, value, "not a duration", f"give seconds as a number, {bounds}")
     return float(value)
+
+
+def require_wait(timeout: Any) -> None:
+    """How long to wait: seconds, infinitely many too, or ``None``."""
+    # NaN is no duration either, and no comparison with it is true.
+    if timeout is not None and not (_is_number(timeout) and timeout >= 0):
+        refuse("timeout", timeout, "not a duration", "give seconds, 0 or more, or None")
 
 
 def require_count(name: str, value: Any) -> int:

@@ -255,6 +255,7 @@ def test_services_are_kept_in_their_order() -> None:
         ([b"echo.Echo"], "not a service name"),
         ([None], "not a service name"),
         ([""], "not a service name"),
+        (b"", "one text, not a list"),
         (["b.B", "a.A", "b.B"], "names a service twice"),
     ],
 )

@@ -61,6 +61,10 @@ def test_credentials_are_taken_from_the_url(userinfo: str, credentials: str) -> 
         "http://user:{}@proxy:99999",
         "http://user:{}@[::1",
         "http://user:{}@pro\u2100xy:1",
+        "http://user:{}@ ",
+        "http://user:{}@,",
+        "http://user:{}@a b:1",
+        "http://user:{}@proxy:0",
     ],
 )
 def test_anything_else_is_refused_without_showing_the_credentials(url: str) -> None:

@@ -19,7 +19,18 @@ def handler(request: object) -> None:
 
 
 @pytest.mark.parametrize(
-    "path", ["", "Say", "/echo.Echo", "/echo.Echo/", "//echo.Echo/Say", "/a.B/M\n", "/a.B/M M", 3]
+    "path",
+    [
+        "",
+        "Say",
+        "/echo.Echo",
+        "/echo.Echo/",
+        "//echo.Echo/Say",
+        "/a.B/M\n",
+        "/a.B/M M",
+        3,
+        b"/a.B/M",
+    ],
 )
 def test_a_path_that_names_no_method_is_refused(connector: Connector, path: Any) -> None:
     with pytest.raises(ConfigurationError, match="path: not a method path.*write /package"):
@@ -52,6 +63,19 @@ def test_a_handler_that_cannot_be_called_is_refused(connector: Connector) -> Non
     not_callable: Any = b"an answer"
     with pytest.raises(ConfigurationError, match="handler: not callable"):
         connector.add_method("/echo.Echo/Say", not_callable)
+
+
+@pytest.mark.parametrize("flag", ["no", 1, None])
+def test_a_switch_is_true_or_false(connector: Connector, flag: Any) -> None:
+    with pytest.raises(ConfigurationError, match="inline: neither True nor False"):
+        connector.add_method("/echo.Echo/Say", handler, inline=flag)
+    with pytest.raises(ConfigurationError, match="block: neither True nor False"):
+        connector.start(block=flag)
+
+
+def test_a_callback_that_cannot_be_called_is_refused(connector: Connector) -> None:
+    with pytest.raises(ConfigurationError, match="callback: not callable"):
+        connector.on_state_change(None)
 
 
 @pytest.mark.parametrize("timeout", [-1, float("nan"), "soon"])
