@@ -177,6 +177,8 @@ class Session:
                 error = self._loss(str(problem))
             except BaseException as failure:  # noqa: BLE001 - it is raised from start() and wait()
                 error = failure
+            if not self.ended_in_peace:
+                self._stream.blame()
             self._tear_down(settled=self.ended_in_peace and self._says_last)
             self._end(error)
 

@@ -149,6 +149,13 @@ class Stream(ABC):
         return None
 
     @abstractmethod
+    def blame(self) -> None:
+        """It came to a bad end, whatever failed: the next begins with another of the addresses.
+
+        A stream whose :meth:`open` raised need not be told.
+        """
+
+    @abstractmethod
     def close(self) -> None:
         """End the stream at once and wake who is blocked in it. Any thread; idempotent."""
 

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import contextlib
+import socket
 import threading
 import time
-from collections.abc import Iterable, Iterator
-from typing import Any
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, Callable
 
 import grpc
 
 from revconn.config import TLS
+from revconn.core.addresses import Address
 from revconn.core.refusals import Speaker, speaker
 from revconn.core.status import StatusCode
 from revconn.core.terms import OFFER
 from revconn.logger import get_logger
 from revconn.proxy import Proxy
 from revconn.target import Target, bare_host
+from revconn.transport.addresses import Addresses
 from revconn.transport.base import LARGEST_MESSAGE, METHOD, Source, Stream, StreamEnded, Transport
 
 __all__ = ["GrpcioTransport", "explain"]
@@ -57,6 +60,10 @@ class GrpcioTransport(Transport):
             if proxy.authorization is not None:
                 header = f"Proxy-Authorization:{proxy.authorization}"
                 self._options.append(("grpc.http_connect_headers", header))
+        self._addresses: Addresses | None = None
+        host, port = (target.host, target.port) if proxy is None else (proxy.host, proxy.port)
+        if port is not None:
+            self._addresses = Addresses(host, port)
         self._keepalive_interval = keepalive_interval
         self._keepalive_timeout = keepalive_timeout
 
@@ -79,21 +86,36 @@ class GrpcioTransport(Transport):
                 self._keepalive_interval,
             )
 
-    def channel(self) -> grpc.Channel:
-        """A new channel to the target."""
+    def find(self, cancelled: Callable[[], bool]) -> list[Address]:
+        """The addresses to connect to, in the order to try them; none for a Unix socket."""
+        if self._addresses is None:
+            return []
+        try:
+            return self._addresses.find(cancelled)
+        except OSError as error:
+            reason = f"cannot connect: {error.strerror or error}"
+            raise StreamEnded(StatusCode.UNAVAILABLE, reason) from None
+
+    def failed(self, address: Address) -> None:
+        """A stream that was to try this address first came to a bad end."""
+        if self._addresses is not None:
+            self._addresses.failed([address])
+
+    def channel(self, addresses: Sequence[Address]) -> grpc.Channel:
+        """A new channel, to these addresses in this order."""
         options = [*self._options, *self._keepalive()]
         if self._tls is not None and self._tls.server_name is not None:
             # It becomes the authority too: grpcio lets no call go by another name.
             options.append(("grpc.ssl_target_name_override", bare_host(self._tls.server_name)))
         else:
             options.append(("grpc.default_authority", self._target.authority))
-        address = self._target.address if self._proxy is None else str(self._proxy)
+        where = _address_list(addresses) if addresses else self._target.address
         if self._tls is None:
-            return grpc.insecure_channel(address, options)
+            return grpc.insecure_channel(where, options)
         credentials = grpc.ssl_channel_credentials(
             self._tls.read("ca"), self._tls.read("key"), self._tls.read("cert")
         )
-        return grpc.secure_channel(address, credentials, options)
+        return grpc.secure_channel(where, credentials, options)
 
     def _keepalive(self) -> list[tuple[str, int | str]]:
         # Pings or not, the timeout bounds how long sent data may stay unacknowledged: hence a
@@ -110,6 +132,18 @@ class GrpcioTransport(Transport):
         ]
 
 
+def _address_list(addresses: Sequence[Address]) -> str:
+    """A target in gRPC's syntax, in which all addresses are of one family.
+
+    IPv4 ones among IPv6 ones are written as IPv6, and connected to as IPv4 all the same.
+    """
+    hosts = [(str(host).replace("%", "%25"), port) for _, (host, port, *_) in addresses]
+    if all(family == socket.AF_INET for family, _ in addresses):
+        return "ipv4:" + ",".join(f"{host}:{port}" for host, port in hosts)
+    mapped = [(host if ":" in host else f"::ffff:{host}", port) for host, port in hosts]
+    return "ipv6:" + ",".join(f"[{host}]:{port}" for host, port in mapped)
+
+
 class _GrpcioStream(Stream):
     """``_lock`` guards ``_channel``, ``_call`` and ``_closed``.
 
@@ -123,12 +157,14 @@ class _GrpcioStream(Stream):
         self._lock = threading.Lock()
         self._closed = False
         self._channel: grpc.Channel | None = None
+        self._addresses: list[Address] = []
         self._call: Any = None  # both a grpc.Call and an iterator of bytes
         self._senders: list[threading.Thread] = []
         self._registration: bytes | None = None
 
     def open(self) -> None:
-        self._begin(self._transport.channel(), self._outgoing())
+        self._addresses = self._transport.find(self._is_closed)
+        self._begin(self._transport.channel(self._addresses), self._outgoing())
 
     def _begin(self, channel: grpc.Channel, outgoing: Iterator[bytes]) -> None:
         establish: Any = channel.stream_stream(METHOD)
@@ -220,6 +256,18 @@ class _GrpcioStream(Stream):
         if channel is not None and call is not None:
             self._hang_up(channel, call)
 
+    def blame(self) -> None:
+        """The first address: grpcio does not show to which of them it had come.
+
+        What failed at the second is blamed on it when it is the first.
+        """
+        if self._addresses:
+            self._transport.failed(self._addresses[0])
+
+    def _is_closed(self) -> bool:
+        with self._lock:
+            return self._closed
+
     def _hang_up(self, channel: grpc.Channel, call: Any) -> None:
         """End the call here and now, and the connection in a thread of its own.
 
@@ -246,6 +294,7 @@ _NOT_TRUSTED = (
 )
 _EXPLANATIONS = (
     ("Hostname Verification", "the gateway's certificate is for another name"),
+    ("does not match SSL", "the gateway's certificate is for another name"),
     ("Peer name", "the gateway's certificate is for another name"),
     ("certificate has expired", "the gateway's certificate has expired"),
     ("certificate is not yet valid", "the gateway's certificate is not yet valid"),

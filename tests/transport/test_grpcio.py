@@ -1,9 +1,10 @@
 from __future__ import annotations
 
 import importlib.metadata
+import socket
 import threading
 from collections.abc import Iterable, Iterator
-from typing import Callable
+from typing import Any, Callable
 
 import pytest
 from hyperframe.frame import DataFrame, Frame, HeadersFrame, RstStreamFrame
@@ -13,7 +14,7 @@ from revconn._proto.registry_pb2 import ConnectionMessage, ConnectionStatus, For
 from revconn.core.features import DRAIN, FEATURES_HEADER
 from revconn.testing import Fault
 from revconn.transport.base import user_agent
-from revconn.transport.grpcio import explain
+from revconn.transport.grpcio import _address_list, explain
 from tests.support.scripted_http2 import GRPC_HEADERS, Http2Peer, ScriptedHttp2, message
 from tests.support.threads import in_thread
 from tests.support.waiting import eventually
@@ -216,3 +217,36 @@ def test_a_package_without_metadata_still_has_a_name(monkeypatch) -> None:
 
     monkeypatch.setattr(importlib.metadata, "version", missing)
     assert user_agent.__wrapped__() == "revconn-python/unknown"
+
+
+# Addresses
+
+IP4, IP6 = socket.AF_INET, socket.AF_INET6
+
+
+@pytest.mark.parametrize(
+    ("addresses", "target"),
+    [
+        ([(IP4, ("10.0.0.1", 443))], "ipv4:10.0.0.1:443"),
+        ([(IP4, ("10.0.0.1", 1)), (IP4, ("10.0.0.2", 2))], "ipv4:10.0.0.1:1,10.0.0.2:2"),
+        ([(IP6, ("::1", 443, 0, 0))], "ipv6:[::1]:443"),
+        ([(IP6, ("fe80::1%eth0", 443, 0, 2))], "ipv6:[fe80::1%25eth0]:443"),
+        (
+            [(IP6, ("::1", 443, 0, 0)), (IP4, ("10.0.0.1", 443))],
+            "ipv6:[::1]:443,[::ffff:10.0.0.1]:443",
+        ),
+    ],
+)
+def test_addresses_are_written_as_one_target(addresses: list[Any], target: str) -> None:
+    assert _address_list(addresses) == target
+
+
+def test_addresses_of_both_families_are_tried_in_their_order(
+    new_connector, gateway, monkeypatch
+) -> None:
+    found = [(IP6, 1, 6, "", ("::1", 1, 0, 0)), (IP4, 1, 6, "", ("127.0.0.1", gateway.port))]
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *args, **options: found)
+    connector = new_connector("gateway.example.com:443", tls=False, proxy=False)
+    connector.start(block=False)
+    gateway.accept_ready()
+    connector.wait_ready(TIMEOUT)

@@ -1,14 +1,12 @@
-"""Opening a connection: names resolved, addresses raced, TLS agreed on."""
+"""Opening a connection: addresses raced, TLS agreed on."""
 
 from __future__ import annotations
 
 import errno
 import os
-import queue
 import selectors
 import socket
 import ssl
-import threading
 import time
 from collections import deque
 from collections.abc import Iterable
@@ -16,9 +14,11 @@ from contextlib import suppress
 from typing import Any, Callable
 
 from revconn.config import TLS
+from revconn.core.addresses import Address
 from revconn.core.status import StatusCode
 from revconn.proxy import Proxy
 from revconn.target import Target, bare_host
+from revconn.transport.addresses import Addresses
 from revconn.transport.base import StreamEnded
 from revconn.transport.http2.sockets import open_socket
 from revconn.transport.http2.tls import NO_HTTP2, client_context, explain
@@ -30,11 +30,12 @@ __all__ = ["Dialer"]
 _HEAD_START = 0.25
 _POLL = 0.1
 
-_Address = tuple[int, Any]
-
 
 class Dialer:
-    """Connects to one target. Each call is on its own: names and certificates are read afresh."""
+    """Connects to one target: names and certificates are read afresh for each call.
+
+    What it remembers is which addresses failed: the others come first.
+    """
 
     def __init__(
         self, target: Target, tls: TLS | None, proxy: Proxy | None, user_timeout: float
@@ -43,16 +44,18 @@ class Dialer:
         self._tls = tls
         self._proxy = proxy
         self._user_timeout = user_timeout
+        host, port = (target.host, target.port) if proxy is None else (proxy.host, proxy.port)
+        self._addresses = None if port is None else Addresses(host, port)
 
     def dial(self, cancelled: Callable[[], bool]) -> Wire:
-        """A connected wire.
+        """A connected wire; see :meth:`failed` for one that comes to a bad end.
 
         ``cancelled`` is asked several times a second; it bounds the whole. Raises
         :class:`StreamEnded` (UNAVAILABLE) with the reason, and :class:`ConfigurationError` for
         certificates that cannot be used (any more).
         """
         context = None if self._tls is None else client_context(self._tls)
-        sock = self._connect(cancelled)
+        sock, address = self._connect(cancelled)
         try:
             self._tune(sock)
             sock.settimeout(_POLL)
@@ -60,25 +63,29 @@ class Dialer:
                 tunnel(sock, self._proxy, self._target, cancelled)
             wire = PlainWire(sock) if context is None else self._secure(sock, context, cancelled)
             sock.settimeout(None)
-        except OSError as error:
+        except BaseException as error:
             sock.close()
-            raise _unavailable(_words(error)) from None
-        except BaseException:
-            sock.close()
+            self.failed(address)
+            if isinstance(error, OSError):
+                raise _unavailable(_words(error)) from None
             raise
+        wire.address = address
         return wire
 
-    def _connect(self, cancelled: Callable[[], bool]) -> socket.socket:
-        where = ""
+    def failed(self, *addresses: Address) -> None:
+        """Connections there came to a bad end: next time the others come first. Any thread."""
+        if self._addresses is not None:
+            self._addresses.failed(addresses)
+
+    def _connect(self, cancelled: Callable[[], bool]) -> tuple[socket.socket, Address]:
         try:
-            if self._target.port is None:
-                return _race([(socket.AF_UNIX, self._target.unix_path)], cancelled)
-            host, port = self._target.host, self._target.port
-            if self._proxy is not None:
-                host, port = self._proxy.host, self._proxy.port
-                where = f" to the proxy {self._proxy}"
-            return _race(_interleave(_resolve(host, port, cancelled)), cancelled)
+            if self._addresses is None:
+                addresses: list[Address] = [(socket.AF_UNIX, self._target.unix_path)]
+            else:
+                addresses = self._addresses.find(cancelled)
+            return _race(addresses, cancelled, self.failed)
         except OSError as error:
+            where = "" if self._proxy is None else f" to the proxy {self._proxy}"
             raise _unavailable(f"cannot connect{where}: {_words(error)}") from None
 
     def _secure(
@@ -121,64 +128,37 @@ def _words(error: OSError) -> str:
     return error.strerror or str(error) or type(error).__name__
 
 
-def _resolve(host: str, port: int, cancelled: Callable[[], bool]) -> list[_Address]:
-    """The host's addresses. In a thread of its own: nothing can interrupt a resolver."""
-    results: queue.SimpleQueue[Any] = queue.SimpleQueue()
+def _race(
+    addresses: list[Address], cancelled: Callable[[], bool], failed: Callable[..., None]
+) -> tuple[socket.socket, Address]:
+    """The first connection that opens; each address gets a short head start over the next.
 
-    def resolve() -> None:
-        try:
-            results.put(socket.getaddrinfo(host, port, type=socket.SOCK_STREAM))
-        except (OSError, UnicodeError) as error:  # UnicodeError: not a name at all
-            results.put(error)
-
-    threading.Thread(target=resolve, name=f"revconn-resolver-{host}", daemon=True).start()
-    while True:
-        try:
-            found = results.get(timeout=_POLL)
-        except queue.Empty:
-            if cancelled():
-                raise OSError(f"{host} did not resolve in time") from None
-            continue
-        if isinstance(found, Exception):
-            reason = getattr(found, "strerror", None) or str(found)
-            raise OSError(f"{host} does not resolve: {reason}") from None
-        return [(family, address) for family, _, _, _, address in found]
-
-
-def _interleave(addresses: list[_Address]) -> list[_Address]:
-    """IPv6 and IPv4 in turn (RFC 8305), the resolver's favourite first."""
-    first = [a for a in addresses if a[0] == addresses[0][0]]
-    others = [a for a in addresses if a[0] != addresses[0][0]]
-    mixed = []
-    while first or others:
-        mixed += first[:1] + others[:1]
-        first, others = first[1:], others[1:]
-    return mixed
-
-
-def _race(addresses: list[_Address], cancelled: Callable[[], bool]) -> socket.socket:
-    """The first connection that opens; each address gets a short head start over the next."""
+    ``failed`` is called with those where none does.
+    """
     waiting = deque(addresses)
-    running: dict[socket.socket, Any] = {}
-    failures: dict[str, list[str]] = {}
+    running: dict[socket.socket, Address] = {}
+    failures: dict[str, list[Address]] = {}
     next_start = 0.0
     try:
         while waiting or running:
             if cancelled():
+                failed(*running.values())
                 raise OSError(f"no answer in time from {_list(running.values())}")
             if waiting and (not running or time.monotonic() >= next_start):
-                family, address = waiting.popleft()
+                address = waiting.popleft()
                 try:
-                    running[_begin(family, address)] = address
+                    running[_begin(*address)] = address
                 except OSError as error:
+                    failed(address)
                     failures.setdefault(_words(error), []).append(address)
                 next_start = time.monotonic() + _HEAD_START
             for sock in _settled(running):
                 address = running.pop(sock)
                 code = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
                 if code == 0:
-                    return sock
+                    return sock, address
                 sock.close()
+                failed(address)
                 failures.setdefault(os.strerror(code), []).append(address)
                 next_start = 0.0  # no need to wait for the others
         raise OSError("; ".join(f"{reason} ({_list(where)})" for reason, where in failures.items()))
@@ -187,8 +167,8 @@ def _race(addresses: list[_Address], cancelled: Callable[[], bool]) -> socket.so
             sock.close()
 
 
-def _list(addresses: Iterable[Any]) -> str:
-    return ", ".join(a if isinstance(a, str) else str(a[0]) for a in addresses)
+def _list(addresses: Iterable[Address]) -> str:
+    return ", ".join(a if isinstance(a, str) else str(a[0]) for _, a in addresses)
 
 
 def _begin(family: int, address: Any) -> socket.socket:

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterable
 
 from revconn.config import TLS
+from revconn.core.addresses import Address
 from revconn.core.frames import Goaway
 from revconn.core.status import StatusCode
 from revconn.core.terms import OFFER
@@ -83,6 +84,7 @@ class _Http2Stream(Stream):
         self._lock = threading.Lock()
         self._turn = threading.Lock()
         self._wire: Wire | None = None
+        self._address: Address | None = None
         self._closed = False
         self._failure: StreamEnded | None = None
         self._sender = threading.Thread(
@@ -99,6 +101,7 @@ class _Http2Stream(Stream):
     def open(self) -> None:
         """Dial, and begin the stream."""
         wire = self._transport.dialer.dial(self._is_closed)
+        self._address = wire.address
         with self._lock:
             if not self._closed:
                 self._wire = wire
@@ -273,6 +276,11 @@ class _Http2Stream(Stream):
     def close(self) -> None:
         """End the stream at once."""
         self._fail(StatusCode.CANCELLED, "closed")
+
+    def blame(self) -> None:
+        """The address that it was dialled at failed."""
+        if self._address is not None:
+            self._transport.dialer.failed(self._address)
 
     def join(self, timeout: float) -> None:
         """Wait for the sender, then give back the socket."""

@@ -9,6 +9,7 @@ from abc import ABC, abstractmethod
 from contextlib import suppress
 from typing import Any
 
+from revconn.core.addresses import Address
 from revconn.transport.http2.tls import explain
 
 __all__ = ["CAN_WRITE_NOW", "PlainWire", "TLSWire", "Wire"]
@@ -22,11 +23,13 @@ CAN_WRITE_NOW = bool(_DONT_WAIT)  # not on Windows
 class Wire(ABC):
     """Blocking reads and writes; :meth:`close` from any thread wakes both.
 
-    One thread reads and one writes at a time: whoever calls sees to that.
+    One thread reads and one writes at a time: whoever calls sees to that. ``address`` is where it
+    leads, for who made it to remember.
     """
 
     def __init__(self, sock: socket.socket) -> None:
         self._socket = sock
+        self.address: Address | None = None
         self._backlog = b""
         self._read_bytes = _USUAL_READ_BYTES
 

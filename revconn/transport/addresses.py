@@ -1,0 +1,67 @@
+"""A host's addresses: looked up anew for each attempt, and each tried in its turn."""
+
+from __future__ import annotations
+
+import queue
+import socket
+import threading
+from collections.abc import Iterable
+from typing import Any, Callable
+
+from revconn.core.addresses import Address, AddressOrder
+
+__all__ = ["Addresses"]
+
+_POLL = 0.1
+
+
+class Addresses:
+    """The addresses of one host and port.
+
+    ``_lock`` guards the order: a link may open a stream while another of its streams ends.
+    """
+
+    def __init__(self, host: str, port: int) -> None:
+        self._host = host
+        self._port = port
+        self._lock = threading.Lock()
+        self._order = AddressOrder()
+
+    def find(self, cancelled: Callable[[], bool]) -> list[Address]:
+        """Those of now, in the order to try them.
+
+        ``cancelled`` is asked several times a second. Raises :class:`OSError`.
+        """
+        found = _resolve(self._host, self._port, cancelled)
+        with self._lock:
+            return self._order.arrange(found)
+
+    def failed(self, addresses: Iterable[Address]) -> None:
+        """An attempt, or a connection, came to a bad end there; to the last one last."""
+        with self._lock:
+            for address in addresses:
+                self._order.failed(address)
+
+
+def _resolve(host: str, port: int, cancelled: Callable[[], bool]) -> list[Address]:
+    """In a thread of its own: nothing can interrupt a resolver."""
+    results: queue.SimpleQueue[Any] = queue.SimpleQueue()
+
+    def resolve() -> None:
+        try:
+            results.put(socket.getaddrinfo(host, port, type=socket.SOCK_STREAM))
+        except (OSError, UnicodeError) as error:  # UnicodeError: not a name at all
+            results.put(error)
+
+    threading.Thread(target=resolve, name=f"revconn-resolver-{host}", daemon=True).start()
+    while True:
+        try:
+            found = results.get(timeout=_POLL)
+        except queue.Empty:
+            if cancelled():
+                raise OSError(f"{host} did not resolve in time") from None
+            continue
+        if isinstance(found, Exception):
+            reason = getattr(found, "strerror", None) or str(found)
+            raise OSError(f"{host} does not resolve: {reason}") from None
+        return [(family, address) for family, _, _, _, address in found]
