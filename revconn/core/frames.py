@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from revconn.core.errors import ProtocolError
+from revconn.core.pieces import Pieces
 
 __all__ = [
     "DATA",
@@ -96,8 +97,7 @@ class FrameSplitter:
         self._accepted = -1  # until the first frame has shown that this is HTTP/2
         self._data_left = 0
         self._data_head = (0, 0)
-        self._held: list[bytes] = []
-        self._held_bytes = 0
+        self._held = Pieces()
         self._needed = 0
         self._weight = 0
 
@@ -114,13 +114,10 @@ class FrameSplitter:
             flags, stream_id = self._data_head
             yield DATA, 0 if self._data_left else flags, stream_id, data, 0, offset
         elif self._held:
-            # Joined once the frame is whole: joining at every piece would be quadratic.
-            self._held.append(data)
-            self._held_bytes += len(data)
-            if self._held_bytes < self._needed:
+            self._held.add(data, 0, len(data))
+            if self._held.size < self._needed:
                 return
-            data = b"".join(self._held)
-            self._held.clear()
+            data = self._held.take()
         size = len(data)
         weight = 0
         self._needed = HEADER_BYTES
@@ -148,8 +145,7 @@ class FrameSplitter:
                 weight += 1 + length // _WORTHWHILE_BYTES
         self._weight += weight
         if offset < size:
-            self._held.append(data[offset:] if offset else data)
-            self._held_bytes = size - offset
+            self._held.add(data, offset, size)
 
     def _check(self, kind: int, flags: int, length: int, data: bytes) -> None:
         if self._accepted < 0 and (kind != SETTINGS or flags & ACK):
@@ -167,7 +163,7 @@ class FrameSplitter:
         """What to add to words for a connection that broke here; often nothing."""
         if self._accepted < 0:
             if self._held:
-                return "; " + _not_http2(b"".join(self._held))
+                return "; " + _not_http2(self._held.peek())
             wish = "TLS, or none, or a client certificate"
             return f" before anything was said (does the port expect {wish}?)"
         return " in the middle of a frame" if self._held or self._data_left else ""

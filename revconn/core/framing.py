@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from typing import Callable
 
 from revconn.core.errors import ProtocolError
+from revconn.core.pieces import Pieces
 
 __all__ = [
     "PREFIX_BYTES",
@@ -97,7 +98,7 @@ class MessageReader:
         self.inflate = inflate
         self._prefix = b""
         self._compressed = False
-        self._parts: list[memoryview] = []
+        self._pieces = Pieces()
         self._missing = 0
 
     def feed(self, data: bytes, start: int, end: int, messages: list[bytes]) -> None:
@@ -106,7 +107,7 @@ class MessageReader:
         Raises :class:`ProtocolError`, after what came before, for a message that is too long,
         does not inflate, or is compressed unannounced.
         """
-        if self._parts:
+        if self._pieces:
             start = self._continue(data, start, end, messages)
         if self._prefix:
             # Rare: the prefix itself was cut. Begin again with it put together.
@@ -118,10 +119,9 @@ class MessageReader:
                 self._check(flag, length)
             start += PREFIX_BYTES
             if length > end - start:
-                # Views, joined once when all of it is there: no byte is copied twice.
                 self._compressed = bool(flag)
                 self._missing = length - (end - start)
-                self._parts.append(memoryview(data)[start:end])
+                self._pieces.add(data, start, end)
                 return
             message = data[start : start + length]
             messages.append(self.inflate(message) if flag and self.inflate else message)
@@ -131,16 +131,15 @@ class MessageReader:
     @property
     def mid_message(self) -> bool:
         """Whether the bytes so far end inside a message."""
-        return bool(self._parts or self._prefix)
+        return bool(self._pieces or self._prefix)
 
     def _continue(self, data: bytes, start: int, end: int, messages: list[bytes]) -> int:
         """Go on with a message that has begun; where the next one begins."""
         stop = min(end, start + self._missing)
         self._missing -= stop - start
-        self._parts.append(memoryview(data)[start:stop])
+        self._pieces.add(data, start, stop)
         if not self._missing:
-            message = b"".join(self._parts)
-            self._parts.clear()
+            message = self._pieces.take()
             messages.append(self.inflate(message) if self._compressed and self.inflate else message)
         return stop
 
