@@ -23,7 +23,7 @@ from revconn.core.frames import data_header
 from revconn.core.framing import frame
 from revconn.core.large import LargeAnswer
 from revconn.core.outbound import Answer, Outbound
-from revconn.core.protocol import Conversation
+from revconn.core.protocol import Arrival, Conversation
 from revconn.core.routing import Routes
 from revconn.runtime.handlers import Answering, Handler
 from revconn.transport.base import METHOD
@@ -63,14 +63,16 @@ class Path:
             ("gRPC messages and HTTP/2 frames put together", self._frames),
         ]
 
-    def _decode(self, messages: list[bytes]) -> list[ForwardRequest]:
+    def _decode(self, messages: list[bytes]) -> list[Arrival]:
         return self._conversation.receive(messages).requests
 
-    def _deadline(self, message: ForwardRequest) -> float | None:
-        return request_deadline(message.timeout_seconds, message.headers, time.monotonic())
+    def _requests(self, arrivals: list[Arrival]) -> list[Request]:
+        return [self._request(*arrival, time.monotonic()) for arrival in arrivals]
 
-    def _requests(self, messages: list[ForwardRequest]) -> list[Request]:
-        return [Request(each, self._deadline(each), self._lock) for each in messages]
+    def _request(self, message: ForwardRequest, size: int, now: float) -> Request:
+        headers = message.headers
+        deadline = request_deadline(message.timeout_seconds, headers, now)
+        return Request(message, deadline, self._lock, now, size + len(headers))
 
     def _answer(self, requests: list[Request]) -> list[Answer | LargeAnswer]:
         return [self._answering(each) for each in requests]

@@ -74,8 +74,9 @@ class Connector:
         it is not shut down. Default: one of the connector's.
     :param max_in_flight: requests accepted and not yet answered (1000, as many as the reference
         gateway keeps pending in all); more are refused with 429 at once.
-    :param max_in_flight_bytes: payload bytes accepted and not yet answered (64 MiB); beyond them
-        gateways are held back by flow control instead of filling this machine's memory.
+    :param max_in_flight_bytes: bytes of requests, headers and all, accepted and not yet answered
+        (64 MiB); beyond them gateways are held back by flow control instead of filling this
+        machine's memory.
     :param max_message_bytes: the largest message sent (4 MiB, a gRPC server's default limit:
         beyond it a gateway would end the whole stream). A larger answer is sent in chunks where
         the gateway knows them, and fails alone where it does not.
@@ -159,8 +160,9 @@ class Connector:
             backoff=backoff,
             is_fatal=is_fatal,
         )
-        self._routes: Routes[Handler] = Routes()
         self._inline_routes: Routes[Handler] = Routes()
+        # While a gateway does not read, the pool runs what inline handlers would have.
+        self._routes: Routes[Handler] = Routes(self._inline_routes)
         self._handled: set[str] = set()
         self._board = StateBoard()
         self._wakeups: queue.SimpleQueue[int | None] = queue.SimpleQueue()

@@ -30,6 +30,7 @@ class Request:
         "_active",
         "_arrived",
         "_callbacks",
+        "_cost",
         "_headers",
         "_lock",
         "_message",
@@ -57,6 +58,7 @@ class Request:
         deadline: float | None,
         lock: threading.Lock,
         arrived: float = 0.0,
+        cost: int = 0,
     ) -> None:
         payload = message.payload  # once: protobuf makes a copy for everybody who asks
         self._lock = lock  # of whoever settles it; guards _active and _callbacks
@@ -69,6 +71,7 @@ class Request:
         self.request_id = message.request_id
         self._active = True
         self._arrived = arrived
+        self._cost = cost  # bytes of memory, about, while it is in flight
         self.deadline = deadline
         self.method = message.method_path
         self.payload_bytes = len(payload)

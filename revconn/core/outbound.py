@@ -13,6 +13,8 @@ from revconn.core.status import StatusCode
 __all__ = ["Answer", "Outbound", "Sent"]
 
 _MOST_LARGE_BYTES = 512 << 20
+_ROOM_BYTES = 16 << 20
+_LARGE_ROOM_BYTES = 128 << 20
 _OVERHEAD = 140  # bytes of Python's own that an answer takes beside its message
 
 
@@ -25,6 +27,11 @@ class Answer(NamedTuple):
     message: bytes
     deadline: float | None
     has_left: bool = False
+
+    @property
+    def size(self) -> int:
+        """Bytes of the message."""
+        return len(self.message)
 
 
 class Outbound:
@@ -47,6 +54,11 @@ class Outbound:
 
     def __len__(self) -> int:
         return len(self._answers) + len(self._large)
+
+    @property
+    def has_room(self) -> bool:
+        """Whether there may be more: not while answers have piled up."""
+        return self.answer_bytes <= _ROOM_BYTES and self.large_bytes <= _LARGE_ROOM_BYTES
 
     @property
     def has_large(self) -> bool:

@@ -27,12 +27,16 @@ from revconn.core.terms import Terms
 from revconn.core.text import presentable
 from revconn.logger import get_logger
 
-__all__ = ["Conversation", "Inbound", "Phase"]
+__all__ = ["Arrival", "Conversation", "Inbound", "Phase"]
 
 logger = get_logger(__name__)
 
 _LONGEST_ID = 256
 _LONGEST_QUOTE = 200
+
+
+Arrival = tuple[ForwardRequest, int]
+"""A request, and how many bytes it came in. A bare tuple, because there is one for each."""
 
 
 class Phase(Enum):
@@ -59,7 +63,7 @@ class Inbound:
     ``responses`` answer requests of our own.
     """
 
-    requests: list[ForwardRequest] = field(default_factory=list)
+    requests: list[Arrival] = field(default_factory=list)
     cancelled: dict[str, int] = field(default_factory=dict)
     responses: list[ForwardResponse] = field(default_factory=list)
     connection_id: str | None = None
@@ -174,9 +178,9 @@ class Conversation:
             self._enter(Phase.ENDED)
         if inbound.cancelled:
             inbound.requests = [
-                request
-                for number, request in enumerate(inbound.requests)
-                if number >= inbound.cancelled.get(request.request_id, 0)
+                arrival
+                for number, arrival in enumerate(inbound.requests)
+                if number >= inbound.cancelled.get(arrival[0].request_id, 0)
             ]
         return inbound
 
@@ -190,7 +194,7 @@ class Conversation:
             # and a caller's request may overtake the status.
             request = message.request
             if 0 < len(request.request_id) <= _LONGEST_ID:
-                inbound.requests.append(request)
+                inbound.requests.append((request, len(data)))
             else:
                 logger.warning("ignored a request with no id or an endless one: unanswerable")
         elif kind == "response" and message.response.request_id in self._asked:

@@ -37,9 +37,13 @@ def lookup_order(service: str) -> Iterator[str]:
 
 
 class Routes(Generic[T]):
-    """Handlers by method, and catch-alls by service. Not thread-safe: the owner guards it."""
+    """Handlers by method, and catch-alls by service. Not thread-safe: the owner guards it.
 
-    def __init__(self) -> None:
+    :param others: whose handlers are found too, before a catch-all is.
+    """
+
+    def __init__(self, others: Routes[T] | None = None) -> None:
+        self._others = others
         self._methods: dict[str, T] = {}
         self._services: dict[str, T] = {}
 
@@ -78,6 +82,8 @@ class Routes(Generic[T]):
         except ValueError:
             return None
         exact = self._methods.get(f"/{service}/{method}")
+        if exact is None and self._others:
+            exact = self._others.find(path)
         if exact is not None:
             return exact
         for name in lookup_order(service):

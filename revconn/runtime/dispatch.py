@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import deque
 from collections.abc import Iterable
 from concurrent.futures import Executor
 from typing import Callable
@@ -13,6 +14,7 @@ from revconn.core.answers import encode_failure
 from revconn.core.deadline import request_deadline
 from revconn.core.large import LargeAnswer
 from revconn.core.outbound import Answer
+from revconn.core.protocol import Arrival
 from revconn.core.status import StatusCode
 from revconn.logger import get_logger
 from revconn.messages import Request
@@ -28,11 +30,13 @@ __all__ = ["Dispatcher"]
 
 logger = get_logger(__name__)
 
+_HEADER = 256  # bytes of memory, about, that a header takes beside its own, decoded and in a dict
+
 
 class Dispatcher:
     """Has requests run by workers, and sees to it that each is answered exactly once.
 
-    ``saturated`` is true while more than ``max_in_flight_bytes`` of payload are in flight;
+    ``saturated`` is true while requests of more than ``max_in_flight_bytes`` are in flight;
     ``on_relief`` is called when that ends, from whichever thread ended it.
 
     ``answerer`` turns a request into its answer; it runs user code and never raises. ``runs`` knows
@@ -68,6 +72,7 @@ class Dispatcher:
         self._lock = threading.Lock()
         self._due = threading.Condition(self._lock)
         self._in_flight: dict[tuple[Origin, str], Request] = {}
+        self._held: deque[Entry] = deque()  # of congested origins
         self._bytes = 0
         self.saturated = False
         self._next_due: float | None = None
@@ -87,14 +92,14 @@ class Dispatcher:
 
     # Requests come in
 
-    def accept(self, origin: Origin, messages: Iterable[ForwardRequest], arrived: float) -> None:
+    def accept(self, origin: Origin, arrivals: Iterable[Arrival], arrived: float) -> None:
         """Put a batch of requests in flight; those over the limit are refused with 429 at once.
 
         They came when ``arrived`` says (monotonic).
         A repeated id is ignored while the first request with it is in flight: running a handler
         twice would be worse, and the one answer serves both.
         """
-        requests = [self._request(message, arrived) for message in messages]
+        requests = [self._request(*arrival, arrived) for arrival in arrivals]
         admitted = []
         refused = []
         with self._lock:
@@ -113,16 +118,17 @@ class Dispatcher:
         if refused:
             self._refuse(origin, refused)
 
-    def _request(self, message: ForwardRequest, arrived: float) -> Request:
-        deadline = request_deadline(message.timeout_seconds, message.headers, arrived)
-        return Request(message, deadline, self._lock, arrived)
+    def _request(self, message: ForwardRequest, size: int, arrived: float) -> Request:
+        headers = message.headers
+        deadline = request_deadline(message.timeout_seconds, headers, arrived)
+        return Request(message, deadline, self._lock, arrived, size + _HEADER * len(headers))
 
     def _admit(self, origin: Origin, request: Request) -> None:
         """Requires holding ``_lock``."""
         deadline = request.deadline
         self._counts["accepted"] += 1
         self._in_flight[origin, request.request_id] = request
-        self._bytes += request.payload_bytes
+        self._bytes += request._cost
         self.saturated = self._bytes > self._max_in_flight_bytes
         if deadline is not None and (self._next_due is None or deadline < self._next_due):
             self._next_due = deadline
@@ -139,16 +145,38 @@ class Dispatcher:
     # Workers run them
 
     def _serve(self, entry: Entry, thread: int, now: float) -> None:
-        _, request = entry
+        origin, request = entry
         if request.deadline is not None and request.deadline <= now:
             self._expire(entry)
-        elif request._active:
+        elif request._active and not (origin.congested and self._hold(entry)):
             self._runs.begin(thread, request, now)
             answer = self._answerer(request)
             self._runs.end(thread, time.monotonic())
             self._settle(entry, answer, "answered")
             if request._callbacks:
                 run_callbacks([request])
+
+    def _hold(self, entry: Entry) -> bool:
+        """Leave a request until its origin takes answers again; whether that is necessary."""
+        with self._lock:
+            is_congested = entry[0].congested  # resume() comes after it was relieved
+            if is_congested:
+                self._held.append(entry)
+        return is_congested
+
+    def resume(self, origin: Origin) -> None:
+        """It is congested no longer: have its requests run that were held."""
+        with self._lock:
+            resumed = [entry for entry in self._held if entry[0] is origin]
+            self._held = deque(entry for entry in self._held if entry[0] is not origin)
+        if resumed:
+            self._workers.put(resumed)
+
+    def _forget_settled(self) -> None:
+        """Where requests wait, nobody else would drop them, and the payloads that they hold."""
+        with self._lock:
+            self._held = deque(entry for entry in self._held if entry[1]._active)
+        self._workers.forget_settled()
 
     def _strand(self, entries: list[Entry], reason: str) -> None:
         for entry in entries:
@@ -184,7 +212,7 @@ class Dispatcher:
     def _release(self, request: Request) -> bool:
         """A request is in flight no longer; whether that ends a backlog. Requires ``_lock``."""
         request._active = False
-        self._bytes -= request.payload_bytes
+        self._bytes -= request._cost
         relieved = self.saturated and self._bytes <= self._max_in_flight_bytes
         if relieved:
             self.saturated = False
@@ -230,7 +258,7 @@ class Dispatcher:
                     self._unanswered.discard(request)
                     cancelled.append(request)
         if cancelled:
-            self._workers.forget_settled()
+            self._forget_settled()
         if relieved:
             self._on_relief()
         self._call_back(cancelled)
@@ -250,7 +278,7 @@ class Dispatcher:
                     continue
             for entry in expired:
                 self._expire(entry)
-            self._workers.forget_settled()
+            self._forget_settled()
 
     def _take_stock(self, now: float) -> list[Entry]:
         """Who has expired; also finds the next instant to look. Requires holding ``_lock``.
@@ -306,6 +334,7 @@ class Dispatcher:
             for request in abandoned:
                 request._settle()
             self._in_flight.clear()
+            self._held.clear()
             self._due.notify_all()
         self._unanswered.clear()
         self._workers.close()

@@ -11,6 +11,7 @@ from revconn.core.answers import encode_failure
 from revconn.core.deadline import request_deadline
 from revconn.core.large import LargeAnswer
 from revconn.core.outbound import Answer
+from revconn.core.protocol import Arrival
 from revconn.core.routing import Routes
 from revconn.core.status import StatusCode
 from revconn.logger import get_logger
@@ -25,6 +26,7 @@ __all__ = ["InlineRunner"]
 logger = get_logger(__name__)
 
 _PATIENCE = 0.1
+_PORTION = 1 << 20  # bytes of answers that are collected before they are sent
 
 
 class InlineRunner:
@@ -50,24 +52,39 @@ class InlineRunner:
         self._accepted = 0
         self._expired = 0
 
-    def split(
-        self, messages: list[ForwardRequest]
-    ) -> tuple[list[ForwardRequest], list[ForwardRequest]]:
+    def split(self, arrivals: list[Arrival]) -> tuple[list[Arrival], list[Arrival]]:
         """The requests that have an inline handler, and the others."""
         if not self._routes:
-            return [], messages
-        own: list[ForwardRequest] = []
-        others: list[ForwardRequest] = []
-        for message in messages:
-            (others if self._routes.find(message.method_path) is None else own).append(message)
+            return [], arrivals
+        own: list[Arrival] = []
+        others: list[Arrival] = []
+        for arrival in arrivals:
+            path = arrival[0].method_path
+            (others if self._routes.find(path) is None else own).append(arrival)
         return own, others
 
-    def serve(self, origin: Origin, messages: list[ForwardRequest], arrived: float) -> None:
-        """Serve requests that came when ``arrived`` says (monotonic), and answer them at once."""
-        answers = [self._answer(message, arrived) for message in messages]
+    def serve(self, origin: Origin, arrivals: list[Arrival], arrived: float) -> list[Arrival]:
+        """Serve requests that came when ``arrived`` says (monotonic), and answer them at once.
+
+        Not all of them if the answers do not leave: the others are returned.
+        """
+        answers: list[Answer | LargeAnswer] = []
+        unsent = served = 0
+        for message, _ in arrivals:
+            answer = self._answer(message, arrived)
+            answers.append(answer)
+            served += 1
+            unsent += answer.size
+            if unsent > _PORTION:
+                origin.answer(answers)
+                answers, unsent = [], 0
+                if origin.congested:
+                    break
         with self._lock:
-            self._accepted += len(answers)
-        origin.answer(answers, alone=True)
+            self._accepted += served
+        if answers:
+            origin.answer(answers, alone=True)
+        return arrivals[served:]
 
     def watch(self, now: float) -> None:
         """Name handlers that are stuck now. Any thread."""

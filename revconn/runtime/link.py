@@ -8,10 +8,10 @@ import time
 from collections.abc import Collection, Iterable
 from typing import Protocol
 
-from revconn._proto.registry_pb2 import ForwardRequest
 from revconn.config import Options
 from revconn.core.large import LargeAnswer
 from revconn.core.outbound import Answer
+from revconn.core.protocol import Arrival
 from revconn.runtime import journal
 from revconn.runtime.keys import ApiKey
 from revconn.runtime.outbox import Outbox
@@ -41,8 +41,11 @@ class LinkOwner(Protocol):
     def saturated(self) -> bool:
         """Whether so much is in flight that gateways should send no more for now."""
 
-    def requests_arrived(self, link: Link, requests: list[ForwardRequest]) -> None:
+    def requests_arrived(self, link: Link, requests: list[Arrival]) -> None:
         """A batch of requests arrived."""
+
+    def link_relieved(self, link: Link) -> None:
+        """Its answers have piled up no longer."""
 
     def requests_cancelled(self, link: Link, request_ids: Collection[str]) -> None:
         """Nobody waits for these any more."""
@@ -75,6 +78,7 @@ class Link:
         self._options = options
         self._outbox = Outbox(
             lambda: owner.saturated,
+            on_relief=lambda: owner.link_relieved(self),
             replay_bytes=options.replay_bytes,
             # By then a heartbeat would have followed, and not been acknowledged.
             doubt=options.heartbeat_interval + options.keepalive_timeout,
@@ -93,6 +97,11 @@ class Link:
     def state(self) -> State:
         """What it is doing now."""
         return self._roster.state
+
+    @property
+    def congested(self) -> bool:
+        """Whether so many answers wait to leave that there should be no more for now."""
+        return self._outbox.congested
 
     @property
     def connection_id(self) -> str | None:
@@ -257,7 +266,7 @@ class Link:
             journal.lost(session.error)
             self._show_state()
 
-    def requests_arrived(self, requests: list[ForwardRequest]) -> None:
+    def requests_arrived(self, requests: list[Arrival]) -> None:
         """A batch of requests arrived."""
         self._owner.requests_arrived(self, requests)
 

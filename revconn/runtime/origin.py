@@ -15,6 +15,10 @@ __all__ = ["Entry", "Origin"]
 class Origin(Protocol):
     """Where requests come from and their answers go."""
 
+    @property
+    def congested(self) -> bool:
+        """Whether so many answers wait to leave that there should be no more for now."""
+
     def answer(self, answers: Iterable[Answer | LargeAnswer], *, alone: bool = False) -> None:
         """Queue answers; ``alone`` says that no others will follow soon. Does not block."""
 

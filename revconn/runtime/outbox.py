@@ -21,8 +21,6 @@ __all__ = ["Line", "Outbox"]
 logger = get_logger(__name__)
 
 _BATCH_BYTES = 1 << 20
-_ROOM_BYTES = 16 << 20
-_LARGE_ROOM_BYTES = 128 << 20
 
 
 class Outbox:
@@ -36,8 +34,11 @@ class Outbox:
     ``_lock`` guards everything here and in the lines; ``_changed`` is its condition.
     Thread-safe.
 
+    ``congested`` says that more answers wait than there should be; it may be read without the lock.
+
     :param saturated: whether so much is in flight that the peer should send no more; when that
         ends, :meth:`nudge` has to be called.
+    :param on_relief: called, without the lock, when it is congested no longer.
     :param replay_bytes: of answers that are kept for another stream.
     :param doubt: seconds that may pass until a break is noticed.
     """
@@ -46,10 +47,14 @@ class Outbox:
         self,
         saturated: Callable[[], bool] = lambda: False,
         *,
+        on_relief: Callable[[], object] = lambda: None,
         replay_bytes: int = 16 << 20,
         doubt: float = 50.0,
     ) -> None:
         self._saturated = saturated
+        self._on_relief = on_relief
+        self.congested = False
+        self._is_relieved = False  # and on_relief is to be called by whoever has released the lock
         self._replay_bytes = replay_bytes
         self._doubt = doubt
         self._lock = threading.Lock()
@@ -78,9 +83,11 @@ class Outbox:
             if self._opening or len(self._lines) != 1:
                 self._put_on_all(answers)
             else:
-                put = self._lines[0].outbound.put
+                outbound = self._lines[0].outbound
                 for answer in answers:
-                    put(answer)
+                    outbound.put(answer)
+                if not outbound.has_room:
+                    self.congested = True
             self._changed.notify_all()
         if self._refused:
             self._log_refused()
@@ -90,7 +97,9 @@ class Outbox:
         with self._lock:
             for queue in (self._held, *(line.outbound for line in self._lines + self._opening)):
                 queue.withdraw(request_ids)
+            self._measure()
             self._changed.notify_all()
+        self._tell_relief()
 
     def _only_line(self) -> Line | None:
         lines = self._lines[:2]  # a copy: others may change it meanwhile
@@ -140,7 +149,14 @@ class Outbox:
         """There will be no other stream: nobody need wait for what is still queued."""
         with self._lock:
             self._closed = True
+            self._measure()
             self._changed.notify_all()
+        self._tell_relief()
+
+    def _tell_relief(self) -> None:
+        if self._is_relieved:
+            self._is_relieved = False
+            self._on_relief()
 
     @property
     def undelivered(self) -> int:
@@ -161,6 +177,16 @@ class Outbox:
         on_their_way = any(line.leaving or line.outbound for line in self._lines)
         return self._closed or not (on_their_way or self._held)
 
+    def _measure(self) -> None:
+        """See whether answers have piled up; a sender that had no room for more has to notice."""
+        assert self._lock.locked()
+        congested = not all(line.outbound.has_room for line in self._lines)
+        if self.congested and not congested:
+            self._is_relieved = True
+            for line in self._lines:
+                line.nudged = True
+        self.congested = congested
+
     def _put_on_all(self, answers: Iterable[Answer | LargeAnswer]) -> None:
         """Queue answers for every line there is, or for the one to come."""
         assert self._lock.locked()
@@ -171,12 +197,14 @@ class Outbox:
             for other in others:  # each stream keeps count of its chunks
                 other.put(answer.copy() if isinstance(answer, LargeAnswer) else answer)
         self._bound()
+        self._measure()
 
     def _hold(self, answers: list[Answer | LargeAnswer]) -> None:
         """Keep answers that a line could not deliver, ahead of younger ones."""
         assert self._lock.locked()
         (self._lines[-1].outbound if self._lines else self._held).put_back(answers)
         self._bound()
+        self._measure()
 
     def _bound(self) -> None:
         """Keep no more than ``replay_bytes`` of what cannot leave yet."""
@@ -192,6 +220,7 @@ class Outbox:
         line.outbound.put_back(self._held.take_all())
         self._opening.remove(line)
         self._lines.append(line)
+        self._measure()
 
 
 class Line:
@@ -258,21 +287,14 @@ class Line:
             self._give_up_answers([])
             self._outbox._changed.notify_all()
         self._outbox._log_refused()
+        self._outbox._tell_relief()
 
     def take(self) -> list[bytes] | None:
         """The next batch for the sender thread, empty when nudged; ``None`` once closed."""
         with self._outbox._lock:
-            self._rest()
-            while not self._closed:
-                batch = self._next_batch()
-                if batch or self.nudged:
-                    self._take_over_begun()
-                    self.nudged = False
-                    self.batches += 1
-                    self._outbox._changed.notify_all()
-                    return batch
-                self._outbox._changed.wait()
-            return None
+            batch = self._await_batch()
+        self._outbox._tell_relief()
+        return batch
 
     def send_now(self, answers: list[Answer | LargeAnswer]) -> bool:
         """Send answers in this thread, if the stream can at once; whether it did."""
@@ -319,10 +341,7 @@ class Line:
         """Whether the peer may send more: not while requests or answers have piled up."""
         if not self._carries_answers:  # what piled up elsewhere must not keep the handshake out
             return True
-        outbound = self.outbound
-        if outbound.answer_bytes > _ROOM_BYTES or outbound.large_bytes > _LARGE_ROOM_BYTES:
-            return False
-        return not self._outbox._saturated()
+        return self.outbound.has_room and not self._outbox._saturated()
 
     def wait_for_room(self) -> None:
         """Hold back whoever reads from the peer until there is room, or the line is closed."""
@@ -342,6 +361,7 @@ class Line:
             self._give_up_answers([] if settled else self._sent.take(time.monotonic()))
             self._outbox._changed.notify_all()
         self._outbox._log_refused()
+        self._outbox._tell_relief()
 
     @property
     def is_flushed(self) -> bool:
@@ -394,6 +414,20 @@ class Line:
             self._sign_taken = False
         self._outbox._changed.notify_all()
 
+    def _await_batch(self) -> list[bytes] | None:
+        """Wait for it; the previous one has left."""
+        self._rest()
+        while not self._closed:
+            batch = self._next_batch()
+            if batch or self.nudged:
+                self._take_over_begun()
+                self.nudged = False
+                self.batches += 1
+                self._outbox._changed.notify_all()
+                return batch
+            self._outbox._changed.wait()
+        return None
+
     def _next_batch(self) -> list[bytes]:
         assert self._outbox._lock.locked()
         control, self._control = self._control, []
@@ -408,4 +442,6 @@ class Line:
             batch.append(chunk)
             if finished is not None:
                 self._taken.append(finished)
+        if self._outbox.congested:
+            self._outbox._measure()
         return batch

@@ -12,6 +12,7 @@ from revconn._proto.registry_pb2 import ForwardRequest, ForwardResponse
 from revconn.core.answers import encode_response
 from revconn.core.outbound import Answer
 from revconn.core.probing import Prober, Verdict
+from revconn.core.protocol import Arrival
 from revconn.core.text import presentable
 from revconn.logger import get_logger
 
@@ -63,16 +64,17 @@ class Probe:
         with self._lock:
             self._prober.start(time.monotonic())
 
-    def take_requests(self, requests: list[ForwardRequest]) -> list[ForwardRequest]:
+    def take_requests(self, requests: list[Arrival]) -> list[Arrival]:
         """Answer the probes among the requests that arrived; the others are returned."""
         others = []
-        for request in requests:
+        for arrival in requests:
+            request, _ = arrival
             if self._prober.is_own(request):
                 deadline = time.monotonic() + self._patience
                 answer = Answer(encode_response(request.request_id, b""), deadline)
                 self._probed.answer_probe(answer)
             else:
-                others.append(request)
+                others.append(arrival)
         return others
 
     def take_responses(self, responses: Iterable[ForwardResponse]) -> None:

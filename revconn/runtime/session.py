@@ -11,7 +11,7 @@ from revconn._proto.registry_pb2 import ForwardRequest
 from revconn.config import Options
 from revconn.core.features import CHUNKS, DRAIN
 from revconn.core.outbound import Answer
-from revconn.core.protocol import Conversation, Phase
+from revconn.core.protocol import Arrival, Conversation, Phase
 from revconn.core.refusals import Speaker
 from revconn.core.status import StatusCode
 from revconn.core.terms import Terms
@@ -51,7 +51,7 @@ class SessionOwner(Protocol):
     def session_over(self, session: Session) -> None:
         """It has ended; ``session.error`` says why."""
 
-    def requests_arrived(self, requests: list[ForwardRequest]) -> None:
+    def requests_arrived(self, requests: list[Arrival]) -> None:
         """A batch of requests arrived."""
 
     def requests_cancelled(self, request_ids: Collection[str]) -> None:

@@ -8,8 +8,8 @@ from collections.abc import Collection
 from concurrent.futures import Executor
 from typing import Callable
 
-from revconn._proto.registry_pb2 import ForwardRequest
 from revconn.config import Options
+from revconn.core.protocol import Arrival
 from revconn.core.routing import Routes
 from revconn.exceptions import RevconnError
 from revconn.logger import get_logger
@@ -247,14 +247,20 @@ class Supervisor:
 
     # The links, in their threads
 
-    def requests_arrived(self, link: Link, requests: list[ForwardRequest]) -> None:
+    def requests_arrived(self, link: Link, requests: list[Arrival]) -> None:
         """A batch of requests arrived."""
         with self.unanswered.taking_in(link) as arrived:
             inline, pooled = self._inline.split(requests)
             if pooled:
                 self._dispatcher.accept(link, pooled, arrived)
             if inline:
-                self._inline.serve(link, inline, arrived)
+                left = self._inline.serve(link, inline, arrived)
+                if left:
+                    self._dispatcher.accept(link, left, arrived)
+
+    def link_relieved(self, link: Link) -> None:
+        """A link's answers have piled up no longer."""
+        self._dispatcher.resume(link)
 
     def requests_cancelled(self, link: Link, request_ids: Collection[str]) -> None:
         """Nobody waits for these any more."""

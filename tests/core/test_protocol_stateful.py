@@ -187,7 +187,7 @@ class ConversationMachine(RuleBasedStateMachine):
                 responses.append(said.id)
             elif said.kind == "status":
                 self.model_status(said)
-        assert [message.request_id for message in inbound.requests] == expected
+        assert [message.request_id for message, _ in inbound.requests] == expected
         assert [message.request_id for message in inbound.responses] == responses
         assert set(inbound.cancelled) == cancelled
         assert inbound.connection_id == (self.id if self.id != id_before else None)

@@ -90,7 +90,7 @@ def _conversation(data: bytes) -> None:
     conversation.request(ForwardRequest(request_id="probe"))
     inbound = conversation.receive([data])
     assert inbound.end is None or str(inbound.end).isprintable()
-    for request in inbound.requests:
+    for request, _ in inbound.requests:
         _request(request)
     for response in inbound.responses:
         prober = Prober(60.0, 20.0, "1")

@@ -38,7 +38,7 @@ def converse(data: bytes) -> Engine:
         messages = engine.receive(piece)
         _require(sum(map(len, messages)) <= len(data) + MESSAGE_LIMIT, "messages out of nothing")
         inbound = conversation.receive(messages)
-        for message in inbound.requests:
+        for message, _ in inbound.requests:
             engine.put([_answer(Request(message, None, threading.Lock()))])
         engine.grant()
         engine.ping()

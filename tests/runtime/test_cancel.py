@@ -164,7 +164,7 @@ def test_what_is_cancelled_ends_a_backlog_of_payloads() -> None:
             max_in_flight_bytes=1000,
             on_relief=relieved.set,
         )
-        dispatcher.accept(origin, [ForwardRequest(request_id="a", payload=b"x" * 1001)], 0.0)
+        dispatcher.accept(origin, [(ForwardRequest(request_id="a"), 1001)], 0.0)
         assert dispatcher.saturated
         dispatcher.cancel(origin, ["a"])
         assert relieved.is_set()

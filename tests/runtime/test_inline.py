@@ -31,6 +31,8 @@ class Clock:
 
 
 class Origin:
+    congested = False
+
     def __init__(self) -> None:
         self.batches: list[list[ForwardResponse]] = []
 
@@ -52,10 +54,13 @@ def runner_for(handler: Callable[[Request], bytes]) -> InlineRunner:
     return InlineRunner(routes, Answering(routes, 4 << 20), Runs())
 
 
-def request(number: int, method: str = "/echo.Echo/Say", timeout: int = 30) -> ForwardRequest:
-    return ForwardRequest(
+def request(
+    number: int, method: str = "/echo.Echo/Say", timeout: int = 30
+) -> tuple[ForwardRequest, int]:
+    message = ForwardRequest(
         request_id=f"r{number}", method_path=method, payload=b"\n\0", timeout_seconds=timeout
     )
+    return message, message.ByteSize()
 
 
 def test_a_batch_is_answered_as_one_in_the_thread_that_brings_it() -> None:
@@ -74,7 +79,8 @@ def test_a_batch_is_answered_as_one_in_the_thread_that_brings_it() -> None:
 def test_requests_for_other_handlers_are_told_apart_and_keep_their_order() -> None:
     runner = runner_for(lambda request: b"")
     other, own, another = request(1, "/echo.Echo/Other"), request(2), request(3, "/a.B/C")
-    assert runner.split([other, own, another]) == ([own], [other, another])
+    split = runner.split([other, own, another])
+    assert split == ([own], [other, another])
 
 
 def test_without_inline_handlers_all_requests_are_for_others() -> None:

@@ -24,6 +24,8 @@ TIMEOUT = 10.0
 class Origin:
     """Looks, whenever it is given answers, at what is said to be unanswered."""
 
+    congested = False
+
     def __init__(self) -> None:
         self.unanswered = Unanswered()
         self.answered = threading.Event()
@@ -74,8 +76,8 @@ def dispatch(origin):
             dispatcher.close()
 
 
-def request(request_id: str) -> ForwardRequest:
-    return ForwardRequest(request_id=request_id)
+def request(request_id: str) -> tuple[ForwardRequest, int]:
+    return ForwardRequest(request_id=request_id), 10
 
 
 def test_a_request_is_unanswered_until_its_answer_is_queued(dispatch, origin) -> None:

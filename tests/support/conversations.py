@@ -63,4 +63,4 @@ def ended() -> Conversation:
 
 
 def ids(inbound: Inbound) -> list[str]:
-    return [message.request_id for message in inbound.requests]
+    return [message.request_id for message, _ in inbound.requests]

@@ -1,0 +1,142 @@
+"""What a gateway can make a connector hold in memory, in a process of its own."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from revconn._proto.registry_pb2 import ConnectionMessage, ConnectionStatus, ForwardRequest
+from revconn.core.outbound import Answer
+from revconn.runtime.dispatch import Dispatcher
+from revconn.runtime.runs import Runs
+from revconn.runtime.unanswered import Unanswered
+from tests.support.programs import Program
+from tests.support.scripted_gateway import ScriptedGateway
+from tests.support.scripted_http2 import ScriptedHttp2
+from tests.support.waiting import eventually
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="needs Linux's /proc")
+
+MIB = 1 << 20
+MISBEHAVES = 1.0  # seconds that it is given to run out of memory
+
+BODY = """
+import re
+
+def peak():  # MiB
+    with open("/proc/self/status") as status:
+        return int(re.search(r"VmHWM:\\s+(\\d+)", status.read())[1]) // 1024
+
+def slow(request):
+    time.sleep(0.02)
+    return b"done"
+
+connector.add_method("/echo.Echo/Say", slow)
+connector.add_method("/echo.Echo/Much", lambda request: bytes(2 << 20))
+connector.add_method("/echo.Echo/Inline", lambda request: bytes(2 << 20), inline=True)
+before = peak()
+connector.start(block=False)
+wait_for_sigusr1()
+say("grew little" if peak() - before < {most} else f"grew by {{peak() - before}} MiB")
+connector.abort()
+"""
+
+
+@pytest.fixture
+def run() -> Iterator:
+    programs: list[Program] = []
+
+    def run(address: str, most: int, **options) -> Program:
+        programs.append(Program(BODY.format(most=most), address, **options))
+        return programs[-1]
+
+    yield run
+    for program in programs:
+        program.close()
+
+
+def assert_grew_little(program: Program) -> None:
+    program.signal(signal.SIGUSR1)
+    program.hears("grew little")
+
+
+class Origin:
+    """A gateway that reads."""
+
+    congested = False
+
+    def answer(self, answers: Iterable[object], *, alone: bool = False) -> None:
+        assert list(answers)
+
+
+@pytest.mark.parametrize("field", ["headers", "method_path", "payload"])
+def test_all_of_a_request_counts_and_a_header_more_than_its_bytes(field) -> None:
+    let_go = threading.Event()
+    fields = {
+        "headers": {f"{number:x}": "" for number in range(50)},
+        "method_path": "/echo.Echo/" + "x" * 10_000,
+        "payload": bytes(10_000),
+    }
+    message = ForwardRequest(request_id="r1", **{field: fields[field]})
+    with ThreadPoolExecutor(1) as executor:
+        dispatcher = Dispatcher(
+            lambda request: let_go.wait(30) and Answer(b"", None),
+            executor,
+            Runs(),
+            Unanswered(),
+            max_workers=1,
+            max_in_flight=10,
+            max_in_flight_bytes=10_000,
+            on_relief=lambda: None,
+        )
+        try:
+            dispatcher.accept(Origin(), [(message, message.ByteSize())], time.monotonic())
+            assert dispatcher.saturated
+            let_go.set()
+            eventually(lambda: not dispatcher.saturated)
+        finally:
+            let_go.set()
+            dispatcher.close()
+
+
+def test_headers_count_as_what_is_in_flight(run, transport_options) -> None:
+    with ScriptedGateway() as gateway:
+        program = run(
+            gateway.address, 60, max_workers=1, max_in_flight_bytes=2 * MIB, **transport_options
+        )
+        peer = gateway.accept_ready()
+        program.hears("READY")
+        for number in range(100):
+            peer.request(f"r{number}", note="x" * MIB)
+        assert len(peer.answers(100)) == 100
+        assert_grew_little(program)
+
+
+@pytest.mark.parametrize("method", ["Much", "Inline"])
+def test_a_gateway_that_does_not_read_is_not_given_answers_without_end(run, method) -> None:
+    requests = [
+        ConnectionMessage(
+            request=ForwardRequest(request_id=f"r{number}", method_path=f"/echo.Echo/{method}")
+        ).SerializeToString()
+        for number in range(100)
+    ]
+    with ScriptedHttp2() as server:
+        program = run(server.address, 100, max_workers=2)
+        peer = server.accept_stream()
+        peer.hears_message()
+        status = ConnectionStatus(connection_id="id-1", status=ConnectionStatus.CONNECTED)
+        peer.send(ConnectionMessage(status=status).SerializeToString())
+        program.hears("READY")
+        peer.send(*requests)
+        time.sleep(MISBEHAVES)
+        peer.open_window(300 * MIB)
+        answers = [ConnectionMessage.FromString(peer.hears_message()).response for _ in requests]
+        assert {answer.request_id for answer in answers} == {f"r{n}" for n in range(100)}
+        assert {len(answer.payload) for answer in answers} == {2 * MIB}
+        assert_grew_little(program)
