@@ -6,6 +6,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 PACKAGING := setup.cfg setup.py pyproject.toml
 ARGS ?=
+# For both in one run: make soak matrix SOAK="--seed 1" MATRIX=ends
+SOAK ?= $(ARGS)
+MATRIX ?= $(ARGS)
 # Tests wait more than they compute.
 JOBS ?= 6
 # Where this is set, every program that a test starts would compile all of revconn again.
@@ -64,7 +67,7 @@ floors: $(VENV)/dev.stamp  ## hold what the tests covered to 95 % of revconn, 10
 
 matrix: $(VENV)/test.stamp  ## the tests on every Python found, oldest and newest dependencies
 	@echo "make matrix: the tests on every Python found"
-	@$(BIN)/python tests/matrix.py $(ARGS)
+	@$(BIN)/python tests/matrix.py $(MATRIX)
 
 bench: $(VENV)/bench.stamp  ## CPU time per request and requests per second
 	@echo "make bench: measuring"
@@ -73,7 +76,7 @@ bench: $(VENV)/bench.stamp  ## CPU time per request and requests per second
 # Linux. ARGS="--requests 20000 --seed 1 --transport grpcio"
 soak: $(VENV)/test.stamp  ## 200,000 calls over a network that breaks every second
 	@echo "make soak: calls over a network that breaks every second"
-	@$(BIN)/python -m tests.soak $(ARGS)
+	@$(BIN)/python -m tests.soak $(SOAK)
 
 fuzz: $(VENV)/fuzz.stamp  ## broken conversations for 60 s, with atheris (ARGS="-runs=100000")
 	@echo "make fuzz: the http2 transport against mutated recordings"
@@ -112,10 +115,15 @@ $(VENV)/fuzz.stamp: EXTRAS := [fuzz]
 $(VENV)/bench.stamp: EXTRAS := [bench]
 $(VENV)/all.stamp: EXTRAS := [dev,uwsgi]
 
+# What is installed along, so that nobody asks for it again.
+$(VENV)/test.stamp: ALONG := run
+$(VENV)/dev.stamp: ALONG := run test
+$(VENV)/all.stamp: ALONG := run test dev
+
 $(VENV)/%.stamp: $(VENV)/made $(PACKAGING)
 	@echo "make: installing revconn$(EXTRAS) into $(VENV)"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.$(EXTRAS)'
-	@touch $@
+	@touch $@ $(ALONG:%=$(VENV)/%.stamp)
 
 $(VENV)/made:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 9))' || \

@@ -5,7 +5,8 @@
     make matrix ARGS=ends                  the first and the last row of those that can run
 
 Interpreters are looked for on PATH and among pyenv's versions. Each row has an environment of
-its own under .matrix/. Only wheels are installed: no row may need a compiler.
+its own under .matrix/. Only wheels are installed: no row may need a compiler. Two rows run beside
+each other; what a row says is shown when it has ended.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import re
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 
 from packaging.requirements import Requirement
@@ -27,6 +29,23 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 ENVIRONMENTS = ROOT / ".matrix"
 VERSIONS = ["3.9", "3.10", "3.11", "3.12", "3.13"]
 SETS = ["oldest", "newest"]
+ROWS_AT_ONCE = 2
+WORKERS = 3  # of pytest, per row
+
+# A row runs what a Python or a dependency can change. `make test` runs the rest: what is about
+# this repository (docs, benchmarks, packaging, the tests' own tools), and what shows by other
+# programs what the rooms themselves show. Of "costly" tests and of many examples likewise.
+ELSEWHERE = [
+    "benchmarks",
+    "cli/test_demo.py",
+    "cli/test_fleet.py",
+    "docs",
+    "fuzz",
+    "gateway/test_faults.py",
+    "interop",
+    "support",
+    "test_packaging.py",
+]
 
 
 @dataclass(frozen=True)
@@ -99,26 +118,65 @@ def oldest_releases(requirements: list[Requirement]) -> dict[str, Version]:
     return oldest
 
 
-def prepare(row: Row) -> None:
-    """Make or refresh the row's environment."""
+@dataclass(frozen=True)
+class Result:
+    """What became of a row; ``said`` is all that its commands wrote."""
+
+    row: Row
+    passed: bool
+    outcome: str
+    dependencies: str
+    said: str
+    seconds: float
+
+
+def try_out(row: Row, arguments: list[str]) -> Result:
+    """Make or refresh the row's environment, and run the tests in it."""
+    started = time.monotonic()
+    said: list[str] = []
+    dependencies = ""
+    try:
+        prepare(row, said)
+        dependencies = installed(row)
+        passed, outcome = test(row, arguments, said)
+    except ChildProcessError as error:
+        passed, outcome = False, str(error)
+    return Result(row, passed, outcome, dependencies, "".join(said), time.monotonic() - started)
+
+
+def prepare(row: Row, said: list[str]) -> None:
     requirements = runtime_requirements(row.version)
     if not pathlib.Path(row.python).exists():
-        run([row.interpreter, "-m", "venv", "--clear", row.environment])
-    install = [row.python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-    install += ["--only-binary", ":all:"]
+        install([row.interpreter, "-m", "venv", "--clear", row.environment], said)
+    pip = [row.python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    pip += ["--only-binary", ":all:"]
     if row.dependencies == "oldest":
         pins = oldest_releases(requirements)
         constraints = row.environment / "constraints.txt"
         constraints.write_text("".join(f"{name}=={pins[name]}\n" for name in pins))
-        install += ["--constraint", str(constraints)]
+        pip += ["--constraint", str(constraints)]
     else:
-        install += ["--upgrade", *sorted({need.name for need in requirements})]
-    run([*install, "--editable", f"{ROOT}[test]"])
+        pip += ["--upgrade", *sorted({need.name for need in requirements})]
+    install([*pip, "--editable", f"{ROOT}[test]"], said)
 
 
-def run(command: list[str | pathlib.Path]) -> None:
-    if subprocess.run(command, cwd=ROOT, stdin=subprocess.DEVNULL).returncode != 0:
+def install(command: list[str | pathlib.Path], said: list[str]) -> None:
+    if run(command, said) != 0:
         raise ChildProcessError(f"{command[0]} failed; see above")
+
+
+def run(command: list[str | pathlib.Path], said: list[str]) -> int:
+    """The exit code of a command; ``said`` gets what it wrote."""
+    ran = subprocess.run(
+        command,
+        cwd=ROOT,
+        text=True,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
+    said.append(ran.stdout)
+    return ran.returncode
 
 
 def installed(row: Row) -> str:
@@ -131,23 +189,13 @@ def installed(row: Row) -> str:
     return subprocess.check_output([row.python, "-c", script, *names], text=True).strip()
 
 
-def test(row: Row, arguments: list[str]) -> tuple[bool, str]:
+def test(row: Row, arguments: list[str], said: list[str]) -> tuple[bool, str]:
     """Run the tests in the row's environment: whether they passed, and pytest's last line."""
     command = [row.python, "-m", "pytest", "-p", "no:cacheprovider", "--color=no"]
-    command += ["-n", "4", "--dist", "loadfile"]
-    # These see little or nothing of what a row changes; `make test` runs them.
-    for other in ("interop", "docs", "benchmarks", "gateway/test_faults.py"):
-        command += ["--ignore", f"tests/{other}"]
-    command += arguments
-    process = subprocess.Popen(
-        command, cwd=ROOT, text=True, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE
-    )
-    assert process.stdout is not None
-    last = ""
-    for line in process.stdout:
-        print(line, end="", flush=True)
-        last = line.strip(" =\n") or last
-    status = process.wait()
+    command += ["-n", str(WORKERS), "-m", "not alone and not costly", "--hypothesis-profile=few"]
+    command += [f"--ignore=tests/{other}" for other in ELSEWHERE]
+    status = run([*command, *arguments], said)
+    last = said[-1].rstrip().rpartition("\n")[2].strip(" =")
     passed = status == 0 and re.search(r"\b[1-9]\d* passed\b", last) is not None
     return passed, last or f"pytest said nothing and ended with {status}"
 
@@ -181,26 +229,25 @@ def main() -> int:
     if not rows:
         raise SystemExit(f"make matrix: no Python of {', '.join(VERSIONS)} found")
 
-    results = []
-    for row in choose(rows, arguments.rows):
-        print(f"\n=== {row.name} ({row.interpreter})", flush=True)
-        started = time.monotonic()
-        try:
-            prepare(row)
-            tested_with = installed(row)
-            passed, outcome = test(row, arguments.pytest.split())
-        except ChildProcessError as error:
-            passed, outcome, tested_with = False, str(error), ""
-        results.append((row, passed, outcome, tested_with, time.monotonic() - started))
+    results = {}
+    with ThreadPoolExecutor(ROWS_AT_ONCE) as executor:
+        chosen = choose(rows, arguments.rows)
+        running = [executor.submit(try_out, row, arguments.pytest.split()) for row in chosen]
+        for ended in as_completed(running):
+            result = ended.result()
+            results[result.row] = result
+            print(f"\n=== {result.row.name} ({result.row.interpreter})\n{result.said}", flush=True)
 
     print()
-    for row, passed, outcome, tested_with, seconds in results:
-        verdict = "ok  " if passed else "FAIL"
-        print(f"{verdict} {row.name:12} {seconds:5.0f} s  {tested_with}  {outcome}")
+    for row in chosen:
+        result = results[row]
+        verdict = "ok  " if result.passed else "FAIL"
+        facts = f"{result.seconds:5.0f} s  {result.dependencies}  {result.outcome}"
+        print(f"{verdict} {row.name:12} {facts}")
     missing = [version for version in VERSIONS if version not in interpreters]
     if missing:
         print(f"not tested, no interpreter found: {', '.join(missing)}")
-    return 0 if all(passed for _, passed, *_ in results) else 1
+    return 0 if all(result.passed for result in results.values()) else 1
 
 
 if __name__ == "__main__":

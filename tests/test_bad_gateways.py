@@ -24,7 +24,7 @@ from tests.support.scripted_gateway import Peer
 from tests.support.threads import in_thread
 from tests.support.waiting import eventually
 
-TIMEOUT = 10.0
+TIMEOUT = 60.0
 UNKNOWN_TYPE = b"\xca>\x03new"  # field 1001, length-delimited
 
 

@@ -24,7 +24,7 @@ from tests.support.waiting import eventually
 NewConnector = Callable[..., Connector]
 NOBODY_LISTENS = "127.0.0.1:1"
 GATEWAY = {"revconn-features": ""}  # whoever says so is one
-TIMEOUT = 10.0
+TIMEOUT = 60.0
 
 
 # start

@@ -22,7 +22,7 @@ from tests.support.scripted_gateway import Peer
 from tests.support.scripted_http2 import ScriptedHttp2
 from tests.support.waiting import eventually
 
-TIMEOUT = 10.0
+TIMEOUT = 60.0
 MIB = 1 << 20
 SAY = "/echo.Echo/Say"
 WINDOWS = 16 * MIB + MIB  # what a gateway may have on its way; and what a socket read brings

@@ -107,11 +107,12 @@ class Conversation:
         service = self._service(request.method_path)
         shared.forwarding.admit(request.request_id, connection)
         require_small_headers(request.headers, shared.limits, shared.counters)
-        now = asyncio.get_running_loop().time()
-        latest = now + shared.request_timeout
-        own = request_deadline(request.timeout_seconds, request.headers, now)
-        deadline = latest if own is None else min(latest, own)
-        request.timeout_seconds = max(1, math.ceil(deadline - now))
+        longest = shared.request_timeout
+        own = request_deadline(request.timeout_seconds, request.headers, 0.0)
+        # Not taken from two instants: these are rounded, and could make a second more of it.
+        seconds = longest if own is None else min(longest, own)
+        request.timeout_seconds = max(1, math.ceil(seconds))
+        deadline = asyncio.get_running_loop().time() + seconds
         if not shared.registry.serves(service) and shared.backends.serves(service):
             self._dialled.start(request, service, deadline)
             return

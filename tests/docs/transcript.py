@@ -7,7 +7,7 @@ import re
 import threading
 from collections.abc import Sequence
 
-TIMEOUT = 40.0
+TIMEOUT = 60.0
 
 _VARYING = [
     (re.compile(r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} "), ""),

@@ -87,9 +87,9 @@ def test_each_worker_serves(
         began = time.monotonic()
         naps = [callers.submit(gateway.call, "/app.App/Nap") for _ in range(4)]
         answered = {get(url) for _ in range(10)}
-        assert not any(nap.done() for nap in naps) or time.monotonic() - began > 1
+        assert not any(nap.done() for nap in naps) or time.monotonic() - began > 3
         assert [nap.result() for nap in naps] == ["rested"] * 4
-        assert time.monotonic() - began < 2
+        assert time.monotonic() - began < 6
     assert answered <= {f"{worker} READY" for worker in workers}
     app.stop()
     assert app.hears("stopped", 2) == ["stopped CLOSED"] * 2

@@ -125,6 +125,13 @@ def connect(dial: Callable[..., ScriptedConnector]) -> Callable[..., ScriptedCon
     return connect
 
 
+def let_finish(gateway: Gateway) -> None:
+    """Wait until the gateway's thread has done all of what it was at."""
+    done = threading.Event()
+    gateway._thread.call_soon(lambda _: done.set())
+    assert done.wait(60.0)
+
+
 def counted(gateway: Gateway, name: str) -> int:
     """One of the gateway's counters."""
     return gateway._thread._serving.shared.counters.snapshot()[name]
@@ -135,7 +142,7 @@ def call(resources: ExitStack) -> Callable[..., grpc.Future]:
     """Call a method as any gRPC client would; the call, under way."""
 
     def call(
-        gateway: Gateway, path: str, payload: bytes = b"", *, timeout: float = 10.0, **options: Any
+        gateway: Gateway, path: str, payload: bytes = b"", *, timeout: float = 60.0, **options: Any
     ) -> grpc.Future:
         channel_options = [
             ("grpc.use_local_subchannel_pool", 1),

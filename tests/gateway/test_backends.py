@@ -21,7 +21,7 @@ from tests.support.backend import Backend
 from tests.support.waiting import eventually
 
 SAY = "/echo.Echo/Say"
-PATIENCE = 10.0
+PATIENCE = 60.0
 
 
 def ask(gateway: Gateway, message: bytes) -> bytes:

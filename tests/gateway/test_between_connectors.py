@@ -88,6 +88,16 @@ def test_its_timeout_is_bounded_by_the_gateways(run_gateway, connect, given, hea
     assert connector.receive_request().timeout_seconds == kept
 
 
+def test_its_timeout_does_not_depend_on_what_time_it_is(gateway, answerer, asker) -> None:
+    loop = gateway._thread._loop
+    real, began = loop.time, loop.time()
+    # Seconds before a power of two, after which floats are half as fine.
+    loop.time = lambda: 2.0**20 - 5.0 + (real() - began)
+    for number in range(30):
+        asker.ask(str(number), SAY, timeout_seconds=9)
+        assert answerer.receive_request().timeout_seconds == 9
+
+
 def test_a_service_nobody_serves_is_a_404(gateway, asker) -> None:
     asker.ask("1", "/other.Other/Get")
     assert_failed(asker.receive_response(), "1", 404, 5, "no connector serves other.Other")

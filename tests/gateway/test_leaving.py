@@ -56,7 +56,7 @@ def test_a_connector_is_told_disconnected_when_its_last_request_is_settled(
         connector.respond(request.request_id, b"\x0a")
     assert [each.result() for each in pending] == [b"\x0a"] * 3
     assert is_sent_away(connector)
-    stopped.result(5)
+    stopped.result(30)
 
 
 def test_a_connector_that_is_idle_need_not_wait_for_those_that_are_not(
@@ -130,8 +130,8 @@ def test_what_is_not_answered_in_time_fails_and_its_connector_is_told(
     stopped = stop(grace=0.2)
     assert status(pending) == STOPPING
     assert is_sent_away(connector)
-    stopped.result(5)
-    assert time.monotonic() - began < 5
+    stopped.result(30)
+    assert time.monotonic() - began < 30
 
 
 def test_a_second_stop_may_be_in_more_of_a_hurry(gateway, connect, call, stop) -> None:
@@ -140,7 +140,7 @@ def test_a_second_stop_may_be_in_more_of_a_hurry(gateway, connect, call, stop) -
     connector.receive_request()
     stopped = stop(grace=60.0)
     gateway.stop(grace=0.0)
-    stopped.result(5)
+    stopped.result(30)
     assert status(pending) == STOPPING
 
 
@@ -153,7 +153,7 @@ def test_a_connector_that_does_not_read_holds_nobody_up(gateway, connect, dial, 
     eventually(lambda: gateway.connections()[1].pending)
     began = time.monotonic()
     gateway.stop(grace=0.1)
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 30
     assert status(lost) == STOPPING
     assert is_sent_away(other)
 
@@ -162,4 +162,4 @@ def test_a_gateway_without_anything_to_finish_is_gone_at_once() -> None:
     gateway = Gateway(api_keys="key").start()
     began = time.monotonic()
     gateway.stop(grace=20.0)
-    assert time.monotonic() - began < 2
+    assert time.monotonic() - began < 10

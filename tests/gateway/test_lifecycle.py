@@ -194,7 +194,7 @@ def test_calls_that_outlast_the_grace_fail(gateway, connect, call, grace) -> Non
     connector.receive_request()
     before = time.monotonic()
     gateway.stop(grace)
-    assert time.monotonic() - before < 5
+    assert time.monotonic() - before < 30
     assert pending.code() is grpc.StatusCode.UNAVAILABLE
     assert "the gateway is stopping" in pending.details()
 

@@ -203,6 +203,7 @@ def test_calls_of_every_kind_are_limited_together(run_gateway, resources, monkey
     assert sum(one.done() for one in streams) == 1
 
 
+@pytest.mark.costly
 def test_calls_that_come_while_the_gateway_is_busy_are_not_taken_for_cancelled(gateway) -> None:
     busy, let_go = threading.Event(), threading.Event()
     gateway._thread._loop.call_soon_threadsafe(lambda: busy.set() or let_go.wait(10.0))

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
+
 from benchmarks.gateway.fleet import Fleet, measure_fleet
 
 
+@pytest.mark.costly
 def test_of_two_hundred_connectors_none_expires_and_every_call_of_any_is_answered() -> None:
     fleet = Fleet(200, idle=2.0, rate=100.0, seconds=5.0)
     figures = measure_fleet(fleet)

@@ -18,7 +18,7 @@ from tests.interop.peers import CONNECTORS, KEY, client_command, connector_comma
 from tests.support.apps import TIMEOUT, App
 from tests.support.waiting import eventually
 
-CLIENT_TIMEOUT = 60.0
+CLIENT_TIMEOUT = 180.0
 BUILD_TIMEOUT = 600  # seconds, with everything downloaded
 
 

@@ -17,7 +17,7 @@ from revconn.runtime.unanswered import Unanswered
 from tests.support.scripted_gateway import Peer
 from tests.support.waiting import eventually
 
-TIMEOUT = 10.0
+TIMEOUT = 60.0
 
 
 class Handler:

@@ -14,7 +14,7 @@ from revconn.core.framing import frame
 from tests.support.scripted_gateway import Peer
 from tests.support.waiting import eventually
 
-TIMEOUT = 30.0
+TIMEOUT = 60.0
 MIB = 1 << 20
 SECONDS_PER_64_KIB = 0.005
 PATTERN = bytes(range(251))

@@ -13,7 +13,7 @@ from revconn.runtime import workers as workers_module
 from tests.support.scripted_gateway import Peer
 from tests.support.waiting import eventually
 
-TIMEOUT = 10.0
+TIMEOUT = 60.0
 MB = 10**6
 
 
@@ -367,6 +367,7 @@ def test_a_request_of_20_megabytes_arrives(connect) -> None:
     assert peer.answer(timeout=30.0).payload == b"20000000"
 
 
+@pytest.mark.costly
 @pytest.mark.timeout(120)  # it takes long on a machine with little memory or a slow disk
 def test_a_request_of_100_megabytes_arrives(connect) -> None:
     _, peer = connect(lambda request: str(len(request.payload)).encode())

@@ -12,14 +12,14 @@ import pytest
 
 from revconn import Backoff, Connector, Request, State
 from revconn._proto.registry_pb2 import ConnectionStatus
-from revconn.runtime import supervisor
+from revconn.runtime import farewell, supervisor
 from tests.support.connectors import NEVER
 from tests.support.scripted_gateway import Peer, ScriptedGateway
 from tests.support.threads import in_thread
 from tests.support.waiting import eventually
 
-TIMEOUT = 10.0
-LONG_BEFORE_A_QUIET_WAIT = 3.0
+TIMEOUT = 60.0
+LONG_BEFORE_A_QUIET_WAIT = 30.0
 A_GOODBYES_TIME = 5.0  # before the end of a stop it is said, whatever is in flight
 
 
@@ -58,8 +58,9 @@ def connect(new_connector, handler) -> Callable[..., Connector]:
 
 
 def test_the_goodbye_is_said_at_once_and_what_is_in_flight_is_answered_after_it(
-    connect, handler, gateway
+    connect, handler, gateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(farewell, "_QUIET_WAIT", TIMEOUT)
     gateway.announces = {"revconn-features": "drain"}
     connector, (peer,) = connect(gateway)
     peer.request("in flight")
@@ -77,7 +78,10 @@ def test_the_goodbye_is_said_at_once_and_what_is_in_flight_is_answered_after_it(
     assert time.monotonic() - began < LONG_BEFORE_A_QUIET_WAIT
 
 
-def test_an_idle_connector_is_gone_as_soon_as_the_gateway_lets_it_go(connect, gateway) -> None:
+def test_an_idle_connector_is_gone_as_soon_as_the_gateway_lets_it_go(
+    connect, gateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(farewell, "_QUIET_WAIT", TIMEOUT)
     gateway.announces = {"revconn-features": "drain"}
     connector, (peer,) = connect(gateway)
     began = time.monotonic()

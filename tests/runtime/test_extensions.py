@@ -13,7 +13,7 @@ from revconn.testing import TestGateway
 from tests.support.waiting import eventually
 
 METHOD = "/echo.Echo/Say"
-TIMEOUT = 30.0
+TIMEOUT = 60.0
 
 
 def serve(new_connector, gateway: TestGateway, handler) -> Connector:

@@ -15,7 +15,7 @@ from revconn.runtime import supervisor
 from tests.support.threads import in_thread
 from tests.support.waiting import eventually
 
-TIMEOUT = 10.0
+TIMEOUT = 60.0
 
 
 def test_a_blocking_api_key_callable_does_not_keep_a_connector_from_ending(

@@ -19,7 +19,7 @@ from tests.support.reference_gateway import ReferenceGateway
 from tests.support.scripted_gateway import Peer
 from tests.support.waiting import eventually
 
-TIMEOUT = 10.0
+TIMEOUT = 60.0
 PROBED: dict[str, Any] = {"probe_interval": 0.1, "keepalive_timeout": 0.3}
 
 

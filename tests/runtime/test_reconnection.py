@@ -26,7 +26,7 @@ from revconn.testing import Fault, FaultProxy
 from tests.support.scripted_gateway import Peer, ScriptedGateway
 from tests.support.waiting import eventually
 
-TIMEOUT = 10.0
+TIMEOUT = 60.0
 NOBODY_LISTENS = "127.0.0.1:1"
 GATEWAY = {"revconn-features": ""}  # whoever says so is one
 

@@ -118,6 +118,7 @@ def test_an_answer_over_its_limit_fails_alone_and_never_goes_in_chunks(gateway, 
     assert not gateway.is_locked_up
 
 
+@pytest.mark.costly
 def test_the_largest_request_that_it_sends_arrives(gateway, serve) -> None:
     connector = serve(gateway.address)
     connector.add_method("/echo.Echo/Measure", lambda request: b"%d" % len(request.payload))

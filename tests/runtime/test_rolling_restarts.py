@@ -112,6 +112,7 @@ def reference_gateway() -> Iterator[tuple[str, Callable[[int, Done], None]]]:
         yield gateway.address, call
 
 
+@pytest.mark.costly
 @pytest.mark.parametrize("new_gateway", [embedded_gateway, reference_gateway])
 def test_ten_restarts_of_two_replicas_lose_no_call(new_gateway) -> None:
     with ExitStack() as resources:

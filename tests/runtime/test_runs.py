@@ -14,7 +14,7 @@ from revconn.runtime.handlers import Answering, Handler
 from revconn.runtime.runs import Runs, handler_stack
 from tests.support.threads import in_thread
 
-TIMEOUT = 10.0
+TIMEOUT = 60.0
 SECRET = "a secret in the payload"
 
 

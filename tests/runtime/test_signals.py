@@ -15,8 +15,8 @@ from tests.support.programs import Program
 from tests.support.threads import in_thread
 
 NOBODY_LISTENS = "127.0.0.1:1"
-PROMPTLY = 3.0
-TIMEOUT = 10.0
+PROMPTLY = 20.0  # what holds it up would do so for longer
+TIMEOUT = 60.0
 
 SERVE = """
 connector.start()

@@ -18,7 +18,7 @@ from revconn.runtime.unanswered import Unanswered
 from tests.support.threads import in_thread
 from tests.support.waiting import eventually
 
-TIMEOUT = 10.0
+TIMEOUT = 60.0
 
 
 class Origin:

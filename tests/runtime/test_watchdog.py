@@ -20,7 +20,7 @@ from revconn.testing import Fault
 from tests.support.scripted_gateway import Peer
 from tests.support.waiting import eventually
 
-TIMEOUT = 10.0
+TIMEOUT = 60.0
 MIB = 1 << 20
 
 

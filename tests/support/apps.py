@@ -14,7 +14,7 @@ from tests.support.waiting import eventually
 
 __all__ = ["TIMEOUT", "App"]
 
-TIMEOUT = 40.0
+TIMEOUT = 60.0
 
 
 class App:

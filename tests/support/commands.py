@@ -12,7 +12,7 @@ from pathlib import Path
 
 from tests.support.waiting import eventually
 
-TIMEOUT = 40.0
+TIMEOUT = 60.0
 
 # Isolated: only what is installed is importable, not the directory of the tests.
 _REVCONN = (sys.executable, "-I", "-m", "revconn")

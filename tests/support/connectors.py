@@ -17,8 +17,8 @@ TRANSPORTS: dict[str, dict[str, Any]] = {
 QUICK: dict[str, Any] = {
     "api_key": "key",
     "services": ["echo.Echo"],
-    "connect_timeout": 10.0,
-    "drain_timeout": 10.0,
+    "connect_timeout": 60.0,
+    "drain_timeout": 60.0,
     "backoff": Backoff(initial=0.01, maximum=0.05, stable_after=0.0),
 }
 """What a test need not say: it comes back at once, and counts no failures."""

@@ -14,7 +14,7 @@ from typing import Any
 
 __all__ = ["Program"]
 
-_PATIENCE = 30.0
+_PATIENCE = 60.0
 _ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 _PRELUDE = """

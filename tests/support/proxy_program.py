@@ -10,7 +10,7 @@ from tests.support.waiting import eventually
 
 __all__ = ["ProxyProgram"]
 
-_TIMEOUT = 30.0
+_TIMEOUT = 60.0
 
 
 class ProxyProgram:

@@ -33,7 +33,7 @@ __all__ = ["ReferenceGateway"]
 _SERVICE = "registry.RegistryService"
 _STREAMS = 64
 _MIB = 1 << 20
-_TIMEOUT = 30.0
+_TIMEOUT = 60.0
 
 
 class _Stream:

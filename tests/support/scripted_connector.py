@@ -20,7 +20,7 @@ from revconn._proto.registry_pb2 import (
 
 __all__ = ["ScriptedConnector"]
 
-PATIENCE = 10.0
+PATIENCE = 60.0
 _END = object()
 
 

@@ -19,7 +19,7 @@ from revconn._proto.registry_pb2 import (
     ForwardResponse,
 )
 
-_TIMEOUT = 30.0
+_TIMEOUT = 60.0
 _METHOD = "EstablishConnection"
 _SERVICE = "registry.RegistryService"
 

@@ -26,7 +26,7 @@ from hyperframe.frame import (
 
 __all__ = ["Http2Peer", "HungUp", "ScriptedHttp2", "message"]
 
-_TIMEOUT = 30.0
+_TIMEOUT = 60.0
 _PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 _DEFAULT_WINDOW = 65_535
 _FRAME_BYTES = 16_384

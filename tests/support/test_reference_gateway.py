@@ -21,7 +21,7 @@ from tests.support.reference_gateway import ReferenceGateway
 from tests.support.scripted_connector import ScriptedConnector
 from tests.support.waiting import eventually
 
-PATIENCE = 10.0
+PATIENCE = 60.0
 SAY = "/echo.Echo/Say"
 NOBODY = "No reverse connection found for service: echo.Echo"
 OK = (grpc.StatusCode.OK, "")

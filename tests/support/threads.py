@@ -6,7 +6,7 @@ import threading
 from concurrent.futures import Future
 from typing import Any, Callable
 
-TIMEOUT = 30.0
+TIMEOUT = 60.0
 
 
 def in_thread(function: Callable[..., Any], *args: Any) -> Future:

@@ -10,7 +10,7 @@ __all__ = ["eventually"]
 T = TypeVar("T")
 
 
-def eventually(look: Callable[[], T], timeout: float = 30.0) -> T:
+def eventually(look: Callable[[], T], timeout: float = 60.0) -> T:
     """What ``look`` returns as soon as that is true; ``AssertionError`` after ``timeout``."""
     deadline = time.monotonic() + timeout
     while True:

@@ -11,7 +11,7 @@ import pytest
 from revconn.testing import Fault, FaultProxy
 from tests.support.waiting import eventually
 
-TIMEOUT = 10.0
+TIMEOUT = 60.0
 
 
 class Scene:

@@ -19,7 +19,7 @@ from tests.support.scripted_http2 import GRPC_HEADERS, Http2Peer, ScriptedHttp2,
 from tests.support.threads import in_thread
 from tests.support.waiting import eventually
 
-TIMEOUT = 10.0
+TIMEOUT = 60.0
 UNREACHED = "failed to connect to all addresses; last error: "
 
 

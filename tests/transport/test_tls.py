@@ -20,7 +20,7 @@ from tests.support.scripted_gateway import ScriptedGateway
 from tests.support.threads import in_thread
 from tests.support.waiting import eventually
 
-TIMEOUT = 10.0
+TIMEOUT = 60.0
 GRPCIO_SAYS_WHY = Version(version("grpcio")) >= Version("1.49")
 
 

@@ -30,7 +30,7 @@ connector = Connector(
 
 @connector.method("/app.App/Nap")
 def nap(request: object) -> bytes:
-    time.sleep(0.5)
+    time.sleep(1.5)
     return b"rested"
 
 

@@ -18,7 +18,7 @@ def who(request):
 
 @connector.method("/app.App/Nap")
 def nap(request):
-    time.sleep(1)
+    time.sleep(3)
     return b"rested"
 
 

@@ -175,6 +175,7 @@ def test_a_message_larger_than_the_window_arrives_although_nothing_else_may(
 # Large messages through everything
 
 
+@pytest.mark.costly
 def test_64_mebibytes_travel_both_ways(new_connector, transport_options) -> None:
     with ScriptedGateway() as gateway:
         connector = new_connector(gateway.address, max_message_bytes=65 * MIB)

@@ -244,6 +244,7 @@ def test_an_encoding_that_is_not_known_is_refused(client, peer) -> None:
     )
 
 
+@pytest.mark.costly
 def test_a_gzip_bomb_ends_the_stream(client, peer) -> None:
     peer.accept_stream(("grpc-encoding", "gzip"))
     bomb = message(gzip.compress(bytes(LARGEST + 1), 1), compressed=True)
@@ -251,6 +252,7 @@ def test_a_gzip_bomb_ends_the_stream(client, peer) -> None:
     assert "gzip messages inflate to more than 268,435,456 bytes" in client.end().details
 
 
+@pytest.mark.costly
 def test_many_gzip_bombs_together_are_one_while_nobody_takes_them_away(new_client, server) -> None:
     client = new_client(server.address, saturated=lambda: True)
     client.open()

@@ -105,10 +105,10 @@ def test_every_address_is_tried_and_named_when_none_works(
 
 
 def test_addresses_that_refuse_hold_nobody_up(new_client, server, resolves, closed_port) -> None:
-    resolves(*[("127.0.0.1", closed_port)] * 40, ("127.0.0.1", server.port))
+    resolves(*[("127.0.0.1", closed_port)] * 200, ("127.0.0.1", server.port))
     started = time.monotonic()
     works(new_client(f"{NAME}:443"), server)
-    assert time.monotonic() - started < 40 * 0.25 / 2  # less than the head starts together
+    assert time.monotonic() - started < 200 * 0.25 / 2  # less than the head starts together
 
 
 def test_a_dead_first_address_costs_only_its_head_start(
@@ -213,10 +213,9 @@ def ends_at_once(client: Client, opening: Future) -> StreamEnded:
     """``close()`` was called: so the opening ends, and soon."""
     started = time.monotonic()
     client.stream.close()
-    assert time.monotonic() - started < 1.0
     with pytest.raises(StreamEnded) as raised:
         opening.result(TIMEOUT)
-    assert time.monotonic() - started < 5.0
+    assert time.monotonic() - started < TIMEOUT / 2
     return raised.value
 
 

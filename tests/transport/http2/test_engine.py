@@ -251,6 +251,7 @@ def send_message(frames: list[bytes], size: int) -> None:
     assert sum(engine.take_output()[1] for _ in range(size // (256 << 10) + 1)) == size + 5
 
 
+@pytest.mark.costly
 @pytest.mark.parametrize("transfer", [receive_message, send_message])
 def test_64_mebibytes_take_about_64_times_as_long_as_one(
     transfer: Callable[[list[bytes], int], None],

@@ -283,6 +283,7 @@ FLOODS = {
 }
 
 
+@pytest.mark.costly
 @pytest.mark.parametrize("frame", FLOODS.values(), ids=FLOODS.keys())
 def test_a_flood_is_cut_off_with_the_reason(client, peer, frame: Frame | bytes) -> None:
     if isinstance(frame, DataFrame):
@@ -304,6 +305,7 @@ def test_endless_header_continuations_are_cut_off(client, peer) -> None:
     flooding.result(TIMEOUT)
 
 
+@pytest.mark.costly
 def test_many_small_messages_are_no_flood(client, peer) -> None:
     small = DataFrame(1, message(b"x")).serialize()
     for _ in range(60):
@@ -311,6 +313,7 @@ def test_many_small_messages_are_no_flood(client, peer) -> None:
     assert len(client.receive(60_000)) == 60_000
 
 
+@pytest.mark.costly
 def test_window_updates_for_what_was_sent_are_no_flood(client, peer) -> None:
     for _ in range(60):
         client.send(*[b"x" * 50] * 1000)

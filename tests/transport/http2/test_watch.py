@@ -30,6 +30,11 @@ def look(client: Client, now: float) -> float | None:
     return client.stream.check(now)
 
 
+def held_back_since(client: Client) -> float:
+    """When the sender was held back; it takes a message first, then looks at its clock."""
+    return eventually(lambda: client.stream._engine.has_unsent and client.stream._sending_since)
+
+
 def test_a_quiet_peer_is_pinged_after_the_interval_and_not_before(quiet) -> None:
     client, peer = quiet
     heard_at = client.stream._heard_at
@@ -97,8 +102,7 @@ def test_a_peer_that_takes_nothing_is_looked_at_again_when_it_is_to_be_given_up(
     server.accept_stream({4: 0}).ping()
     assert look(client, time.monotonic()) is None
     client.send(b"held back")
-    eventually(lambda: client.stream._engine.has_unsent)
-    since = client.stream._sending_since
+    since = held_back_since(client)
     assert client.stream.check(since + 1.0) == since + 30.0
     assert client.stream.check(since + 30.0) is None
 
@@ -132,9 +136,7 @@ def test_a_peer_that_never_opens_its_window_is_given_up(new_client, server) -> N
     peer = server.accept_stream({4: 0})
     peer.ping()
     client.send(b"held back")
-    eventually(lambda: client.stream._engine.has_unsent)
-    since = client.stream._sending_since
-    assert since is not None
+    since = held_back_since(client)
     client.stream.check(since + 29.0)
     # What else it says does not count: it takes nothing.
     peer.send(b"a request")
@@ -174,9 +176,8 @@ def test_a_peer_that_reads_nothing_off_the_network_is_given_up(new_client, serve
     peer.say(WindowUpdateFrame(0, window_increment=1 << 30))
     peer.ping()
     client.send(*[bytes(4 * MIB)] * 8)
-    eventually(lambda: client.stream._engine.has_unsent)
     # The network's own buffers are full when nothing has moved for a while.
-    stuck = client.stream._sending_since
+    stuck = held_back_since(client)
     client.stream.check(stuck + 40.0)
     if client.stream._failure is None:
         client.stream.check(client.stream._sending_since + 40.0)
