@@ -47,11 +47,27 @@ _HELD_UP = 10.0  # seconds; all that closing takes beyond its timeout is less
 
 @dataclass(frozen=True)
 class LinkStatus:
-    """What one link is doing: its gateway's address, its state, its id while it has one."""
+    """What one link is doing: its gateway's address, its state, its id while it has one.
+
+    ``last_error`` says why there is no connection, in the log's words: of the last attempt, of the
+    loss, or of what ended the link. It is ``None`` while there is a connection, and before the
+    first failure. ``next_attempt_in`` is in how many seconds (counted when ``links`` was read) the
+    next attempt is due, ``None`` while none is waited for.
+    """
 
     target: str
     state: State
     connection_id: str | None
+    last_error: str | None = None
+    next_attempt_in: float | None = None
+
+    def _trouble(self) -> str:
+        """Such as ``; a:1: Connection refused; next attempt in 0.7 s``; nothing if all is well."""
+        if self.last_error is None:
+            return ""
+        due = self.next_attempt_in
+        following = "" if due is None else f"; next attempt in {due:.1f} s"
+        return f"; {self.target}: {self.last_error}{following}"
 
 
 class Connector:
@@ -280,9 +296,10 @@ class Connector:
     def wait_ready(self, timeout: float | None = None) -> None:
         """Wait until at least one gateway has accepted the connection.
 
-        Raises :class:`TimeoutError` after ``timeout`` seconds, the fatal error that ended the
-        connector, or :class:`RevconnError` when it was stopped. A handler or a callback needs to
-        give a ``timeout``: it may hold up the very thread that connects.
+        Raises :class:`TimeoutError` after ``timeout`` seconds, which says why there is no
+        connection and when the next attempt is due; the fatal error that ended the connector; or
+        :class:`RevconnError` when it was stopped. A handler or a callback needs to give a
+        ``timeout``: it may hold up the very thread that connects.
         """
         require_wait(timeout)
         if timeout is None and is_own_thread():
@@ -371,7 +388,13 @@ class Connector:
             state = self.state
             return tuple(LinkStatus(str(t), state, None) for t in self._options.targets)
         return tuple(
-            LinkStatus(str(link.target), link.state, link.connection_id)
+            LinkStatus(
+                str(link.target),
+                link.state,
+                link.connection_id,
+                link.last_error,
+                link.next_attempt_in,
+            )
             for link in supervisor.links
         )
 
@@ -403,7 +426,9 @@ class Connector:
 
     def __repr__(self) -> str:
         targets = ", ".join(str(target) for target in self._options.targets)
-        return f"<Connector {targets} {self.state.name} connection_id={self.connection_id}>"
+        troubles = "".join(link._trouble() for link in self.links)
+        state = self.state.name
+        return f"<Connector {targets} {state} connection_id={self.connection_id}{troubles}>"
 
     # Inside
 

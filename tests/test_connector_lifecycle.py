@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import threading
 from typing import Callable
 
@@ -119,6 +120,55 @@ def test_after_the_start_a_known_service_gets_a_method_and_a_new_one_is_refused(
         connector.add_method("/other.Other/Late", lambda request: b"")
     peer.request(method="/echo.Echo/Late")
     assert peer.answer().payload == b"in time"
+
+
+# Why there is no connection
+
+
+def test_a_wait_that_runs_out_says_why_and_when_it_tries_again(new_connector, gateway) -> None:
+    connector = new_connector(gateway.address, backoff=Backoff(**NEVER), api_key="a-secret-key")
+    connector.start(block=False)
+    gateway.accept().end(grpc.StatusCode.UNAVAILABLE, "upgrading the database")
+    eventually(lambda: connector.state is State.BACKING_OFF)
+    (link,) = connector.links
+    assert link.last_error == "UNAVAILABLE: upgrading the database"
+    assert 0 < link.next_attempt_in <= NEVER["maximum"]
+    with pytest.raises(TimeoutError) as raised:
+        connector.wait_ready(0.0)
+    why = rf"{gateway.address}: UNAVAILABLE: upgrading the database; next attempt in \d+\.\d s>"
+    assert re.search(why, str(raised.value))
+    assert re.search(why, repr(connector))
+    assert "a-secret-key" not in f"{raised.value} {connector.links}"
+
+
+def test_a_connection_that_is_lost_is_a_reason_too_until_there_is_another(
+    new_connector, gateway
+) -> None:
+    connector = new_connector(gateway.address)
+    connector.start(block=False)
+    gateway.accept_ready().end(grpc.StatusCode.UNAVAILABLE, "moving house")
+    second = gateway.accept()
+    eventually(lambda: connector.links[0].last_error == "moving house")
+    assert connector.links[0].next_attempt_in is None
+    assert repr(connector).endswith(f"; {gateway.address}: moving house>")
+    second.connected("id-2")
+    connector.wait_ready(TIMEOUT)
+    eventually(lambda: connector.links[0].last_error is None)
+    assert repr(connector) == f"<Connector {gateway.address} READY connection_id=id-2>"
+
+
+def test_a_link_that_was_given_up_says_why(new_connector, gateway) -> None:
+    with ScriptedGateway() as other:
+        connector = new_connector([gateway.address, other.address])
+        connector.start(block=False)
+        gateway.accept().end(grpc.StatusCode.UNAUTHENTICATED, "Invalid token")
+        other.accept_ready()
+        connector.wait_ready(TIMEOUT)
+        eventually(lambda: connector.links[0].state is State.CLOSED)
+        given_up, serving = connector.links
+        assert given_up.last_error.startswith("UNAUTHENTICATED: Invalid token; check api_key")
+        assert (serving.last_error, serving.next_attempt_in) == (None, None)
+        connector.abort()
 
 
 # wait_ready

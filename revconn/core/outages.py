@@ -24,7 +24,8 @@ def duration(seconds: float) -> str:
 class Outage:
     """The time without a connection, from the start or a loss until the next one is established.
 
-    Times are seconds on any one clock. Whoever owns it guards it.
+    Times are seconds on any one clock. Whoever owns it guards it; ``last_error`` is for reading
+    without that.
 
     :param lost: why the last connection ended; ``None``: there was none yet.
     """
@@ -32,7 +33,7 @@ class Outage:
     def __init__(self, now: float, lost: str | None = None) -> None:
         self._since = now
         self._attempts = 0
-        self._last_error = lost
+        self.last_error = lost
         self._was_there = lost is not None
         self._reminder = Reminder(_FIRST_REMINDER)
         if lost is not None:
@@ -41,7 +42,7 @@ class Outage:
     def failed(self, error: str, now: float) -> bool:
         """Another attempt failed; whether that is worth a line."""
         self._attempts += 1
-        self._last_error = error
+        self.last_error = error
         return self._reminder.is_due(now)
 
     def so_far(self, now: float) -> str:
@@ -52,12 +53,12 @@ class Outage:
 
     def over(self, now: float) -> str:
         """Such as ``: back after 3 m 12 s, 9 attempts, last error: …``; nothing if all was well."""
-        if self._last_error is None:
+        if self.last_error is None:
             return ""
         took = duration(now - self._since)
         attempts = _attempts(self._attempts + 1)
         back = "back " if self._was_there else ""
-        return f": {back}after {took}, {attempts}, last error: {self._last_error}"
+        return f": {back}after {took}, {attempts}, last error: {self.last_error}"
 
 
 def _attempts(count: int) -> str:

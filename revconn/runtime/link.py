@@ -16,7 +16,7 @@ from revconn.runtime import journal
 from revconn.runtime.keys import ApiKey
 from revconn.runtime.outbox import Outbox
 from revconn.runtime.reconnection import Reconnection
-from revconn.runtime.roster import Loss, Roster
+from revconn.runtime.roster import Loss, Roster, reason
 from revconn.runtime.session import Session
 from revconn.runtime.state import State
 from revconn.runtime.threads import own_thread
@@ -89,6 +89,7 @@ class Link:
         self._probing = options.probe_interval is not None
         self._probe_round_trip: float | None = None
         self._notes: tuple[str, ...] = ()
+        self._gave_up: str | None = None
         self._thread = threading.Thread(
             target=self._run, name=f"revconn-link-{self._name}", daemon=True
         )
@@ -108,6 +109,17 @@ class Link:
         """The id of the connection that serves now; ``None`` without one."""
         session = self._roster.serving
         return session.connection_id if session is not None else None
+
+    @property
+    def last_error(self) -> str | None:
+        """Why there is no connection; ``None`` while there is one, and before the first failure."""
+        return self._gave_up or self._roster.last_error
+
+    @property
+    def next_attempt_in(self) -> float | None:
+        """Seconds until it tries again; ``None`` while it does not wait for that."""
+        due = self._roster.next_attempt
+        return None if due is None else max(0.0, due - time.monotonic())
 
     @property
     def probe_round_trip(self) -> float | None:
@@ -183,6 +195,7 @@ class Link:
     def _run(self) -> None:
         with own_thread():
             error = self._reconnection.run()
+            self._gave_up = None if error is None else reason(error)
             self._end_sessions()
             self._outbox.close()
             try:

@@ -121,9 +121,11 @@ class Reconnection:
 
     def _back_off(self, delay: float) -> None:
         roster = self._roster
+        roster.next_attempt = time.monotonic() + delay
         self._link.enter(State.BACKING_OFF)
         leaving_already = roster.leaving
         roster.wait_for(lambda: roster.leaving and not leaving_already, delay)
+        roster.next_attempt = None
 
     def _take_leave(self) -> bool:
         """Leave. False if there is still something to be answered, on another connection."""

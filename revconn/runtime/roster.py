@@ -11,7 +11,7 @@ from revconn.exceptions import ConnectionLost
 from revconn.runtime.session import Session
 from revconn.runtime.state import State
 
-__all__ = ["Loss", "Roster", "Succession"]
+__all__ = ["Loss", "Roster", "Succession", "reason"]
 
 
 class Succession(NamedTuple):
@@ -47,6 +47,7 @@ class Roster:
         self.leaving = False
         self.goodbye_by = 0.0
         self.stopping = False
+        self.next_attempt: float | None = None  # when it is due (monotonic); the link's thread's
         self._lock = threading.Lock()
         self._changed = threading.Condition(self._lock)
         self._sessions: list[Session] = []
@@ -103,7 +104,7 @@ class Roster:
             if self.serving is None:
                 if self._phase is State.READY:
                     return None
-                self._outage = Outage(now, _reason(session.error))
+                self._outage = Outage(now, reason(session.error))
                 self.state = self._phase
             return Loss(self.serving)
 
@@ -129,12 +130,18 @@ class Roster:
 
     # Outages
 
+    @property
+    def last_error(self) -> str | None:
+        """Why there is no connection, once an attempt has failed or one was lost."""
+        outage = self._outage
+        return None if outage is None else outage.last_error
+
     def lost(self, error: BaseException | None, now: float) -> bool:
         """The last session is over; whether an outage begins: not if another serves, or it has."""
         with self._lock:
             if self._outage is not None or self.serving is not None:
                 return False
-            self._outage = Outage(now, _reason(error))
+            self._outage = Outage(now, reason(error))
             return True
 
     def failed(self, error: ConnectionLost, now: float) -> tuple[bool, str]:
@@ -167,5 +174,6 @@ class Roster:
         self.stopping = True
 
 
-def _reason(error: BaseException | None) -> str:
+def reason(error: BaseException | None) -> str:
+    """Why, in words that do not name the target."""
     return error.reason if isinstance(error, ConnectionLost) else str(error)
