@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-__all__ = ["Reminder"]
+from collections.abc import Hashable
+
+__all__ = ["Reminder", "Reminders"]
 
 
 class Reminder:
@@ -33,3 +35,33 @@ class Reminder:
         if self._due is not None and now >= self._due + self._interval:
             self._due = None
             self._interval = 0.0
+
+
+class Reminders:
+    """Which of many troubles that come again and again is worth a line now.
+
+    The first of a kind is, and others at growing intervals, which tell how many there were; one
+    that has not come for long counts as new. Times are seconds on any one clock. Whoever owns it
+    guards it.
+
+    :param most: kinds that are remembered: peers make them up. Of more, those go whose last one
+        is oldest.
+    """
+
+    def __init__(self, most: int = 1000) -> None:
+        self._most = most
+        self._kinds: dict[Hashable, tuple[Reminder, int]] = {}
+
+    def count(self, kind: Hashable, now: float) -> int:
+        """One of a kind has come. 0: it is not worth a line.
+
+        Else how many there were since the last line, this one included.
+        """
+        reminder, unsaid = self._kinds.pop(kind, (Reminder(), 0))
+        reminder.rest(now)
+        unsaid += 1
+        is_due = reminder.is_due(now)
+        self._kinds[kind] = reminder, 0 if is_due else unsaid
+        if len(self._kinds) > self._most:
+            del self._kinds[next(iter(self._kinds))]
+        return unsaid if is_due else 0

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import NamedTuple, Protocol
 
-from revconn.core.reminders import Reminder
+from revconn.core.reminders import Reminder, Reminders
 from revconn.logger import get_logger
 from revconn.runtime.runs import Run, Runs, handler_stack
 
@@ -31,7 +31,7 @@ class SlowHandlers:
         self._runs = runs
         self._after = after
         self._named: dict[int, Run] = {}
-        self._reminders: dict[str, Reminder] = {}
+        self._reminders = Reminders(_METHODS)
 
     def look(self, now: float) -> None:
         """Name those that became slow since the last look."""
@@ -45,15 +45,8 @@ class SlowHandlers:
                 self._named[thread] = run
                 slow.setdefault(run.request.method, {})[thread] = run
         for method, runs in slow.items():
-            if self._reminder(method).is_due(now):
+            if self._reminders.count(method, now):
                 self._name(runs, now)
-
-    def _reminder(self, method: str) -> Reminder:
-        reminder = self._reminders.pop(method, None) or Reminder()
-        self._reminders[method] = reminder
-        if len(self._reminders) > _METHODS:
-            del self._reminders[next(iter(self._reminders))]
-        return reminder
 
     def _name(self, runs: dict[int, Run], now: float) -> None:
         thread = min(runs, key=lambda thread: runs[thread].since)

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from revconn.core.reminders import Reminder
+from revconn.core.reminders import Reminder, Reminders
 
 
 def test_what_lasts_is_mentioned_at_first_and_then_at_growing_intervals() -> None:
@@ -32,3 +32,23 @@ def test_what_never_was_can_rest() -> None:
     reminder = Reminder()
     reminder.rest(1e6)
     assert reminder.is_due(0.0)
+
+
+def test_of_what_comes_again_and_again_the_lines_tell_how_often() -> None:
+    reminders = Reminders()
+    counts = [(now, reminders.count("a", now)) for now in range(200)]
+    assert [each for each in counts if each[1]] == [(0, 1), (60, 60), (180, 120)]
+    assert reminders.count("b", 200.0) == 1
+
+
+def test_what_has_not_come_for_long_is_new_again() -> None:
+    reminders = Reminders()
+    for now in range(10):
+        reminders.count("a", now)
+    assert [reminders.count("a", now) for now in (1000.0, 1059.0, 1060.0)] == [10, 0, 2]
+
+
+def test_peers_that_make_up_kinds_fill_no_memory() -> None:
+    reminders = Reminders(most=2)
+    assert [reminders.count(kind, 0.0) for kind in "aabacab"] == [1, 0, 1, 0, 1, 0, 1]
+    assert len(reminders._kinds) == 2

@@ -86,7 +86,7 @@ class TestSlowHandlers:
             runs.begin(1, request(method=f"/echo.Echo/M{number}"), 20.0 * number)
             watch.look(20.0 * number + 11.0)
         assert len(said(caplog)) == 300
-        assert len(watch._reminders) == 100
+        assert len(watch._reminders._kinds) == 100
 
 
 class Pool:
