@@ -73,6 +73,11 @@ exit codes:
 _LIMITS = {
     "heartbeat_timeout": ("SECONDS", "end a connection that has sent no heartbeat for so long"),
     "request_timeout": ("SECONDS", "give up a call that is not answered for so long"),
+    "reconnect_grace": (
+        "SECONDS",
+        "hold calls of a service whose last connector has left for so long, in case one comes"
+        " back; 0 refuses them at once",
+    ),
     "max_pending": ("N", "calls that may wait for an answer at once"),
     "max_pending_per_connection": ("N", "of those, how many may wait for one connector"),
     "max_connections": ("N", "connectors that may be connected"),
@@ -116,7 +121,7 @@ def add_parser(subparsers: Any) -> None:
         "--no-dial-backends",
         action="store_false",
         dest="dial_backends",
-        help="refuse services that listen themselves and have the gateway dial them (Register)",
+        help="do not dial services that listen themselves; their Register is answered all the same",
     )
     _add_keys(parser.add_argument_group("API keys", _KEYS))
     _add_tls(parser.add_argument_group("TLS", _TLS))

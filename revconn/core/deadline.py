@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
 from collections.abc import Mapping
 
-__all__ = ["format_grpc_timeout", "parse_grpc_timeout", "request_deadline"]
+from revconn._proto.registry_pb2 import ForwardRequest
+
+__all__ = ["format_grpc_timeout", "parse_grpc_timeout", "request_deadline", "shorten_timeouts"]
 
 _UNIT_SECONDS = {"H": 3600.0, "M": 60.0, "S": 1.0, "m": 1e-3, "u": 1e-6, "n": 1e-9}
 _MAX_DIGITS = 8
@@ -46,3 +50,13 @@ def request_deadline(timeout_seconds: int, headers: Mapping[str, str], now: floa
     except ValueError:
         return deadline
     return callers if deadline is None else min(deadline, callers)
+
+
+def shorten_timeouts(request: ForwardRequest, waited: float) -> None:
+    """Take ``waited`` seconds from what a request says of its time, as far as it says anything."""
+    if request.timeout_seconds > 0:
+        request.timeout_seconds = max(1, math.ceil(request.timeout_seconds - waited))
+    if "grpc-timeout" in request.headers:
+        with contextlib.suppress(ValueError):  # nobody understands it: it stays as it came
+            remaining = parse_grpc_timeout(request.headers["grpc-timeout"]) - waited
+            request.headers["grpc-timeout"] = format_grpc_timeout(remaining)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Generic, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
-__all__ = ["LONGEST_SERVICE", "Routes", "lookup_order", "split_method_path"]
+__all__ = ["LONGEST_SERVICE", "Routes", "Wanted", "lookup_order", "split_method_path"]
 
 LONGEST_SERVICE = 1024  # characters: a longer name is nobody's
 
@@ -34,6 +34,27 @@ def lookup_order(service: str) -> Iterator[str]:
     while service:
         yield service
         service = service.rpartition(".")[0]
+
+
+class Wanted(NamedTuple):
+    """A service that is called, and the names that it may have been registered by, best first."""
+
+    service: str
+    names: tuple[str, ...]
+
+    @classmethod
+    def by_connector(cls, service: str) -> Wanted:
+        """Itself, else a dotted parent. A connector's key may call no more than what it names."""
+        return cls(service, tuple(lookup_order(service)))
+
+    @classmethod
+    def by_outsider(cls, service: str) -> Wanted:
+        """As from a connector, else its last dotted part: ``post.Post`` finds ``Post``."""
+        names = tuple(lookup_order(service))
+        last = service.rpartition(".")[2]
+        if last and last not in names and len(service) <= LONGEST_SERVICE:
+            names += (last,)
+        return cls(service, names)
 
 
 class Routes(Generic[T]):

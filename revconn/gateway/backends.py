@@ -9,28 +9,31 @@ import asyncio
 import time
 import uuid
 from collections import Counter, deque
-from typing import Callable, NamedTuple
+from typing import Any, Callable, NamedTuple
 
 import grpc
 import grpc.aio
 
 from revconn._proto.registry_pb2 import RegisterRequest
 from revconn.core.features import VIA_HEADER
-from revconn.core.routing import lookup_order
+from revconn.core.routing import Wanted
 from revconn.core.status import StatusCode
-from revconn.exceptions import ConfigurationError
+from revconn.gateway.addresses import Address
 from revconn.gateway.counters import Counters
 from revconn.gateway.failures import NobodyServes, Refused, over_limit
 from revconn.gateway.handshake import check_services
+from revconn.gateway.journal import Journal
 from revconn.gateway.keys import ApiKeys
 from revconn.gateway.limits import Limits
 from revconn.gateway.metadata import Metadata
-from revconn.logger import get_logger
-from revconn.target import Target
+from revconn.gateway.watch import Watch
 
-__all__ = ["Backends", "Reply"]
+__all__ = ["Backends", "Reply", "Unreachable"]
 
-logger = get_logger(__name__)
+# Seconds from the first message of a backend's answer to its end. A unary method sends them
+# together: for it this is no limit.
+_END_TIMEOUT = 1.0
+_TOO_LARGE = "eceived message larger than max"  # grpc's words, which do not say of which call
 
 
 class Reply(NamedTuple):
@@ -43,25 +46,26 @@ class Reply(NamedTuple):
     trailing: Metadata = ()
 
 
+class Unreachable(Refused):
+    """A call that did not get to the backend."""
+
+    def __init__(self) -> None:
+        problem = "the backend of the service cannot be reached"
+        super().__init__(StatusCode.UNAVAILABLE, problem)
+
+
 class _Backend:
     """One address that the holder of one key registered, and the channel to it."""
 
-    def __init__(self, key: int, address: str, limits: Limits) -> None:
+    def __init__(self, key: int, address: Address, limits: Limits, journal: Journal) -> None:
         self.key = key
         self.address = address
         self.services: tuple[str, ...] = ()
         self.last_heartbeat = time.monotonic()
         self.pending = 0
         self.forgotten = False
-        options = [
-            ("grpc.max_receive_message_length", limits.max_sent_message_bytes),
-            ("grpc.max_send_message_length", -1),
-            # What was registered is dialled, not what the environment says.
-            ("grpc.enable_http_proxy", 0),
-        ]
-        # With the scheme: without it a host named "unix" would be a socket's path.
-        self._channel = grpc.aio.insecure_channel(f"dns:///{address}", options=options)
-        self._reachable = True
+        self._journal = journal
+        self._channel = _open_channel(address, limits)
 
     @property
     def is_ready(self) -> bool:
@@ -69,26 +73,29 @@ class _Backend:
         return self._channel.get_state() is not grpc.ChannelConnectivity.TRANSIENT_FAILURE
 
     async def call(self, path: str, payload: bytes, metadata: Metadata, timeout: float) -> Reply:
-        """Make a unary call; cancelling this cancels it."""
-        method: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = self._channel.unary_unary(path)
+        """Make a unary call; cancelling this cancels it. Raises :class:`Refused`."""
+        # Of a stream: grpc's unary call would wait until its deadline for the end of a streaming
+        # method's answer.
+        method: grpc.aio.UnaryStreamMultiCallable[bytes, bytes] = self._channel.unary_stream(path)
         call = method(payload, metadata=metadata, timeout=timeout)
         try:
-            answer = await call
+            answer = await _only_message(call)
         except grpc.aio.AioRpcError as error:
             code = StatusCode(error.code().value[0])
+            details = error.details() or ""
             if code is StatusCode.UNAVAILABLE and not self.is_ready:
-                self._note_unreachable(error.details() or "")
-                return Reply(code, "the backend of the service cannot be reached")
+                self._journal.unreachable(str(self.address), details)
+                raise Unreachable from None
+            if code is StatusCode.RESOURCE_EXHAUSTED and _TOO_LARGE in details:
+                details = f"{path[:200]}: {details}"
             initial, trailing = error.initial_metadata(), error.trailing_metadata()
-            return Reply(code, error.details() or "", b"", _pairs(initial), _pairs(trailing))
-        self._reachable = True
+            return Reply(code, details, b"", _pairs(initial), _pairs(trailing))
+        if answer is None:
+            call.cancel()
+            problem = f"{path[:200]} does not answer with one message: only unary calls work here"
+            raise Refused(StatusCode.UNIMPLEMENTED, problem)
         initial, trailing = await call.initial_metadata(), await call.trailing_metadata()
         return Reply(StatusCode.OK, "", answer, _pairs(initial), _pairs(trailing))
-
-    def _note_unreachable(self, reason: str) -> None:
-        if self._reachable:
-            self._reachable = False
-            logger.warning("backend %s cannot be reached: %.200r", self.address, reason)
 
     async def close(self) -> None:
         """Close the channel."""
@@ -98,37 +105,44 @@ class _Backend:
 class Backends:
     """The backends that are registered now, and a ring of them for every service.
 
-    Who registers makes the gateway dial: only the holder of a key may, and only ``host:port``.
+    Who registers makes the gateway dial: only the holder of a key may, only ``host:port``, and
+    only where the gateway ``dials`` at all. Others are told that all is well, and nothing is done
+    for them: services are deployed that register some name first, and serve on a stream then.
     """
 
-    def __init__(self, keys: ApiKeys, limits: Limits, counters: Counters) -> None:
+    def __init__(
+        self, keys: ApiKeys, limits: Limits, counters: Counters, journal: Journal, *, dials: bool
+    ) -> None:
         self._keys = keys
         self._limits = limits
         self._counters = counters
-        self._backends: dict[tuple[int, str], _Backend] = {}
+        self._journal = journal
+        self._dials = dials
+        self._backends: dict[tuple[int, Address], _Backend] = {}
         self._rings: dict[str, deque[_Backend]] = {}
         self._per_key: Counter[int] = Counter()
         self._pending = 0
         self._name = uuid.uuid4().hex
         self._closing: set[asyncio.Task[None]] = set()
-        self.on_change: Callable[[], None] = _do_nothing  # called when a service comes or goes
+        self.on_change: list[Callable[[], None]] = []  # called when a service comes or goes
 
     def __len__(self) -> int:
         """How many calls wait for a backend's answer."""
         return self._pending
 
-    def register(self, request: RegisterRequest) -> str:
-        """Route the services to the address, for another while; the address.
+    def register(self, request: RegisterRequest, peer: str) -> Address | None:
+        """Route the services to the address, for another while; ``None`` if it is not dialled.
 
         Raises :class:`Refused`.
         """
         key = self._keys.identify(request.api_key)
         if key is None:
             raise Refused(StatusCode.UNAUTHENTICATED, "Invalid token")
-        address = _check_address(request.address)
         services = check_services(request.services, key, self._keys)
-        if not services:
-            raise Refused(StatusCode.INVALID_ARGUMENT, "no services: register package.Service")
+        address = Address.parse(request.address)
+        if address is None or not services or not self._dials:
+            self._journal.not_dialled(peer, self._why_not(request, address))
+            return None
         backend = self._backends.get((key, address)) or self._add(key, address)
         backend.last_heartbeat = time.monotonic()
         if backend.services != services:
@@ -136,36 +150,41 @@ class Backends:
             backend.services = services
             for service in services:
                 self._rings.setdefault(service, deque()).append(backend)
-            self.on_change()
-            logger.info("backend %s registered %s", address, ", ".join(services))
-        else:
-            logger.debug("backend %s registered again", address)
+            self._tell_change()
+            self._journal.registered_backend(peer, str(address), services)
         return address
 
-    def _add(self, key: int, address: str) -> _Backend:
+    def _why_not(self, request: RegisterRequest, address: Address | None) -> str:
+        if not self._dials:
+            return "this gateway dials nobody (dial_backends)"
+        if address is None:
+            return f"{request.address[:200]!r} is not host:port"
+        return "it names no services"
+
+    def _add(self, key: int, address: Address) -> _Backend:
         if len(self._backends) >= self._limits.max_connections:
             problem = f"{self._limits.max_connections:,} backends are registered"
             raise over_limit(self._counters, "max_connections", problem)
         if self._per_key[key] >= self._limits.max_connections_per_key:
             problem = f"{self._per_key[key]:,} backends are registered with that API key"
             raise over_limit(self._counters, "max_connections_per_key", problem)
-        backend = self._backends[key, address] = _Backend(key, address, self._limits)
+        backend = self._backends[key, address] = _Backend(key, address, self._limits, self._journal)
         self._per_key[key] += 1
         return backend
 
-    def serves(self, service: str) -> bool:
-        """Whether a backend serves ``service``, or a dotted parent of it."""
-        return any(name in self._rings for name in lookup_order(service))
+    def serves(self, wanted: Wanted) -> bool:
+        """Whether a backend serves that."""
+        return any(name in self._rings for name in wanted.names)
 
     async def call(
-        self, service: str, path: str, payload: bytes, metadata: Metadata, timeout: float
+        self, wanted: Wanted, path: str, payload: bytes, metadata: Metadata, timeout: float
     ) -> Reply:
         """Call the backend whose turn it is; ``timeout`` in seconds. Raises :class:`Refused`."""
         via = ",".join(str(value) for name, value in metadata if name == VIA_HEADER)
         if self._name in via.split(","):
-            problem = f"a backend of {service} leads back to this gateway"
+            problem = f"a backend of {wanted.service[:200]} leads back to this gateway"
             raise Refused(StatusCode.FAILED_PRECONDITION, problem)
-        backend = self._take_turn(service)
+        backend = self._take_turn(wanted)
         backend.pending += 1
         self._pending += 1
         self._counters.calls += 1
@@ -183,12 +202,12 @@ class Backends:
         self._counters.calls_answered += 1
         return reply
 
-    def _take_turn(self, service: str) -> _Backend:
-        found = (self._rings[name] for name in lookup_order(service) if name in self._rings)
+    def _take_turn(self, wanted: Wanted) -> _Backend:
+        found = (self._rings[name] for name in wanted.names if name in self._rings)
         ring = next(found, None)
         if ring is None:
             self._counters.calls_unserved += 1
-            raise NobodyServes(service)
+            raise NobodyServes(wanted.service)
         if self._pending >= self._limits.max_pending:
             problem = f"{self._pending:,} calls wait for a backend's answer"
             raise over_limit(self._counters, "max_pending", problem)
@@ -208,11 +227,11 @@ class Backends:
                 self._forget(backend, f"not registered again for {heartbeat_timeout:g} seconds")
 
     def _forget(self, backend: _Backend, reason: str) -> None:
-        logger.info("backend %s forgotten: %s", backend.address, reason)
+        self._journal.forgot_backend(str(backend.address), reason)
         del self._backends[backend.key, backend.address]
         self._per_key[backend.key] -= 1
         self._unroute(backend)
-        self.on_change()
+        self._tell_change()
         backend.forgotten = True
         self._close_if_done(backend)
 
@@ -222,6 +241,10 @@ class Backends:
             ring.remove(backend)
             if not ring:
                 del self._rings[service]
+
+    def _tell_change(self) -> None:
+        for listener in self.on_change:
+            listener()
 
     def _close_if_done(self, backend: _Backend) -> None:
         if backend.forgotten and not backend.pending:
@@ -237,18 +260,35 @@ class Backends:
         await asyncio.gather(*self._closing)
 
 
-def _do_nothing() -> None: ...
+def _open_channel(address: Address, limits: Limits) -> grpc.aio.Channel:
+    options = [
+        ("grpc.max_receive_message_length", limits.max_sent_message_bytes),
+        ("grpc.max_send_message_length", -1),
+        # What was registered is dialled, not what the environment says.
+        ("grpc.enable_http_proxy", 0),
+    ]
+    # With the scheme: without it a host named "unix" would be a socket's path.
+    target = f"dns:///{address.host_port}"
+    if address.is_tls:
+        return grpc.aio.secure_channel(target, grpc.ssl_channel_credentials(), options=options)
+    return grpc.aio.insecure_channel(target, options=options)
 
 
-def _check_address(text: str) -> str:
+async def _only_message(call: grpc.aio.UnaryStreamCall[bytes, bytes]) -> bytes | None:
+    """The answer of a unary method; ``None`` for one with no message, or more, or no end."""
+    message: Any = await call.read()
+    if not isinstance(message, bytes):
+        return None
+    watch = Watch(_END_TIMEOUT)
     try:
-        target = Target.parse(text)
-    except ConfigurationError:
-        target = None
-    if target is None or target.port is None or target.address != text or "/" in text:
-        problem = f"{text[:200]!r} is not an address to dial; register host:port"
-        raise Refused(StatusCode.INVALID_ARGUMENT, problem)
-    return text
+        another: Any = await call.read()
+    except asyncio.CancelledError:
+        if watch.ran_out:
+            return None
+        raise
+    finally:
+        watch.stop()
+    return None if isinstance(another, bytes) else message
 
 
 def _pairs(metadata: grpc.aio.Metadata | None) -> Metadata:

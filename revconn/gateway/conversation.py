@@ -11,19 +11,19 @@ from revconn._proto.registry_pb2 import (
     CancelRequest,
     ConnectionMessage,
     ConnectionStatus,
+    ForwardResponse,
     Heartbeat,
     SubscriptionRequest,
 )
 from revconn.core.deadline import request_deadline
 from revconn.core.features import CANCEL
-from revconn.core.routing import split_method_path
+from revconn.core.routing import Wanted, split_method_path
 from revconn.core.status import StatusCode
-from revconn.gateway import journal
 from revconn.gateway.dialling import DialledCalls
-from revconn.gateway.failures import NobodyServes, Refused
+from revconn.gateway.failures import Refused
 from revconn.gateway.metadata import require_small_headers
 from revconn.gateway.registry import Connection
-from revconn.gateway.responding import respond
+from revconn.gateway.responding import LONGEST_METHOD, respond
 from revconn.gateway.shared import Shared
 from revconn.logger import get_logger
 
@@ -74,14 +74,14 @@ class Conversation:
             self._connection.last_heartbeat = time.monotonic()
             logger.debug("connection %s: heartbeat", self._connection.id)
         else:
-            said = f" but {heartbeat.connection_id[:64]!r}"
-            self._connection.note("a heartbeat whose id is not its own", said)
+            foreign = self._connection.foreign_heartbeat = heartbeat.connection_id[:64]
+            self._connection.note("a heartbeat whose id is not its own", f" but {foreign!r}")
 
     def _receive_status(self, status: ConnectionStatus) -> None:
         if status.status == ConnectionStatus.DISCONNECTED:
             if not self._connection.draining:
                 reason = repr(status.message[:200]) if status.message else ""
-                journal.draining(self._connection, reason)
+                self._shared.journal.draining(self._connection, reason)
             self._shared.forwarding.drain(self._connection, "it left")
         else:
             name = _STATUSES.get(status.status, "of unknown type")
@@ -92,19 +92,14 @@ class Conversation:
         if not 0 < len(request_id) <= _LONGEST_ID:
             self._connection.note("a request with no id or an endless one")
             return
-        connection, counters = self._connection, self._shared.counters
         try:
             self._forward(message)
-        except NobodyServes as refused:
-            # Whoever calls from outside is told UNAVAILABLE; between connectors it is a 404.
-            unknown = Refused(StatusCode.NOT_FOUND, refused.message)
-            respond(connection, unknown.response(request_id), counters)
         except Refused as refused:
-            respond(connection, refused.response(request_id), counters)
+            self._respond(refused.response(request_id), message.request.method_path)
 
     def _forward(self, message: ConnectionMessage) -> None:
         request, shared, connection = message.request, self._shared, self._connection
-        service = self._service(request.method_path)
+        wanted = Wanted.by_connector(self._service(request.method_path))
         shared.forwarding.admit(request.request_id, connection)
         require_small_headers(request.headers, shared.limits, shared.counters)
         longest = shared.request_timeout
@@ -113,11 +108,12 @@ class Conversation:
         seconds = longest if own is None else min(longest, own)
         request.timeout_seconds = max(1, math.ceil(seconds))
         deadline = asyncio.get_running_loop().time() + seconds
-        if not shared.registry.serves(service) and shared.backends.serves(service):
-            self._dialled.start(request, service, deadline)
-            return
-        settle = partial(respond, connection, counters=shared.counters)
-        shared.forwarding.submit(message, service, deadline, settle, asker=connection)
+        settle = partial(self._respond, method=request.method_path[:LONGEST_METHOD])
+        dial = partial(self._dialled.start, wanted=wanted, deadline=deadline)
+        shared.forwarding.submit(message, wanted, deadline, settle, dial=dial, asker=connection)
+
+    def _respond(self, response: ForwardResponse, method: str) -> None:
+        respond(self._connection, response, self._shared.counters, method)
 
     def _service(self, method_path: str) -> str:
         try:

@@ -20,6 +20,7 @@ class Counters:
     :ivar calls: calls sent on to a connector, those of connectors included.
     :ivar calls_answered: calls that a connector answered, whatever with.
     :ivar calls_unserved: calls refused because nobody serves what they ask for.
+    :ivar calls_held: calls that had to wait for a service to come back, whatever came of it.
     :ivar calls_expired: calls whose deadline passed while they waited for an answer.
     :ivar calls_given_up: calls whose caller did not wait for the answer.
     :ivar calls_rerouted: calls moved to another connector before the first had been sent them.
@@ -41,6 +42,7 @@ class Counters:
     calls: int = 0
     calls_answered: int = 0
     calls_unserved: int = 0
+    calls_held: int = 0
     calls_expired: int = 0
     calls_given_up: int = 0
     calls_rerouted: int = 0

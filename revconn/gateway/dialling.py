@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import asyncio
 
-from revconn._proto.registry_pb2 import ForwardRequest, ForwardResponse
+from revconn._proto.registry_pb2 import ConnectionMessage, ForwardRequest, ForwardResponse
 from revconn.core.errors import ProtocolError
 from revconn.core.framing import is_framed, pack, unframe
+from revconn.core.routing import Wanted
 from revconn.core.status import StatusCode, encode_message, http_status
-from revconn.gateway.backends import Reply
+from revconn.gateway.backends import Reply, Unreachable
 from revconn.gateway.failures import Refused
 from revconn.gateway.metadata import headers_from_metadata, metadata_from_headers
 from revconn.gateway.registry import Connection
@@ -29,10 +30,10 @@ class DialledCalls:
         self._shared = shared
         self._tasks: dict[str, asyncio.Task[None]] = {}
 
-    def start(self, request: ForwardRequest, service: str, deadline: float) -> None:
+    def start(self, request: ForwardRequest, wanted: Wanted, deadline: float) -> None:
         """Make a call that was admitted, until ``deadline`` on the loop's clock."""
         request_id = request.request_id
-        task = asyncio.ensure_future(self._call(request, service, deadline))
+        task = asyncio.ensure_future(self._call(request, wanted, deadline))
         self._tasks[request_id] = task
         self._connection.asked.add(request_id)
         task.add_done_callback(lambda _: self._done(request_id))
@@ -52,15 +53,27 @@ class DialledCalls:
         self._connection.asked.discard(request_id)
         self._connection.end_if_drained()
 
-    async def _call(self, request: ForwardRequest, service: str, deadline: float) -> None:
+    async def _call(self, request: ForwardRequest, wanted: Wanted, deadline: float) -> None:
         try:
-            response = await self._response(request, service, deadline)
+            response = await self._response(request, wanted, deadline)
         except Refused as refused:
             response = refused.response(request.request_id)
-        respond(self._connection, response, self._shared.counters)
+        respond(self._connection, response, self._shared.counters, request.method_path)
 
     async def _response(
-        self, request: ForwardRequest, service: str, deadline: float
+        self, request: ForwardRequest, wanted: Wanted, deadline: float
+    ) -> ForwardResponse:
+        forwarding = self._shared.forwarding
+        try:
+            return await self._dial(request, wanted, deadline)
+        except Unreachable:
+            if not forwarding.expects(wanted):
+                raise
+        message = ConnectionMessage(request=request)
+        return await forwarding.exchange(message, wanted, deadline)
+
+    async def _dial(
+        self, request: ForwardRequest, wanted: Wanted, deadline: float
     ) -> ForwardResponse:
         payload, framed = request.payload, is_framed(request.payload)
         if framed:
@@ -70,7 +83,7 @@ class DialledCalls:
             except ProtocolError as error:
                 raise Refused(StatusCode.INVALID_ARGUMENT, f"the payload: {error}") from None
         reply = await self._shared.backends.call(
-            service,
+            wanted,
             request.method_path,
             payload,
             metadata_from_headers(request.headers),

@@ -12,13 +12,8 @@ from revconn.gateway.counters import Counters
 from revconn.gateway.failures import Refused, over_limit
 from revconn.gateway.limits import Limits
 from revconn.gateway.registry import Connection
-from revconn.logger import get_logger
 
 __all__ = ["Events"]
-
-logger = get_logger(__name__)
-
-REPORT_INTERVAL = 60.0  # seconds between two log lines about the same slow subscriber
 
 _LONGEST_TYPE = 256
 
@@ -31,7 +26,6 @@ class Events:
         self._counters = counters
         # A dict for its order: subscribers hear of an event in the order they subscribed.
         self._subscribers: dict[str, dict[Connection, None]] = {}
-        self._reported: dict[Connection, float] = {}
 
     def subscribe(self, connection: Connection, event_types: Iterable[str]) -> None:
         """Subscribe; twice is once.
@@ -62,7 +56,6 @@ class Events:
     def forget(self, connection: Connection) -> None:
         """The subscriptions of a connection end with it."""
         self.unsubscribe(connection, tuple(connection.subscriptions))
-        self._reported.pop(connection, None)
 
     def publish(self, event: EventMessage) -> None:
         """Send an event to everyone subscribed to its type, whoever published it included."""
@@ -91,11 +84,4 @@ class Events:
     def _drop(self, connection: Connection, count: int) -> None:
         connection.events_dropped += count
         self._counters.events_dropped += count
-        now = time.monotonic()
-        if now - self._reported.get(connection, -REPORT_INTERVAL) >= REPORT_INTERVAL:
-            self._reported[connection] = now
-            logger.warning(
-                "connection %s does not keep up with the events it subscribed to: %d lost so far",
-                connection.id,
-                connection.events_dropped,
-            )
+        connection.journal.lost_events(connection)

@@ -23,10 +23,14 @@ class Refused(Exception):
 
 
 class NobodyServes(Refused):
-    """A call of a service that no connector has registered."""
+    """A call of a service that no connector has registered.
 
-    def __init__(self, service: str) -> None:
-        super().__init__(StatusCode.UNAVAILABLE, f"no connector serves {service[:200]}")
+    Whoever calls from outside is told UNAVAILABLE; between connectors it is a 404.
+    """
+
+    def __init__(self, service: str, *, is_asked_by_connector: bool = False) -> None:
+        code = StatusCode.NOT_FOUND if is_asked_by_connector else StatusCode.UNAVAILABLE
+        super().__init__(code, f"no connector serves {service[:200]}")
 
 
 def over_limit(counters: Counters, option: str, problem: str) -> Refused:

@@ -9,6 +9,7 @@ import grpc
 import grpc.aio
 from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 
+from revconn.core.routing import Wanted
 from revconn.core.status import StatusCode
 from revconn.gateway.door import STOPPING
 from revconn.gateway.failures import over_limit
@@ -35,7 +36,8 @@ class Health:
         self._watchers: set[asyncio.Event] = set()
         self._is_leaving = False
         self._is_over = False
-        shared.registry.on_change = shared.backends.on_change = self._wake_watchers
+        shared.registry.on_change.append(self._wake_watchers)
+        shared.backends.on_change.append(self._wake_watchers)
 
     def handler(self) -> grpc.GenericRpcHandler:
         """What the server is to be given."""
@@ -93,7 +95,8 @@ class Health:
         return await fail(context, StatusCode.UNAVAILABLE, STOPPING)
 
     def _status(self, service: str) -> int:
-        known = self._shared.registry.serves(service) or self._shared.backends.serves(service)
+        wanted = Wanted.by_outsider(service)
+        known = self._shared.registry.serves(wanted) or self._shared.backends.serves(wanted)
         if service and not known:
             return int(HealthCheckResponse.SERVICE_UNKNOWN)
         return int(

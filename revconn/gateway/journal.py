@@ -3,18 +3,25 @@
 The fields are the ``extra`` of the record: ``event``, ``connection_id``, ``key`` (its number, 0
 where no key is checked), ``services``, ``peer``, ``age`` in seconds and, where there is one, the
 ``reason``. Refused connectors have no more than ``event``, ``peer`` and ``reason``.
+
+What a peer can repeat has a line at first, and then at growing intervals, with ``times``.
 """
 
 from __future__ import annotations
 
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from revconn.core.reminders import Reminders
+from revconn.core.status import StatusCode
 from revconn.core.text import presentable
-from revconn.gateway.registry import Connection
+from revconn.gateway.keys import ApiKeys
 from revconn.logger import get_logger
 
-__all__ = ["connected", "draining", "ended", "expired", "refused"]
+if TYPE_CHECKING:
+    from revconn.gateway.registry import Connection
+
+__all__ = ["Journal"]
 
 logger = get_logger(__name__)
 
@@ -22,54 +29,154 @@ _MOST_SERVICES = 100  # that are listed
 _LONGEST_NAME = 200
 
 
-def connected(connection: Connection) -> None:
-    """It has registered."""
-    services = presentable(", ".join(_services(connection))) or "no services"
-    logger.info(
-        "connection %s from %s registered %s",
-        connection.id,
-        connection.peer,
-        services,
-        extra=_fields("connected", connection),
-    )
+class Journal:
+    """The log of one gateway, as far as peers can make it grow. It belongs to its thread.
+
+    A peer is known by its address without the port, which is another one each time. What it says is
+    quoted shortened, in one line, and without any of ``keys``.
+    """
+
+    def __init__(self, keys: ApiKeys | None = None) -> None:
+        self._keys = keys or ApiKeys(None)
+        self._reminders = Reminders()
+
+    # The life of a connection
+
+    def connected(self, connection: Connection) -> None:
+        """It has registered."""
+        fields = self._fields("connected", connection)
+        services = presentable(", ".join(fields["services"])) or "no services"
+        logger.info(
+            "connection %s from %s registered %s",
+            connection.id,
+            connection.peer,
+            services,
+            extra=fields,
+        )
+
+    def draining(self, connection: Connection, reason: str) -> None:
+        """It is leaving: it finishes what it has and gets nothing new."""
+        reason = self._quotable(reason)
+        said = f": {reason}" if reason else ""
+        fields = self._fields("draining", connection, reason)
+        logger.info("connection %s is leaving%s", connection.id, said, extra=fields)
+
+    def expired(self, connection: Connection, reason: str) -> None:
+        """It fell silent."""
+        reason = self._quotable(reason)
+        fields = self._fields("expired", connection, reason)
+        logger.warning("connection %s expired: %s", connection.id, reason, extra=fields)
+
+    def ended(self, connection: Connection, reason: str) -> None:
+        """Its stream is over."""
+        reason = self._quotable(reason)
+        fields = self._fields("ended", connection, reason)
+        logger.info("connection %s ended: %s", connection.id, reason, extra=fields)
+
+    # What peers can repeat
+
+    def refused(self, peer: str, code: StatusCode, reason: str) -> None:
+        """A connector at ``peer`` was not let in."""
+        times = self._count("refused", peer, code)
+        if times:
+            reason = self._quotable(reason)
+            fields = {"event": "refused", "peer": peer, "reason": reason, **_times(times)}
+            again = _again(times)
+            logger.warning("refused a connector at %s: %s%s", peer, reason, again, extra=fields)
+
+    def ignored(self, connection: Connection, what: str, detail: str = "") -> None:
+        """It said something in vain. What a peer can vary as it likes belongs into ``detail``."""
+        times = self._count("ignored", connection.peer, what)
+        if times:
+            said = what + self._quotable(detail)
+            fields = {**self._fields("ignored", connection, said), **_times(times)}
+            again = _again(times)
+            logger.warning("connection %s: ignored %s%s", connection.id, said, again, extra=fields)
+
+    def lost_events(self, connection: Connection) -> None:
+        """It did not read its events in time."""
+        if self._count("lost events", connection.peer):
+            logger.warning(
+                "connection %s does not keep up with the events it subscribed to: %d lost so far",
+                connection.id,
+                connection.events_dropped,
+            )
+
+    def failed(self, connection: Connection) -> None:
+        """An exception that nobody foresaw is being handled, and ends the connection."""
+        times = self._count("failed", connection.peer)
+        if times:
+            again = _again(times)
+            logger.exception("connection %s: a bug in the gateway%s", connection.id, again)
+
+    # Backends
+
+    def refused_backend(self, peer: str, code: StatusCode, reason: str) -> None:
+        """Somebody's ``Register`` was refused."""
+        times = self._count("refused a backend", peer, code)
+        if times:
+            reason = self._quotable(reason)
+            logger.warning("refused a backend at %s: %s%s", peer, reason, _again(times))
+
+    def not_dialled(self, peer: str, reason: str) -> None:
+        """Somebody's ``Register`` was answered with success, and nothing else done."""
+        times = self._count("not dialled", peer)
+        if times:
+            reason = self._quotable(reason)
+            logger.info("%s registered, and is not dialled: %s%s", peer, reason, _again(times))
+
+    def registered_backend(self, peer: str, address: str, services: tuple[str, ...]) -> None:
+        """The gateway dials ``address`` for those services from now on."""
+        times = self._count("backend", peer, address)
+        if times:
+            names = self._quotable(", ".join(services[:_MOST_SERVICES]))
+            logger.info("backend %s registered %s%s", address, names, _again(times))
+
+    def forgot_backend(self, address: str, reason: str) -> None:
+        """The gateway does not dial ``address`` any more."""
+        times = self._count("forgotten", "", address)
+        if times:
+            logger.info("backend %s forgotten: %s%s", address, reason, _again(times))
+
+    def unreachable(self, address: str, reason: str) -> None:
+        """A call to ``address`` did not get there."""
+        times = self._count("unreachable", "", address)
+        if times:
+            said = presentable(reason)
+            logger.warning("backend %s cannot be reached: %s%s", address, said, _again(times))
+
+    def _count(self, event: str, peer: str, *more: Any) -> int:
+        return self._reminders.count((event, _host(peer), *more), time.monotonic())
+
+    def _quotable(self, text: str) -> str:
+        return self._keys.mask(presentable(text))
+
+    def _fields(
+        self, event: str, connection: Connection, reason: str | None = None
+    ) -> dict[str, Any]:
+        fields = {
+            "event": event,
+            "connection_id": connection.id,
+            "key": connection.key,
+            "services": self._services(connection.services),
+            "peer": connection.peer,
+            "age": round(time.monotonic() - connection.connected_at, 3),
+        }
+        return fields if reason is None else {**fields, "reason": reason}
+
+    def _services(self, services: tuple[str, ...]) -> list[str]:
+        names = [name[:_LONGEST_NAME] for name in services[:_MOST_SERVICES]]
+        return self._keys.mask("\n".join(names)).split("\n") if names else []
 
 
-def refused(peer: str, reason: str) -> None:
-    """A connector at ``peer`` was not let in."""
-    fields = {"event": "refused", "peer": peer, "reason": reason}
-    logger.warning("refused a connector at %s: %s", peer, reason, extra=fields)
+def _host(peer: str) -> str:
+    """``ipv4:192.0.2.1:54321`` without the port."""
+    return peer.rpartition(":")[0] or peer
 
 
-def draining(connection: Connection, reason: str) -> None:
-    """It is leaving: it finishes what it has and gets nothing new."""
-    fields = _fields("draining", connection, reason)
-    said = f": {reason}" if reason else ""
-    logger.info("connection %s is leaving%s", connection.id, said, extra=fields)
+def _times(times: int) -> dict[str, int]:
+    return {"times": times} if times > 1 else {}
 
 
-def expired(connection: Connection, reason: str) -> None:
-    """It fell silent."""
-    fields = _fields("expired", connection, reason)
-    logger.warning("connection %s expired: %s", connection.id, reason, extra=fields)
-
-
-def ended(connection: Connection, reason: str) -> None:
-    """Its stream is over."""
-    fields = _fields("ended", connection, reason)
-    logger.info("connection %s ended: %s", connection.id, reason, extra=fields)
-
-
-def _fields(event: str, connection: Connection, reason: str | None = None) -> dict[str, Any]:
-    fields = {
-        "event": event,
-        "connection_id": connection.id,
-        "key": connection.key,
-        "services": _services(connection),
-        "peer": connection.peer,
-        "age": round(time.monotonic() - connection.connected_at, 3),
-    }
-    return fields if reason is None else {**fields, "reason": reason}
-
-
-def _services(connection: Connection) -> list[str]:
-    return [name[:_LONGEST_NAME] for name in connection.services[:_MOST_SERVICES]]
+def _again(times: int) -> str:
+    return f" ({times:,} times since this was last logged)" if times > 1 else ""

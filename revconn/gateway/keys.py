@@ -18,6 +18,8 @@ ApiKeysGiven = Union[str, Iterable[str], Mapping[str, Union[Iterable[str], None]
 UNCHECKED = 0  # the number of whatever key is shown to a gateway that checks none
 PATTERN_REMEDY = "write echo.Echo for one service, echo.* for all below echo, * for all"
 
+_SHORTEST_MASKED = 6
+
 _NAME = r"[A-Za-z_][A-Za-z0-9_]*"
 _PATTERN = re.compile(rf"(?:{_NAME}\.)*(?:{_NAME}|\*)")
 
@@ -100,6 +102,16 @@ class ApiKeys:
         if key is None:
             return False
         return key.patterns is None or any(_matches(each, service) for each in key.patterns)
+
+    def mask(self, text: str) -> str:
+        """``text``, which a peer chose, without any of the keys in it.
+
+        Keys of a few characters are left in: they are found in words by chance.
+        """
+        for key in (self._keys or {}).values():
+            if len(key.text) >= _SHORTEST_MASKED:
+                text = text.replace(key.text.decode(), "***")
+        return text
 
     def __repr__(self) -> str:
         keys = self._keys

@@ -9,15 +9,17 @@ import asyncio
 from collections import deque
 from typing import Callable
 
-from revconn._proto.registry_pb2 import ForwardResponse
+from revconn._proto.registry_pb2 import ForwardRequest, ForwardResponse
+from revconn.core.routing import Wanted
 from revconn.gateway.counters import Counters
 from revconn.gateway.failures import over_limit
 from revconn.gateway.limits import Limits
 from revconn.gateway.outbound import Outgoing
 from revconn.gateway.registry import Connection
 
-__all__ = ["PendingRequest", "PendingRequests", "Settle"]
+__all__ = ["Dial", "PendingRequest", "PendingRequests", "Settle"]
 
+Dial = Callable[[ForwardRequest], None]
 Settle = Callable[[ForwardResponse], None]
 
 _REMEMBERED = 10_000  # settled requests, by which a late answer is told from a made-up one
@@ -26,35 +28,47 @@ _REMEMBERED = 10_000  # settled requests, by which a late answer is told from a 
 class PendingRequest:
     """One request: who is to answer it, who asked, and what is done with the answer.
 
-    ``asker`` is the connector that asked; ``None`` for any other caller. ``lost`` says how the
-    connection ended that it was sent on, once it has.
+    ``connection`` is the waiting room's as long as nobody is there to answer, ``held_since`` the
+    instant on the loop's clock from which it waits there. ``dial`` takes the request when it goes
+    to a backend; ``None``: it goes to connectors only. ``asker`` is the connector that asked;
+    ``None`` for any other caller. ``lost`` says how the connection ended that it was sent on, or
+    was to be, once it has.
     """
 
     __slots__ = (
         "asker",
         "connection",
+        "dial",
+        "held_since",
         "id",
         "lost",
+        "method",
         "outgoing",
-        "service",
         "settle",
         "timer",
+        "wanted",
     )
 
     def __init__(
         self,
         request_id: str,
-        service: str,
+        method: str,
+        wanted: Wanted,
         connection: Connection,
         settle: Settle,
+        *,
+        dial: Dial | None = None,
         asker: Connection | None = None,
     ) -> None:
         self.id = request_id
-        self.service = service
+        self.method = method
+        self.wanted = wanted
         self.connection = connection
         self.settle = settle
+        self.dial = dial
         self.asker = asker
         self.lost = ""
+        self.held_since = 0.0
         self.outgoing: Outgoing | None = None
         self.timer: asyncio.TimerHandle | None = None
 
@@ -84,9 +98,9 @@ class PendingRequests:
     def __contains__(self, request_id: str) -> bool:
         return request_id in self._requests
 
-    def require_room(self) -> None:
-        """Raises :class:`Refused` unless one more may be added."""
-        if len(self._requests) >= self._limit:
+    def require_room(self, elsewhere: int = 0) -> None:
+        """Raises :class:`Refused` unless one more may be added to these and those elsewhere."""
+        if len(self._requests) + elsewhere >= self._limit:
             problem = f"{self._limit:,} calls wait for an answer"
             raise over_limit(self._counters, "max_pending", problem)
 
@@ -148,6 +162,12 @@ class PendingRequests:
         """Forget a request whose caller no longer waits."""
         self._remove(request)
         self._release(request)
+
+    def hand_over(self, request: PendingRequest) -> None:
+        """Forget a request that somebody else answers; its asker still waits."""
+        self._remove(request)
+        request.connection.pending.discard(request.id)
+        request.connection.end_if_drained()
 
     def _remove(self, request: PendingRequest) -> None:
         del self._requests[request.id]

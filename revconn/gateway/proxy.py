@@ -12,14 +12,14 @@ from typing import Any
 import grpc
 import grpc.aio
 
-from revconn._proto.registry_pb2 import ConnectionMessage, ForwardResponse
+from revconn._proto.registry_pb2 import ConnectionMessage, ForwardRequest, ForwardResponse
 from revconn.core.deadline import format_grpc_timeout
 from revconn.core.errors import ProtocolError
 from revconn.core.framing import is_framed, pack, unframe
-from revconn.core.routing import split_method_path
+from revconn.core.routing import Wanted, split_method_path
 from revconn.core.status import StatusCode, decode_message, response_code
-from revconn.gateway.backends import Reply
-from revconn.gateway.failures import NobodyServes, Refused, over_limit
+from revconn.gateway.backends import Reply, Unreachable
+from revconn.gateway.failures import Refused, over_limit
 from revconn.gateway.metadata import (
     application_metadata,
     headers_from_metadata,
@@ -28,11 +28,16 @@ from revconn.gateway.metadata import (
 )
 from revconn.gateway.shared import Shared
 from revconn.gateway.statuses import begin, fail
+from revconn.gateway.watch import Watch
 from revconn.logger import get_logger
 
 __all__ = ["Proxy"]
 
 logger = get_logger(__name__)
+
+# Seconds from the first message of a call to its end. A unary call sends them together: for it
+# this is no limit.
+_END_TIMEOUT = 1.0
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -59,53 +64,65 @@ class Proxy(grpc.GenericRpcHandler):
 
     async def _call(self, path: str, messages: AsyncIterator[bytes], context: Context) -> bytes:
         try:
-            service = self._service(path)
-            if not self._shared.registry.serves(service):
-                reply = await self._dial(path, service, messages, context)
-                return await self._relay(path, reply, context)
-            response = await self._forward(path, service, messages, context)
+            answer = await self._answer(path, messages, context)
         except Refused as refused:
-            response = refused.response()
-        code = response_code(response.status_code, response.headers)
-        if logger.isEnabledFor(logging.DEBUG):
-            logger.debug("%.200r from %s: %s", path, context.peer(), code.name)
-        metadata = metadata_from_headers(response.headers)
-        if code is not StatusCode.OK:
-            return await _fail(context, code, _message(response), metadata)
-        try:
-            payload = self._payload(response)
-        except Refused as refused:
-            code, problem = refused.code, refused.message
-        else:
-            context.set_trailing_metadata(metadata)
-            return payload
-        return await _fail(context, code, problem)
+            answer = refused.response()
+        if isinstance(answer, Reply):
+            return await self._relay(path, answer, context)
+        return await self._respond(path, answer, context)
 
-    def _service(self, path: str) -> str:
+    async def _answer(
+        self, path: str, messages: AsyncIterator[bytes], context: Context
+    ) -> ForwardResponse | Reply:
+        """What a connector or a backend answers. Raises :class:`Refused`."""
+        forwarding = self._shared.forwarding
+        wanted = _wanted(path)
+        forwarding.require_served(wanted)
+        # The caller's own deadline is grpc's business: it cancels this when it passes.
+        deadline = asyncio.get_running_loop().time() + self._shared.request_timeout
+        message = await self._request(path, messages, context, deadline)
+        answer = await forwarding.exchange_or_dial(message, wanted, deadline)
+        if isinstance(answer, ForwardResponse):
+            return answer
         try:
-            service, _ = split_method_path(path)
-        except ValueError as error:
-            raise Refused(StatusCode.UNIMPLEMENTED, str(error)) from None
-        if not (self._shared.registry.serves(service) or self._shared.backends.serves(service)):
-            self._shared.counters.calls_unserved += 1
-            raise NobodyServes(service)
-        return service
+            return await self._dial(wanted, answer, context, deadline)
+        except Unreachable:
+            if not forwarding.expects(wanted):
+                raise
+        message = ConnectionMessage(request=answer)
+        return await forwarding.exchange(message, wanted, deadline)
+
+    async def _request(
+        self, path: str, messages: AsyncIterator[bytes], context: Context, deadline: float
+    ) -> ConnectionMessage:
+        """The call as a request, once all of it has come. Raises :class:`Refused`."""
+        shared = self._shared
+        headers = headers_from_metadata(context.invocation_metadata() or ())
+        require_small_headers(headers, shared.limits, shared.counters)
+        headers["content-type"] = "application/grpc"
+        message = ConnectionMessage()
+        request = message.request
+        request.payload = pack(await self._read(messages))
+        remaining: float | None = context.time_remaining()
+        if remaining is not None:
+            headers["grpc-timeout"] = format_grpc_timeout(remaining)
+        request.request_id = str(uuid.uuid4())
+        request.method_path = path
+        request.headers.update(headers)
+        request.timeout_seconds = max(1, math.ceil(_timeout(context, deadline)))
+        return message
 
     async def _dial(
-        self, path: str, service: str, messages: AsyncIterator[bytes], context: Context
+        self, wanted: Wanted, request: ForwardRequest, context: Context, deadline: float
     ) -> Reply:
-        """Call a backend with what the caller sent, as it is."""
-        loop = asyncio.get_running_loop()
-        deadline = loop.time() + self._shared.request_timeout
-        metadata = tuple(context.invocation_metadata() or ())
-        headers = headers_from_metadata(metadata)
-        require_small_headers(headers, self._shared.limits, self._shared.counters)
-        payload = await self._read(messages)
-        # The caller's own deadline is grpc's business here too, but the backend wants to know it.
-        remaining: float | None = context.time_remaining()
-        timeout = min(deadline - loop.time(), math.inf if remaining is None else remaining)
-        metadata = application_metadata(metadata)
-        return await self._shared.backends.call(service, path, payload, metadata, timeout)
+        """Call a backend with what the caller sent, as it is. Raises :class:`Refused`."""
+        metadata = application_metadata(tuple(context.invocation_metadata() or ()))
+        # The backend, too, wants to know the caller's own deadline.
+        timeout = _timeout(context, deadline)
+        payload = unframe(request.payload) if is_framed(request.payload) else request.payload
+        return await self._shared.backends.call(
+            wanted, request.method_path, payload, metadata, timeout
+        )
 
     async def _relay(self, path: str, reply: Reply, context: Context) -> bytes:
         """Answer the caller with what the backend answered, as it is."""
@@ -118,36 +135,30 @@ class Proxy(grpc.GenericRpcHandler):
             return reply.payload
         return await _fail(context, reply.code, reply.message, trailing, initial)
 
-    async def _forward(
-        self, path: str, service: str, messages: AsyncIterator[bytes], context: Context
-    ) -> ForwardResponse:
-        shared = self._shared
-        loop = asyncio.get_running_loop()
-        deadline = loop.time() + shared.request_timeout
-        headers = headers_from_metadata(context.invocation_metadata() or ())
-        require_small_headers(headers, shared.limits, shared.counters)
-        headers["content-type"] = "application/grpc"
-        message = ConnectionMessage()
-        request = message.request
-        request.payload = pack(await self._read(messages))
-        remaining: float | None = context.time_remaining()
-        if remaining is not None:
-            headers["grpc-timeout"] = format_grpc_timeout(remaining)
-        timeout = min(deadline - loop.time(), math.inf if remaining is None else remaining)
-        request.request_id = str(uuid.uuid4())
-        request.method_path = path
-        request.headers.update(headers)
-        request.timeout_seconds = max(1, math.ceil(timeout))
-        # The caller's own deadline is grpc's business: it cancels this when it passes.
-        return await self._exchange(message, service, deadline)
+    async def _respond(self, path: str, response: ForwardResponse, context: Context) -> bytes:
+        """Answer the caller with what a connector, or the gateway itself, answered."""
+        code = response_code(response.status_code, response.headers)
+        if logger.isEnabledFor(logging.DEBUG):
+            logger.debug("%.200r from %s: %s", path, context.peer(), code.name)
+        metadata = metadata_from_headers(response.headers)
+        if code is not StatusCode.OK:
+            return await _fail(context, code, _message(response), metadata)
+        try:
+            payload = self._payload(path, response)
+        except Refused as refused:
+            code, problem = refused.code, refused.message
+        else:
+            context.set_trailing_metadata(metadata)
+            return payload
+        return await _fail(context, code, problem)
 
     async def _read(self, messages: AsyncIterator[bytes]) -> bytes:
         timeout, limit = self._shared.request_timeout, self._shared.limits.max_message_bytes
         self._require_room()
-        watch = _Watch(timeout)
+        watch = Watch(timeout)
         self._receiving += 1
         try:
-            payload = await _only_message(messages)
+            payload = await _only_message(messages, watch)
         except asyncio.CancelledError:
             if not watch.ran_out:
                 raise
@@ -169,28 +180,13 @@ class Proxy(grpc.GenericRpcHandler):
             problem = f"the requests of {self._receiving:,} calls are still on their way"
             raise over_limit(self._shared.counters, "max_pending", problem)
 
-    async def _exchange(
-        self, message: ConnectionMessage, service: str, deadline: float
-    ) -> ForwardResponse:
-        """Send the request and wait for its answer, until ``deadline`` on the loop's clock."""
-        answered: asyncio.Future[ForwardResponse] = asyncio.get_running_loop().create_future()
-
-        def settle(response: ForwardResponse) -> None:
-            if not answered.done():  # a caller that gave up has cancelled it
-                answered.set_result(response)
-
-        forwarding, request_id = self._shared.forwarding, message.request.request_id
-        forwarding.submit(message, service, deadline, settle)
-        message.Clear()  # it may be large, and the answer may take a while
-        try:
-            return await answered
-        finally:
-            forwarding.give_up(request_id, "the caller gave up")
-
-    def _payload(self, response: ForwardResponse) -> bytes:
+    def _payload(self, path: str, response: ForwardResponse) -> bytes:
         payload, limit = response.payload, self._shared.limits.max_sent_message_bytes
         if len(payload) > limit:
-            problem = f"a response of {len(payload):,} bytes exceeds the {limit:,} that may be sent"
+            problem = (
+                f"{path[:200]}: a response of {len(payload):,} bytes exceeds the {limit:,} that may"
+                " be sent"
+            )
             raise over_limit(self._shared.counters, "max_sent_message_bytes", problem)
         if not is_framed(payload):
             return payload
@@ -206,30 +202,34 @@ async def _fail(context: Context, *status: Any) -> bytes:
     return b""  # which is not sent
 
 
-class _Watch:
-    """Cancels the task that made it when time runs out; wait_for() would cost a task of its own."""
-
-    def __init__(self, timeout: float) -> None:
-        self.ran_out = False
-        self._task = asyncio.current_task()
-        self._timer = asyncio.get_running_loop().call_later(timeout, self._run_out)
-
-    def stop(self) -> None:
-        self._timer.cancel()
-
-    def _run_out(self) -> None:
-        self.ran_out = True
-        if self._task is not None:
-            self._task.cancel()
+def _wanted(path: str) -> Wanted:
+    try:
+        service, _ = split_method_path(path)
+    except ValueError as error:
+        raise Refused(StatusCode.UNIMPLEMENTED, str(error)) from None
+    return Wanted.by_outsider(service)
 
 
-async def _only_message(messages: AsyncIterator[bytes]) -> bytes | None:
-    """The message of a unary call; ``None`` when the stream holds none, or a second one."""
+def _timeout(context: Context, deadline: float) -> float:
+    """Seconds until the gateway or the caller gives the call up, whoever is first."""
+    remaining: float | None = context.time_remaining()
+    own = deadline - asyncio.get_running_loop().time()
+    return own if remaining is None else min(own, remaining)
+
+
+async def _only_message(messages: AsyncIterator[bytes], watch: Watch) -> bytes | None:
+    """The message of a unary call; ``None`` when the stream holds none, or more, or has no end."""
     only = None
-    async for message in messages:
-        if only is not None:
-            return None
-        only = message
+    try:
+        async for message in messages:
+            if only is not None:
+                return None
+            only = message
+            watch.restart(_END_TIMEOUT)
+    except asyncio.CancelledError:
+        if only is None or not watch.ran_out:
+            raise
+        return None
     return only
 
 

@@ -12,14 +12,12 @@ from revconn._proto.registry_pb2 import RegisterRequest, RegisterResponse
 from revconn.core.decoding import decode
 from revconn.core.errors import ProtocolError
 from revconn.core.status import StatusCode
+from revconn.gateway.addresses import Address
 from revconn.gateway.failures import Refused
 from revconn.gateway.shared import Shared
 from revconn.gateway.statuses import answer, fail
-from revconn.logger import get_logger
 
-__all__ = ["Registrations", "refuse_register"]
-
-logger = get_logger(__name__)
+__all__ = ["Registrations"]
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -32,17 +30,22 @@ class Registrations:
 
     async def register(self, _requests: AsyncIterator[bytes], context: Context) -> None:
         """The rpc; its message is encoded, so that garbage gets an answer of ours."""
+        peer = context.peer()
         try:
-            address = self._shared.backends.register(await self._receive(context))
+            address = self._shared.backends.register(await self._receive(context), peer)
         except Refused as error:
             code, problem = error.code, error.message
         else:
-            timeout = self._shared.heartbeat_timeout
-            message = f"{address} is registered; repeat this within {timeout:g} seconds"
-            registered = RegisterResponse(success=True, message=message)
+            registered = RegisterResponse(success=True, message=self._message(address))
             return await answer(context, registered.SerializeToString())
-        logger.warning("refused a backend at %s: %s", context.peer(), problem)
+        self._shared.journal.refused_backend(peer, code, problem)
         return await fail(context, code, problem)
+
+    def _message(self, address: Address | None) -> str:
+        if address is None:
+            return "registered, and not dialled: open EstablishConnection to be called"
+        timeout = self._shared.heartbeat_timeout
+        return f"{address} is registered; repeat this within {timeout:g} seconds"
 
     async def _receive(self, context: Context) -> RegisterRequest:
         timeout = self._shared.limits.handshake_timeout
@@ -58,9 +61,3 @@ class Registrations:
             return decode(RegisterRequest, received)
         except ProtocolError as error:
             raise Refused(StatusCode.INVALID_ARGUMENT, str(error)) from None
-
-
-async def refuse_register(_requests: AsyncIterator[bytes], context: Context) -> None:
-    """The rpc where the gateway does not dial."""
-    problem = "this gateway dials no backends; open EstablishConnection instead"
-    await fail(context, StatusCode.UNIMPLEMENTED, problem)

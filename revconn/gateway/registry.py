@@ -10,14 +10,12 @@ from dataclasses import dataclass, field
 from typing import Callable
 
 from revconn._proto.registry_pb2 import ConnectionMessage, ConnectionStatus
-from revconn.core.routing import lookup_order
+from revconn.core.routing import Wanted
 from revconn.core.status import StatusCode
+from revconn.gateway.journal import Journal
 from revconn.gateway.outbound import Outbound
-from revconn.logger import get_logger
 
 __all__ = ["Connection", "ConnectionInfo", "Registry"]
-
-logger = get_logger(__name__)
 
 
 @dataclass(frozen=True)
@@ -59,7 +57,8 @@ class Connection:
     ``key`` says which API key it showed (never the key itself). ``outbound`` takes what is to be
     sent to it; ``end`` ends the stream with a status and a reason, the first call counts.
     ``max_pending`` bounds the requests that wait for it, ``max_message_bytes`` is the largest
-    message that may be sent to it. ``departure`` says how it takes its leave, once it does.
+    message that may be sent to it. ``departure`` says how it takes its leave, once it does,
+    ``foreign_heartbeat`` the id in the last of its heartbeats that did not name this connection.
     Times are monotonic seconds.
     """
 
@@ -73,10 +72,12 @@ class Connection:
     max_pending: int
     max_message_bytes: int
     features: frozenset[str] = frozenset()
+    journal: Journal = field(default_factory=Journal)
     pending: set[str] = field(default_factory=set)
     asked: set[str] = field(default_factory=set)
     subscriptions: set[str] = field(default_factory=set)
     departure: str = ""
+    foreign_heartbeat: str | None = None
     unmatched: int = 0
     events_dropped: int = 0
     last_heartbeat: float = field(init=False)
@@ -100,15 +101,14 @@ class Connection:
         return self.has_room and not self.outbound.is_stalled(now)
 
     def note(self, what: str, detail: str = "") -> bool:
-        """Log what it says in vain; once for each ``what``, however often it says it.
+        """Log what it says in vain, as often as that is worth it.
 
         Whether this was the first time. What a peer can vary as it likes belongs into ``detail``.
         """
-        if what in self._noted:
-            return False
+        self.journal.ignored(self, what, detail)
+        is_first = what not in self._noted
         self._noted.add(what)
-        logger.warning("connection %s: ignored %s%s", self.id, what, detail)
-        return True
+        return is_first
 
     def end_if_drained(self) -> None:
         """End the stream in peace once it is leaving and all it was sent, or asked, is settled."""
@@ -145,7 +145,9 @@ class Registry:
     """The live connections, and a ring of them for every service."""
 
     def __init__(self) -> None:
-        self.on_change: Callable[[], None] = _do_nothing  # called when a service comes or goes
+        self.on_change: list[Callable[[], None]] = []  # called when a service comes or goes
+        # Called before that with the names whose last connection has left:
+        self.on_absence: Callable[[list[str]], None] = _do_nothing
         # Replaced, never changed: any thread may read it without a lock.
         self._connections: tuple[Connection, ...] = ()
         self._rings: dict[str, deque[Connection]] = {}
@@ -166,7 +168,7 @@ class Registry:
         self._keys[connection.key] += 1
         for service in connection.services:
             self._rings.setdefault(service, deque()).append(connection)
-        self.on_change()
+        self._tell_change()
 
     def count(self, key: int) -> int:
         """How many connections showed the key of that number."""
@@ -176,13 +178,15 @@ class Registry:
         """Route nothing new to ``connection``; its stream ends when all it has is settled."""
         if not connection.draining:
             connection.departure = departure
-            self._unroute(connection)
+            self.on_absence(self._unroute(connection))
+            self._tell_change()
         connection.end_if_drained()
 
     def forget(self, connection: Connection) -> None:
         """Route nothing new to ``connection`` and tell it nothing: it goes on as if it served."""
         if not connection.draining:
             self._unroute(connection)
+            self._tell_change()
         connection.services = ()
 
     def remove(self, connection: Connection) -> None:
@@ -192,26 +196,34 @@ class Registry:
         if not self._keys[connection.key]:
             del self._keys[connection.key]
         if not connection.draining:
-            self._unroute(connection)
+            self.on_absence(self._unroute(connection))
+            self._tell_change()
 
-    def _unroute(self, connection: Connection) -> None:
+    def _unroute(self, connection: Connection) -> list[str]:
+        """The names that nobody serves from now on."""
+        absent = []
         for service in connection.services:
             ring = self._rings[service]
             ring.remove(connection)
             if not ring:
                 del self._rings[service]
-        self.on_change()
+                absent.append(service)
+        return absent
 
-    def serves(self, service: str) -> bool:
-        """Whether anybody serves ``service``, or a dotted parent of it."""
-        return any(name in self._rings for name in lookup_order(service))
+    def _tell_change(self) -> None:
+        for listener in self.on_change:
+            listener()
 
-    def take_turn(self, service: str, now: float) -> Connection | None:
-        """The connection whose turn it is to serve ``service``; ``None`` when nobody does.
+    def serves(self, wanted: Wanted) -> bool:
+        """Whether anybody serves that."""
+        return any(name in self._rings for name in wanted.names)
+
+    def take_turn(self, wanted: Wanted, now: float) -> Connection | None:
+        """The connection whose turn it is to serve that; ``None`` when nobody does.
 
         One that does not keep up with what it was sent is passed over, unless all are like that.
         """
-        for name in lookup_order(service):
+        for name in wanted.names:
             ring = self._rings.get(name)
             if ring is not None:
                 return _next_of(ring, now)
@@ -226,7 +238,7 @@ class Registry:
         ]
 
 
-def _do_nothing() -> None:
+def _do_nothing(names: list[str]) -> None:
     pass
 
 

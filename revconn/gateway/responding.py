@@ -8,21 +8,26 @@ from revconn._proto.registry_pb2 import ConnectionMessage, ForwardResponse
 from revconn.core.chunking import split
 from revconn.core.features import CHUNKS
 from revconn.gateway.counters import Counters
-from revconn.gateway.failures import Refused, over_limit
+from revconn.gateway.failures import Refused, failure, over_limit
 from revconn.gateway.registry import Connection
 
-__all__ = ["respond"]
+__all__ = ["LONGEST_METHOD", "respond"]
 
 # What a peer that announced no limit takes: gRPC's own default, in every language.
 USUAL_LIMIT = 4 * 1024 * 1024
 
+LONGEST_METHOD = 200  # characters, of those that are named in errors
 
-def respond(connection: Connection, response: ForwardResponse, counters: Counters) -> None:
-    """Send ``connection`` the response to its call, or why it cannot have it."""
+
+def respond(
+    connection: Connection, response: ForwardResponse, counters: Counters, method: str
+) -> None:
+    """Send ``connection`` the response to its call of ``method``, or why it cannot have it."""
     try:
         messages = list(_messages(connection, response, counters))
     except Refused as refused:
-        messages = [_encode(refused.response(response.request_id))]
+        problem = f"{method[:LONGEST_METHOD]}: {refused.message}"
+        messages = [_encode(failure(refused.code, problem, response.request_id))]
     for message in messages:
         connection.outbound.put(message)
 

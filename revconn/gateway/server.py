@@ -41,6 +41,12 @@ class Gateway:
     :param tls: :class:`ServerTLS`, or ``grpc.ssl_server_credentials(…)``; ``None`` for plaintext.
     :param heartbeat_timeout: seconds without a heartbeat after which a connection is ended.
     :param request_timeout: seconds a call may take at most, whatever its caller would allow.
+    :param reconnect_grace: seconds that a call waits at most, within its deadline, for a service
+        whose last connector has left, counted from that moment (2: while a process is replaced,
+        by a restart or a reload, its callers notice a delay and no outage). It goes to whoever
+        comes first with that service; if nobody does, its caller is told UNAVAILABLE. What waits
+        is limited as if it waited for one connector. 0: such calls fail at once, as do those of a
+        service that was not there.
     :param dial_backends: whether services that listen themselves may have the gateway dial them,
         with ``Register`` (on: the protocol has it). It dials, in plaintext, what the holder of a
         key names: switch it off where those holders may not reach what the gateway can.
@@ -88,6 +94,7 @@ class Gateway:
         tls: ServerTLS | grpc.ServerCredentials | None = None,
         heartbeat_timeout: float = 120.0,
         request_timeout: float = 30.0,
+        reconnect_grace: float = 2.0,
         dial_backends: bool = True,
         max_pending: int = Limits.max_pending,
         max_pending_per_connection: int = Limits.max_pending_per_connection,
@@ -120,6 +127,7 @@ class Gateway:
             tls=tls,
             heartbeat_timeout=require_seconds("heartbeat_timeout", heartbeat_timeout),
             request_timeout=require_seconds("request_timeout", request_timeout),
+            reconnect_grace=require_seconds("reconnect_grace", reconnect_grace, zero=True),
             dial_backends=require_flag("dial_backends", dial_backends),
             limits=Limits(
                 max_pending=max_pending,
@@ -218,7 +226,8 @@ class Gateway:
     def stats(self) -> dict[str, int]:
         """Numbers for monitoring, by name.
 
-        ``connections`` and ``pending`` are how many connectors and unanswered calls there are now.
+        ``connections`` and ``pending`` are how many connectors and unanswered calls there are now,
+        calls that wait for a service to come back and those of backends among them.
         All others count from the last start on, and stay readable after the stop; the reference
         lists them.
         """

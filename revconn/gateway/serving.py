@@ -12,13 +12,12 @@ import grpc
 import grpc.aio
 
 from revconn.core.status import StatusCode
-from revconn.gateway import journal
 from revconn.gateway.door import STOPPING, Door
 from revconn.gateway.hooks import Hooks
 from revconn.gateway.keys import ApiKeys
 from revconn.gateway.limits import Limits
 from revconn.gateway.proxy import Proxy
-from revconn.gateway.registrations import Registrations, refuse_register
+from revconn.gateway.registrations import Registrations
 from revconn.gateway.registry import Connection
 from revconn.gateway.shared import Shared
 from revconn.gateway.stream import ConnectorStreams
@@ -50,6 +49,7 @@ class Settings:
     tls: ServerTLS | grpc.ServerCredentials | None
     heartbeat_timeout: float
     request_timeout: float
+    reconnect_grace: float
     limits: Limits
     dial_backends: bool
     hooks: Hooks | None = None
@@ -61,6 +61,8 @@ class Settings:
             self.limits,
             heartbeat_timeout=self.heartbeat_timeout,
             request_timeout=self.request_timeout,
+            reconnect_grace=self.reconnect_grace,
+            dial_backends=self.dial_backends,
             hooks=self.hooks,
         )
 
@@ -77,10 +79,9 @@ class Serving:
         )
         streams = ConnectorStreams(self.shared)
         registrations = Registrations(self.shared)
-        register = registrations.register if settings.dial_backends else refuse_register
         handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
             "EstablishConnection": grpc.stream_stream_rpc_method_handler(streams.establish),
-            "Register": grpc.stream_stream_rpc_method_handler(register),
+            "Register": grpc.stream_stream_rpc_method_handler(registrations.register),
         }
         proxy = Proxy(self.shared)
         self._registration = Door(grpc.method_handlers_generic_handler(_SERVICE, handlers))
@@ -173,7 +174,10 @@ class Serving:
 
     def _end_silent(self, connection: Connection, reason: str) -> None:
         self.shared.counters.connections_expired += 1
-        journal.expired(connection, reason)
+        said = reason
+        if connection.foreign_heartbeat is not None:
+            said = f"{reason} with its id; the last one named {connection.foreign_heartbeat!r}"
+        self.shared.journal.expired(connection, said)
         connection.end(StatusCode.UNAVAILABLE, reason)
 
 

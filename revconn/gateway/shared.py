@@ -7,6 +7,7 @@ from revconn.gateway.counters import Counters
 from revconn.gateway.events import Events
 from revconn.gateway.forwarding import Forwarding
 from revconn.gateway.hooks import Hooks
+from revconn.gateway.journal import Journal
 from revconn.gateway.keys import ApiKeys
 from revconn.gateway.limits import Limits
 from revconn.gateway.registry import Registry
@@ -27,6 +28,8 @@ class Shared:
         *,
         heartbeat_timeout: float = 120.0,
         request_timeout: float = 30.0,
+        reconnect_grace: float = 2.0,
+        dial_backends: bool = True,
         hooks: Hooks | None = None,
     ) -> None:
         self.keys = keys
@@ -36,11 +39,15 @@ class Shared:
         self.hooks = hooks or Hooks()
         self.counters = Counters()
         self.registry = Registry()
-        self.forwarding = Forwarding(self.registry, limits, self.counters)
+        self.journal = Journal(keys)
+        self.backends = Backends(keys, limits, self.counters, self.journal, dials=dial_backends)
+        self.forwarding = Forwarding(
+            self.registry, self.backends, limits, self.counters, reconnect_grace
+        )
         self.events = Events(limits, self.counters)
-        self.backends = Backends(keys, limits, self.counters)
 
     def stats(self) -> dict[str, int]:
         """What was counted since the start, and how much there is now. Safe from any thread."""
-        now = {"connections": len(self.registry.connections), "pending": len(self.forwarding)}
+        pending = len(self.forwarding) + len(self.backends)
+        now = {"connections": len(self.registry.connections), "pending": pending}
         return now | self.counters.snapshot()

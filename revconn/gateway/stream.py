@@ -11,23 +11,19 @@ from typing import Any, NamedTuple
 
 import grpc.aio
 
-from revconn._proto.registry_pb2 import ConnectionMessage, ConnectionStatus
+from revconn._proto.registry_pb2 import ConnectionMessage, ConnectionStatus, ForwardResponse
 from revconn.core.decoding import decode
 from revconn.core.errors import ProtocolError
 from revconn.core.features import FEATURES_HEADER, SUPPORTED, Announcement
 from revconn.core.status import StatusCode
-from revconn.gateway import journal
 from revconn.gateway.conversation import Conversation
 from revconn.gateway.failures import Refused, over_limit
 from revconn.gateway.handshake import Registration, receive_registration
 from revconn.gateway.registry import Connection
 from revconn.gateway.shared import Shared
 from revconn.gateway.statuses import fail
-from revconn.logger import get_logger
 
 __all__ = ["ConnectorStreams"]
-
-logger = get_logger(__name__)
 
 FLUSH_TIMEOUT = 5.0  # seconds a leaving connector has to read what is still queued for it
 
@@ -79,7 +75,7 @@ class ConnectorStreams:
         else:
             return await _Stream(context, registration, self._shared).run()
         self._shared.counters.connections_refused += 1
-        journal.refused(context.peer(), problem)
+        self._shared.journal.refused(context.peer(), code, problem)
         # A connector takes the word of who announces itself for the gateway's, not for a proxy's.
         announced = Announcement(SUPPORTED).metadata() if _announces(context) else ()
         return await fail(context, code, problem, initial=announced)
@@ -124,6 +120,7 @@ class _Stream:
             max_pending=shared.limits.max_pending_per_connection,
             max_message_bytes=min(limit, announced.max_message_bytes or limit),
             features=announced.features & SUPPORTED,
+            journal=shared.journal,
         )
         self._conversation = Conversation(self._connection, shared)
 
@@ -135,7 +132,7 @@ class _Stream:
         connection.outbound.put(connected.SerializeToString())
         self._shared.registry.add(connection)
         self._shared.counters.connections_opened += 1
-        journal.connected(connection)
+        self._shared.journal.connected(connection)
         reader = asyncio.ensure_future(self._guard(self._read()))
         writer = asyncio.ensure_future(self._guard(self._write()))
         ending = _Ending(StatusCode.UNAVAILABLE, "the stream broke")
@@ -170,15 +167,15 @@ class _Stream:
             connection.outbound.discard()
         shared.forwarding.connection_ended(connection, ending.reason)
         self._conversation.end()
-        journal.ended(connection, ending.reason)
+        shared.journal.ended(connection, ending.reason)
 
     async def _guard(self, work: Awaitable[None]) -> None:
         try:
             await work
         except grpc.aio.BaseError:
             self._end.bring(StatusCode.UNAVAILABLE, "the stream broke")
-        except Exception:
-            logger.exception("connection %s: a bug in the gateway", self._connection.id)
+        except Exception:  # noqa: BLE001 - whatever it is, it ends one stream, and is logged
+            self._shared.journal.failed(self._connection)
             self._end.bring(StatusCode.INTERNAL, "the gateway failed; its log says how")
 
     async def _write(self) -> None:
@@ -200,9 +197,7 @@ class _Stream:
                 self._close_half()
                 return
             if len(received) > limit:
-                problem = f"a message of {len(received):,} bytes exceeds {limit:,}"
-                refused = over_limit(self._shared.counters, "max_message_bytes", problem)
-                self._end.bring(refused.code, refused.message)
+                self._refuse_large(received)
                 return
             try:
                 message = decode(ConnectionMessage, received)
@@ -211,10 +206,18 @@ class _Stream:
                 return
             await self._conversation.receive(message)
 
+    def _refuse_large(self, received: bytes) -> None:
+        response = ForwardResponse()
+        with contextlib.suppress(ProtocolError):
+            response = decode(ConnectionMessage, received).response
+        forwarding = self._shared.forwarding
+        refused = forwarding.refuse_too_large(response, self._connection, len(received))
+        self._end.bring(refused.code, refused.message)
+
     def _close_half(self) -> None:
         departure = "it closed its side of the stream"
         if not self._connection.draining:
-            journal.draining(self._connection, departure)
+            self._shared.journal.draining(self._connection, departure)
         self._shared.forwarding.drain(self._connection, departure)
 
 

@@ -6,7 +6,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from revconn.core.deadline import format_grpc_timeout, parse_grpc_timeout, request_deadline
+from revconn._proto.registry_pb2 import ForwardRequest
+from revconn.core.deadline import (
+    format_grpc_timeout,
+    parse_grpc_timeout,
+    request_deadline,
+    shorten_timeouts,
+)
 
 NOW = 1000.0
 UNIT_SECONDS = {"H": 3600.0, "M": 60.0, "S": 1.0, "m": 1e-3, "u": 1e-6, "n": 1e-9}
@@ -99,3 +105,22 @@ def test_a_malformed_grpc_timeout_is_taken_as_absent() -> None:
 def test_no_header_whatever_it_holds_makes_a_deadline_fail(timeout: int, header: str) -> None:
     deadline = request_deadline(timeout, {"grpc-timeout": header}, NOW)
     assert deadline is None or (math.isfinite(deadline) and deadline >= NOW)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "header", "kept", "kept_header"),
+    [
+        (30, "5S", 29, "3500000u"),
+        (1, "1S", 1, "0n"),
+        (0, None, 0, None),
+        (30, "soon", 29, "soon"),
+    ],
+)
+def test_time_that_has_passed_is_taken_from_a_requests_timeouts(
+    seconds: int, header: str | None, kept: int, kept_header: str | None
+) -> None:
+    headers = {} if header is None else {"grpc-timeout": header}
+    request = ForwardRequest(timeout_seconds=seconds, headers=headers)
+    shorten_timeouts(request, 1.5)
+    assert request.timeout_seconds == kept
+    assert dict(request.headers).get("grpc-timeout") == kept_header

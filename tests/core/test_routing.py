@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from revconn.core.routing import LONGEST_SERVICE, Routes, lookup_order, split_method_path
+from revconn.core.routing import LONGEST_SERVICE, Routes, Wanted, lookup_order, split_method_path
 
 names = st.text(st.characters(blacklist_characters="/.", blacklist_categories=["Cs"]), min_size=1)
 services = st.lists(names, min_size=1, max_size=4).map(".".join)
@@ -118,3 +118,25 @@ def test_routes_are_true_once_they_hold_a_handler() -> None:
     with_service.add_service("a.B", "")
     assert with_method
     assert with_service
+
+
+@pytest.mark.parametrize(
+    ("service", "names"),
+    [
+        ("post.PostService", ("post.PostService", "post", "PostService")),
+        ("PostService", ("PostService",)),
+        ("a.a", ("a.a", "a")),
+        ("a.", ("a.", "a")),
+        ("", ()),
+        ("a." + "b" * LONGEST_SERVICE, ("a",)),
+    ],
+)
+def test_the_last_part_of_a_service_is_tried_last_for_callers_from_outside(
+    service: str, names: tuple[str, ...]
+) -> None:
+    assert Wanted.by_outsider(service) == (service, names)
+
+
+def test_a_connectors_call_reaches_no_service_outside_the_name_that_it_calls() -> None:
+    wanted = Wanted.by_connector("post.PostService")
+    assert wanted.names == ("post.PostService", "post")

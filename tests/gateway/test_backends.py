@@ -17,7 +17,9 @@ from revconn._proto.registry_pb2 import (
 )
 from revconn.core.framing import frame, unframe
 from revconn.gateway import Gateway, backends
+from revconn.gateway.addresses import Address
 from tests.support.backend import Backend
+from tests.support.certificates import Authority
 from tests.support.waiting import eventually
 
 SAY = "/echo.Echo/Say"
@@ -388,27 +390,64 @@ def test_a_key_registers_only_the_services_it_may(run_gateway, new_backend) -> N
 
 
 @pytest.mark.parametrize(
-    "address",
+    ("address", "host_port", "is_tls"),
     [
-        "",
-        "host",
-        "host:0",
-        "host:65536",
-        " host:1",
-        "host:1,other:2",
-        "http://host:1",
-        "unix:/run/some.sock",
-        "unix:name",
-        "dns:///host:1",
-        "dns://resolver/host:1",
-        "user@host:1",
-        "[::1",
+        ("host:1", "host:1", False),
+        ("[::1]:50051", "[::1]:50051", False),
+        ("http://bot-a:50051", "bot-a:50051", False),
+        ("HTTP://bot-a/", "bot-a:80", False),
+        ("https://bot-a", "bot-a:443", True),
+        ("https://bot-a:8443/", "bot-a:8443", True),
     ],
 )
-def test_only_a_host_and_port_can_be_registered(gateway, address) -> None:
-    refused = refusal(gateway, address)
-    assert refused.code() is grpc.StatusCode.INVALID_ARGUMENT
-    assert refused.details().endswith("is not an address to dial; register host:port")
+def test_what_can_be_dialled(address, host_port, is_tls) -> None:
+    assert Address.parse(address) == (host_port, is_tls)
+
+
+UNDIALLED = [
+    "",
+    "bot-a",
+    "host:0",
+    " host:1",
+    "host:1,other:2",
+    "unix:/run/some.sock",
+    "unix:1234",
+    "dns:///host:1",
+    "user@host:1",
+    "http://user@host:1",
+    "http://host:1/path",
+    "http:///",
+    "ftp://host:1",
+    "[::1",
+]
+
+
+@pytest.mark.parametrize("address", UNDIALLED)
+def test_nothing_else_can(address) -> None:
+    assert Address.parse(address) is None
+
+
+def test_any_address_is_registered_with_success_and_told_of_once(gateway, call, caplog) -> None:
+    caplog.set_level("INFO", "revconn.gateway")
+    for address in [*UNDIALLED, *("bot-a" for _ in range(20))]:
+        assert register(gateway, address).success
+    assert call(gateway, SAY).details() == "no connector serves echo.Echo"
+    (said,) = caplog.messages
+    assert said.startswith("ipv4:127.0.0.1:")
+    assert said.endswith(" registered, and is not dialled: '' is not host:port")
+
+
+def test_a_url_is_dialled_without_its_scheme(gateway, new_backend, call) -> None:
+    assert register(gateway, f"http://{new_backend().address}/").success
+    assert call(gateway, SAY, b"x").result() == b"x"
+
+
+def test_a_url_of_https_is_dialled_over_tls(gateway, new_backend, call, monkeypatch) -> None:
+    authority, make = Authority(), grpc.ssl_channel_credentials
+    monkeypatch.setattr(grpc, "ssl_channel_credentials", lambda: make(authority.pem))
+    backend = new_backend(credentials=authority.server())
+    assert register(gateway, f"https://{backend.address}").success
+    assert call(gateway, SAY, b"x").result() == b"x"
 
 
 def test_a_host_called_unix_is_not_taken_for_a_socket(
@@ -416,7 +455,8 @@ def test_a_host_called_unix_is_not_taken_for_a_socket(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     local = new_backend(address="unix:1234")
-    assert refusal(gateway, "unix:1234").code() is grpc.StatusCode.INVALID_ARGUMENT
+    register(gateway, "unix:1234")
+    assert call(gateway, SAY).code() is grpc.StatusCode.UNAVAILABLE
     assert local.calls.empty()
 
 
@@ -425,11 +465,13 @@ def test_a_backend_registers_names_of_services(gateway, name) -> None:
     assert refusal(gateway, "host:1", name).code() is grpc.StatusCode.INVALID_ARGUMENT
 
 
-def test_a_backend_without_services_is_refused(gateway) -> None:
+def test_a_backend_without_services_is_not_dialled(gateway) -> None:
     request = RegisterRequest(api_key="key", address="host:1")
-    with pytest.raises(grpc.RpcError) as raised:
-        ask(gateway, request.SerializeToString())
-    assert raised.value.details() == "no services: register package.Service"
+    response = RegisterResponse.FromString(ask(gateway, request.SerializeToString()))
+    assert response == RegisterResponse(
+        success=True,
+        message="registered, and not dialled: open EstablishConnection to be called",
+    )
 
 
 def test_garbage_is_no_registration(gateway) -> None:
@@ -450,9 +492,70 @@ def test_a_registration_that_does_not_come_is_given_up(run_gateway) -> None:
     assert gateway.stats()["refused_handshake_timeout"] == 1
 
 
-def test_a_gateway_can_be_told_not_to_dial(run_gateway) -> None:
-    refused = refusal(run_gateway(dial_backends=False), "host:1")
-    assert refused.code() is grpc.StatusCode.UNIMPLEMENTED
+def test_a_gateway_that_does_not_dial_registers_all_the_same(
+    run_gateway, new_backend, call, caplog
+) -> None:
+    caplog.set_level("INFO", "revconn.gateway")
+    gateway, backend = run_gateway(dial_backends=False), new_backend()
+    for _ in range(3):
+        assert register(gateway, backend.address).success
+    assert call(gateway, SAY).code() is grpc.StatusCode.UNAVAILABLE
+    assert backend.calls.empty()
+    assert caplog.text.count("is not dialled: this gateway dials nobody") == 1
+    assert refusal(gateway, "host:1", api_key="wrong").code() is grpc.StatusCode.UNAUTHENTICATED
+
+
+def test_a_refused_registration_that_is_repeated_is_told_of_at_growing_intervals(
+    clock, gateway, caplog
+) -> None:
+    for _ in range(30):
+        refusal(gateway, "host:1", api_key="wrong")
+    clock.advance(60.0)
+    refusal(gateway, "host:1", api_key="wrong")
+    said = [text for text in caplog.messages if text.startswith("refused a backend")]
+    assert len(said) == 2
+    assert said[1].endswith(": Invalid token (30 times since this was last logged)")
+
+
+# Streaming methods
+
+
+@pytest.mark.parametrize("answers", [[], [b"1", b"2"], [b"1", None]])
+def test_a_backends_streaming_method_is_unimplemented_at_once(
+    gateway, new_backend, released, call, monkeypatch, answers
+) -> None:
+    def answer(_payload, _context):
+        for each in answers:
+            if each is None:
+                released.wait(PATIENCE)
+                return
+            yield each
+
+    monkeypatch.setattr(backends, "_END_TIMEOUT", 0.2)
+    register(gateway, new_backend(answer, streams=True).address)
+    failed = call(gateway, SAY, timeout=60.0)
+    assert failed.code() is grpc.StatusCode.UNIMPLEMENTED
+    assert "only unary calls" in failed.details()
+
+
+def test_a_backends_own_cancelled_is_its_answer(gateway, new_backend, call) -> None:
+    def answer(_payload, context):
+        context.abort(grpc.StatusCode.CANCELLED, "not today")
+
+    register(gateway, new_backend(answer).address)
+    failed = call(gateway, SAY)
+    assert (failed.code(), failed.details()) == (grpc.StatusCode.CANCELLED, "not today")
+
+
+def test_calls_that_wait_for_a_backend_are_pending(gateway, new_backend, released, call) -> None:
+    backend = new_backend(lambda *_: released.wait(PATIENCE) and b"")
+    register(gateway, backend.address)
+    waiting = call(gateway, SAY)
+    backend.calls.get(timeout=PATIENCE)
+    assert gateway.stats()["pending"] == 1
+    released.set()
+    waiting.result()
+    assert gateway.stats()["pending"] == 0
 
 
 # Limits
@@ -525,5 +628,7 @@ def test_a_call_goes_through_several_gateways(run_gateway, new_backend, call) ->
 def test_a_message_too_large_for_the_gateway_fails_alone(run_gateway, new_backend, call) -> None:
     gateway = run_gateway(max_sent_message_bytes=1000)
     register(gateway, new_backend(lambda payload, _: payload * 2).address)
-    assert call(gateway, SAY, b"x" * 600).code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    failed = call(gateway, SAY, b"x" * 600)
+    assert failed.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert failed.details().startswith(f"{SAY}: ")
     assert call(gateway, SAY, b"x" * 400).result() == b"x" * 800

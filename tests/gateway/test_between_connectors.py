@@ -211,3 +211,17 @@ def test_a_connector_that_leaves_gets_the_answers_to_its_calls_first(answerer, a
     answerer.respond("1", b"\x0a")
     assert asker.receive_response().payload == b"\x0a"
     assert asker.ended()[0].name == "OK"
+
+
+@pytest.mark.parametrize("features", [None, "chunks"])
+def test_an_answer_too_large_for_whoever_asked_names_its_method(
+    gateway, connect, answerer, features
+) -> None:
+    asker = connect(gateway, features=features, max_message_bytes=500)
+    asker.ask("1", SAY)
+    headers = {"x": "y" * 600}  # which no chunk can do without
+    answerer.respond(answerer.receive_request().request_id, b"x" * 600, headers=headers)
+    response = asker.receive_response()
+    assert response.status_code == 429
+    assert response.error_message.startswith(f"{SAY}: ")
+    assert response.error_message.endswith("(the gateway's max_sent_message_bytes)")

@@ -118,6 +118,7 @@ def test_a_response_larger_than_allowed_fails_that_call(run_gateway, connect, ca
     chunk(connector, request_id, 0, b"x" * 6000)
     chunk(connector, request_id, 1, b"x" * 6000)
     assert pending.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert pending.details().startswith(f"{SAY}: the chunks exceed the 10,000 bytes")
     assert "the gateway's max_response_bytes" in pending.details()
     assert counted(gateway, "refused_max_response_bytes") == 1
 

@@ -69,7 +69,8 @@ def assert_nothing_but_published_fields(encoded: bytes) -> None:
     assert field.number <= 7
     if isinstance(value, ForwardRequest):
         names = {field.name for field, _ in value.ListFields()}
-        assert names <= {"request_id", "method_path", "headers", "payload", "timeout_seconds"}
+        published = {"request_id", "method_path", "headers", "payload", "timeout_seconds"}
+        assert names <= published | {"streaming_info"}
     if isinstance(value, ForwardResponse):
         names = {field.name for field, _ in value.ListFields()}
         assert names <= {"request_id", "status_code", "headers", "payload", "error_message"}
@@ -159,8 +160,9 @@ def test_the_calls_of_a_connector_that_is_gone_are_cancelled(gateway, connect) -
 
 
 def test_a_draining_stream_gets_nothing_new_is_read_and_ends_when_all_is_settled(
-    gateway, connect, call
+    run_gateway, connect, call
 ) -> None:
+    gateway = run_gateway(reconnect_grace=0)
     connector = connect(gateway, "echo.Echo", features="drain")
     pending = [call(gateway, SAY) for _ in range(3)]
     requests = [connector.receive_request() for _ in pending]

@@ -7,22 +7,29 @@ import asyncio
 import pytest
 
 from revconn._proto.registry_pb2 import ConnectionMessage, ForwardRequest, ForwardResponse
+from revconn.core.routing import Wanted
 from revconn.core.status import StatusCode, response_code
+from revconn.gateway.backends import Backends
 from revconn.gateway.counters import Counters
 from revconn.gateway.forwarding import Forwarding
+from revconn.gateway.journal import Journal
+from revconn.gateway.keys import ApiKeys
 from revconn.gateway.limits import Limits
 from revconn.gateway.registry import Connection, Registry
 from tests.gateway.test_registry import make
 
+ECHO = Wanted.by_connector("echo.Echo")
 LIMITS = Limits(max_pending_per_connection=2)
 
 
 class Scene:
     """A service with connectors a and b, and requests that wait to be written to a."""
 
-    def __init__(self, **of_b) -> None:
+    def __init__(self, grace: float = 0.0, **of_b) -> None:
         self.registry, self.counters = Registry(), Counters()
-        self.forwarding = Forwarding(self.registry, LIMITS, self.counters)
+        keys, journal = ApiKeys(None), Journal()
+        backends = Backends(keys, LIMITS, self.counters, journal, dials=True)
+        self.forwarding = Forwarding(self.registry, backends, LIMITS, self.counters, grace)
         self.settled: list[ForwardResponse] = []
         self.a = self.add("a")
         for request_id in "12":
@@ -38,7 +45,7 @@ class Scene:
     def submit(self, request_id: str) -> None:
         message = ConnectionMessage(request=ForwardRequest(request_id=request_id))
         deadline = asyncio.get_running_loop().time() + 60
-        self.forwarding.submit(message, "echo.Echo", deadline, self.settled.append)
+        self.forwarding.submit(message, ECHO, deadline, self.settled.append)
 
     def end_a(self) -> None:
         self.registry.remove(self.a)

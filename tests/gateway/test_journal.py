@@ -8,6 +8,7 @@ from typing import Any
 import grpc
 import pytest
 
+from revconn._proto.registry_pb2 import ConnectionStatus
 from revconn.gateway import journal
 from tests.support.waiting import eventually
 
@@ -114,3 +115,77 @@ def test_however_much_a_connector_registers_its_line_stays_short(
     assert len(events()[0]["services"]) == 100
     assert sum(map(len, events()[0]["services"])) < 3000
     assert all(len(record.getMessage()) < 1500 for record in caplog.records)
+
+
+# What peers repeat
+
+
+@pytest.mark.parametrize("said", ["heartbeat", "answer", "status"])
+def test_what_a_peer_says_in_vain_on_each_of_its_connections_is_told_of_once(
+    clock, gateway, connect, caplog, said
+) -> None:
+    connectors = [connect(gateway) for _ in range(3)]
+    for connector in connectors:
+        for _ in range(2):
+            if said == "heartbeat":
+                connector.heartbeat("echo.Echo")
+            elif said == "answer":
+                connector.respond("nobody asked")
+            else:
+                connector.send(status=ConnectionStatus(status=ConnectionStatus.ERROR))
+        connector.ask("all is read", "/a/b")
+        connector.receive_response()
+    assert caplog.text.count(": ignored ") == 1
+    clock.advance(60.0)
+    connectors[0].heartbeat()  # so that it does not expire
+    connectors[0].heartbeat("echo.Echo")
+    connectors[0].ask("all is read", "/a/b")
+    connectors[0].receive_response()
+    if said == "heartbeat":
+        assert caplog.messages[-1].endswith("'echo.Echo' (6 times since this was last logged)")
+
+
+def test_a_peer_that_is_refused_again_and_again_is_told_of_at_growing_intervals(
+    events, clock, gateway, dial
+) -> None:
+    def knock() -> None:
+        with pytest.raises(EOFError, match="Invalid token"):
+            dial(gateway).register(api_key="wrong")
+
+    for _ in range(5):
+        knock()
+    clock.advance(60.0)
+    knock()
+    eventually(lambda: len(events()) == 2)
+    assert events()[1]["times"] == 5
+    assert gateway.stats()["connections_refused"] == 6
+
+
+def test_no_key_that_a_peer_says_elsewhere_gets_into_a_line(
+    events, run_gateway, connect, dial, caplog
+) -> None:
+    gateway = run_gateway(api_keys="topsecret")
+    connector = connect(gateway, "topsecret", "a.topsecret.B", api_key="topsecret")
+    connector.heartbeat("topsecret")
+    connector.disconnect("topsecret")
+    connector.ended()
+    with pytest.raises(EOFError, match="is not a service name"):
+        dial(gateway).register("/topsecret", api_key="topsecret")
+    eventually(lambda: [event["event"] for event in events()].count("refused") == 1)
+    assert "***" in caplog.text
+    assert "topsecret" not in caplog.text
+    assert "topsecret" not in repr([vars(record) for record in caplog.records])
+
+
+def test_one_that_expires_for_the_ids_in_its_heartbeats_is_told_so(
+    clock, gateway, connect, caplog
+) -> None:
+    connector = connect(gateway, "echo.Echo")
+    connector.heartbeat("echo.Echo")
+    eventually(lambda: "ignored a heartbeat" in caplog.text)
+    clock.advance(120.0)
+    connector.ended()
+    assert (
+        "expired: no heartbeat for 120 seconds with its id; the last one named 'echo.Echo'"
+        in caplog.text
+    )

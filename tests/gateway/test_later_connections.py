@@ -15,6 +15,12 @@ LARGE = b"x" * 4_000_000
 
 
 @pytest.fixture
+def gateway(run_gateway):
+    """One that says at once that nobody serves."""
+    return run_gateway(reconnect_grace=0)
+
+
+@pytest.fixture
 def broken(gateway, connect, call):
     """A call, and its id, whose connector's stream broke before it answered."""
 

@@ -134,7 +134,8 @@ def test_a_response_larger_than_may_be_sent(run_gateway, connect, call) -> None:
     attempt = call(gateway, SAY)
     connector.respond(connector.receive_request().request_id, b"x" * 6000)
     assert attempt.code() is EXHAUSTED
-    assert "6,000 bytes exceeds the 5,000 that may be sent" in attempt.details()
+    said = f"{SAY}: a response of 6,000 bytes exceeds the 5,000 that may be sent"
+    assert said in attempt.details()
 
 
 def test_max_metadata_bytes(run_gateway, connect, call) -> None:

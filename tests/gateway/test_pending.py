@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 
 from revconn._proto.registry_pb2 import ForwardResponse
+from revconn.core.routing import Wanted
 from revconn.core.status import StatusCode
 from revconn.gateway import pending as pending_module
 from revconn.gateway.counters import Counters
@@ -11,6 +12,8 @@ from revconn.gateway.limits import Limits
 from revconn.gateway.pending import PendingRequest, PendingRequests
 from revconn.gateway.registry import Connection
 from tests.gateway.test_registry import make
+
+ECHO = Wanted.by_connector("echo.Echo")
 
 
 @pytest.fixture
@@ -37,7 +40,7 @@ def settled() -> list[ForwardResponse]:
 def add(pending, connection, settled):
     def add(request_id: str, **options) -> PendingRequest:
         arguments = {"connection": connection, "settle": settled.append, **options}
-        request = PendingRequest(request_id, "echo.Echo", **arguments)
+        request = PendingRequest(request_id, "/echo.Echo/Say", ECHO, **arguments)
         request.outgoing = request.connection.outbound.put(b"the request")
         pending.add(request)
         return request

@@ -9,11 +9,11 @@ from contextlib import ExitStack
 import grpc
 import pytest
 
-from revconn._proto.registry_pb2 import ResponseStreamInfo
+from revconn._proto.registry_pb2 import ResponseStreamInfo, StreamingInfo
 from revconn.core.deadline import parse_grpc_timeout
 from revconn.core.framing import frame
 from revconn.core.status import StatusCode, encode_message, http_status
-from revconn.gateway import Gateway
+from revconn.gateway import Gateway, proxy
 from tests.support.waiting import eventually
 
 SAY = "/echo.Echo/Say"
@@ -33,7 +33,7 @@ def test_a_call_arrives_as_a_request_and_its_answer_goes_back(gateway, connector
     assert request.method_path == SAY
     assert request.payload == b"\x0a\x02hi"
     assert str(uuid.UUID(request.request_id)) == request.request_id
-    assert not request.HasField("streaming_info")
+    assert request.streaming_info == StreamingInfo(is_stream_end=True)
     connector.respond(request.request_id, b"\x0a\x05there")
     assert pending.result() == b"\x0a\x05there"
     assert pending.code() is grpc.StatusCode.OK
@@ -117,7 +117,9 @@ def test_a_service_nobody_serves_is_unavailable_by_name(gateway, connector, call
     assert pending.details() == f"no connector serves {path.split('/')[1]}"
 
 
-def test_a_service_whose_connector_left_is_unavailable(gateway, connector, call) -> None:
+def test_a_service_whose_connector_left_is_unavailable(run_gateway, connect, call) -> None:
+    gateway = run_gateway(reconnect_grace=0)
+    connector = connect(gateway, "echo.Echo")
     connector.disconnect()
     connector.ended()
     assert call(gateway, SAY).code() is grpc.StatusCode.UNAVAILABLE
@@ -355,11 +357,20 @@ def test_a_request_without_a_message_is_refused(gateway, connector, stream) -> N
     assert "not exactly one message" in caller.call.details()
 
 
-def test_a_stream_that_is_never_half_closed_is_given_up(run_gateway, connect, stream) -> None:
+def test_a_stream_that_is_never_half_closed_is_refused_long_before_its_deadline(
+    gateway, connector, stream, monkeypatch
+) -> None:
+    monkeypatch.setattr(proxy, "_END_TIMEOUT", 0.2)
+    caller = stream(gateway)
+    caller.say(b"1")
+    assert caller.call.code() is grpc.StatusCode.UNIMPLEMENTED
+    assert "only unary calls" in caller.call.details()
+
+
+def test_a_stream_that_says_nothing_is_given_up(run_gateway, connect, stream) -> None:
     gateway = run_gateway(request_timeout=0.2)
     connect(gateway, "echo.Echo")
     caller = stream(gateway)
-    caller.say(b"1")
     assert caller.call.code() is grpc.StatusCode.DEADLINE_EXCEEDED
     assert "only unary calls" in caller.call.details()
 
@@ -383,3 +394,17 @@ def test_a_failure_is_sent_without_a_message_before_it(gateway, stream) -> None:
     received = iter(stream(gateway, "/other.Service/Say").call)
     with pytest.raises(grpc.RpcError, match="no connector serves other.Service"):
         next(received)
+
+
+def test_a_service_is_found_by_the_last_part_of_its_name_when_nothing_else_matches(
+    gateway, connect, call
+) -> None:
+    last, parent = connect(gateway, "PostService"), connect(gateway, "blog")
+    for path, found in [("/post.PostService/Get", last), ("/blog.PostService/Get", parent)]:
+        pending = call(gateway, path)
+        request = found.receive_request()
+        assert request.method_path == path
+        found.respond(request.request_id, b"\x0a")
+        assert pending.result() == b"\x0a"
+    parent.ask("1", "/post.PostService/Get")  # a connector's key may call what it names
+    assert parent.receive_response().status_code == 404

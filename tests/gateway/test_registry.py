@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 
+from revconn.core.routing import Wanted
 from revconn.core.status import StatusCode
 from revconn.gateway.limits import Limits
 from revconn.gateway.outbound import STALL_AFTER, Outbound
@@ -46,7 +47,7 @@ def register(registry: Registry, name: str, *services: str, **options: Any) -> C
 
 
 def turns(registry: Registry, service: str, count: int, now: float = 0.0) -> str:
-    taken = (registry.take_turn(service, now) for _ in range(count))
+    taken = (registry.take_turn(Wanted.by_connector(service), now) for _ in range(count))
     return "".join("-" if connection is None else connection.id for connection in taken)
 
 
@@ -84,14 +85,14 @@ def test_the_exact_name_goes_before_a_parent() -> None:
 def test_a_service_nobody_serves_is_not_found(service: str) -> None:
     registry = Registry()
     register(registry, "a", "x.y")
-    assert registry.take_turn(service, 0.0) is None
-    assert not registry.serves(service)
+    assert registry.take_turn(Wanted.by_connector(service), 0.0) is None
+    assert not registry.serves(Wanted.by_connector(service))
 
 
 def test_a_child_of_a_service_is_served() -> None:
     registry = Registry()
     register(registry, "a", "x")
-    assert registry.serves("x.y.z")
+    assert registry.serves(Wanted.by_connector("x.y.z"))
 
 
 def test_a_draining_connection_gets_no_turn_but_is_still_there() -> None:
@@ -188,7 +189,7 @@ def test_a_removed_connection_leaves_nothing_behind() -> None:
     gone = register(registry, "a", "x", "y")
     registry.remove(gone)
     assert registry.connections == ()
-    assert not registry.serves("x")
+    assert not registry.serves(Wanted.by_connector("x"))
     assert turns(registry, "y", 1) == "-"
 
 

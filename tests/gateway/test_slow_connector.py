@@ -17,6 +17,12 @@ SAY = "/echo.Echo/Say"
 
 
 @pytest.fixture
+def gateway(run_gateway):
+    """One that says at once that nobody serves."""
+    return run_gateway(reconnect_grace=0)
+
+
+@pytest.fixture
 def stall(dial):
     def stall(gateway, *services):
         connector = dial(gateway, reads=False)

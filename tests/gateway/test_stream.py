@@ -234,8 +234,9 @@ def test_what_is_queued_for_a_leaving_connector_still_reaches_it(gateway, connec
 
 
 def test_a_leaving_connector_answers_what_it_has_and_gets_nothing_new(
-    gateway, connect, call
+    run_gateway, connect, call
 ) -> None:
+    gateway = run_gateway(reconnect_grace=0)
     leaving = connect(gateway, "echo.Echo")
     first = call(gateway, "/echo.Echo/Say", b"1")
     request = leaving.receive_request()
@@ -287,6 +288,16 @@ def test_a_broken_stream_is_forgotten(gateway, connect, call, caplog) -> None:
         connector.cancel()
         eventually(lambda: not gateway.connections())
     assert "ended: the stream broke" in caplog.text
+
+
+def test_an_answer_over_the_limit_fails_its_call_by_name(run_gateway, connect, call) -> None:
+    gateway = run_gateway(max_message_bytes=10_000)
+    connector = connect(gateway, "echo.Echo")
+    pending = call(gateway, "/echo.Echo/Say")
+    connector.respond(connector.receive_request().request_id, b"x" * 11_000)
+    assert pending.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert pending.details().startswith("/echo.Echo/Say: a message of 11,")
+    assert connector.ended() == (pending.code(), pending.details())
 
 
 @pytest.mark.parametrize("size", [11_000, 30_000])

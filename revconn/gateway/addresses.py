@@ -1,0 +1,45 @@
+"""Where a backend says that it listens."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from revconn.exceptions import ConfigurationError
+from revconn.target import Target
+
+__all__ = ["Address"]
+
+_PORTS = {"http": 80, "https": 443}
+
+
+class Address(NamedTuple):
+    """An address that can be dialled: ``host:port``, over TLS or in plaintext."""
+
+    host_port: str
+    is_tls: bool
+
+    @classmethod
+    def parse(cls, text: str) -> Address | None:
+        """``host:port``, or a URL of HTTP's without a path; ``None`` for anything else."""
+        scheme, separator, rest = text.partition("://")
+        if not separator:
+            return cls._of(text, is_tls=False)
+        port = _PORTS.get(scheme.lower())
+        if port is None:
+            return None
+        host = rest[:-1] if rest.endswith("/") else rest
+        is_tls = scheme.lower() == "https"
+        return cls._of(host, is_tls) or cls._of(f"{host}:{port}", is_tls)
+
+    @classmethod
+    def _of(cls, host_port: str, is_tls: bool) -> Address | None:
+        try:
+            target = Target.parse(host_port)
+        except ConfigurationError:
+            return None
+        if target.port is None or target.address != host_port or "/" in host_port:
+            return None
+        return cls(host_port, is_tls)
+
+    def __str__(self) -> str:
+        return f"https://{self.host_port}" if self.is_tls else self.host_port
