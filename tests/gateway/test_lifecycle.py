@@ -295,7 +295,7 @@ def test_a_gateway_that_dies_says_so_and_can_be_stopped(gateway, caplog) -> None
 
 def test_its_thread_is_named_and_none_is_left_behind(connect, call, dial) -> None:
     gc.collect()
-    assert threads_behind_gateways() == []
+    eventually(lambda: not threads_behind_gateways())  # what was collected just now
     gc.disable()
     try:
         with Gateway(api_keys="key") as gateway:
@@ -322,7 +322,7 @@ def test_its_thread_is_named_and_none_is_left_behind(connect, call, dial) -> Non
 def test_a_start_that_failed_leaves_no_thread_behind_either() -> None:
     taken, port = occupied_port()
     gc.collect()
-    assert threads_behind_gateways() == []
+    eventually(lambda: not threads_behind_gateways())  # what was collected just now
     gc.disable()
     try:
         with taken, pytest.raises(OSError, match="cannot listen"):
