@@ -10,17 +10,19 @@ import weakref
 from collections.abc import Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
+from functools import partial
 from types import TracebackType
 from typing import Any, Callable, TypeVar
 
 from revconn.config import TLS, Backoff, Options, api_key_source, parse_services
-from revconn.core.routing import Routes, split_method_path
 from revconn.environment import PREFIX, environment_options, naming_variables
 from revconn.exceptions import RevconnError
 from revconn.logger import get_logger
 from revconn.proxy import proxy_for
+from revconn.runtime.claims import Claims
 from revconn.runtime.failures import is_fatal as default_is_fatal
 from revconn.runtime.handlers import Handler
+from revconn.runtime.registered import Handlers, require_method_path
 from revconn.runtime.signals import obey_signals, signals_into
 from revconn.runtime.state import State, StateBoard
 from revconn.runtime.supervisor import Supervisor
@@ -176,10 +178,7 @@ class Connector:
             backoff=backoff,
             is_fatal=is_fatal,
         )
-        self._inline_routes: Routes[Handler] = Routes()
-        # While a gateway does not read, the pool runs what inline handlers would have.
-        self._routes: Routes[Handler] = Routes(self._inline_routes)
-        self._handled: set[str] = set()
+        self._handlers = Handlers()
         self._board = StateBoard()
         self._wakeups: queue.SimpleQueue[int | None] = queue.SimpleQueue()
         self._lock = threading.Lock()  # guards _supervisor, _stopped and registration
@@ -210,16 +209,18 @@ class Connector:
 
     # Handlers
 
-    def method(self, path: str, *, inline: bool = False) -> Callable[[H], H]:
+    def method(self, path: str, *, inline: bool = False, replace: bool = False) -> Callable[[H], H]:
         """Decorate the handler of one method; see :meth:`add_method`."""
 
         def register(handler: H) -> H:
-            self.add_method(path, handler, inline=inline)
+            self.add_method(path, handler, inline=inline, replace=replace)
             return handler
 
         return register
 
-    def add_method(self, path: str, handler: Handler, *, inline: bool = False) -> None:
+    def add_method(
+        self, path: str, handler: Handler, *, inline: bool = False, replace: bool = False
+    ) -> None:
         """Handle one method, ``/package.Service/Method``, and register its service.
 
         ``handler(request)`` returns bytes, a protobuf message, a :class:`Response` or ``None``,
@@ -230,30 +231,27 @@ class Connector:
         its cost. A handler that breaks the promise holds up its whole connection, and is named in
         the log.
 
+        ``replace`` lets it take the place of a handler of the same method, inline or not, if there
+        is one. Requests that come from then on meet the new one, and so do those that still wait
+        for a worker; those that run already end as they began.
+
         Raises :class:`ConfigurationError` for a bad path, a second handler of one method, or a
         new service after the start.
         """
-        try:
-            service, method = split_method_path(path)
-            named = method.isprintable() and not any(map(str.isspace, method))
-        except (ValueError, AttributeError, TypeError):
-            named = False
-        if not named:
-            refuse("path", path, "not a method path", "write /package.Service/Method")
-        routes = self._inline_routes if require_flag("inline", inline) else self._routes
-        self._add(service, f"/{service}/{method}", handler, routes.add_method)
+        service, key = require_method_path(path)
+        add = partial(self._handlers.add_method, key, handler, inline=inline, replace=replace)
+        self._add(service, handler, add)
 
-    def add_service(self, name: str, handler: Handler) -> None:
+    def add_service(self, name: str, handler: Handler, *, replace: bool = False) -> None:
         """Handle every method of a service that has no handler of its own.
 
         Its child services too: a gateway resolves ``a.B.C`` to ``a.B`` when only that is
         registered. Otherwise as :meth:`add_method`.
         """
-        self._add(name, name, handler, self._routes.add_service)
+        add = partial(self._handlers.add_service, name, handler, replace=replace)
+        self._add(name, handler, add)
 
-    def _add(
-        self, service: str, key: str, handler: Handler, add: Callable[[str, Handler], None]
-    ) -> None:
+    def _add(self, service: str, handler: Handler, add: Callable[[], None]) -> None:
         require_service_name("service", service)
         if not callable(handler):
             refuse("handler", handler, "not callable", "give a function of the request")
@@ -262,10 +260,7 @@ class Connector:
             supervisor = self._supervisor
             if supervisor is not None and service not in supervisor.services:
                 refuse("service", service, "is new after the start", "add it before start()")
-            if key in self._handled:
-                refuse("handler of", key, "there is one already", "register each handler once")
-            self._handled.add(key)
-            add(key, handler)
+            add()
 
     # Lifecycle
 
@@ -437,19 +432,19 @@ class Connector:
             self._refuse_fork()
             if self._supervisor is not None or self._stopped:
                 raise RevconnError("a connector starts once; make a new one")
-            named = (*self._routes.services(), *self._inline_routes.services())
+            named = self._handlers.services()
             services = tuple(dict.fromkeys((*self._options.services, *named)))
             if not services:
                 refuse("services", (), "nothing to serve", "add a handler, or name the services")
             self._supervisor = Supervisor(
                 self._options,
                 self._transport,
-                self._routes,
-                self._inline_routes,
+                self._handlers,
                 services,
                 self._board,
                 on_end=self._end,
             )
+        _claims.claim(self, map(str, self._options.targets), services)
         atexit.register(self._stop_at_exit)
         return self._supervisor
 
@@ -471,6 +466,7 @@ class Connector:
 
     def _end(self) -> None:
         atexit.unregister(self._stop_at_exit)
+        _claims.release(self)
         self._wakeups.put(None)
 
     def _forsake(self) -> None:
@@ -486,6 +482,7 @@ class Connector:
 
     def _end_idle(self) -> Supervisor | None:
         """The supervisor to end; without one the connector is closed right here."""
+        _claims.release(self)
         with self._lock:
             self._stopped = True
             if self._supervisor is not None:
@@ -508,9 +505,11 @@ class Connector:
 
 
 _connectors: weakref.WeakSet[Connector] = weakref.WeakSet()
+_claims = Claims()
 
 
 def _after_fork_in_child() -> None:
+    _claims.forsake()
     for connector in _connectors:
         connector._forsake()
 

@@ -58,29 +58,36 @@ class Wanted(NamedTuple):
 
 
 class Routes(Generic[T]):
-    """Handlers by method, and catch-alls by service. Not thread-safe: the owner guards it.
+    """Handlers by method, and catch-alls by service.
 
-    :param others: whose handlers are found too, before a catch-all is.
+    Changes need a lock of the owner's; :meth:`find` may be called by any thread meanwhile.
     """
 
-    def __init__(self, others: Routes[T] | None = None) -> None:
-        self._others = others
+    def __init__(self) -> None:
         self._methods: dict[str, T] = {}
         self._services: dict[str, T] = {}
 
-    def add_method(self, path: str, handler: T) -> None:
-        """Register one method. Raises :class:`ValueError` for a bad path or a second handler."""
+    def add_method(self, path: str, handler: T, *, replace: bool = False) -> None:
+        """Register one method. Raises :class:`ValueError` for a bad path.
+
+        For a second handler too, unless it is to ``replace`` the first.
+        """
         service, method = split_method_path(path)
         key = f"/{service}/{method}"
-        if key in self._methods:
+        if key in self._methods and not replace:
             raise ValueError(f"{path} already has a handler")
         self._methods[key] = handler
 
-    def add_service(self, service: str, handler: T) -> None:
-        """Register a catch-all. Raises :class:`ValueError` for a second one."""
-        if service in self._services:
+    def add_service(self, service: str, handler: T, *, replace: bool = False) -> None:
+        """Register a catch-all. Raises :class:`ValueError` for a second one, as above."""
+        if service in self._services and not replace:
             raise ValueError(f"{service} already has a handler")
         self._services[service] = handler
+
+    def discard_method(self, path: str) -> None:
+        """Have one method no longer, if there is one of that path."""
+        service, method = split_method_path(path)
+        self._methods.pop(f"/{service}/{method}", None)
 
     def __bool__(self) -> bool:
         return bool(self._methods or self._services)
@@ -103,8 +110,6 @@ class Routes(Generic[T]):
         except ValueError:
             return None
         exact = self._methods.get(f"/{service}/{method}")
-        if exact is None and self._others:
-            exact = self._others.find(path)
         if exact is not None:
             return exact
         for name in lookup_order(service):

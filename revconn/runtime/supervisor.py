@@ -10,14 +10,14 @@ from typing import Callable
 
 from revconn.config import Options
 from revconn.core.protocol import Arrival
-from revconn.core.routing import Routes
 from revconn.exceptions import RevconnError
 from revconn.logger import get_logger
 from revconn.runtime.dispatch import Dispatcher
 from revconn.runtime.executor import DaemonExecutor
-from revconn.runtime.handlers import Answering, Handler
+from revconn.runtime.handlers import Answering
 from revconn.runtime.inline import InlineRunner
 from revconn.runtime.link import Link
+from revconn.runtime.registered import Handlers
 from revconn.runtime.runs import Runs
 from revconn.runtime.state import State, StateBoard, combine
 from revconn.runtime.threads import in_background, is_own_thread, own_thread
@@ -49,8 +49,7 @@ class Supervisor:
         self,
         options: Options,
         transport: Callable[[Target], Transport],
-        routes: Routes[Handler],
-        inline_routes: Routes[Handler],
+        handlers: Handlers,
         services: tuple[str, ...],
         board: StateBoard,
         on_end: Callable[[], None],
@@ -68,7 +67,7 @@ class Supervisor:
         runs = Runs()
         self.unanswered = Unanswered()
         self._dispatcher = Dispatcher(
-            Answering(routes, options.max_message_bytes),
+            Answering(handlers.all, options.max_message_bytes),
             executor,
             runs,
             self.unanswered,
@@ -78,7 +77,7 @@ class Supervisor:
             on_relief=self._relieve,
         )
         self._inline = InlineRunner(
-            inline_routes, Answering(inline_routes, options.max_message_bytes), runs
+            handlers.inline, Answering(handlers.inline_ever, options.max_message_bytes), runs
         )
         self._watchdog = self._make_watchdog(runs, options.slow_handler_after)
         self._lock = threading.Lock()

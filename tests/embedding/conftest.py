@@ -13,6 +13,7 @@ import pytest
 
 from revconn.testing import TestGateway
 from tests.support.apps import TIMEOUT, App
+from tests.support.recipes import Recipe
 from tests.support.waiting import eventually
 
 KEY = "the-right-key"
@@ -50,9 +51,14 @@ class EmbeddingGateway:
         (connection,) = self._gateway.connections()
         return connection.heartbeat_age
 
+    @property
+    def serving(self) -> set[str]:
+        """The ids of the connections that get requests: not of those that leave."""
+        return {connection.connection_id for connection in self._gateway.connections()}
+
     def wait_serving(self, count: int) -> None:
-        """Wait for so many connections that get requests: not those that leave."""
-        eventually(lambda: len(self._gateway.connections()) == count, TIMEOUT)
+        """Wait for so many connections that get requests."""
+        eventually(lambda: len(self.serving) == count, TIMEOUT)
 
     def wait_connections(self, count: int, app: App | None = None) -> None:
         try:
@@ -65,6 +71,12 @@ class EmbeddingGateway:
 @pytest.fixture
 def gateway(make_revconn_gateway: Callable[..., TestGateway]) -> EmbeddingGateway:
     return EmbeddingGateway(make_revconn_gateway(api_key=KEY))
+
+
+@pytest.fixture
+def recipe(gateway: EmbeddingGateway) -> Callable[[str], Recipe]:
+    """``recipe(page)``: what a page of the documentation shows, for this gateway."""
+    return lambda page: Recipe(page, target=gateway.address, api_key=KEY)
 
 
 @pytest.fixture

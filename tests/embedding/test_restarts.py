@@ -91,11 +91,6 @@ class Load:
         return all(call.done() for call in self.in_hand)
 
 
-@pytest.fixture
-def recipe(gateway: EmbeddingGateway) -> Callable[[str], Recipe]:
-    return lambda page: Recipe(page, target=gateway.address, api_key=KEY)
-
-
 SCRIPT = """\
 import atexit
 import signal
@@ -215,6 +210,31 @@ application = answer_health
         app.hears("graceful shutdown triggered")
         tmp_path.joinpath("busy").unlink()
         app.wait()
+
+
+ASYNC = """
+@connector.method("/orders.Orders/Slow", replace=True)
+def slow_as_the_loop_is(request):
+    slow(request)
+    finishing = asyncio.run_coroutine_threadsafe(asyncio.sleep(0.1, b"slow"), app.state.loop)
+    return finishing.result(10)
+"""
+
+
+def test_uvicorn_at_sigterm_though_handlers_wait_for_its_loop(
+    start_app: Callable[..., App],
+    gateway: EmbeddingGateway,
+    recipe: Callable[[str], Recipe],
+    tmp_path: Path,
+) -> None:
+    needs("fastapi")
+    needs("uvicorn")
+    page = recipe("howto/asyncio.md")
+    page.write("api.py", tmp_path, HANDLERS + ASYNC)
+    app = start_app(page.command("uvicorn"))
+    gateway.wait_connections(1, app)
+    with Load(gateway, app):
+        app.stop()
 
 
 def test_celery_at_sigterm(

@@ -12,6 +12,7 @@ __all__ = ["Recipe"]
 
 _DOCS = Path(__file__).resolve().parents[2] / "docs"
 _FILE_NAME = re.compile(r"# (?P<name>[\w./]+\.py)\n")
+_PORT = re.compile(r"\b8000\b")
 _STARTS = re.compile(r"^(?:connector\.start\(|with connector:)", re.MULTILINE)
 
 
@@ -24,9 +25,7 @@ class Recipe:
 
     def write(self, name: str, directory: Path, handlers: str = "", *, number: int = 0) -> None:
         """Put a file of that name where it is needed; of several on the page the one numbered."""
-        text = self._texts(name)[number]
-        for shown, real in self._settings.items():
-            text = text.replace(shown, real)
+        text = self._real(self._texts(name)[number])
         starts = _STARTS.search(text)
         at = starts.start() if starts else len(text)
         directory.joinpath(name).write_text(f"{text[:at]}{handlers}{text[at:]}")
@@ -38,8 +37,18 @@ class Recipe:
                 for line in block.text.splitlines():
                     if line.startswith(f"$ {program} "):
                         words = shlex.split(line[2:], comments=True)
-                        return [word.replace("127.0.0.1:8000", "127.0.0.1:0") for word in words]
+                        return [_PORT.sub("0", word) for word in words]
         raise LookupError(f"no command {program!r}")
+
+    def cells(self, text: str) -> list[str]:
+        """The blocks of Python that are no files and contain ``text``."""
+        shown = [block.text for block in self._blocks if block.language == "python"]
+        return [self._real(each) for each in shown if text in each and not _FILE_NAME.match(each)]
+
+    def _real(self, text: str) -> str:
+        for shown, real in self._settings.items():
+            text = text.replace(shown, real)
+        return text
 
     def _texts(self, name: str) -> list[str]:
         named = [(_FILE_NAME.match(block.text), block.text) for block in self._blocks]
