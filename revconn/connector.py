@@ -9,7 +9,6 @@ import threading
 import weakref
 from collections.abc import Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass
 from functools import partial
 from types import TracebackType
 from typing import Any, Callable, TypeVar
@@ -24,7 +23,7 @@ from revconn.runtime.failures import is_fatal as default_is_fatal
 from revconn.runtime.handlers import Handler
 from revconn.runtime.registered import Handlers, require_method_path
 from revconn.runtime.signals import obey_signals, signals_into
-from revconn.runtime.state import State, StateBoard
+from revconn.runtime.state import LinkStatus, State, StateBoard
 from revconn.runtime.supervisor import Supervisor
 from revconn.runtime.threads import aside, is_own_thread
 from revconn.target import Target, parse_targets
@@ -45,31 +44,6 @@ logger = get_logger(__name__)
 H = TypeVar("H", bound=Handler)
 
 _HELD_UP = 10.0  # seconds; all that closing takes beyond its timeout is less
-
-
-@dataclass(frozen=True)
-class LinkStatus:
-    """What one link is doing: its gateway's address, its state, its id while it has one.
-
-    ``last_error`` says why there is no connection, in the log's words: of the last attempt, of the
-    loss, or of what ended the link. It is ``None`` while there is a connection, and before the
-    first failure. ``next_attempt_in`` is in how many seconds (counted when ``links`` was read) the
-    next attempt is due, ``None`` while none is waited for.
-    """
-
-    target: str
-    state: State
-    connection_id: str | None
-    last_error: str | None = None
-    next_attempt_in: float | None = None
-
-    def _trouble(self) -> str:
-        """Such as ``; a:1: Connection refused; next attempt in 0.7 s``; nothing if all is well."""
-        if self.last_error is None:
-            return ""
-        due = self.next_attempt_in
-        following = "" if due is None else f"; next attempt in {due:.1f} s"
-        return f"; {self.target}: {self.last_error}{following}"
 
 
 class Connector:

@@ -7,12 +7,13 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterable
+from dataclasses import dataclass
 from enum import Enum
 from typing import Callable
 
 from revconn.logger import get_logger
 
-__all__ = ["State", "StateBoard", "combine"]
+__all__ = ["LinkStatus", "State", "StateBoard", "combine"]
 
 logger = get_logger(__name__)
 
@@ -35,6 +36,31 @@ def combine(states: Iterable[State]) -> State:
         if state in present:
             return state
     return State.CLOSED
+
+
+@dataclass(frozen=True)
+class LinkStatus:
+    """What one link is doing: its gateway's address, its state, its id while it has one.
+
+    ``last_error`` says why there is no connection, in the log's words: of the last attempt, of the
+    loss, or of what ended the link. It is ``None`` while there is a connection, and before the
+    first failure. ``next_attempt_in`` is in how many seconds (counted when ``links`` was read) the
+    next attempt is due, ``None`` while none is waited for.
+    """
+
+    target: str
+    state: State
+    connection_id: str | None
+    last_error: str | None = None
+    next_attempt_in: float | None = None
+
+    def _trouble(self) -> str:
+        """Such as ``; a:1: Connection refused; next attempt in 0.7 s``; nothing if all is well."""
+        if self.last_error is None:
+            return ""
+        due = self.next_attempt_in
+        following = "" if due is None else f"; next attempt in {due:.1f} s"
+        return f"; {self.target}: {self.last_error}{following}"
 
 
 class StateBoard:
