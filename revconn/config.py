@@ -36,7 +36,8 @@ class TLS:
     Each of ``ca``, ``cert`` and ``key`` is a path to a PEM file, or the PEM itself as bytes.
     Files are read again for every connection, so renewed certificates are picked up.
 
-    :param ca: the authorities to trust instead of the system's.
+    :param ca: whom to trust instead of the system's authorities: roots, the one that issued the
+        gateway's certificate, or that certificate itself.
     :param cert: the client's certificate chain, for mutual TLS.
     :param key: its private key.
     :param server_name: the name to expect in the gateway's certificate instead of the target's

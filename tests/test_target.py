@@ -120,6 +120,7 @@ def test_what_is_no_address_is_refused_with_its_problem_and_a_remedy(
         "[::1]:1",
         "unix:/s",
         "dns:///localhost:1",
+        "localhost.:1",
     ],
 )
 def test_an_address_that_cannot_leave_the_machine_is_loopback(text: str) -> None:
@@ -140,13 +141,28 @@ def test_any_other_address_is_not_loopback(text: str) -> None:
         ("gateway:443", "gateway:443"),
         ("[::1]:443", "[::1]:443"),
         ("dns:///gateway:443", "gateway:443"),
+        ("Gateway.example.com.:443", "gateway.example.com:443"),
+        ("[2001:DB8:0::1]:443", "[2001:db8::1]:443"),
+        ("[fe80::1%eth0]:443", "[fe80::1]:443"),
         ("unix:/run/gateway.sock", "localhost"),
     ],
 )
-def test_the_authority_is_host_and_port_or_localhost_for_a_socket(
+def test_the_authority_is_host_and_port_as_certificates_have_them_or_localhost_for_a_socket(
     text: str, authority: str
 ) -> None:
     assert Target.parse(text).authority == authority
+
+
+@pytest.mark.parametrize(
+    ("text", "destination"),
+    [
+        ("Gateway.example.com.:443", "Gateway.example.com.:443"),
+        ("dns:///gateway:443", "gateway:443"),
+        ("[fe80::1%eth0]:443", "[fe80::1]:443"),
+    ],
+)
+def test_a_proxy_is_asked_for_what_was_given_without_the_zone(text: str, destination: str) -> None:
+    assert Target.parse(text).destination == destination
 
 
 @pytest.mark.parametrize(

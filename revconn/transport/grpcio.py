@@ -299,6 +299,11 @@ _EXPLANATIONS = (
     ("certificate has expired", "the gateway's certificate has expired"),
     ("certificate is not yet valid", "the gateway's certificate is not yet valid"),
     ("local issuer", "the gateway's certificate is signed by an unknown authority"),
+    (
+        "certificate signature failure",
+        "the gateway's certificate is signed by another key of that authority: give its new"
+        " certificate as TLS(ca=...)",
+    ),
     ("self-signed", "the gateway's certificate is signed by an unknown authority"),
     ("self signed", "the gateway's certificate is signed by an unknown authority"),
     ("CERTIFICATE_VERIFY_FAILED", _NOT_TRUSTED),  # all that older releases say

@@ -6,12 +6,15 @@ import os
 import ssl
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 from revconn.config import TLS, PathOrPEM
 from revconn.validation import refuse
 
 __all__ = ["NO_HTTP2", "client_context", "explain"]
+
+_DESCRIPTORS = "/proc/self/fd"
+_PARTIAL_CHAIN = ssl.VerifyFlags(0x80000)  # it has a name since Python 3.10
 
 
 def client_context(tls: TLS) -> ssl.SSLContext:
@@ -27,6 +30,10 @@ def client_context(tls: TLS) -> ssl.SSLContext:
     else:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         _trust(context, ca, tls)
+    # As grpcio has it: whatever certificate is trusted need not be a root, and an old authority's
+    # need not be as RFC 5280 wants it, which Python checks since 3.13.
+    context.verify_flags |= _PARTIAL_CHAIN
+    context.verify_flags &= ~ssl.VERIFY_X509_STRICT
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.options |= getattr(ssl, "OP_NO_RENEGOTIATION", 0)  # HTTP/2 forbids it
     context.set_alpn_protocols(["h2"])
@@ -52,7 +59,7 @@ def _load_pair(context: ssl.SSLContext, cert: PathOrPEM, key: PathOrPEM) -> None
         )
 
     try:
-        with _as_file(cert) as cert_path, _as_file(key) as key_path:
+        with _as_file("cert", cert) as cert_path, _as_file("key", key) as key_path:
             context.load_cert_chain(cert_path, key_path, password=encrypted)
     except OSError as error:
         problem = "do not belong together, or hold no usable certificate and key"
@@ -61,18 +68,40 @@ def _load_pair(context: ssl.SSLContext, cert: PathOrPEM, key: PathOrPEM) -> None
 
 
 @contextmanager
-def _as_file(source: PathOrPEM) -> Iterator[str | os.PathLike[str]]:
+def _as_file(name: str, source: PathOrPEM) -> Iterator[str | os.PathLike[str]]:
     """Python's ssl takes a certificate from a file only."""
     if not isinstance(source, bytes):
         yield source
         return
-    descriptor, path = tempfile.mkstemp(prefix="revconn-")
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(source)
+    with _in_memory(source) as path:
+        if path is not None:
+            yield path
+            return
+    with ExitStack() as cleanup:
+        try:
+            descriptor, path = tempfile.mkstemp(prefix="revconn-")
+            cleanup.callback(os.unlink, path)
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(source)
+        except OSError as error:
+            problem = f"has to be in a file, and cannot be written to one: {error.strerror}"
+            refuse(f"TLS({name}=)", None, problem, "give a path, or set TMPDIR")
         yield path
-    finally:
-        os.unlink(path)
+
+
+@contextmanager
+def _in_memory(content: bytes) -> Iterator[str | None]:
+    """The path of a file that is on no disk; ``None`` where the system has no such files."""
+    try:
+        descriptor = os.memfd_create("revconn")
+    except (AttributeError, OSError):  # not Linux, or it is forbidden
+        yield None
+        return
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(content)
+        file.flush()
+        path = f"{_DESCRIPTORS}/{descriptor}"
+        yield path if os.path.exists(path) else None
 
 
 def _shown(source: PathOrPEM | None) -> str | None:
@@ -86,8 +115,23 @@ _TOO_OLD = "the gateway's TLS is too old: it has to speak TLS 1.2 or newer"
 _UNTRUSTED = "the gateway's certificate is signed by an unknown authority: give that as TLS(ca=...)"
 _REFUSED = "the gateway refused the client certificate"
 
+_NO_AUTHORITY = (
+    "the certificate that signed the gateway's does not say that it may: it has to be renewed with"
+    " basicConstraints CA:TRUE; or give the gateway's own certificate as TLS(ca=...)"
+)
+_TOO_WEAK = (
+    "the gateway's certificate or its authority's is too weak: it has to be renewed; a context of"
+    ' your own may allow it, TLS(ssl_context=...) with set_ciphers("DEFAULT:@SECLEVEL=0")'
+)
+_TOO_STRICT = (
+    "your ssl_context has certificates checked more strictly than the gateway's is:"
+    " ssl_context.verify_flags &= ~ssl.VERIFY_X509_STRICT"
+)
+
 _VERIFY_CODES = {
     2: _UNTRUSTED,
+    7: "the gateway's certificate is signed by another key of that authority: give its new"
+    " certificate as TLS(ca=...)",
     9: "the gateway's certificate is not yet valid: check this machine's clock",
     10: "the gateway's certificate has expired: it has to be renewed",
     18: "the gateway's certificate is self-signed: if you trust it, give it as TLS(ca=...)",
@@ -98,6 +142,10 @@ _VERIFY_CODES = {
     " TLS(server_name=...)",
     64: "the gateway's certificate is for another address: use its name as the target, or give"
     " TLS(server_name=...)",
+    24: _NO_AUTHORITY,  # OpenSSL 1.1.1
+    79: _NO_AUTHORITY,
+    **dict.fromkeys((66, 67, 68), _TOO_WEAK),
+    **dict.fromkeys(range(80, 94), _TOO_STRICT),
 }
 
 _REASONS = (

@@ -3,27 +3,25 @@
 from __future__ import annotations
 
 import datetime
+import os
 import pathlib
 import socket
 import ssl
-import warnings
 from typing import Callable
 
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
+from cryptography.hazmat.primitives import serialization
 
 from revconn import TLS, ConfigurationError
 from revconn.core.status import StatusCode
 from revconn.transport.base import StreamEnded
-from revconn.transport.http2.tls import explain
+from revconn.transport.http2.tls import client_context, explain
 from tests.support.certificates import Authority
 from tests.support.descriptors import open_descriptors
 from tests.support.http2_client import Client
 from tests.support.scripted_http2 import Http2Peer, ScriptedHttp2
 from tests.support.threads import TIMEOUT, in_thread
+from tests.transport.tls_cases import Papers
 
 MIB = 1 << 20
 NOW = datetime.datetime.now(datetime.timezone.utc)
@@ -34,6 +32,11 @@ DAY = datetime.timedelta(days=1)
 def stranger() -> Authority:
     """An authority that nobody here trusts."""
     return Authority()
+
+
+@pytest.fixture(scope="module")
+def papers() -> Papers:
+    return Papers()
 
 
 @pytest.fixture
@@ -123,49 +126,29 @@ def test_an_end_with_or_without_tls_own_goodbye_is_an_end(
     assert secured.client.end().details == "the gateway closed the connection"
 
 
-def test_the_certificates_name_may_be_another_than_the_targets(serve, authority) -> None:
-    context = authority.server_context("gateway.example.com")
-    serve(context, TLS(ca=authority.pem, server_name="gateway.example.com")).open()
-
-
 def test_an_authority_of_the_systems_is_trusted_by_default(serve, authority, tmp_path, monkeypatch):
     monkeypatch.setenv("SSL_CERT_FILE", str(authority.write(tmp_path / "system.pem")))
     serve(authority.server_context(), TLS()).open()
 
 
-@pytest.mark.parametrize("as_file", [True, False])
-def test_a_client_certificate_is_shown_to_a_gateway_that_asks(
-    serve, authority, stranger, tmp_path, as_file: bool
+def test_an_old_companys_authority_among_the_systems_is_trusted_too(
+    serve, papers, tmp_path, monkeypatch
 ) -> None:
-    key, cert = stranger.issue("client@example.com")
-    if as_file:
-        (tmp_path / "key.pem").write_bytes(key)
-        (tmp_path / "cert.pem").write_bytes(cert)
-        tls = TLS(ca=authority.pem, cert=tmp_path / "cert.pem", key=str(tmp_path / "key.pem"))
-    else:
-        tls = TLS(ca=authority.pem, cert=cert, key=key)
-    peer = serve(authority.server_context(clients=stranger), tls).open()
-    names = dict(peer.socket.getpeercert()["subjectAltName"])
-    assert names == {"email": "client@example.com"}
+    (tmp_path / "system.pem").write_bytes(papers.old.pem)
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "system.pem"))
+    context = papers.old_leaf.show(http2_context(), tmp_path)
+    serve(context, TLS(server_name="gateway.example.com")).open()
+
+
+def http2_context() -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.set_alpn_protocols(["h2"])
+    return context
 
 
 def test_a_bundle_with_comments_in_any_language_is_read(serve, authority) -> None:
     bundle = "# Főtanúsítvány\n".encode() + authority.pem + b"# \xff\n"
     serve(authority.server_context(), TLS(ca=bundle)).open()
-
-
-def test_certificates_that_changed_on_disk_are_used_by_the_next_connection(
-    new_client, authority, stranger, tmp_path
-) -> None:
-    file = stranger.write(tmp_path / "ca.pem")
-    with ScriptedHttp2(tls=authority.server_context()) as server:
-        client = new_client(server.address, tls=TLS(ca=file))
-        assert "unknown authority" in Secured(server, client).why_not()
-        authority.write(file)
-        again = Client(server.address, tls=client.transport.dialer._tls)
-        again.transport = client.transport
-        Secured(server, again).open()
-        again.close()
 
 
 # What does not, and what to do
@@ -187,130 +170,6 @@ def test_a_port_without_tls_is_said_to_be_one(new_client, server) -> None:
             opening.result(TIMEOUT)
         assert hint in raised.value.details
         assert "check the port, or give tls=False" in raised.value.details
-
-
-def test_an_unknown_authority_is_said_to_be_unknown(serve, authority, stranger) -> None:
-    details = serve(stranger.server_context(), TLS(ca=authority.pem)).why_not()
-    assert "signed by an unknown authority: give that as TLS(ca=...)" in details
-
-
-def test_a_self_signed_certificate_is_said_to_be_one(serve, authority, tmp_path) -> None:
-    pem = self_signed("127.0.0.1")
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    (tmp_path / "self.pem").write_bytes(pem)
-    context.load_cert_chain(tmp_path / "self.pem")
-    context.set_alpn_protocols(["h2"])
-    details = serve(context, TLS(ca=authority.pem)).why_not()
-    assert "is self-signed: if you trust it, give it as TLS(ca=...)" in details
-    certificate = pem[pem.index(b"-----BEGIN CERTIFICATE") :]
-    serve(context, TLS(ca=certificate, server_name="gateway.example.com")).open()
-
-
-def self_signed(name: str) -> bytes:
-    """A key and a certificate that vouches for itself, for gateway.example.com."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
-    certificate = (
-        x509.CertificateBuilder()
-        .subject_name(subject)
-        .issuer_name(subject)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(NOW - DAY)
-        .not_valid_after(NOW + DAY)
-        .add_extension(
-            x509.SubjectAlternativeName([x509.DNSName("gateway.example.com")]), critical=False
-        )
-        .sign(key, hashes.SHA256())
-    )
-    return key.private_bytes(
-        serialization.Encoding.PEM,
-        serialization.PrivateFormat.PKCS8,
-        serialization.NoEncryption(),
-    ) + certificate.public_bytes(serialization.Encoding.PEM)
-
-
-@pytest.mark.parametrize(
-    ("dates", "words"),
-    [
-        (
-            {"not_before": NOW - 2 * DAY, "not_after": NOW - DAY},
-            "has expired: it has to be renewed",
-        ),
-        (
-            {"not_before": NOW + DAY, "not_after": NOW + 2 * DAY},
-            "is not yet valid: check this machine's clock",
-        ),
-    ],
-)
-def test_a_certificate_out_of_its_time_is_said_to_be(serve, authority, dates, words: str) -> None:
-    context = authority.server_context("127.0.0.1", **dates)
-    assert words in serve(context, TLS(ca=authority.pem)).why_not()
-
-
-@pytest.mark.parametrize(
-    ("target", "words"),
-    [
-        ("localhost", "is for another name: check the target, or give TLS(server_name=...)"),
-        ("127.0.0.1", "is for another address: use its name as the target, or give TLS("),
-    ],
-)
-def test_a_certificate_for_another_name_is_said_to_be(
-    serve, authority, target: str, words: str
-) -> None:
-    context = authority.server_context("gateway.example.com")
-    assert words in serve(context, TLS(ca=authority.pem), target).why_not()
-
-
-@pytest.mark.parametrize(
-    ("version", "words"),
-    [
-        ("TLSv1_3", "demands a client certificate: give TLS(cert=..., key=...)"),
-        ("TLSv1_2", "broke off the handshake: does it demand TLS(cert=...)?"),
-    ],
-)
-def test_a_gateway_that_demands_a_client_certificate_is_said_to(
-    serve, authority, stranger, version: str, words: str
-) -> None:
-    context = only(version, authority.server_context(clients=stranger))
-    assert words in serve(context, TLS(ca=authority.pem)).why_not()
-
-
-@pytest.mark.parametrize("version", ["TLSv1_2", "TLSv1_3"])
-@pytest.mark.parametrize(
-    ("expired", "words"), [(False, "it does not know who signed it"), (True, "it has expired")]
-)
-def test_a_gateway_that_refuses_the_client_certificate_is_said_to(
-    serve, authority, stranger, version: str, expired: bool, words: str
-) -> None:
-    context = only(version, authority.server_context(clients=stranger))
-    if expired:
-        key, cert = stranger.issue("me@x.org", not_before=NOW - 2 * DAY, not_after=NOW - DAY)
-    else:
-        key, cert = authority.issue("me@example.com")
-    details = serve(context, TLS(ca=authority.pem, cert=cert, key=key)).why_not()
-    assert f"the gateway refused the client certificate: {words}" in details
-
-
-@pytest.mark.parametrize("protocols", [None, ["http/1.1"]])
-def test_a_gateway_without_http2_is_said_to_have_none(serve, authority, protocols) -> None:
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    authority._ca.issue_cert("127.0.0.1").configure_cert(context)
-    if protocols:
-        context.set_alpn_protocols(protocols)
-    details = serve(context, TLS(ca=authority.pem)).why_not()
-    assert "speaks TLS but not HTTP/2 (no ALPN h2): is there a web server in front?" in details
-
-
-def test_a_gateway_whose_tls_is_too_old_is_said_to_be(serve, authority) -> None:
-    context = authority.server_context()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)
-        context.minimum_version = ssl.TLSVersion.TLSv1
-        context.maximum_version = ssl.TLSVersion.TLSv1_1
-    context.set_ciphers("ALL:@SECLEVEL=0")
-    details = serve(context, TLS(ca=authority.pem)).why_not()
-    assert "the gateway's TLS is too old: it has to speak TLS 1.2 or newer" in details
 
 
 def test_a_tls_port_spoken_to_in_plaintext_is_said_to_be_one(new_client, authority) -> None:
@@ -438,6 +297,65 @@ def test_a_key_given_as_bytes_stays_on_disk_no_longer_than_it_is_read(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("in_files", "memory_files", "descriptors", "temporary_directory"),
+    [
+        pytest.param(True, False, False, False, id="files"),
+        pytest.param(False, True, True, False, id="memory"),
+        pytest.param(False, False, True, True, id="temporary files"),
+        pytest.param(False, True, False, True, id="temporary files, without /proc"),
+    ],
+)
+def test_a_pair_is_shown_whether_it_is_in_files_or_not(
+    serve,
+    papers: Papers,
+    tmp_path: pathlib.Path,
+    monkeypatch: pytest.MonkeyPatch,
+    in_files: bool,
+    memory_files: bool,
+    descriptors: bool,
+    temporary_directory: bool,
+) -> None:
+    if not memory_files:
+        monkeypatch.delattr("os.memfd_create", raising=False)
+    elif not hasattr(os, "memfd_create"):
+        pytest.skip("this system has no files in memory")
+    if not descriptors:
+        monkeypatch.setattr("revconn.transport.http2.tls._DESCRIPTORS", str(tmp_path / "nowhere"))
+    own = tmp_path / "own"
+    monkeypatch.setattr("tempfile.tempdir", str(own))
+    if temporary_directory:
+        own.mkdir()
+    cert: bytes | pathlib.Path = papers.client.pem
+    key: bytes | str = papers.client.key
+    if in_files:
+        cert, key = tmp_path / "cert.pem", str(tmp_path / "key.pem")
+        cert.write_bytes(papers.client.pem)
+        pathlib.Path(key).write_bytes(papers.client.key)
+    context = papers.leaf.show(http2_context(), tmp_path, papers.issuing)
+    context.verify_mode = ssl.CERT_REQUIRED
+    context.load_verify_locations(cadata=papers.root.pem.decode())
+    tls = TLS(ca=papers.root.pem, cert=cert, key=key, server_name="gateway.example.com")
+    before = open_descriptors()
+    client_context(tls)
+    assert open_descriptors() == before
+    peer = serve(context, tls).open()
+    assert dict(peer.socket.getpeercert()["subjectAltName"]) == {"DNS": "connector"}
+    assert not (temporary_directory and list(own.iterdir()))
+
+
+def test_a_pair_that_can_be_in_no_file_says_what_to_do(
+    new_client, papers: Papers, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr("os.memfd_create", raising=False)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "nowhere"))
+    tls = TLS(cert=papers.client.pem, key=papers.client.key)
+    assert refused(new_client("127.0.0.1:1", tls=tls)) == (
+        "TLS(cert=): has to be in a file, and cannot be written to one: No such file or directory;"
+        " give a path, or set TMPDIR"
+    )
+
+
 # A context of the user's
 
 
@@ -458,6 +376,16 @@ def test_a_context_of_the_users_may_refuse(serve, authority) -> None:
     context = ssl.create_default_context()
     details = serve(authority.server_context(), TLS(ssl_context=context)).why_not()
     assert "signed by an unknown authority" in details
+
+
+def test_a_context_of_the_users_that_is_too_strict_for_a_gateway_is_said_to_be(
+    serve, papers: Papers, tmp_path: pathlib.Path
+) -> None:
+    strict = ssl.create_default_context(cadata=papers.old.pem.decode())
+    strict.verify_flags |= ssl.VERIFY_X509_STRICT  # the default from Python 3.13 on
+    tls = TLS(ssl_context=strict, server_name="gateway.example.com")
+    details = serve(papers.old_leaf.show(http2_context(), tmp_path), tls).why_not()
+    assert "ssl_context.verify_flags &= ~ssl.VERIFY_X509_STRICT" in details
 
 
 def test_a_handshake_that_hangs_costs_no_connection(new_client, authority) -> None:
