@@ -63,6 +63,17 @@ def test_a_link_to_a_file_leads_somewhere(page: Path) -> None:
         assert (page.parent / path).exists(), f"{page.name}: {path}"
 
 
+def test_the_index_lists_every_page() -> None:
+    index = ROOT / "docs" / "index.md"
+    text = index.read_text(encoding="utf-8")
+    folded = {line for tree in re.findall(r"```{toctree}\n(.*?)```", text, re.S)
+              for line in tree.splitlines() if line and not line.startswith(":")}  # fmt: skip
+    pages = {page.relative_to(index.parent).as_posix() for page in index.parent.glob("**/*.md")}
+    pages.discard("index.md")
+    assert {f"{name}.md" for name in folded} == pages
+    assert set(_LINK.findall(text)) == pages
+
+
 class TestTheReadmes:
     def test_have_the_same_blocks(self) -> None:
         english, chinese = ([(b.language, b.text) for b in read_blocks(page)] for page in READMES)
