@@ -137,11 +137,15 @@ def _address_list(addresses: Sequence[Address]) -> str:
 
     IPv4 ones among IPv6 ones are written as IPv6, and connected to as IPv4 all the same.
     """
-    hosts = [(str(host).replace("%", "%25"), port) for _, (host, port, *_) in addresses]
+    hosts = [(_host(*place), place[1]) for _, place in addresses]
     if all(family == socket.AF_INET for family, _ in addresses):
         return "ipv4:" + ",".join(f"{host}:{port}" for host, port in hosts)
     mapped = [(host if ":" in host else f"::ffff:{host}", port) for host, port in hosts]
     return "ipv6:" + ",".join(f"[{host}]:{port}" for host, port in mapped)
+
+
+def _host(host: str, _port: int, _flow: int = 0, scope: int = 0) -> str:
+    return f"{host.partition('%')[0]}%25{scope}" if scope else host
 
 
 class _GrpcioStream(Stream):
