@@ -15,7 +15,7 @@ myst_enable_extensions = ["colon_fence", "deflist"]
 myst_heading_anchors = 3
 exclude_patterns = ["_build"]
 html_theme = "furo"
-lexers["log"] = TextLexer()
+lexers["log"] = lexers["haproxy"] = TextLexer()
 
 autodoc_preserve_defaults = True
 autodoc_typehints_format = "short"
