@@ -93,10 +93,9 @@ def _names(entry: str, target: Target) -> bool:
     address = ip_address(host)
     if address is not None:
         return _covers(entry, address)
-    name = entry.lower().rstrip(".")
-    if name.startswith("*."):
-        return host.endswith(name[1:])
-    name = name.lstrip(".")
+    if entry.startswith("*."):
+        return host.endswith(f".{bare_host(entry[2:])}")
+    name = bare_host(entry.lstrip("."))
     return bool(name) and f".{host}".endswith(f".{name}")
 
 

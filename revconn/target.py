@@ -69,7 +69,7 @@ class Target:
     @property
     def destination(self) -> str:
         """What a proxy is asked for. A zone means something on this machine only."""
-        return re.sub(r"%[^\]]*", "", self.address.rpartition("dns:///")[2])
+        return _in_ascii(re.sub(r"%[^\]]*", "", self.address.rpartition("dns:///")[2]))
 
     @property
     def place(self) -> tuple[str, int | None]:
@@ -116,6 +116,16 @@ def ip_address(host: str) -> IPAddress | None:
 
 
 def bare_host(host: str) -> str:
-    """A host as certificates know it: no zone, no final dot, and one spelling of an address."""
+    """A host as certificates know it: no zone, no final dot, ASCII, one spelling of an address."""
     address = ip_address(host.partition("%")[0])
-    return host.lower().rstrip(".") if address is None else str(address)
+    return _in_ascii(host).lower().rstrip(".") if address is None else str(address)
+
+
+def _in_ascii(name: str) -> str:
+    """An internationalized name as DNS has it, as resolvers and Python's ssl make it too."""
+    if name.isascii():
+        return name
+    try:
+        return name.encode("idna").decode()
+    except UnicodeError:
+        return name  # it does not resolve either

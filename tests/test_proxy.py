@@ -135,6 +135,8 @@ NO_PROXY = [
     ("ample.com", NAME, True),
     ("*ample.com", NAME, True),
     ("other.org", NAME, True),
+    ("bücher.example", "xn--bcher-kva.example:443", False),
+    ("*.example", "bücher.example:443", False),
     # a final dot, on either side
     ("gateway.example.com.", NAME, False),
     ("example.com.", "gateway.example.com.:443", False),

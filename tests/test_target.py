@@ -144,6 +144,8 @@ def test_any_other_address_is_not_loopback(text: str) -> None:
         ("Gateway.example.com.:443", "gateway.example.com:443"),
         ("[2001:DB8:0::1]:443", "[2001:db8::1]:443"),
         ("[fe80::1%eth0]:443", "[fe80::1]:443"),
+        ("bücher.example:443", "xn--bcher-kva.example:443"),
+        ("bücher..example:443", "bücher..example:443"),
         ("unix:/run/gateway.sock", "localhost"),
     ],
 )
@@ -159,6 +161,7 @@ def test_the_authority_is_host_and_port_as_certificates_have_them_or_localhost_f
         ("Gateway.example.com.:443", "Gateway.example.com.:443"),
         ("dns:///gateway:443", "gateway:443"),
         ("[fe80::1%eth0]:443", "[fe80::1]:443"),
+        ("Bücher.example.:443", "xn--bcher-kva.example.:443"),
     ],
 )
 def test_a_proxy_is_asked_for_what_was_given_without_the_zone(text: str, destination: str) -> None:

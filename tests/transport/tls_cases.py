@@ -36,6 +36,7 @@ class Papers:
     )
     weak = cached_property(lambda p: Certificate(NAME, issuer=p.root, rsa_bits=1024))
     # Names
+    international = cached_property(lambda p: Certificate("xn--bcher-kva.example", issuer=p.root))
     wildcard = cached_property(lambda p: Certificate("*.example.com", issuer=p.root))
     v4 = cached_property(lambda p: Certificate("192.0.2.1", issuer=p.root))
     v6 = cached_property(lambda p: Certificate("2001:db8::1", issuer=p.root))
@@ -143,6 +144,12 @@ CASES = [
     Case("a final dot in the name to expect", host="a.test", server_name=f"{NAME}."),
     Case("a name to expect instead of the target's", host="a.test", server_name=NAME),
     Case("a name to expect instead of an address", host="192.0.2.9", server_name=NAME),
+    Case(
+        "a name that is not ASCII",
+        chain="international",
+        host="bücher.example",
+        sni="xn--bcher-kva.example",
+    ),
     Case("a wildcard", chain="wildcard"),
     Case(
         "a wildcard for one label alone", chain="wildcard", host=f"a.{NAME}", refused=ANOTHER_NAME
