@@ -11,7 +11,7 @@ from types import FrameType
 from typing import Any, NoReturn
 
 from revconn.cli.api_keys import KEYS_VARIABLE, KeySources
-from revconn.cli.logs import add_log_format, add_log_level, set_up_logging
+from revconn.cli.logs import add_log_format, add_log_level, announce, set_up_logging
 from revconn.exceptions import ConfigurationError
 from revconn.gateway import Gateway, ServerTLS
 from revconn.logger import get_logger
@@ -198,7 +198,13 @@ def run(arguments: argparse.Namespace) -> int:
     hangups = [signal.SIGHUP] if hasattr(signal, "SIGHUP") else []
     with signals_into(wakeups, hangups), gateway:
         with signals_into(wakeups):
-            print(f"gateway listening on {gateway.address}", flush=True)
+            announce(
+                f"gateway listening on {gateway.address}",
+                __name__,
+                arguments.log_format,
+                event="listening",
+                address=gateway.address,
+            )
             obey_signals(
                 wakeups,
                 drain=lambda: wakeups.put(None),

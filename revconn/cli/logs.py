@@ -1,4 +1,4 @@
-"""Log lines of the commands that run on, on stderr: as text, or as JSON for machines."""
+"""What the commands that run on say: as text, or as JSON for machines."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import re
 import sys
 from typing import NamedTuple
 
-__all__ = ["LogLine", "add_log_format", "add_log_level", "set_up_logging"]
+__all__ = ["LogLine", "add_log_format", "add_log_level", "announce", "set_up_logging"]
 
 _FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 _LINE = re.compile(r"\S+ \S+ (?P<level>[A-Z]+) (?P<logger>[\w.]+): (?P<message>.*)")
@@ -42,6 +42,15 @@ def set_up_logging(level: str, log_format: str = "text") -> None:
     handler.setFormatter(_JSONFormatter() if log_format == "json" else logging.Formatter(_FORMAT))
     logging.basicConfig(level=level.upper(), handlers=[handler])
     logging.getLogger("hpack").setLevel(logging.INFO)  # it would log every byte of every header
+
+
+def announce(message: str, logger: str, log_format: str, **facts: str) -> None:
+    """Say on stdout what whoever started the command waits for; as JSON, with its facts."""
+    if log_format == "json":
+        record = logging.LogRecord(logger, logging.INFO, "", 0, message, None, None)
+        vars(record).update(facts)
+        message = _JSONFormatter().format(record)
+    print(message, flush=True)
 
 
 class _JSONFormatter(logging.Formatter):

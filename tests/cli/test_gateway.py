@@ -270,9 +270,13 @@ def test_the_log_may_be_json(run, connect) -> None:
     connect(command, "key", "echo.Echo")
     command.signal(signal.SIGTERM)
     assert command.wait() == 0
-    lines = [json.loads(line) for line in command.lines if not line.startswith(LISTENING)]
+    lines = [json.loads(line) for line in command.lines]
+    (listening,) = [line for line in lines if line.get("event") == "listening"]
+    assert listening["message"] == f"{LISTENING}{address(command)}"
+    assert listening["address"] == address(command)
+    assert {"time", "level", "logger"} < set(listening)
     assert {"time", "level", "logger", "message"} <= set.intersection(*map(set, lines))
-    events = [line for line in lines if "event" in line]
+    events = [line for line in lines if "connection_id" in line]
     assert [event["event"] for event in events] == ["connected", "ended"]
     assert {(event["key"], *event["services"]) for event in events} == {(1, "echo.Echo")}
     assert events[1]["reason"] == "the gateway is stopping"
