@@ -9,6 +9,7 @@ import grpc
 import grpc.aio
 
 from revconn.core.status import StatusCode
+from revconn.gateway.arrivals import Arrivals
 from revconn.gateway.statuses import fail
 
 __all__ = ["STOPPING", "Door"]
@@ -24,8 +25,9 @@ class Door(grpc.GenericRpcHandler):
     It belongs to the gateway's thread.
     """
 
-    def __init__(self, behind: grpc.GenericRpcHandler) -> None:
+    def __init__(self, behind: grpc.GenericRpcHandler, arrivals: Arrivals) -> None:
         self._behind = behind
+        self._arrivals = arrivals
         self._is_closed = False
         self.inside = 0
 
@@ -42,6 +44,7 @@ class Door(grpc.GenericRpcHandler):
         behind = handler.stream_stream or handler.stream_unary
 
         async def enter(messages: AsyncIterator[bytes], context: Context) -> Any:
+            self._arrivals.called(context.peer)
             if self._is_closed:
                 return await fail(context, StatusCode.UNAVAILABLE, STOPPING)
             self.inside += 1

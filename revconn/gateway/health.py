@@ -67,6 +67,7 @@ class Health:
     async def _check(
         self, request: HealthCheckRequest, context: Context
     ) -> HealthCheckResponse | None:
+        self._shared.arrivals.called(context.peer)
         status = self._status(request.service)
         if status == HealthCheckResponse.SERVICE_UNKNOWN:
             problem = f"no connector serves {request.service[:200]}"
@@ -75,6 +76,7 @@ class Health:
         return HealthCheckResponse(status=status)
 
     async def _watch(self, request: HealthCheckRequest, context: Context) -> None:
+        self._shared.arrivals.called(context.peer)
         if len(self._watchers) >= self._shared.limits.max_pending:
             problem = f"{len(self._watchers):,} calls watch a service"
             refused = over_limit(self._shared.counters, "max_pending", problem)

@@ -2,28 +2,42 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+from typing import Any
+
 import grpc
+import grpc.aio
 from google.protobuf import descriptor_pool
 from google.protobuf.descriptor import FileDescriptor
 from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection, reflection_pb2
 
 from revconn._proto import registry_pb2
+from revconn.gateway.arrivals import Arrivals
 
 __all__ = ["reflection_handlers"]
+
+Context = grpc.aio.ServicerContext[Any, Any]
 
 _V1ALPHA = "grpc.reflection.v1alpha.ServerReflection"
 _V1 = "grpc.reflection.v1.ServerReflection"
 
 
-def reflection_handlers() -> tuple[grpc.GenericRpcHandler, ...]:
+def reflection_handlers(arrivals: Arrivals) -> tuple[grpc.GenericRpcHandler, ...]:
     """One for each version. Their messages are the same but for the package's name."""
     files = [module.DESCRIPTOR for module in (registry_pb2, health_pb2, reflection_pb2)]
     services = [name.full_name for file in files for name in file.services_by_name.values()]
     # asyncio's, by the name under which every release since 1.42 has it
     servicer = reflection.aio.ReflectionServicer(services, pool=_pool_of(files))
+
+    async def reflect(requests: AsyncIterator[Any], context: Context) -> AsyncIterator[Any]:
+        arrivals.called(context.peer)
+        responses: Any = servicer.ServerReflectionInfo(requests, context)
+        async for response in responses:
+            yield response
+
     method = grpc.stream_stream_rpc_method_handler(
-        servicer.ServerReflectionInfo,
+        reflect,
         reflection_pb2.ServerReflectionRequest.FromString,
         reflection_pb2.ServerReflectionResponse.SerializeToString,
     )

@@ -84,8 +84,10 @@ class Serving:
             "Register": grpc.stream_stream_rpc_method_handler(registrations.register),
         }
         proxy = Proxy(self.shared)
-        self._registration = Door(grpc.method_handlers_generic_handler(_SERVICE, handlers))
-        self._calls = Door(proxy)
+        self._registration = Door(
+            grpc.method_handlers_generic_handler(_SERVICE, handlers), shared.arrivals
+        )
+        self._calls = Door(proxy, shared.arrivals)
         self._deadline = math.inf  # on the loop's clock
         self._health, about = _introspection(self.shared)
         # Asked in this order: the proxy takes what nobody before it took.
@@ -105,13 +107,16 @@ class Serving:
     def _bind(self, address: str) -> int | None:
         tls = self._settings.tls
         # Kept: grpc calls back into them without holding them.
-        self._credentials = server_credentials(tls) if isinstance(tls, ServerTLS) else tls
+        self._credentials = self._follow(tls) if isinstance(tls, ServerTLS) else tls
         try:
             if self._credentials is None:
                 return self._server.add_insecure_port(address)
             return self._server.add_secure_port(address, self._credentials)
         except RuntimeError:  # which says no more than that it failed
             return None
+
+    def _follow(self, tls: ServerTLS) -> grpc.ServerCredentials:
+        return server_credentials(tls, self.shared.arrivals)
 
     async def stop(self, grace: float) -> None:
         """Take nothing new, give calls ``grace`` seconds to be answered, end everything."""
@@ -168,6 +173,7 @@ class Serving:
             for connection in self.registry.expired(time.monotonic(), timeout):
                 self._end_silent(connection, f"no heartbeat for {timeout:g} seconds")
             self.shared.backends.expire(time.monotonic(), timeout)
+            self.shared.arrivals.look(time.monotonic())
             self.shared.forwarding.relieve_stalled()
             self.end_withdrawn()  # of those, too, that were just registering when the keys changed
             await asyncio.sleep(min(LONGEST_EXPIRY_INTERVAL, timeout / 4))
@@ -192,7 +198,7 @@ def _introspection(
         logger.info("no health checks and no reflection: %s; pip install 'revconn[gateway]'", error)
         return None, ()
     health = Health(shared)
-    return health, (health.handler(), *reflection_handlers())
+    return health, (health.handler(), *reflection_handlers(shared.arrivals))
 
 
 def _most_calls(limits: Limits) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from revconn.gateway.arrivals import Arrivals
 from revconn.gateway.backends import Backends
 from revconn.gateway.counters import Counters
 from revconn.gateway.events import Events
@@ -39,6 +40,7 @@ class Shared:
         self.hooks = hooks or Hooks()
         self.counters = Counters()
         self.registry = Registry()
+        self.arrivals = Arrivals()
         self.journal = Journal(keys)
         self.backends = Backends(keys, limits, self.counters, self.journal, dials=dial_backends)
         self.forwarding = Forwarding(

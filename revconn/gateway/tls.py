@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import ssl
 import threading
+import time
 from dataclasses import dataclass
 from typing import Any, NoReturn, Union
 
 import grpc
 
 from revconn.exceptions import ConfigurationError
+from revconn.gateway.arrivals import Arrivals
 from revconn.logger import get_logger
 from revconn.validation import refuse, warn_of_readers
 
@@ -54,9 +56,9 @@ class ServerTLS:
         return tuple(None if path is None else _file_signature(path) for path in paths)
 
 
-def server_credentials(tls: ServerTLS) -> grpc.ServerCredentials:
+def server_credentials(tls: ServerTLS, arrivals: Arrivals) -> grpc.ServerCredentials:
     """Credentials that follow the files. Raises as :class:`ServerTLS` does."""
-    source = _Source(tls)
+    source = _Source(tls, arrivals)
     return grpc.dynamic_ssl_server_credentials(
         source.initial,
         source.fetch,  # type: ignore[arg-type]  # None, which grpc documents, its types forgot
@@ -67,14 +69,16 @@ def server_credentials(tls: ServerTLS) -> grpc.ServerCredentials:
 class _Source:
     """Where grpc asks for certificates, from any thread of its own, before each handshake."""
 
-    def __init__(self, tls: ServerTLS) -> None:
+    def __init__(self, tls: ServerTLS, arrivals: Arrivals) -> None:
         self._tls = tls
+        self._arrivals = arrivals
         self._lock = threading.Lock()  # guards _seen
         self._seen = tls._signature()
         self.initial = _load(tls)
 
     def fetch(self) -> grpc.ServerCertificateConfiguration | None:
         """What to use from now on; ``None`` to go on as before."""
+        self._arrivals.begun(time.monotonic())
         signature = self._tls._signature()
         with self._lock:
             if signature == self._seen:

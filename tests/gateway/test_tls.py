@@ -14,6 +14,7 @@ from cryptography.hazmat.primitives import serialization
 from revconn import TLS, Connector
 from revconn.exceptions import ConfigurationError
 from revconn.gateway import Gateway, ServerTLS
+from revconn.gateway.arrivals import Arrivals
 from revconn.gateway.tls import _Source
 from tests.support.certificates import Authority
 
@@ -112,7 +113,7 @@ def test_new_files_that_cannot_be_used_leave_the_old_ones_in_force(
 def test_grpc_is_given_certificates_only_when_they_have_changed(
     files, tmp_path, stranger, caplog
 ) -> None:
-    source = _Source(ServerTLS(*files))  # grpc asks it from threads of its own
+    source = _Source(ServerTLS(*files), Arrivals())  # grpc asks it from threads of its own
     assert source.fetch() is None
     stranger.issue_files(tmp_path)
     assert isinstance(source.fetch(), grpc.ServerCertificateConfiguration)
