@@ -10,6 +10,8 @@ from hyperframe.frame import DataFrame, WindowUpdateFrame
 
 from revconn import Connector
 from revconn._proto.registry_pb2 import ConnectionMessage, ConnectionStatus, ForwardRequest
+from revconn.core.answers import encode_response
+from revconn.core.large import LargeAnswer
 from tests.support.connectors import QUICK
 from tests.support.scripted_gateway import ScriptedGateway
 from tests.support.scripted_http2 import Http2Peer, ScriptedHttp2, message
@@ -75,6 +77,27 @@ def test_a_client_that_is_held_back_goes_on_reading_and_opens_its_own_window(
         peer.hears(WindowUpdateFrame)
     peer.open_window(100)
     assert peer.hears_message() == b"held back"
+
+
+def test_cancelling_what_piled_up_opens_our_window_while_the_peers_is_closed(
+    new_client, server, monkeypatch
+) -> None:
+    monkeypatch.setattr("revconn.core.outbound._LARGE_ROOM_BYTES", MIB)
+    client = new_client(server.address)
+    client.line.outbound.agree(MIB, chunks=True)
+    client.open()
+    peer = server.accept_stream({4: 0})
+    peer.ping()
+    client.outbox.put([LargeAnswer(encode_response("large", b""), None, bytes(5 * MIB))])
+    eventually(lambda: client.stream._engine.has_unsent)
+    peer.send(bytes(5 * MIB))
+    assert len(client.receive()[0]) == 5 * MIB
+    before = peer.window
+    peer.ping()
+    assert peer.window == before
+    client.outbox.withdraw({"large"})
+    while peer.window == before:
+        peer.hears(WindowUpdateFrame)
 
 
 def test_large_messages_travel_through_a_slow_window_unharmed(client, server) -> None:
