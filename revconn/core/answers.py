@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from revconn._proto.registry_pb2 import ConnectionMessage
 from revconn.core.framing import pack
 from revconn.core.status import StatusCode, encode_message, http_status, is_success, status_code
+from revconn.core.text import encodable
 
 __all__ = ["encode_failure", "encode_response"]
 
@@ -36,9 +37,10 @@ def encode_response(
     response.status_code = status
     response.payload = payload
     if headers:
-        response.headers.update(headers)
+        texts = {encodable(name): encodable(value) for name, value in headers.items()}
+        response.headers.update(texts)
     if error:
-        response.error_message = error
+        response.error_message = encodable(error)
     return message.SerializeToString()
 
 
@@ -56,6 +58,7 @@ def encode_failure(
 
     ``status`` defaults to the code's HTTP status.
     """
+    message = encodable(message)
     return encode_response(
         request_id,
         payload,

@@ -89,7 +89,8 @@ class Patience:
         self._refilled_at = now
         self._left = min(self._left - weight, _BURST)
         if self._left < 0:
-            raise ProtocolError("the gateway floods the connection with frames that carry nothing")
+            what = "what costs more than it brings"
+            raise ProtocolError(f"the gateway floods the connection with {what}")
 
 
 def _check(window: int) -> None:

@@ -26,6 +26,8 @@ _PREFIX = struct.Struct(">BI")
 _PREFIX_STARTS = (b"\x00", b"\x01")
 _LARGE = 16 << 10
 _HEAD = 4 << 10
+_USUAL_RATIO = 32  # what gzip makes of text and of most else
+_EXCESS_PER_WEIGHT = 64 << 10
 
 
 def is_framed(payload: bytes) -> bool:
@@ -161,6 +163,12 @@ class GzipInflater:
     def __init__(self, limit: int) -> None:
         self._limit = limit
         self._left = limit
+        self._excess = 0
+
+    def take_weight(self) -> int:
+        """What inflating since the last time cost beyond what the compressed bytes are worth."""
+        weight, self._excess = self._excess // _EXCESS_PER_WEIGHT, self._excess % _EXCESS_PER_WEIGHT
+        return weight
 
     def renew(self) -> None:
         """What was inflated so far is out of the way."""
@@ -178,4 +186,5 @@ class GzipInflater:
         if not inflater.eof or inflater.unused_data:
             raise ProtocolError("gzip message cut short, or followed by more")
         self._left -= len(data)
+        self._excess += max(0, len(data) - _USUAL_RATIO * len(message))
         return data

@@ -6,6 +6,7 @@ passed in, nothing blocks, nothing is shared: whoever owns a :class:`Conversatio
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import Enum
@@ -23,8 +24,9 @@ from revconn._proto.registry_pb2 import (
 from revconn.core.decoding import decode
 from revconn.core.errors import ProtocolError
 from revconn.core.features import CANCEL
+from revconn.core.reminders import Reminders
 from revconn.core.terms import Terms
-from revconn.core.text import presentable
+from revconn.core.text import Mask, presentable
 from revconn.logger import get_logger
 
 __all__ = ["Arrival", "Conversation", "Inbound", "Phase"]
@@ -85,6 +87,9 @@ class Conversation:
         self._asked: set[str] = set()
         self._last_heartbeat_left: float | None = None
         self._longest_gap = 0.0
+        self._mask = Mask("")
+        self._ignored = Reminders()
+        self._now = 0.0
 
     @property
     def established(self) -> bool:
@@ -104,6 +109,7 @@ class Conversation:
     def register(self, api_key: str, services: Iterable[str]) -> bytes:
         """The first message. ``connection_id`` stays empty: the gateway gives one."""
         self._require(self.phase is Phase.OPENED, "register")
+        self._mask = Mask(api_key)
         message = ConnectionMessage(register=ConnectionRegister(api_key=api_key, services=services))
         self._enter(Phase.REGISTERING)
         return message.SerializeToString()
@@ -165,8 +171,9 @@ class Conversation:
 
     # What the gateway says
 
-    def receive(self, batch: Iterable[bytes]) -> Inbound:
+    def receive(self, batch: Iterable[bytes], now: float = 0.0) -> Inbound:
         """Take in what arrived, in order. Never raises: a broken rule is in ``Inbound.end``."""
+        self._now = now
         inbound = Inbound()
         try:
             for data in batch:
@@ -196,7 +203,8 @@ class Conversation:
             if 0 < len(request.request_id) <= _LONGEST_ID:
                 inbound.requests.append((request, len(data)))
             else:
-                logger.warning("ignored a request with no id or an endless one: unanswerable")
+                problem = "ignored a request with no id or an endless one: unanswerable"
+                self._log(logging.WARNING, problem)
         elif kind == "response" and message.response.request_id in self._asked:
             self._asked.remove(message.response.request_id)
             inbound.responses.append(message.response)
@@ -205,21 +213,24 @@ class Conversation:
         elif kind == "cancel" and CANCEL in self._features:
             self._receive_cancel(message.cancel, inbound)
         elif kind is None:
-            logger.info("ignored a message of a type newer than this schema")
+            self._log(logging.INFO, "ignored a message of a type newer than this schema")
         else:
-            logger.info("ignored a %s: a gateway has no use for one here", kind)
+            self._log(logging.INFO, f"ignored a {kind}: a gateway has no use for one here")
 
     def _receive_cancel(self, cancel: CancelRequest, inbound: Inbound) -> None:
         if 0 < len(cancel.request_id) <= _LONGEST_ID:
             inbound.cancelled[cancel.request_id] = len(inbound.requests)
             logger.debug(
-                "the gateway cancels %r: %s", cancel.request_id, presentable(cancel.reason)
+                "the gateway cancels %r: %s",
+                cancel.request_id,
+                presentable(self._mask(cancel.reason)),
             )
 
     def _receive_status(self, status: ConnectionStatus, inbound: Inbound) -> None:
         receive = _STATUS_RECEIVERS.get(status.status)
         if receive is None:
-            logger.info("ignored a connection status newer than this schema: %d", status.status)
+            problem = "ignored a connection status newer than this schema"
+            self._log(logging.INFO, problem, f": {status.status}")
         else:
             receive(self, status, inbound)
 
@@ -228,24 +239,36 @@ class Conversation:
         if not given:
             raise ProtocolError("CONNECTED without a connection_id")
         if len(given) > _LONGEST_ID or not given.isprintable():
-            raise ProtocolError("CONNECTED with an unusable connection_id", _quote(given))
+            raise ProtocolError("CONNECTED with an unusable connection_id", self._quote(given))
         if self.phase is Phase.REGISTERING:
             self.connection_id = inbound.connection_id = given
             self._enter(Phase.READY)
         elif given != self.connection_id:
             # Heartbeats must carry the one right id, and there is no telling which it is now.
-            raise ProtocolError("a second CONNECTED with another connection_id", _quote(given))
+            raise ProtocolError("a second CONNECTED with another connection_id", self._quote(given))
 
     def _receive_disconnected(self, status: ConnectionStatus, inbound: Inbound) -> None:
-        inbound.end = f"the gateway said DISCONNECTED: {_quote(status.message)}"
+        inbound.end = f"the gateway said DISCONNECTED: {self._quote(status.message)}"
         self._enter(Phase.ENDED)
 
     def _receive_error(self, status: ConnectionStatus, inbound: Inbound) -> None:
         if self.phase is Phase.REGISTERING:
-            inbound.end = f"the gateway said ERROR: {_quote(status.message)}"
+            inbound.end = f"the gateway said ERROR: {self._quote(status.message)}"
             self._enter(Phase.ENDED)
         else:
-            logger.warning("the gateway reported an error: %s", _quote(status.message))
+            said = f": {self._quote(status.message)}"
+            self._log(logging.WARNING, "the gateway reported an error", said)
+
+    def _quote(self, text: str) -> str:
+        """The gateway's words for a log: shortened, and with no control characters."""
+        return repr(self._mask(text)[:_LONGEST_QUOTE]) if text else "(no reason given)"
+
+    def _log(self, level: int, problem: str, detail: str = "") -> None:
+        """A line, unless the gateway does this again and again."""
+        count = self._ignored.count(problem, self._now)
+        if count:
+            times = f" ({count:,} times since the last such line)" if count > 1 else ""
+            logger.log(level, "%s%s%s", problem, detail, times)
 
     # Guards
 
@@ -263,8 +286,3 @@ _STATUS_RECEIVERS: dict[int, Callable[[Conversation, ConnectionStatus, Inbound],
     ConnectionStatus.DISCONNECTED: Conversation._receive_disconnected,
     ConnectionStatus.ERROR: Conversation._receive_error,
 }
-
-
-def _quote(text: str) -> str:
-    """A peer's words for a log: shortened, and with no control characters."""
-    return repr(text[:_LONGEST_QUOTE]) if text else "(no reason given)"

@@ -1,13 +1,41 @@
-"""A peer's words, made fit for a log."""
+"""Words that are passed on: a peer's for a log, and anybody's for a message."""
 
 from __future__ import annotations
 
-__all__ = ["presentable"]
+from urllib.parse import quote
+
+__all__ = ["Mask", "encodable", "presentable"]
 
 _LONGEST_DETAILS = 1000
+_SHORTEST_SECRET = 6  # characters; less hides nothing, and is part of other words
+_HIDDEN = "***"
 
 
 def presentable(text: str) -> str:
     """``text`` as part of one line: shortened, control characters replaced by spaces."""
     text = text[:_LONGEST_DETAILS]
     return text if text.isprintable() else "".join(c if c.isprintable() else " " for c in text)
+
+
+def encodable(text: str) -> str:
+    """``text`` as UTF-8 can hold it: with escapes in the place of lone surrogates."""
+    return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode()
+
+
+class Mask:
+    """Hides a secret in a peer's words, which may be an echo of ours. Immutable."""
+
+    __slots__ = ("_forms",)
+
+    def __init__(self, secret: str) -> None:
+        forms = {secret, repr(secret)[1:-1], quote(secret, safe="")}
+        self._forms = tuple(forms) if len(secret) >= _SHORTEST_SECRET else ()
+
+    def __call__(self, text: str) -> str:
+        """``text`` without the secret, nor the beginning of it at the end of what was cut."""
+        for form in self._forms:
+            text = text.replace(form, _HIDDEN)
+            for size in range(len(form) - 1, _SHORTEST_SECRET - 1, -1):
+                if text.endswith(form[:size]):
+                    text = text[:-size] + _HIDDEN
+        return text

@@ -13,12 +13,14 @@ from revconn.core.answers import encode_response
 from revconn.core.outbound import Answer
 from revconn.core.probing import Prober, Verdict
 from revconn.core.protocol import Arrival
-from revconn.core.text import presentable
+from revconn.core.text import Mask, presentable
 from revconn.logger import get_logger
 
 __all__ = ["Probe", "Probed"]
 
 logger = get_logger(__name__)
+
+_NOTHING_HIDDEN = Mask("")
 
 
 class Probed(Protocol):
@@ -46,7 +48,10 @@ class Probe:
     ``_lock`` guards the prober; nothing is called under it.
     """
 
-    def __init__(self, probed: Probed, interval: float, patience: float) -> None:
+    def __init__(
+        self, probed: Probed, interval: float, patience: float, mask: Mask = _NOTHING_HIDDEN
+    ) -> None:
+        self._mask = mask
         self._probed = probed
         self._patience = patience
         self._lock = threading.Lock()
@@ -83,7 +88,7 @@ class Probe:
             with self._lock:
                 verdict = self._prober.answered(response, time.monotonic())
                 round_trip = self._prober.round_trip
-            error = presentable(response.error_message) or "no reason given"
+            error = presentable(self._mask(response.error_message)) or "no reason given"
             reason = f"{verdict.value}: {response.status_code}, {error}"
             if verdict is Verdict.ALIVE:
                 self._probed.probe_returned(round_trip)

@@ -15,7 +15,7 @@ from revconn.core.protocol import Arrival, Conversation, Phase
 from revconn.core.refusals import Speaker
 from revconn.core.status import StatusCode
 from revconn.core.terms import Terms
-from revconn.core.text import presentable
+from revconn.core.text import Mask, presentable
 from revconn.exceptions import (
     AuthenticationError,
     ConfigurationError,
@@ -97,6 +97,7 @@ class Session:
         self.terms = Terms(
             options.heartbeat_interval, options.liveness_timeout, options.max_message_bytes
         )
+        self._mask = Mask("")
         self._retired: ConnectionLost | None = None
         self.going_away = False
         self.services: tuple[str, ...] = ()
@@ -143,9 +144,10 @@ class Session:
         With ``probing`` the session calls itself through the gateway now and then.
         """
         self.services = services
+        self._mask = self._stream.mask = Mask(api_key)
         interval = self._options.probe_interval
         if probing and interval is not None:
-            self._probe = Probe(self, interval, self._options.keepalive_timeout)
+            self._probe = Probe(self, interval, self._options.keepalive_timeout, self._mask)
         self._thread = threading.Thread(
             target=self._run,
             args=(api_key,),
@@ -213,11 +215,14 @@ class Session:
     def _take_in(self, batch: list[bytes]) -> None:
         if not self._introduced:
             self._introduced = True
-            self.terms = self.terms.met_with(self._stream.metadata())
+            self.terms = self.terms.met_with(
+                (name, self._mask(value) if isinstance(value, str) else value)
+                for name, value in self._stream.metadata()
+            )
             with self._lock:
                 self._conversation.agree(self.terms)
         with self._lock:
-            inbound = self._conversation.receive(batch)
+            inbound = self._conversation.receive(batch, time.monotonic())
         if inbound.connection_id is not None:
             self._become_ready()
         if inbound.cancelled:
@@ -259,7 +264,7 @@ class Session:
         code: StatusCode | None = None,
         speaker: Speaker = Speaker.STRANGER,
     ) -> ConnectionLost:
-        reason = presentable(reason)
+        reason = presentable(self._mask(reason))
         if self.ready_since is not None:
             return ConnectionLost(self._target, reason, code)
         if code is not None:

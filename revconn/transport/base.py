@@ -11,6 +11,7 @@ from typing import Protocol
 from revconn.config import TLS
 from revconn.core.refusals import Speaker
 from revconn.core.status import StatusCode
+from revconn.core.text import Mask
 from revconn.proxy import Proxy
 from revconn.target import Target
 
@@ -102,7 +103,12 @@ class StreamEnded(Exception):
 
 
 class Stream(ABC):
-    """One bidirectional gRPC stream. A stream owns its sender thread, which drains a Source."""
+    """One bidirectional gRPC stream. A stream owns its sender thread, which drains a Source.
+
+    ``mask`` hides in the log what the peer must not echo. To be set before :meth:`open`.
+    """
+
+    mask = Mask("")
 
     @abstractmethod
     def open(self) -> None:

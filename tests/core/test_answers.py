@@ -77,6 +77,20 @@ def test_a_failures_http_status_can_be_chosen() -> None:
     assert response.headers["grpc-status"] == "12"
 
 
+@pytest.mark.parametrize("framed", [False, True])
+def test_lone_surrogates_cost_neither_the_status_nor_the_rest_of_the_words(framed: bool) -> None:
+    odd = {"x-\udcff": "a\ud800b"}
+    failure = decoded(
+        encode_failure("r1", StatusCode.NOT_FOUND, "no \udcff here", headers=odd, framed=framed)
+    )
+    assert response_code(failure.status_code, failure.headers) is StatusCode.NOT_FOUND
+    assert failure.error_message == "no \\udcff here"
+    assert decode_message(failure.headers["grpc-message"]) == "no \\udcff here"
+    assert failure.headers["x-\\udcff"] == "a\\ud800b"
+    success = decoded(encode_response("r1", b"x", headers=odd, error="\udcff", framed=framed))
+    assert (success.status_code, success.error_message) == (200, "\\udcff")
+
+
 @given(st.sampled_from(FAILING_CODES), st.text(), st.booleans())
 def test_the_exact_code_and_message_survive_the_trip(
     code: StatusCode, message: str, framed: bool

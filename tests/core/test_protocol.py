@@ -18,6 +18,7 @@ from revconn.core.terms import Terms
 from tests.support.conversations import (
     CONNECTED,
     DISCONNECTED,
+    ERROR,
     agreed,
     cancel,
     ended,
@@ -218,6 +219,42 @@ def test_the_api_key_is_never_logged(caplog: pytest.LogCaptureFixture) -> None:
         conversation.receive([status(CONNECTED, "id-1"), status(DISCONNECTED)])
     assert caplog.records
     assert "secret-key" not in caplog.text
+
+
+def test_what_a_gateway_echoes_of_the_api_key_is_hidden(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.DEBUG, "revconn"):
+        for kind in (DISCONNECTED, ERROR):
+            conversation = Conversation(liveness_timeout=None)
+            conversation.register("secret-key", ["echo.Echo"])
+            agreed(conversation, "cancel")
+            said = [cancel("r1", "with secret-key"), status(kind, message="no secret-key here")]
+            assert "'no *** here'" in str(conversation.receive(said).end)
+        conversation = Conversation(liveness_timeout=None)
+        conversation.register("secret-key", ["echo.Echo"])
+        conversation.receive([status(CONNECTED, "id-1"), status(ERROR, message="secret-key")])
+    assert "with ***" in caplog.text
+    assert "reported an error: '***'" in caplog.text
+    assert "secret-key" not in caplog.text
+
+
+def test_what_a_gateway_repeats_is_not_logged_each_time(caplog: pytest.LogCaptureFixture) -> None:
+    conversation = agreed(ready(), "cancel")
+    noise = [
+        b"",
+        ConnectionMessage(heartbeat=Heartbeat()).SerializeToString(),
+        request(""),
+        request("x" * 1000),
+        response("nobody asked"),
+        status(ERROR, message="once more"),
+        status(77),
+        status(CONNECTED, "id-1"),
+        cancel(""),
+    ]
+    with caplog.at_level(logging.INFO, "revconn"):
+        for now in range(200):
+            conversation.receive(noise, float(now))
+    assert len(caplog.records) <= 6 * 3
+    assert "once more' (60 times since the last such line)" in caplog.text
 
 
 # Time

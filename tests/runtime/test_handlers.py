@@ -182,20 +182,9 @@ def test_a_message_class_in_place_of_a_message_is_500(caplog: pytest.LogCaptureF
     assert len(caplog.records) == 1
 
 
-@pytest.mark.parametrize(
-    "outcome",
-    [
-        returning(Response(headers={"x-a": "\udcff"})),
-        returning(Response(headers={"\udcff": "x"})),
-        returning(Response(error="\udcff", status=500)),
-        raising(RequestError(404, "no such file: \udcff")),
-        raising(RequestError(404, b"bytes")),  # type: ignore[arg-type]
-    ],
-)
-def test_what_cannot_be_encoded_fails_alone_and_is_logged(
-    outcome: Callable[[Request], Any], caplog: pytest.LogCaptureFixture
-) -> None:
-    assert is_internal_error(answer_to(outcome))
+def test_what_cannot_be_encoded_fails_alone_and_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    error = RequestError(404, b"bytes")  # type: ignore[arg-type]
+    assert is_internal_error(answer_to(raising(error)))
     [record] = caplog.records
     assert "request_id='r1'" in record.getMessage()
     assert "the answer cannot be encoded" in record.getMessage()
@@ -281,6 +270,21 @@ def test_a_frame_that_does_not_inflate_is_400_and_never_reaches_the_handler() ->
     assert response.status_code == 400
     assert response.headers["grpc-status"] == "3"
     assert "compressed gRPC message" in response.error_message
+
+
+@pytest.mark.parametrize(
+    "handler",
+    [
+        raising(RequestError(404, "no \udcff")),
+        returning(Response(status=404, error="no \udcff", headers={"x-a": "\udcff"})),
+    ],
+    ids=["raised", "returned"],
+)
+def test_any_text_keeps_the_status_that_the_handler_chose(handler) -> None:
+    response = answer_to(handler)
+    assert response.status_code == 404
+    assert response.headers["grpc-status"] == "5"
+    assert response.error_message == "no \\udcff"
 
 
 # Whatever comes

@@ -51,6 +51,7 @@ _DEFAULT_WINDOW = 65_535
 _FRAME_BYTES = 1 << 18
 _MAX_HEADER_BYTES = 64 << 10
 _MOST_GOAWAYS = 4
+_MOST_INFORMATIONAL = 10
 _MOST_UNSENT_CONTROL = 1 << 20
 _MOST_DATA_PER_WRITE = 1 << 18
 
@@ -95,6 +96,7 @@ class Engine:
         # Peers send larger frames the moment they may; h2 counts only from their ack on.
         self._h2.max_inbound_frame_size = _FRAME_BYTES
         self._stream_id = 0
+        self._informational = 0
         self._reading_id = -1  # the stream's, once its headers have come
         self._unsent: deque[memoryview] = deque()
         self._control = bytearray()
@@ -241,7 +243,8 @@ class Engine:
                 return
         self._inbound.use(plain_bytes)
         self._patience.earn(len(messages))
-        self._patience.spend(self._splitter.take_weight(), time.monotonic())
+        weight = self._splitter.take_weight() + self._inflater.take_weight()
+        self._patience.spend(weight, time.monotonic())
 
     def _receive_odd_data(
         self,
@@ -272,6 +275,10 @@ class Engine:
                 trailers = decode_metadata(event.headers)
                 speaker = who_ended(self.initial_metadata or {}, trailers)
                 self._finish(end_by_trailers(trailers), speaker)
+            elif isinstance(event, h2.events.InformationalResponseReceived):
+                self._informational += 1
+                if self._informational > _MOST_INFORMATIONAL:
+                    raise ProtocolError(f"more than {_MOST_INFORMATIONAL} responses of status 1xx")
             elif isinstance(event, h2.events.StreamReset):
                 self._finish(end_by_reset(int(event.error_code)))
             elif isinstance(event, h2.events.StreamEnded):

@@ -11,6 +11,7 @@ from revconn.core.addresses import Address
 from revconn.core.frames import Goaway
 from revconn.core.status import StatusCode
 from revconn.core.terms import OFFER
+from revconn.core.text import Mask
 from revconn.logger import get_logger
 from revconn.proxy import Proxy
 from revconn.target import Target
@@ -56,7 +57,7 @@ class Http2Transport(Transport):
         """A stream that dials when it is opened."""
         return _Http2Stream(self, source, name)
 
-    def heed(self, goaway: Goaway) -> None:
+    def heed(self, goaway: Goaway, mask: Mask) -> None:
         """A gateway wants a connection to end: say so, and ping less if that was the reason."""
         if goaway.is_too_many_pings and self.keepalive_interval is not None:
             self.keepalive_interval *= 2
@@ -66,7 +67,7 @@ class Http2Transport(Transport):
                 self.keepalive_interval,
             )
         else:
-            logger.info("%s is going away (%s)", self.target, goaway)
+            logger.info("%s is going away (%s)", self.target, mask(str(goaway)))
 
 
 class _Http2Stream(Stream):
@@ -146,7 +147,7 @@ class _Http2Stream(Stream):
         messages = self._engine.receive(data)
         for goaway in self._engine.goaways[self._heeded :]:
             self._heeded += 1
-            self._transport.heed(goaway)
+            self._transport.heed(goaway, self.mask)
         if self._source.has_room():
             self._engine.grant()
         if self._engine.has_output:

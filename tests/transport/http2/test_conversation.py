@@ -383,6 +383,26 @@ def test_interim_headers_are_passed_over(client, peer) -> None:
     assert client.receive() == [b"hello"]
 
 
+def test_interim_headers_without_end_are_cut_off(client, peer) -> None:
+    for _ in range(11):
+        hints = peer._encoder.encode([(":status", "103")])
+        peer.say(HeadersFrame(1, hints, flags=["END_HEADERS"]))
+    assert client.end().details == "more than 10 responses of status 1xx"
+
+
+def test_gzip_that_costs_more_than_it_brings_is_a_flood(client, peer, monkeypatch) -> None:
+    monkeypatch.setattr("revconn.core.framing._EXCESS_PER_WEIGHT", 1 << 10)
+    peer.accept_stream(("grpc-encoding", "gzip"))
+    text = b"".join(b"%d" % number for number in range(100_000))
+    worthy = message(gzip.compress(text), compressed=True)
+    for _ in range(30):
+        peer.say(peer.data_frames(worthy))
+    assert client.receive(30) == [text] * 30
+    bomb = message(gzip.compress(bytes(1 << 20)), compressed=True)
+    peer.say_as_long_as_it_listens(peer.data_frames(bomb), 30)
+    assert "the gateway floods the connection" in client.end().details
+
+
 def test_initial_metadata_is_exposed(client, peer) -> None:
     peer.accept_stream(("revconn-features", "cancel,drain"), ("x-bin", "AP8"))
     peer.send(b"hello")

@@ -290,7 +290,7 @@ def test_a_flood_is_cut_off_with_the_reason(client, peer, frame: Frame | bytes) 
         peer.say(DataFrame(1, message(bytes(MIB))[:100]))
     flood = (frame if isinstance(frame, bytes) else frame.serialize()) * 100
     flooding = in_thread(peer.say_as_long_as_it_listens, flood, FLOOD // 100)
-    reason = "the gateway floods the connection with frames that carry nothing"
+    reason = "the gateway floods the connection with what costs more than it brings"
     assert client.end().details == reason
     client.close()
     flooding.result(TIMEOUT)
