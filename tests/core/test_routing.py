@@ -140,18 +140,3 @@ def test_the_last_part_of_a_service_is_tried_last_for_callers_from_outside(
 def test_a_connectors_call_reaches_no_service_outside_the_name_that_it_calls() -> None:
     wanted = Wanted.by_connector("post.PostService")
     assert wanted.names == ("post.PostService", "post")
-
-
-def test_another_tables_handlers_are_found_before_a_catch_all_is() -> None:
-    others: Routes[str] = Routes()
-    routes = Routes(others)
-    routes.add_service("a.B", "any")
-    routes.add_method("/a.B/Own", "own")
-    assert routes.find("/a.B/C") == "any"
-    others.add_method("/a.B/C", "another's")
-    assert [routes.find(path) for path in ("/a.B/Own", "/a.B/C", "/a.B/D", "/d.E/F")] == [
-        "own",
-        "another's",
-        "any",
-        None,
-    ]
