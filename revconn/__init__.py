@@ -21,6 +21,7 @@ from revconn.exceptions import (
 )
 from revconn.messages import Request, Response
 from revconn.runtime.failures import is_fatal
+from revconn.runtime.handlers import Handler
 from revconn.runtime.state import State
 
 __all__ = [
@@ -31,6 +32,7 @@ __all__ = [
     "ConfigurationError",
     "ConnectionLost",
     "Connector",
+    "Handler",
     "HandshakeError",
     "LinkStatus",
     "MessageTooLarge",

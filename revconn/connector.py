@@ -20,7 +20,7 @@ from revconn.logger import get_logger
 from revconn.proxy import proxy_for
 from revconn.runtime.claims import Claims
 from revconn.runtime.failures import is_fatal as default_is_fatal
-from revconn.runtime.handlers import Handler
+from revconn.runtime.handlers import Handler, require_handler
 from revconn.runtime.registered import Handlers, require_method_path
 from revconn.runtime.signals import obey_signals, signals_into
 from revconn.runtime.state import LinkStatus, State, StateBoard
@@ -227,8 +227,7 @@ class Connector:
 
     def _add(self, service: str, handler: Handler, add: Callable[[], None]) -> None:
         require_service_name("service", service)
-        if not callable(handler):
-            refuse("handler", handler, "not callable", "give a function of the request")
+        require_handler(handler)
         self._refuse_fork()
         with self._lock:
             supervisor = self._supervisor

@@ -9,7 +9,7 @@ import traceback
 from types import CodeType
 from typing import Any, Callable, TypeVar
 
-__all__ = ["SafeLogger", "get_logger"]
+__all__ = ["SafeLogger", "get_logger", "is_interrupt"]
 
 T = TypeVar("T")
 
@@ -83,7 +83,7 @@ class SafeLogger:
         try:
             return call(*arguments, **options)
         except BaseException as error:
-            if _is_interrupt(error):
+            if is_interrupt(error):
                 raise
             self._tell_of(error)
         return None
@@ -98,11 +98,12 @@ class SafeLogger:
                 f" ({raised_at.filename}:{raised_at.lineno})\n"
             )
         except BaseException as another:
-            if _is_interrupt(another):
+            if is_interrupt(another):
                 raise
 
 
-def _is_interrupt(error: BaseException) -> bool:
+def is_interrupt(error: BaseException) -> bool:
+    """Whether it is Ctrl-C, which Python raises in the main thread, wherever that is just then."""
     is_main = threading.current_thread() is threading.main_thread()
     return is_main and isinstance(error, KeyboardInterrupt)
 

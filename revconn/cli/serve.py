@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import logging
 import os
 import queue
@@ -15,6 +16,7 @@ from revconn.cli.loading import CannotLoad, load_connector
 from revconn.cli.logs import add_log_format, add_log_level, set_up_logging
 from revconn.connector import Connector
 from revconn.exceptions import ConnectionLost, RevconnError
+from revconn.guard import guarded_thread
 from revconn.logger import get_logger
 from revconn.runtime.signals import obey_signals, signals_into
 from revconn.runtime.state import State
@@ -98,12 +100,13 @@ def _obey_parent(connector: Connector, reports: int, lifeline: int) -> None:
             os.write(reports, b"ready\n")
 
     def watch() -> None:
-        os.read(lifeline, 1)  # ends when the last copy of its other end is closed
+        with contextlib.suppress(OSError):
+            os.read(lifeline, 1)  # ends when the last copy of its other end is closed
         logger.warning("the parent process is gone: leaving")
         connector.stop()
 
     connector.on_state_change(report)
-    threading.Thread(target=watch, name="revconn-lifeline", daemon=True).start()
+    guarded_thread("revconn-lifeline", watch).start()
 
 
 def _serve(connector: Connector) -> int:
@@ -117,7 +120,7 @@ def _serve(connector: Connector) -> int:
     connector.on_state_change(wake_at_the_end)
     with signals_into(wakeups):
         connector.start(block=False)
-        drain = threading.Thread(target=connector.stop, name="revconn-stop", daemon=True)
+        drain = guarded_thread("revconn-stop", connector.stop)
         aborted_by = obey_signals(wakeups, drain.start, connector.abort)
     connector.wait()
     return 0 if aborted_by is None else 128 + aborted_by

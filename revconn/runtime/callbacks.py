@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from revconn.logger import get_logger
+from revconn.guard import shielded
 from revconn.messages import Request
 from revconn.runtime.threads import own_thread
 
 __all__ = ["run_callbacks"]
-
-logger = get_logger(__name__)
 
 
 def run_callbacks(requests: Iterable[Request]) -> None:
@@ -18,7 +16,4 @@ def run_callbacks(requests: Iterable[Request]) -> None:
     with own_thread():  # they may call stop()
         for request in requests:
             for callback in request._take_callbacks():
-                try:
-                    callback()
-                except (Exception, SystemExit):  # sys.exit() would end a thread of the library's
-                    logger.exception("%r: a callback failed", request)
+                shielded(f"{request!r}: a callback", callback)

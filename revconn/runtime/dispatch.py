@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections import deque
@@ -15,7 +16,9 @@ from revconn.core.deadline import request_deadline
 from revconn.core.large import LargeAnswer
 from revconn.core.outbound import Answer
 from revconn.core.protocol import Arrival
+from revconn.core.reminders import Reminder
 from revconn.core.status import StatusCode
+from revconn.guard import guarded_thread
 from revconn.logger import get_logger
 from revconn.messages import Request
 from revconn.runtime.callbacks import run_callbacks
@@ -40,7 +43,8 @@ class Dispatcher:
     ``on_relief`` is called when that ends, from whichever thread ended it.
 
     ``answerer`` turns a request into its answer; it runs user code and never raises. ``runs`` knows
-    who does that now.
+    who does that now. ``on_failure`` is told what this cannot go on from: an executor that is
+    broken, say.
 
     A request is in flight from :meth:`accept` until it is settled: whoever settles it (its
     handler, its deadline, the end) answers it, and nobody else does; nobody answers one that was
@@ -60,12 +64,22 @@ class Dispatcher:
         max_workers: int,
         max_in_flight: int,
         max_in_flight_bytes: int,
+        executor_may_block: bool,
         on_relief: Callable[[], None],
+        on_failure: Callable[[BaseException], None],
     ) -> None:
         self._answerer = answerer
         self._runs = runs
         self._unanswered = unanswered
-        self._workers = Workers(executor, max_workers, self._serve, self._strand)
+        self._workers = Workers(
+            executor,
+            max_workers,
+            self._serve,
+            self._strand,
+            on_failure,
+            may_block=executor_may_block,
+        )
+        self._stranding = Reminder()  # guarded by _lock
         self._max_in_flight = max_in_flight
         self._max_in_flight_bytes = max_in_flight_bytes
         self._on_relief = on_relief
@@ -80,15 +94,14 @@ class Dispatcher:
         self._counts = dict.fromkeys(
             ("accepted", "answered", "cancelled", "expired", "late", "repeated", "overloaded"), 0
         )
-        self._timer = threading.Thread(
-            target=self._watch_deadlines, name="revconn-deadlines", daemon=True
-        )
+        self._timer = guarded_thread("revconn-deadlines", self._watch_deadlines, on_failure)
         self._caller = DaemonExecutor(1, "revconn-callbacks")
 
     def start(self) -> None:
         """Start the thread that watches deadlines, and the one for callbacks."""
         self._timer.start()
         self._caller.start()
+        self._workers.start()
 
     # Requests come in
 
@@ -146,15 +159,21 @@ class Dispatcher:
 
     def _serve(self, entry: Entry, thread: int, now: float) -> None:
         origin, request = entry
-        if request.deadline is not None and request.deadline <= now:
-            self._expire(entry)
-        elif request._active and not (origin.congested and self._hold(entry)):
-            self._runs.begin(thread, request, now)
-            answer = self._answerer(request)
-            self._runs.end(thread, time.monotonic())
-            self._settle(entry, answer, "answered")
-            if request._callbacks:
-                run_callbacks([request])
+        try:
+            if request.deadline is not None and request.deadline <= now:
+                self._expire(entry)
+            elif request._active and not (origin.congested and self._hold(entry)):
+                self._runs.begin(thread, request, now)
+                try:
+                    answer = self._answerer(request)
+                finally:
+                    self._runs.end(thread, time.monotonic())
+                self._settle(entry, answer, "answered")
+                if request._callbacks:
+                    run_callbacks([request])
+        except BaseException:  # the worker, and whoever waits for the answer, need not suffer
+            logger.exception("%r: serving it failed", request)
+            self._fail(entry, StatusCode.INTERNAL, "internal error")
 
     def _hold(self, entry: Entry) -> bool:
         """Leave a request until its origin takes answers again; whether that is necessary."""
@@ -180,8 +199,15 @@ class Dispatcher:
 
     def _strand(self, entries: list[Entry], reason: str) -> None:
         for entry in entries:
-            self._fail(entry, StatusCode.UNAVAILABLE, "the service is shutting down")
-        logger.warning("refused %d requests: no worker to run them: %s", len(entries), reason)
+            self._fail(entry, StatusCode.UNAVAILABLE, "the service has no thread to run it in")
+        with self._lock:
+            worth_a_line = self._stranding.is_due(time.monotonic())
+        logger.log(
+            logging.WARNING if worth_a_line else logging.DEBUG,
+            "refused %d requests: no worker to run them: %s",
+            len(entries),
+            reason,
+        )
 
     def backlog(self, now: float) -> Backlog | None:
         """What waits for a worker; ``None`` when nothing does."""

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any, Callable, NamedTuple, Union
+import functools
+import inspect
+from collections.abc import AsyncIterator, Awaitable, Coroutine, Generator
+from contextvars import Context
+from typing import Callable, NamedTuple, Protocol, Union
 
 from revconn.core.answers import encode_failure, encode_response
 from revconn.core.errors import ProtocolError
@@ -14,13 +18,23 @@ from revconn.core.status import StatusCode, is_success, status_code
 from revconn.exceptions import RequestError
 from revconn.logger import get_logger
 from revconn.messages import Request, Response
+from revconn.validation import refuse
 
-__all__ = ["Answering", "Handler", "HandlerResult"]
+__all__ = ["Answering", "Handler", "HandlerResult", "Serializable", "require_handler"]
 
 logger = get_logger(__name__)
 
-HandlerResult = Union[bytes, bytearray, memoryview, Response, None, Any]
+
+class Serializable(Protocol):
+    """A protobuf message, as far as its answer goes."""
+
+    def SerializeToString(self) -> bytes:
+        """Its encoding."""
+
+
+HandlerResult = Union[bytes, bytearray, memoryview, Response, Serializable, None]
 Handler = Callable[[Request], HandlerResult]
+"""What serves a method: a function of the :class:`Request`, called in a thread."""
 
 
 class _Failure(NamedTuple):
@@ -32,6 +46,9 @@ class _Failure(NamedTuple):
 
 
 _Outcome = Union[bytes, Response, _Failure]
+
+_NOT_ASYNC = "handlers run in threads: write def, and asyncio.run(...) in it for async code"
+_NOT_STREAMING = "streaming methods are not served yet: return the one answer, without yield"
 
 _INTERNAL_ERROR = _Failure(StatusCode.INTERNAL, "internal error")
 
@@ -49,12 +66,12 @@ class Answering:
 
     def __call__(self, request: Request) -> Answer | LargeAnswer:
         """Run the request's handler and encode what came of it."""
-        outcome = self._run(request)
         try:
+            outcome = self._run(request)
             if len(_payload(outcome)) > self._max_message_bytes:
                 return _large(request, outcome)
             return Answer(_encode(request, outcome), request.deadline)
-        except Exception:
+        except BaseException:
             logger.exception("%r: the answer cannot be encoded", request)
             return Answer(_encode(request, _INTERNAL_ERROR), request.deadline)
 
@@ -67,7 +84,8 @@ class Answering:
         except ProtocolError as error:
             return _Failure(StatusCode.INVALID_ARGUMENT, str(error))
         try:
-            return _as_response(handler(request))
+            # As grpc.server has it: what it sets in context variables ends with the request.
+            return _as_response(Context().run(handler, request))
         except RequestError as error:
             return _Failure(error.code, error.message, error.status)
         except _WrongResult as error:
@@ -88,13 +106,22 @@ def _as_response(result: HandlerResult) -> bytes | Response:
         return b""
     if isinstance(result, (bytearray, memoryview)):
         return bytes(result)
-    serialize = getattr(result, "SerializeToString", None)
+    serialize: Callable[[], bytes] | None = getattr(result, "SerializeToString", None)
     if serialize is None:
-        raise _WrongResult(
-            f"{type(result).__name__}; return bytes, a protobuf message, a Response or None"
-        )
-    encoded: bytes = serialize()
-    return encoded
+        raise _WrongResult(_describe(result))
+    return serialize()
+
+
+def _describe(result: object) -> str:
+    """What it is, and what it should have been. One that waits to be run is closed."""
+    name = type(result).__name__
+    if isinstance(result, (Coroutine, Generator)):
+        result.close()
+    if isinstance(result, (Awaitable, AsyncIterator)):
+        return f"{name}: {_NOT_ASYNC}"
+    if isinstance(result, Generator):
+        return f"{name}: {_NOT_STREAMING}"
+    return f"{name}; return bytes, a protobuf message, a Response or None"
 
 
 def _payload(outcome: _Outcome) -> bytes:
@@ -144,5 +171,27 @@ def _encode(request: Request, outcome: _Outcome) -> bytes:
     )
 
 
-def _name(handler: Handler) -> str:
-    return getattr(handler, "__qualname__", None) or repr(handler)
+def _name(handler: Callable[..., object]) -> str:
+    """For the log: no ``repr``, which may hold anything, and raise."""
+    return getattr(_function(handler), "__qualname__", type(handler).__qualname__)
+
+
+def _function(handler: Callable[..., object]) -> Callable[..., object]:
+    """What is called in the end: a partial's function, an object's ``__call__``."""
+    while isinstance(handler, functools.partial):
+        handler = handler.func
+    if inspect.isroutine(handler) or inspect.isclass(handler):
+        return handler
+    call: Callable[..., object] = type(handler).__call__
+    return call
+
+
+def require_handler(handler: object) -> None:
+    """Raise :class:`ConfigurationError` for what cannot serve a request."""
+    if not callable(handler):
+        refuse("handler", handler, "not callable", "give a function of the request")
+    function = _function(handler)
+    if inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function):
+        refuse("handler", handler, "is async", _NOT_ASYNC)
+    if inspect.isgeneratorfunction(function):
+        refuse("handler", handler, "is a generator", _NOT_STREAMING)

@@ -49,7 +49,9 @@ class InlineRunner:
         self._lock = threading.Lock()
         self._named: set[str] = set()
         self._runs = runs
+        self._in_flight: dict[tuple[Origin, str], ForwardRequest] = {}
         self._accepted = 0
+        self._repeated = 0
         self._expired = 0
 
     def split(self, arrivals: list[Arrival]) -> tuple[list[Arrival], list[Arrival]]:
@@ -66,25 +68,38 @@ class InlineRunner:
     def serve(self, origin: Origin, arrivals: list[Arrival], arrived: float) -> list[Arrival]:
         """Serve requests that came when ``arrived`` says (monotonic), and answer them at once.
 
-        Not all of them if the answers do not leave: the others are returned.
+        Not all of them if the answers do not leave: the others are returned. A repeated id is
+        ignored until the answers are queued, as by the dispatcher.
         """
         answers: list[Answer | LargeAnswer] = []
-        unsent = served = 0
-        for message, _ in arrivals:
-            answer = self._answer(message, arrived)
-            answers.append(answer)
-            served += 1
-            unsent += answer.size
-            if unsent > _PORTION:
-                origin.answer(answers)
-                answers, unsent = [], 0
-                if origin.congested:
-                    break
-        with self._lock:
-            self._accepted += served
-        if answers:
-            origin.answer(answers, alone=True)
-        return arrivals[served:]
+        served: list[tuple[Origin, str]] = []
+        unsent = taken = 0
+        try:
+            for message, _ in arrivals:
+                taken += 1
+                key = (origin, message.request_id)
+                # Atomic, where a lock would cost more: a session that takes over may receive what
+                # another one, in its own thread, is at.
+                if self._in_flight.setdefault(key, message) is not message:
+                    continue
+                served.append(key)
+                answer = self._answer(message, arrived)
+                answers.append(answer)
+                unsent += answer.size
+                if unsent > _PORTION:
+                    origin.answer(answers)
+                    answers, unsent = [], 0
+                    if origin.congested:
+                        break
+            with self._lock:
+                self._accepted += len(served)
+                self._repeated += taken - len(served)
+            if answers:
+                origin.answer(answers, alone=True)
+        finally:
+            for key in served:
+                del self._in_flight[key]
+        return arrivals[taken:]
 
     def watch(self, now: float) -> None:
         """Name handlers that are stuck now. Any thread."""
@@ -97,9 +112,22 @@ class InlineRunner:
         """Counters since the start."""
         with self._lock:
             answered = self._accepted - self._expired
-            return {"accepted": self._accepted, "answered": answered, "expired": self._expired}
+            return {
+                "accepted": self._accepted,
+                "answered": answered,
+                "expired": self._expired,
+                "repeated": self._repeated,
+            }
 
     def _answer(self, message: ForwardRequest, arrived: float) -> Answer | LargeAnswer:
+        try:
+            return self._run(message, arrived)
+        except BaseException:  # the connection, and the rest of the batch, need not suffer
+            logger.exception("request %r: serving it failed", message.request_id)
+            failure = encode_failure(message.request_id, StatusCode.INTERNAL, "internal error")
+            return Answer(failure, None)
+
+    def _run(self, message: ForwardRequest, arrived: float) -> Answer | LargeAnswer:
         deadline = request_deadline(message.timeout_seconds, message.headers, arrived)
         request = Request(message, deadline, self._lock, arrived)
         start = time.monotonic()
@@ -107,9 +135,11 @@ class InlineRunner:
             return self._expire(request)
         thread = threading.get_ident()
         self._runs.begin(thread, request, start)
-        answer = self._answerer(request)
-        end = time.monotonic()
-        self._runs.end(thread, end)
+        try:
+            answer = self._answerer(request)
+        finally:
+            end = time.monotonic()
+            self._runs.end(thread, end)
         with self._lock:
             request._settle()
         if request._callbacks:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import threading
 import time
 from collections.abc import Collection, Iterable
 from typing import Protocol
@@ -12,6 +11,7 @@ from revconn.config import Options
 from revconn.core.large import LargeAnswer
 from revconn.core.outbound import Answer
 from revconn.core.protocol import Arrival
+from revconn.guard import guarded_thread
 from revconn.runtime import journal
 from revconn.runtime.keys import ApiKey
 from revconn.runtime.outbox import Outbox
@@ -90,9 +90,7 @@ class Link:
         self._probe_round_trip: float | None = None
         self._notes: tuple[str, ...] = ()
         self._gave_up: str | None = None
-        self._thread = threading.Thread(
-            target=self._run, name=f"revconn-link-{self._name}", daemon=True
-        )
+        self._thread = guarded_thread(f"revconn-link-{self._name}", self._run)
 
     @property
     def state(self) -> State:
@@ -194,13 +192,16 @@ class Link:
 
     def _run(self) -> None:
         with own_thread():
-            error = self._reconnection.run()
-            self._gave_up = None if error is None else reason(error)
-            self._end_sessions()
-            self._outbox.close()
+            error = None
             try:
+                error = self._reconnection.run()
+                self._gave_up = None if error is None else reason(error)
+                self._end_sessions()
+                self._outbox.close()
                 self.enter(State.CLOSED)
-            finally:  # users' callbacks may raise anything
+            except BaseException as failure:  # noqa: BLE001 - it is raised from start() and wait()
+                error = error or failure
+            finally:
                 self._owner.link_ended(self, error)
 
     def open_session(self, *, registers: bool) -> Session:
@@ -265,11 +266,11 @@ class Link:
 
     def session_over(self, session: Session) -> None:
         """A session has ended."""
-        loss = self._roster.ended(session, time.monotonic())
         try:
+            loss = self._roster.ended(session, time.monotonic())
             if loss is not None:
                 self._tell_of(loss, session)
-        finally:  # users' callbacks may raise anything
+        finally:  # the link's thread waits for that, whatever becomes of this one
             self._roster.notify()
 
     def _tell_of(self, loss: Loss, session: Session) -> None:

@@ -22,6 +22,7 @@ from revconn.exceptions import (
     ConnectionLost,
     HandshakeError,
 )
+from revconn.guard import guarded_thread
 from revconn.logger import get_logger
 from revconn.runtime import clock
 from revconn.runtime.failures import remedy
@@ -99,6 +100,7 @@ class Session:
         )
         self._mask = Mask("")
         self._retired: ConnectionLost | None = None
+        self._failure: BaseException | None = None  # of the timer's thread, which sets it
         self.going_away = False
         self.services: tuple[str, ...] = ()
         self._probe: Probe | None = None
@@ -111,8 +113,8 @@ class Session:
             interval=options.heartbeat_interval,
             check_interval=min(_LONGEST_CHECK, options.heartbeat_interval),
         )
-        self._timer_thread = threading.Thread(
-            target=self._timer.run, name=f"revconn-heartbeat-{name}", daemon=True
+        self._timer_thread = guarded_thread(
+            f"revconn-heartbeat-{name}", self._timer.run, on_failure=self._fail
         )
         self._thread: threading.Thread | None = None
         self.ready_since: float | None = None
@@ -148,12 +150,7 @@ class Session:
         interval = self._options.probe_interval
         if probing and interval is not None:
             self._probe = Probe(self, interval, self._options.keepalive_timeout, self._mask)
-        self._thread = threading.Thread(
-            target=self._run,
-            args=(api_key,),
-            name=f"revconn-receiver-{self._name}",
-            daemon=True,
-        )
+        self._thread = guarded_thread(f"revconn-receiver-{self._name}", lambda: self._run(api_key))
         try:
             self._thread.start()
         except RuntimeError as error:  # no thread to be had: for now, or as the interpreter exits
@@ -179,10 +176,13 @@ class Session:
                 error = self._loss(str(problem))
             except BaseException as failure:  # noqa: BLE001 - it is raised from start() and wait()
                 error = failure
-            if not self.ended_in_peace:
-                self._stream.blame()
-            self._tear_down(settled=self.ended_in_peace and self._says_last)
-            self._end(error)
+            error = self._failure or error
+            try:
+                if not self.ended_in_peace:
+                    self._stream.blame()
+                self._tear_down(settled=self.ended_in_peace and self._says_last)
+            finally:  # the link waits for that
+                self._end(error)
 
     def _serve(self, api_key: str) -> NoReturn:
         self._began = clock.with_suspend()
@@ -328,6 +328,12 @@ class Session:
         self._stream.close()
 
     # The timer's thread
+
+    def _fail(self, error: BaseException) -> None:
+        """The timer cannot go on; nor can a session that sends no heartbeats."""
+        self._failure = error
+        self._line.close()
+        self._stream.close()
 
     def handshake_overdue(self) -> None:
         """The gateway took the connection and never said CONNECTED."""

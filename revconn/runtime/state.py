@@ -11,11 +11,9 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Callable
 
-from revconn.logger import get_logger
+from revconn.guard import shielded
 
 __all__ = ["LinkStatus", "State", "StateBoard", "combine"]
-
-logger = get_logger(__name__)
 
 
 class State(Enum):
@@ -133,14 +131,7 @@ class StateBoard:
                 callbacks = list(self._callbacks)
             try:
                 for callback in callbacks:
-                    _call(callback, state)
+                    shielded("a state callback", callback, state)
             finally:
                 with self._lock:
                     self._telling = False
-
-
-def _call(callback: Callable[[State], object], state: State) -> None:
-    try:
-        callback(state)
-    except (Exception, SystemExit):  # sys.exit() in it would end a thread that is not its own
-        logger.exception("a state callback failed")

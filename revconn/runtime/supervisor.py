@@ -5,12 +5,13 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Collection
-from concurrent.futures import Executor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from typing import Callable
 
 from revconn.config import Options
 from revconn.core.protocol import Arrival
 from revconn.exceptions import RevconnError
+from revconn.guard import guarded_thread
 from revconn.logger import get_logger
 from revconn.runtime.dispatch import Dispatcher
 from revconn.runtime.executor import DaemonExecutor
@@ -40,8 +41,8 @@ _WATCH_INTERVAL = 1.0
 class Supervisor:
     """Starts and ends what serves: links, dispatcher, executor. Lives once.
 
-    ``_lock`` guards ``_living``, ``_ending``, ``_finished`` and ``_failure``; nothing is called
-    under it.
+    ``_lock`` guards ``_living``, ``_ending``, ``_finished``, ``_failure`` and ``_fatal``; nothing
+    is called under it.
     ``on_end`` is called once, last of all, in whichever thread ended it.
     """
 
@@ -74,7 +75,9 @@ class Supervisor:
             max_workers=options.max_workers,
             max_in_flight=options.max_in_flight,
             max_in_flight_bytes=options.max_in_flight_bytes,
+            executor_may_block=_may_block(options.executor),
             on_relief=self._relieve,
+            on_failure=self._fail,
         )
         self._inline = InlineRunner(
             handlers.inline, Answering(handlers.inline_ever, options.max_message_bytes), runs
@@ -86,6 +89,8 @@ class Supervisor:
         self._end_is_awaited = False
         self._finished = False
         self._failure: BaseException | None = None
+        self._fatal: BaseException | None = None  # of what all links need
+        self._drain_timeout = options.drain_timeout
         self._ended = threading.Event()
 
     def _make_watchdog(self, runs: Runs, slow_handler_after: float | None) -> Watchdog:
@@ -122,9 +127,18 @@ class Supervisor:
     def error(self) -> BaseException | None:
         """Why it ended, once it has, when nobody had asked it to."""
         with self._lock:
-            return None if self._living else self._failure
+            return self._fatal or (None if self._living else self._failure)
 
     # The end
+
+    def _fail(self, error: BaseException) -> None:
+        """What serves cannot go on: end, with this error. Any thread; the first one counts."""
+        with self._lock:
+            if self._fatal is not None or self._ending or not self._living:
+                return
+            self._fatal = error
+        logger.error("the connector cannot go on, and leaves: %s", error)
+        self.begin_drain(self._drain_timeout)
 
     def begin_drain(self, timeout: float) -> None:
         """Finish what was accepted, leave, and abort after ``timeout`` seconds. Returns at once.
@@ -135,8 +149,8 @@ class Supervisor:
             if self._ending or not self._living:
                 return
             self._ending = True
-        thread = threading.Thread(
-            target=self._drain, args=(timeout,), name="revconn-drain", daemon=True
+        thread = guarded_thread(
+            "revconn-drain", lambda: self._drain(timeout), on_failure=lambda _: self.abort()
         )
         try:
             thread.start()
@@ -297,17 +311,23 @@ class Supervisor:
             if self._finished:
                 return
             self._finished = True
-        leave_behind()
-        self._dispatcher.close()
-        self._watchdog.stop()
-        if self._own_executor is not None:
-            self._own_executor.shutdown(wait=False)
         try:
+            leave_behind()
+            self._dispatcher.close()
+            self._watchdog.stop()
+            if self._own_executor is not None:
+                self._own_executor.shutdown(wait=False)
+        finally:  # somebody waits for that
             with own_thread():  # callbacks are told, and they may call stop()
                 self._board.update(lambda state: State.CLOSED)
-        finally:  # whatever a callback raised
             self._ended.set()
             self._on_end()
+
+
+def _may_block(executor: Executor | None) -> bool:
+    """Whether ``submit`` is not the standard one, which never does."""
+    standard = ThreadPoolExecutor.submit
+    return executor is not None and getattr(executor.submit, "__func__", None) is not standard
 
 
 def _clamp(seconds: float, most: float = threading.TIMEOUT_MAX) -> float:

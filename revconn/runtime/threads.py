@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Callable
 
+from revconn.guard import guarded_thread
+
 __all__ = ["Condition", "aside", "in_background", "is_own_thread", "own_thread"]
 
 # Identifiers and no threading.local: one made before gevent patched threading would take all its
@@ -83,7 +85,7 @@ def in_background(function: Callable[[], object]) -> bool:
     That is as the interpreter exits, most often.
     """
     try:
-        threading.Thread(target=function, name="revconn-close", daemon=True).start()
+        guarded_thread("revconn-close", function).start()
     except RuntimeError:
         return False
     return True

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from typing import Callable
 
 from revconn.core.reminders import Reminder
+from revconn.guard import guarded_thread
 from revconn.logger import get_logger
 from revconn.runtime.runs import Runs
 
@@ -40,14 +41,14 @@ class Watchdog:
         wait: Callable[[float], bool] | None = None,
     ) -> None:
         self._runs = runs
-        self._looks = tuple(looks)
+        self._looks = tuple((look, Reminder()) for look in looks)
         self._interval = interval
         self._clock = clock
         self._stopped = threading.Event()
         self._wait = wait or self._stopped.wait
         self._forsaken = False
         self._reminder = Reminder()
-        self._thread = threading.Thread(target=self.run, name="revconn-watchdog", daemon=True)
+        self._thread = guarded_thread("revconn-watchdog", self.run)
 
     def start(self) -> None:
         """Start the thread."""
@@ -69,8 +70,16 @@ class Watchdog:
                 return
             now = self._clock()
             self._look_back(due, now)
-            for look in self._looks:
-                look(now)
+            for look, reminder in self._looks:
+                self._try(look, reminder, now)
+
+    def _try(self, look: Callable[[float], None], reminder: Reminder, now: float) -> None:
+        """One that fails leaves the others their turn, and says so now and then."""
+        try:
+            look(now)
+        except BaseException:
+            if reminder.is_due(now):
+                logger.exception("looking for what is stuck failed")
 
     def _look_back(self, due: float, now: float) -> None:
         late = now - due

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from typing import Any, Callable
 
 from revconn.core.addresses import Address, AddressOrder
+from revconn.guard import guarded_thread
 
 __all__ = ["Addresses"]
 
@@ -50,10 +51,10 @@ def _resolve(host: str, port: int, cancelled: Callable[[], bool]) -> list[Addres
     def resolve() -> None:
         try:
             results.put(socket.getaddrinfo(host, port, type=socket.SOCK_STREAM))
-        except (OSError, UnicodeError) as error:  # UnicodeError: not a name at all
+        except BaseException as error:  # noqa: BLE001 - UnicodeError, say: not a name at all
             results.put(error)
 
-    threading.Thread(target=resolve, name=f"revconn-resolver-{host}", daemon=True).start()
+    guarded_thread(f"revconn-resolver-{host}", resolve).start()
     while True:
         try:
             found = results.get(timeout=_POLL)
@@ -61,7 +62,7 @@ def _resolve(host: str, port: int, cancelled: Callable[[], bool]) -> list[Addres
             if cancelled():
                 raise OSError(f"{host} did not resolve in time") from None
             continue
-        if isinstance(found, Exception):
+        if isinstance(found, BaseException):
             reason = getattr(found, "strerror", None) or str(found)
             raise OSError(f"{host} does not resolve: {reason}") from None
         return [(family, address) for family, _, _, _, address in found]

@@ -16,6 +16,7 @@ from revconn.core.addresses import Address
 from revconn.core.refusals import Speaker, speaker
 from revconn.core.status import StatusCode
 from revconn.core.terms import OFFER
+from revconn.guard import guarded_thread
 from revconn.logger import get_logger
 from revconn.proxy import Proxy
 from revconn.target import Target, bare_host
@@ -182,11 +183,19 @@ class _GrpcioStream(Stream):
     def _outgoing(self) -> Iterator[bytes]:
         """What grpcio's own consumer thread iterates over: that thread is the sender."""
         self._be_sender()
-        batch = self._source.take()
+        batch = self._take()
         self._registration = batch[0] if batch else None
         while batch is not None:
             yield from batch
-            batch = self._source.take()
+            batch = self._take()
+
+    def _take(self) -> list[bytes] | None:
+        try:
+            return self._source.take()
+        except BaseException:  # a stream that only receives would be worse than none
+            logger.exception("sending failed")
+            self.close()
+            return None
 
     def _be_sender(self) -> None:
         thread = threading.current_thread()
@@ -281,7 +290,7 @@ class _GrpcioStream(Stream):
         call.cancel()
         name = f"revconn-hang-up-{self._name}"
         with contextlib.suppress(RuntimeError):  # the interpreter exits, and ends it anyway
-            threading.Thread(target=channel.close, name=name, daemon=True).start()
+            guarded_thread(name, channel.close).start()
 
     def join(self, timeout: float) -> None:
         deadline = time.monotonic() + timeout

@@ -162,7 +162,9 @@ def test_what_is_cancelled_ends_a_backlog_of_payloads() -> None:
             max_workers=1,
             max_in_flight=10,
             max_in_flight_bytes=1000,
+            executor_may_block=False,
             on_relief=relieved.set,
+            on_failure=pytest.fail,
         )
         dispatcher.accept(origin, [(ForwardRequest(request_id="a"), 1001)], 0.0)
         assert dispatcher.saturated

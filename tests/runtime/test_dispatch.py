@@ -280,20 +280,6 @@ def test_others_get_a_turn_in_the_users_executor_while_requests_never_end(connec
         asking.join()
 
 
-def test_with_an_executor_that_was_shut_down_requests_are_refused(connect, gate, caplog) -> None:
-    executor = ThreadPoolExecutor(1)
-    executor.shutdown()
-    connector, peer = connect(gate, executor=executor)
-    for request_id in "ab":  # the second one finds no debris of the first
-        peer.request(request_id)
-        answer = peer.answer(request_id)
-        assert answer.status_code == 503
-        assert answer.error_message == "the service is shutting down"
-    assert gate.entered == []
-    assert connector.stats()["waiting"] == 0
-    assert "refused 1 requests: no worker to run them" in caplog.text
-
-
 def test_an_executor_that_is_shut_down_with_workers_still_queued_strands_nobody(connect) -> None:
     executor = ThreadPoolExecutor(1)
     busy = threading.Event()
@@ -304,6 +290,7 @@ def test_an_executor_that_is_shut_down_with_workers_still_queued_strands_nobody(
     executor.shutdown(wait=False, cancel_futures=True)
     assert peer.answer("r1").status_code == 503
     busy.set()
+    peer.hears_goodbye()
 
 
 # How many

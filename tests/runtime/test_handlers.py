@@ -172,9 +172,29 @@ def test_a_wrong_type_is_500_and_the_log_names_handler_and_type(
     assert "request_id='r1'" in message
 
 
-def test_a_handler_without_a_name_is_logged_by_its_repr(caplog: pytest.LogCaptureFixture) -> None:
-    answer_to(functools.partial(returning("text"), Request))
-    assert "functools.partial(" in caplog.text
+class Unspeakable:
+    def __call__(self, request: Request) -> bytes:
+        return b""[0]  # type: ignore[return-value]
+
+    def __repr__(self) -> str:
+        raise SystemExit("no name")
+
+
+@pytest.mark.parametrize(
+    ("handler", "name"),
+    [
+        (functools.partial(returning("text"), Request), "returning.<locals>.handler"),
+        (Unspeakable(), "Unspeakable.__call__"),
+        (Unspeakable().__call__, "Unspeakable.__call__"),
+        (functools.partial(Unspeakable()), "Unspeakable.__call__"),
+    ],
+    ids=["partial", "object", "method", "partial of an object"],
+)
+def test_a_handler_is_logged_by_its_name_and_never_by_its_repr(
+    handler: Callable[..., Any], name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert is_internal_error(answer_to(handler))
+    assert f"handler {name} failed" in caplog.text
 
 
 def test_a_message_class_in_place_of_a_message_is_500(caplog: pytest.LogCaptureFixture) -> None:

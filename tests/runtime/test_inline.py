@@ -73,7 +73,7 @@ def test_a_batch_is_answered_as_one_in_the_thread_that_brings_it() -> None:
     ]
     assert origin.batches[0][0].payload == b"said"
     assert set(threads) == {threading.current_thread()}
-    assert runner.stats() == {"accepted": 2, "answered": 2, "expired": 0}
+    assert runner.stats() == {"accepted": 2, "answered": 2, "expired": 0, "repeated": 0}
 
 
 def test_requests_for_other_handlers_are_told_apart_and_keep_their_order() -> None:
@@ -101,7 +101,7 @@ def test_time_in_the_queue_counts_and_an_expired_request_never_runs(clock: Clock
     runner.serve(origin, [request(number, timeout=1) for number in (1, 2, 3)], clock.now)
     assert ran == ["r1", "r2"]
     assert [response.status_code for response in origin.batches[0]] == [200, 504, 504]
-    assert runner.stats() == {"accepted": 3, "answered": 1, "expired": 2}
+    assert runner.stats() == {"accepted": 3, "answered": 1, "expired": 2, "repeated": 0}
 
 
 def test_a_handler_that_blocked_is_named_once(

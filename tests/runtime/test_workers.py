@@ -37,7 +37,8 @@ class Scene:
         self.executor = executor
         self.served: list[str] = []
         self.stranded: list[tuple[list[str], str]] = []
-        self.workers = Workers(executor, most, self._serve, self._strand)
+        self.broken: list[BaseException] = []
+        self.workers = Workers(executor, most, self._serve, self._strand, self.broken.append)
 
     def _serve(self, entry, thread: int, now: float) -> None:
         assert thread == threading.get_ident()

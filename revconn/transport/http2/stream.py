@@ -12,6 +12,7 @@ from revconn.core.frames import Goaway
 from revconn.core.status import StatusCode
 from revconn.core.terms import OFFER
 from revconn.core.text import Mask
+from revconn.guard import guarded_thread
 from revconn.logger import get_logger
 from revconn.proxy import Proxy
 from revconn.target import Target
@@ -88,9 +89,7 @@ class _Http2Stream(Stream):
         self._address: Address | None = None
         self._closed = False
         self._failure: StreamEnded | None = None
-        self._sender = threading.Thread(
-            target=self._send, name=f"revconn-sender-{name}", daemon=True
-        )
+        self._sender = guarded_thread(f"revconn-sender-{name}", self._send)
         self._send_error = ""
         self._heeded = 0
         self._heard_at = 0.0
@@ -175,7 +174,7 @@ class _Http2Stream(Stream):
             # reads that to its end, gives the reason.
             self._send_error = _network_words(error)
             wire.close()
-        except Exception:  # a stream that only receives would be worse than none
+        except BaseException:  # a stream that only receives would be worse than none
             logger.exception("%s: sending failed", self._transport.target)
             self._fail(StatusCode.INTERNAL, "sending failed; the log says why")
 
