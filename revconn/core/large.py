@@ -22,17 +22,17 @@ class LargeAnswer:
 
     ``size`` is what the one message would take at most, in bytes; ``deadline`` the instant
     after which nobody waits for it any more; ``has_left`` says that all of it did before, on a
-    connection that broke soon after; ``about`` names the request in the log. Not thread-safe.
+    connection that broke soon after; ``method`` is that of the request. Not thread-safe.
     """
 
-    __slots__ = ("_chunks", "_head", "_payload", "about", "deadline", "has_left", "size")
+    __slots__ = ("_chunks", "_head", "_payload", "deadline", "has_left", "method", "size")
 
     def __init__(
         self,
         message: bytes,
         deadline: float | None,
         payload: bytes | None = None,
-        about: str = "",
+        method: str = "",
     ) -> None:
         """``message`` is encoded, and whole, unless ``payload`` is to take the place of its own."""
         self._head = ConnectionMessage.FromString(message).response
@@ -40,7 +40,7 @@ class LargeAnswer:
         self._head.ClearField("payload")
         self.deadline = deadline
         self.has_left = False
-        self.about = about or f"request_id={self.request_id!r}"
+        self.method = method
         self.size = len(message) + (0 if payload is None else len(payload) + _LENGTHS)
         self._chunks: Iterator[ForwardResponse] = iter(())
 
@@ -48,6 +48,11 @@ class LargeAnswer:
     def request_id(self) -> str:
         """Whom it answers."""
         return self._head.request_id
+
+    @property
+    def about(self) -> str:
+        """The request, named for a log."""
+        return f"{self.method} request_id={self.request_id!r}".lstrip()
 
     def copy(self) -> LargeAnswer:
         """The same answer, to be sent on another connection as well."""
@@ -78,5 +83,8 @@ class LargeAnswer:
     def failure(self, code: StatusCode, reason: str) -> bytes:
         """The message that says why there is no such answer."""
         return encode_failure(
-            self.request_id, code, f"response: {reason}", framed=is_framed(self._payload)
+            self.request_id,
+            code,
+            f"{self.method or 'response'}: {reason}",
+            framed=is_framed(self._payload),
         )

@@ -21,12 +21,14 @@ _OVERHEAD = 140  # bytes of Python's own that an answer takes beside its message
 class Answer(NamedTuple):
     """An encoded response, and the instant after which nobody waits for it any more.
 
-    ``has_left`` says that it did before, on a connection that broke soon after.
+    ``has_left`` says that it did before, on a connection that broke soon after; ``method`` is that
+    of the request, for an answer that may turn out to be too large.
     """
 
     message: bytes
     deadline: float | None
     has_left: bool = False
+    method: str = ""
 
     @property
     def size(self) -> int:
@@ -72,7 +74,7 @@ class Outbound:
             return
         size = len(answer.message)
         if size > self._limit:
-            self._put_large(LargeAnswer(answer.message, answer.deadline))
+            self._put_large(_as_large(answer))
         else:
             self._answers.append(answer)
             self.answer_bytes += size
@@ -112,7 +114,7 @@ class Outbound:
             if isinstance(answer, LargeAnswer):
                 self._put_large(answer)
             elif len(answer.message) > self._limit:  # it comes from another connection
-                self._put_large(LargeAnswer(answer.message, answer.deadline))
+                self._put_large(_as_large(answer))
             else:
                 self._answers.appendleft(answer)
                 self.answer_bytes += len(answer.message)
@@ -165,7 +167,7 @@ class Outbound:
 
     def _put_large(self, large: LargeAnswer) -> None:
         if self._chunks is not None and large.size <= self._limit:
-            self.put(Answer(large.whole(), large.deadline))
+            self.put(Answer(large.whole(), large.deadline, method=large.method))
             return
         if any(each.request_id == large.request_id for each in self._large):
             return  # its chunks leave here already: the same once more in between would spoil them
@@ -250,4 +252,8 @@ def _doubtful(answer: Answer | LargeAnswer, deadline: float) -> Answer | LargeAn
     if isinstance(answer, LargeAnswer):
         answer.deadline, answer.has_left = deadline, True
         return answer
-    return Answer(answer.message, deadline, has_left=True)
+    return answer._replace(deadline=deadline, has_left=True)
+
+
+def _as_large(answer: Answer) -> LargeAnswer:
+    return LargeAnswer(answer.message, answer.deadline, method=answer.method)

@@ -13,7 +13,7 @@ from revconn.core.features import (
     Announcement,
 )
 
-__all__ = ["OFFER", "Terms"]
+__all__ = ["LEAST_BYTES", "OFFER", "Terms"]
 
 OFFER = ((FEATURES_HEADER, ",".join(sorted(SUPPORTED))),)
 """What a connector says of itself in the metadata that opens a stream."""
@@ -21,7 +21,7 @@ OFFER = ((FEATURES_HEADER, ",".join(sorted(SUPPORTED))),)
 _BEATS_PER_TIMEOUT = 3  # two heartbeats may be lost or late
 _LIVENESS_SHARE = 0.75  # of the gateway's timeout: as the defaults are, 90 s of 120
 _LEAST_TIMEOUT = 0.1  # seconds; to meet less we would send little but heartbeats
-_LEAST_BYTES = 1024  # less has no room for an id and a few headers
+LEAST_BYTES = 1024  # less has no room for an id and a few headers
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Terms:
                 terms = terms._beating_within(timeout)
         if MAX_MESSAGE_BYTES_HEADER in headers:
             limit = announced.max_message_bytes
-            if limit is None or limit < _LEAST_BYTES:
+            if limit is None or limit < LEAST_BYTES:
                 terms = terms._ignoring(MAX_MESSAGE_BYTES_HEADER, headers)
             elif limit < terms.max_message_bytes:
                 note = (

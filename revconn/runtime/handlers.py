@@ -15,6 +15,7 @@ from revconn.core.large import LargeAnswer
 from revconn.core.outbound import Answer
 from revconn.core.routing import Routes
 from revconn.core.status import StatusCode, is_success, status_code
+from revconn.core.terms import LEAST_BYTES
 from revconn.exceptions import RequestError
 from revconn.logger import get_logger
 from revconn.messages import Request, Response
@@ -45,6 +46,8 @@ class _Failure(NamedTuple):
     status: int | None = None
 
 
+_LONGEST_METHOD = 200  # characters, of those that are named in errors
+
 _Outcome = Union[bytes, Response, _Failure]
 
 _NOT_ASYNC = "handlers run in threads: write def, and asyncio.run(...) in it for async code"
@@ -70,7 +73,11 @@ class Answering:
             outcome = self._run(request)
             if len(_payload(outcome)) > self._max_message_bytes:
                 return _large(request, outcome)
-            return Answer(_encode(request, outcome), request.deadline)
+            message = _encode(request, outcome)
+            if len(message) <= LEAST_BYTES:  # too large for no gateway: it need not say whose it is
+                return Answer(message, request.deadline)
+            method = request.method[:_LONGEST_METHOD]
+            return Answer(message, request.deadline, method=method)
         except BaseException:
             logger.exception("%r: the answer cannot be encoded", request)
             return Answer(_encode(request, _INTERNAL_ERROR), request.deadline)
@@ -136,7 +143,9 @@ def _large(request: Request, outcome: _Outcome) -> LargeAnswer:
     if isinstance(outcome, Response):
         empty = Response(status=outcome.status, headers=outcome.headers, error=outcome.error)
     payload = pack(payload, framed=request.framed)
-    return LargeAnswer(_encode(request, empty), request.deadline, payload, repr(request))
+    return LargeAnswer(
+        _encode(request, empty), request.deadline, payload, request.method[:_LONGEST_METHOD]
+    )
 
 
 def _encode(request: Request, outcome: _Outcome) -> bytes:

@@ -168,15 +168,16 @@ def test_without_chunks_a_large_answer_becomes_the_error_of_its_request() -> Non
     refused: list[str] = []
     outbound = Outbound(refused.append)
     outbound.agree(1024, chunks=False)
-    outbound.put(answer(response("r1", b"x" * 2000), NOW))
+    outbound.put(Answer(response("r1", b"x" * 2000), NOW, method="/echo.Echo/Say"))
     assert not outbound.has_large
     (failed,) = outbound.take_answers(1)
     failure = ConnectionMessage.FromString(failed.message).response
     assert (failure.request_id, failure.status_code) == ("r1", 500)
+    assert failure.error_message.startswith("/echo.Echo/Say: message of 2,")
     assert "is larger than the limit of 1,024 bytes" in failure.error_message
     assert failed.deadline == NOW
     (said,) = refused
-    assert said.startswith("request_id='r1': the answer was not sent: message of 2,0")
+    assert said.startswith("/echo.Echo/Say request_id='r1': the answer was not sent: message of")
 
 
 def test_a_framed_answer_fails_in_kind() -> None:

@@ -228,10 +228,11 @@ def test_an_answer_that_is_too_large_fails_alone_and_says_the_sizes(
     response = answer_to(outcome)
     assert response.status_code == 500
     assert response.headers["grpc-status"] == "13"
+    assert response.error_message.startswith(f"{METHOD}: message of ")
     assert "is larger than the limit of 10,000 bytes" in response.error_message
     [record] = caplog.records
-    assert "the answer was not sent: message of" in record.getMessage()
-    assert "request_id='r1'" in record.getMessage()
+    said = f"{METHOD} request_id='r1': the answer was not sent: message of "
+    assert record.getMessage().startswith(said)
 
 
 def test_the_limit_counts_the_whole_message() -> None:
