@@ -241,7 +241,8 @@ class Connector:
         """Connect and serve.
 
         With ``block`` it returns when the connector was stopped. In the main thread it then also
-        handles SIGINT and SIGTERM: the first drains, the second aborts. Without ``block`` it
+        handles SIGINT and SIGTERM: the first drains, the second aborts (the same one within a
+        second is no second). Without ``block`` it
         returns at once and leaves signals alone; :meth:`wait_ready` tells when a gateway has
         accepted the connection.
 

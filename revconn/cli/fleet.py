@@ -18,6 +18,7 @@ from dataclasses import dataclass
 
 from revconn.config import Backoff
 from revconn.logger import get_logger
+from revconn.runtime.signals import Repeats
 
 __all__ = ["Fleet"]
 
@@ -57,6 +58,7 @@ class Fleet:
         self._to_replace: list[_Slot] = []
         self._selector = selectors.DefaultSelector()
         self._signals = 0
+        self._repeats = Repeats()
         self._last_signal = signal.SIGTERM
         self._kill_at: float | None = None
         self._exit_code = 0
@@ -97,6 +99,8 @@ class Fleet:
                 logger.info("%s: replacing %d processes in turn", name, len(self._slots))
                 self._to_replace = list(self._slots)
             return
+        if self._repeats.is_one(number):
+            return
         self._last_signal = signal.Signals(number)
         if self._signals == 1:
             logger.warning("%s again: leaving at once", name)
@@ -106,10 +110,14 @@ class Fleet:
         self._stop(self._signals + 1)
 
     def _stop(self, signals: int = 1) -> None:
+        """Once: they drain. Again: they leave at once, not by what they may take for a repeat."""
         self._signals = signals
         for child in self._living():
+            if signals > 1:
+                child.process.send_signal(signal.SIGINT)
+            elif not child.leaving:  # one that leaves would take it for the second
+                child.process.terminate()
             child.leaving = True
-            child.process.terminate()
 
     # Children
 

@@ -8,14 +8,14 @@ import os
 import queue
 import signal
 from types import FrameType
-from typing import Any, NoReturn
+from typing import Any
 
 from revconn.cli.api_keys import KEYS_VARIABLE, KeySources
 from revconn.cli.logs import add_log_format, add_log_level, announce, set_up_logging
 from revconn.exceptions import ConfigurationError
 from revconn.gateway import Gateway, ServerTLS
 from revconn.logger import get_logger
-from revconn.runtime.signals import obey_signals, signals_into
+from revconn.runtime.signals import Repeats, obey_signals, signals_into
 from revconn.validation import require_seconds
 
 __all__ = ["add_parser", "run"]
@@ -44,7 +44,7 @@ from then on.
 _STOPPING = """\
 The first SIGINT or SIGTERM refuses new calls, lets those that were accepted be
 answered, sends the connectors away and exits with 0. The second one ends the
-process at once.
+process at once, unless it is the same within a second.
 """
 
 _EPILOG = """\
@@ -195,6 +195,7 @@ def run(arguments: argparse.Namespace) -> int:
     if sources == KeySources():
         logger.warning("no API keys: whoever can connect to %s may register", gateway.address)
     wakeups: queue.SimpleQueue[int | None] = queue.SimpleQueue()
+    repeats = Repeats()
     hangups = [signal.SIGHUP] if hasattr(signal, "SIGHUP") else []
     with signals_into(wakeups, hangups), gateway:
         with signals_into(wakeups):
@@ -210,16 +211,21 @@ def run(arguments: argparse.Namespace) -> int:
                 drain=lambda: wakeups.put(None),
                 abort=lambda: gateway.stop(grace=0.0),
                 reload=lambda: _reload_keys(gateway, sources),
+                repeats=repeats,
             )
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, _leave_at_once)
-        gateway.stop(arguments.grace)
+            _leave_at_once_by_the_next(repeats)
+            gateway.stop(arguments.grace)
     return 0
 
 
-def _leave_at_once(number: int, frame: FrameType | None) -> NoReturn:
-    # Not by the signal's default action: the first process of a container has none.
-    os._exit(128 + number)
+def _leave_at_once_by_the_next(repeats: Repeats) -> None:
+    def leave(number: int, frame: FrameType | None) -> None:
+        if not repeats.is_one(number):
+            # Not by the signal's default action: the first process of a container has none.
+            os._exit(128 + number)
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, leave)
 
 
 def _make_gateway(arguments: argparse.Namespace, sources: KeySources) -> Gateway:

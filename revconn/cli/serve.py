@@ -35,7 +35,7 @@ def add_parser(subparsers: Any) -> None:
         help="run a connector of yours",
         description=(
             "Run a connector until it is stopped. SIGINT and SIGTERM finish what was accepted and"
-            " leave; a second one leaves at once."
+            " leave; a second one, other than the same within a second, leaves at once."
         ),
         epilog=(
             "Exit codes: 0 stopped, 1 the gateway refused it, 2 it could not be started,"

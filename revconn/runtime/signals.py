@@ -6,6 +6,7 @@ import os
 import queue
 import signal
 import threading
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -13,12 +14,35 @@ from typing import Any, Callable
 
 from revconn.logger import get_logger
 
-__all__ = ["obey_signals", "signals_into"]
+__all__ = ["Repeats", "obey_signals", "signals_into"]
 
 logger = get_logger(__name__)
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _GLANCE = 1.0
+_SAME = 1.0  # seconds
+
+
+class Repeats:
+    """Tells a signal from a repeat of it: the same one again within a second is one signal.
+
+    Process groups, ``timeout`` and supervisors deliver it twice: to the group and to the process.
+    Somebody who goes on sending it is heard: the second begins with the signal that counted. Takes
+    no lock, so that a signal handler may ask.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._counted: dict[int, float] = {}
+
+    def is_one(self, number: int) -> bool:
+        """A signal has come: whether it repeats one that counted."""
+        now = self._clock()
+        counted = self._counted.get(number)
+        if counted is not None and now - counted < _SAME:
+            return True
+        self._counted[number] = now
+        return False
 
 
 @contextmanager
@@ -66,18 +90,22 @@ def obey_signals(
     drain: Callable[[], object],
     abort: Callable[[], object],
     reload: Callable[[], object] | None = None,
+    repeats: Repeats | None = None,
 ) -> int | None:
     """Until ``None`` comes: call ``drain`` for the first signal, ``abort`` for every later one.
 
     SIGHUP is none of them, if there is something to ``reload``. ``drain`` must return at once.
-    Returns the signal that aborted, if one did.
+    ``repeats`` are nothing new. Returns the signal that aborted, if one did.
     """
+    repeats = repeats or Repeats()
     draining = False
     aborted_by: int | None = None
     while (number := _next(wakeups)) is not None:
         name = signal.Signals(number).name
         if reload is not None and name == "SIGHUP":
             reload()
+        elif repeats.is_one(number):
+            logger.debug("%s again, within a second: it is the same", name)
         elif not draining:
             logger.info("%s: finishing what was accepted, then leaving", name)
             draining = True

@@ -11,6 +11,7 @@ from pathlib import Path
 import grpc
 import pytest
 
+from revconn.cli.fleet import Fleet, _Child
 from revconn.gateway import Gateway
 from tests.support.commands import TIMEOUT, Command, run_command
 from tests.support.waiting import eventually
@@ -94,6 +95,44 @@ def test_every_process_serves_and_sigterm_drains_them_all(fleet: Command, caller
     fleet.signal(signal.SIGTERM)
     assert fleet.wait() == 0
     assert "Traceback" not in fleet.output
+
+
+def test_sigterm_twice_in_a_row_is_one_and_cuts_nothing_short(
+    fleet: Command, caller: Caller
+) -> None:
+    with caller:
+        eventually(lambda: caller.answered, TIMEOUT)
+        for _ in range(2):
+            fleet.signal(signal.SIGTERM)
+        assert fleet.wait() == 0
+    assert "again: leaving at once" not in fleet.output
+
+
+class Process:
+    """Hears signals."""
+
+    def __init__(self) -> None:
+        self.heard: list[int] = []
+
+    def send_signal(self, number: int) -> None:
+        self.heard.append(number)
+
+    def terminate(self) -> None:
+        self.send_signal(signal.SIGTERM)
+
+
+def test_a_process_that_leaves_already_is_not_told_to_twice_until_it_is_to_leave_at_once() -> None:
+    fleet = Fleet([], 2)
+    serving, leaving = Process(), Process()
+    for slot, process in zip(fleet._slots, (serving, leaving)):
+        slot.child = _Child(process, 0, 0, leaving=process is leaving)  # type: ignore[arg-type]
+    fleet._receive_signal(signal.SIGTERM)
+    assert (serving.heard, leaving.heard) == ([signal.SIGTERM], [])
+    fleet._receive_signal(signal.SIGTERM)
+    assert (serving.heard, leaving.heard) == ([signal.SIGTERM], [])
+    fleet._receive_signal(signal.SIGINT)
+    assert serving.heard == [signal.SIGTERM, signal.SIGINT], "SIGTERM could be taken for a repeat"
+    assert leaving.heard == [signal.SIGINT]
 
 
 def test_sighup_replaces_the_processes_in_turn_without_a_failed_request(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import queue
 import signal
 import threading
 import time
@@ -9,6 +10,7 @@ import time
 import pytest
 
 from revconn import State
+from revconn.runtime.signals import Repeats, obey_signals
 from revconn.testing import Fault, FaultProxy
 from tests.support.connectors import NEVER
 from tests.support.programs import Program
@@ -98,6 +100,69 @@ def test_the_second_signal_ends_it_at_once(new_program, gateway) -> None:
     program.hears("start returned")
     assert time.monotonic() - began < PROMPTLY
     peer.hears_hang_up()
+
+
+def test_the_same_signal_twice_within_a_second_lets_a_request_finish(new_program, gateway) -> None:
+    program = new_program(SERVE_SLOWLY, gateway.address)
+    peer = gateway.accept_ready()
+    peer.request("r1")
+    program.hears("handling")
+    program.signal(signal.SIGTERM)
+    program.signal(signal.SIGTERM)
+    program.hears("DRAINING")
+    program.signal(signal.SIGUSR1)
+    assert peer.answer("r1").payload == b"finished"
+    peer.hears_goodbye()
+    program.hears("start returned")
+    assert program.wait() == 0
+
+
+class Clock:
+    now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_a_repeat_within_a_second_of_the_signal_that_counted_is_none_of_its_own() -> None:
+    clock = Clock()
+    repeats = Repeats(clock)
+    seen = []
+    for now in (100.0, 100.0, 100.9, 101.0, 101.5, 102.1):  # whoever goes on is heard
+        clock.now = now
+        seen.append(repeats.is_one(signal.SIGTERM))
+    assert seen == [False, True, True, False, True, False]
+    assert not repeats.is_one(signal.SIGINT), "another signal is another wish"
+
+
+@pytest.mark.parametrize(
+    ("second", "at", "aborted"),
+    [("SIGTERM", 0.5, 0), ("SIGTERM", 1.5, 1), ("SIGINT", 0.1, 1), ("SIGHUP", 0.1, 0)],
+)
+def test_what_a_second_signal_does_depends_on_which_and_when(
+    second: str, at: float, aborted: int
+) -> None:
+    clock, done = Clock(), []
+    wakeups: queue.SimpleQueue[int | None] = queue.SimpleQueue()
+
+    def drain() -> None:
+        done.append("drain")
+        clock.now += at
+        wakeups.put(signal.Signals[second])
+        wakeups.put(None)
+
+    wakeups.put(signal.SIGTERM)
+    ended_by = obey_signals(
+        wakeups,
+        drain,
+        abort=lambda: done.append("abort"),
+        reload=lambda: done.append("reload"),
+        repeats=Repeats(clock),
+    )
+    assert done.count("drain") == 1
+    assert done.count("abort") == aborted
+    assert done.count("reload") == (second == "SIGHUP")
+    assert ended_by == (signal.Signals[second] if aborted else None)
 
 
 @pytest.fixture
