@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Callable
 
+from revconn import clock
 from revconn._proto.registry_pb2 import ForwardRequest
 from revconn.core.framing import is_framed, unframe
 from revconn.core.status import is_success
@@ -23,7 +24,8 @@ class Request:
 
     ``deadline`` is the absolute instant (``time.monotonic()``, seconds) after which the caller no
     longer waits: the nearer of the gateway's ``timeout_seconds`` and the caller's own
-    ``grpc-timeout``. ``None``: nobody set one.
+    ``grpc-timeout``. ``None``: nobody set one. Callers go on waiting while this machine sleeps, and
+    it comes nearer by as much.
     """
 
     __slots__ = (
@@ -31,12 +33,12 @@ class Request:
         "_arrived",
         "_callbacks",
         "_cost",
+        "_due",
         "_headers",
         "_lock",
         "_message",
         "_packed",
         "_payload",
-        "deadline",
         "framed",
         "method",
         "payload_bytes",
@@ -55,7 +57,7 @@ class Request:
     def __init__(
         self,
         message: ForwardRequest,
-        deadline: float | None,
+        due: float | None,
         lock: threading.Lock,
         arrived: float = 0.0,
         cost: int = 0,
@@ -72,7 +74,7 @@ class Request:
         self._active = True
         self._arrived = arrived
         self._cost = cost  # bytes of memory, about, while it is in flight
-        self.deadline = deadline
+        self._due = due  # clock.with_suspend()
         self.method = message.method_path
         self.payload_bytes = len(payload)
         if len(payload) > _LARGE:  # worth more than the time it takes: not to hold it twice
@@ -100,9 +102,19 @@ class Request:
             self._packed = None  # last: another thread may be asking too
         return self._payload
 
+    @property
+    def deadline(self) -> float | None:
+        """When the caller stops waiting."""
+        left = self._time_left()
+        return None if left is None else time.monotonic() + left
+
+    def _time_left(self) -> float | None:
+        return None if self._due is None else self._due - clock.with_suspend()
+
     def time_remaining(self) -> float | None:
         """Seconds until the deadline, never negative; ``None`` without one."""
-        return None if self.deadline is None else max(0.0, self.deadline - time.monotonic())
+        left = self._time_left()
+        return None if left is None else max(0.0, left)
 
     def is_active(self) -> bool:
         """Whether an answer is still wanted: a long handler looks now and then, and stops.
@@ -110,7 +122,7 @@ class Request:
         False once the request was answered, its deadline passed, its caller gave up (where the
         gateway passes that on) or the connector was aborted.
         """
-        return self._active and (self.deadline is None or time.monotonic() < self.deadline)
+        return self._active and (self._due is None or clock.with_suspend() < self._due)
 
     def add_callback(self, callback: Callable[[], object]) -> bool:
         """Call ``callback()`` once, when the request is over: see :meth:`is_active`.

@@ -7,14 +7,15 @@ from typing import Any
 
 import pytest
 
+from revconn import clock
 from revconn._proto.registry_pb2 import ForwardRequest
 from revconn.core.framing import frame
 from revconn.exceptions import ProtocolError
 from revconn.messages import Request, Response
 
 
-def request(deadline: float | None = None, **fields: Any) -> Request:
-    return Request(ForwardRequest(**fields), deadline, threading.Lock())
+def request(due: float | None = None, **fields: Any) -> Request:
+    return Request(ForwardRequest(**fields), due, threading.Lock())
 
 
 # Requests
@@ -64,10 +65,25 @@ def test_a_frame_that_does_not_inflate_is_a_protocol_error(headers: dict[str, st
 def test_the_remaining_time_is_counted_from_now_and_never_negative(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(time, "monotonic", lambda: 1000.0)
-    assert request(deadline=1002.5).time_remaining() == 2.5
-    assert request(deadline=999.0).time_remaining() == 0.0
+    monkeypatch.setattr(clock, "with_suspend", lambda: 1000.0)
+    assert request(due=1002.5).time_remaining() == 2.5
+    assert request(due=999.0).time_remaining() == 0.0
     assert request().time_remaining() is None
+
+
+def test_the_deadline_comes_nearer_while_the_machine_sleeps(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    slept = 0.0
+    monkeypatch.setattr(clock, "with_suspend", lambda: 1000.0 + slept)
+    monkeypatch.setattr(time, "monotonic", lambda: 10.0)
+    made = request(due=1030.0)
+    assert made.deadline == 40.0
+    slept = 25.0
+    assert (made.deadline, made.time_remaining(), made.is_active()) == (15.0, 5.0, True)
+    slept = 31.0
+    assert (made.deadline, made.time_remaining(), made.is_active()) == (9.0, 0.0, False)
+    assert request().deadline is None
 
 
 def test_a_request_is_active_until_it_is_settled() -> None:
@@ -80,8 +96,8 @@ def test_a_request_is_active_until_it_is_settled() -> None:
 
 def test_a_request_is_active_until_its_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 1000.0
-    monkeypatch.setattr(time, "monotonic", lambda: now)
-    made = request(deadline=1002.0)
+    monkeypatch.setattr(clock, "with_suspend", lambda: now)
+    made = request(due=1002.0)
     assert made.is_active()
     now = 1002.0
     assert not made.is_active()

@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from concurrent.futures import Executor
 from typing import Callable
 
+from revconn import clock
 from revconn._proto.registry_pb2 import ForwardRequest
 from revconn.core.answers import encode_failure
 from revconn.core.deadline import request_deadline
@@ -33,6 +34,7 @@ __all__ = ["Dispatcher"]
 
 logger = get_logger(__name__)
 
+_LONGEST_WAIT = 5.0  # for the next deadline; by so much at most it is late after a suspend
 _HEADER = 256  # bytes of memory, about, that a header takes beside its own, decoded and in a dict
 
 
@@ -112,7 +114,8 @@ class Dispatcher:
         A repeated id is ignored while the first request with it is in flight: running a handler
         twice would be worse, and the one answer serves both.
         """
-        requests = [self._request(*arrival, arrived) for arrival in arrivals]
+        counted_from = clock.at(arrived)
+        requests = [self._request(*arrival, arrived, counted_from) for arrival in arrivals]
         admitted = []
         refused = []
         with self._lock:
@@ -131,20 +134,22 @@ class Dispatcher:
         if refused:
             self._refuse(origin, refused)
 
-    def _request(self, message: ForwardRequest, size: int, arrived: float) -> Request:
+    def _request(
+        self, message: ForwardRequest, size: int, arrived: float, counted_from: float
+    ) -> Request:
         headers = message.headers
-        deadline = request_deadline(message.timeout_seconds, headers, arrived)
-        return Request(message, deadline, self._lock, arrived, size + _HEADER * len(headers))
+        due = request_deadline(message.timeout_seconds, headers, counted_from)
+        return Request(message, due, self._lock, arrived, size + _HEADER * len(headers))
 
     def _admit(self, origin: Origin, request: Request) -> None:
         """Requires holding ``_lock``."""
-        deadline = request.deadline
+        due = request._due
         self._counts["accepted"] += 1
         self._in_flight[origin, request.request_id] = request
         self._bytes += request._cost
         self.saturated = self._bytes > self._max_in_flight_bytes
-        if deadline is not None and (self._next_due is None or deadline < self._next_due):
-            self._next_due = deadline
+        if due is not None and (self._next_due is None or due < self._next_due):
+            self._next_due = due
             self._due.notify()
 
     def _refuse(self, origin: Origin, request_ids: list[str]) -> None:
@@ -160,7 +165,7 @@ class Dispatcher:
     def _serve(self, entry: Entry, thread: int, now: float) -> None:
         origin, request = entry
         try:
-            if request.deadline is not None and request.deadline <= now:
+            if request._due is not None and request._due <= clock.with_suspend():
                 self._expire(entry)
             elif request._active and not (origin.congested and self._hold(entry)):
                 self._runs.begin(thread, request, now)
@@ -248,7 +253,7 @@ class Dispatcher:
         """Answer a request with an error unless somebody else already did answer it."""
         _, request = entry
         failure = encode_failure(request.request_id, code, reason, framed=request.framed)
-        settled = self._settle(entry, Answer(failure, request.deadline), outcome)
+        settled = self._settle(entry, Answer(failure, request._due), outcome)
         if settled:
             self._call_back([request])
         return settled
@@ -298,7 +303,7 @@ class Dispatcher:
             with self._lock:
                 if self._closed:
                     return
-                expired = self._take_stock(time.monotonic())
+                expired = self._take_stock(clock.with_suspend())
                 if not expired:
                     self._due.wait(self._until_due())
                     continue
@@ -318,19 +323,19 @@ class Dispatcher:
         expired = []
         self._next_due = None
         for (origin, _), request in self._in_flight.items():
-            if request.deadline is None:
+            if request._due is None:
                 continue
-            if request.deadline <= now:
+            if request._due <= now:
                 expired.append((origin, request))
-            elif self._next_due is None or request.deadline < self._next_due:
-                self._next_due = request.deadline
+            elif self._next_due is None or request._due < self._next_due:
+                self._next_due = request._due
         return expired
 
     def _until_due(self) -> float | None:
-        """Requires holding ``_lock``."""
+        """Seconds to wait, which do not pass while the machine sleeps. Requires ``_lock``."""
         if self._next_due is None:
             return None
-        return min(max(0.0, self._next_due - time.monotonic()), threading.TIMEOUT_MAX)
+        return min(max(0.0, self._next_due - clock.with_suspend()), _LONGEST_WAIT)
 
     # The end
 

@@ -75,12 +75,12 @@ class Answering:
                 return _large(request, outcome)
             message = _encode(request, outcome)
             if len(message) <= LEAST_BYTES:  # too large for no gateway: it need not say whose it is
-                return Answer(message, request.deadline)
+                return Answer(message, request._due)
             method = request.method[:_LONGEST_METHOD]
-            return Answer(message, request.deadline, method=method)
+            return Answer(message, request._due, method=method)
         except BaseException:
             logger.exception("%r: the answer cannot be encoded", request)
-            return Answer(_encode(request, _INTERNAL_ERROR), request.deadline)
+            return Answer(_encode(request, _INTERNAL_ERROR), request._due)
 
     def _run(self, request: Request) -> _Outcome:
         handler = self._routes.find(request.method)
@@ -144,7 +144,7 @@ def _large(request: Request, outcome: _Outcome) -> LargeAnswer:
         empty = Response(status=outcome.status, headers=outcome.headers, error=outcome.error)
     payload = pack(payload, framed=request.framed)
     return LargeAnswer(
-        _encode(request, empty), request.deadline, payload, request.method[:_LONGEST_METHOD]
+        _encode(request, empty), request._due, payload, request.method[:_LONGEST_METHOD]
     )
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import threading
-import time
 from typing import Callable, Protocol
+
+from revconn import clock as clocks
 
 __all__ = ["Beating", "HeartbeatTimer"]
 
@@ -23,12 +24,15 @@ class Beating(Protocol):
     def check_liveness(self) -> float | None:
         """Look whether this machine or its peer was silent for too long.
 
-        By when to look again (``time.monotonic``), if that may not wait for the next regular look.
+        By when to look again (on the timer's clock), if that may not wait for the next regular
+        look.
         """
 
 
 class HeartbeatTimer:
     """Beats at ``interval`` on a monotonic schedule; a late beat does not shift the next one.
+
+    The time that the machine sleeps counts: a beat that it missed leaves as soon as it wakes.
 
     Between beats it looks every ``check_interval`` seconds whether the machine was asleep.
     ``clock`` and ``wait`` (which waits so many seconds and says whether to stop) are replaced by
@@ -42,14 +46,14 @@ class HeartbeatTimer:
         handshake_timeout: float,
         interval: float,
         check_interval: float,
-        clock: Callable[[], float] = time.monotonic,
+        clock: Callable[[], float] | None = None,
         wait: Callable[[float], bool] | None = None,
     ) -> None:
         self._session = session
         self._handshake_timeout = handshake_timeout
         self._interval = interval
         self._check_interval = check_interval
-        self._clock = clock
+        self._clock = clock or clocks.with_suspend
         self._settled = threading.Event()
         self._stopped = threading.Event()
         self._wait = wait or self._stopped.wait

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from typing import Callable
 
+from revconn import clock
 from revconn._proto.registry_pb2 import ForwardRequest
 from revconn.core.answers import encode_failure
 from revconn.core.deadline import request_deadline
@@ -74,6 +76,7 @@ class InlineRunner:
         answers: list[Answer | LargeAnswer] = []
         served: list[tuple[Origin, str]] = []
         unsent = taken = 0
+        counted_from = clock.at(arrived)
         try:
             for message, _ in arrivals:
                 taken += 1
@@ -83,7 +86,7 @@ class InlineRunner:
                 if self._in_flight.setdefault(key, message) is not message:
                     continue
                 served.append(key)
-                answer = self._answer(message, arrived)
+                answer = self._answer(message, arrived, counted_from)
                 answers.append(answer)
                 unsent += answer.size
                 if unsent > _PORTION:
@@ -119,20 +122,25 @@ class InlineRunner:
                 "repeated": self._repeated,
             }
 
-    def _answer(self, message: ForwardRequest, arrived: float) -> Answer | LargeAnswer:
+    def _answer(
+        self, message: ForwardRequest, arrived: float, counted_from: float
+    ) -> Answer | LargeAnswer:
         try:
-            return self._run(message, arrived)
+            return self._run(message, arrived, counted_from)
         except BaseException:  # the connection, and the rest of the batch, need not suffer
             logger.exception("request %r: serving it failed", message.request_id)
             failure = encode_failure(message.request_id, StatusCode.INTERNAL, "internal error")
             return Answer(failure, None)
 
-    def _run(self, message: ForwardRequest, arrived: float) -> Answer | LargeAnswer:
-        deadline = request_deadline(message.timeout_seconds, message.headers, arrived)
-        request = Request(message, deadline, self._lock, arrived)
-        start = time.monotonic()
-        if deadline is not None and deadline <= start:
+    def _run(
+        self, message: ForwardRequest, arrived: float, counted_from: float
+    ) -> Answer | LargeAnswer:
+        due = request_deadline(message.timeout_seconds, message.headers, counted_from)
+        request = Request(message, due, self._lock, arrived)
+        left = math.inf if due is None else due - clock.with_suspend()
+        if left <= 0:
             return self._expire(request)
+        start = time.monotonic()
         thread = threading.get_ident()
         self._runs.begin(thread, request, start)
         try:
@@ -146,7 +154,7 @@ class InlineRunner:
             run_callbacks([request])
         if end - start > _PATIENCE:
             self._name(message.method_path, end - start)
-        if deadline is not None and deadline <= end:
+        if left <= end - start:
             return self._expire(request)
         return answer
 
@@ -159,7 +167,7 @@ class InlineRunner:
             "deadline exceeded",
             framed=request.framed,
         )
-        return Answer(failure, request.deadline)
+        return Answer(failure, request._due)
 
     def _name(self, method: str, seconds: float, stack: str | None = None) -> None:
         with self._lock:

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import sys
 import threading
-import time
 from collections import deque
 from collections.abc import Container, Iterable
 from contextlib import suppress
 from typing import Callable
 
+from revconn import clock
 from revconn.core.large import LargeAnswer
 from revconn.core.outbound import Answer, Outbound, Sent
 from revconn.logger import get_logger
-from revconn.runtime import clock
 from revconn.runtime.threads import Condition
 
 __all__ = ["Line", "Outbox"]
@@ -216,7 +215,7 @@ class Outbox:
     def _release_held(self, line: Line) -> None:
         """What was held back goes out on ``line``, but for what nobody waits for any more."""
         assert self._lock.locked()
-        self._undelivered += self._held.drop_expired(time.monotonic())
+        self._undelivered += self._held.drop_expired(clock.with_suspend())
         line.outbound.put_back(self._held.take_all())
         self._opening.remove(line)
         self._lines.append(line)
@@ -229,7 +228,7 @@ class Line:
     Only control messages (the registration, heartbeats, the goodbye) leave until
     :meth:`let_answers_through` and after :meth:`withhold_answers`; nothing does after
     :meth:`close`. Answers that may not have arrived by then go out again on another line.
-    Guarded by the outbox's lock; ``control_left_at`` (:func:`~revconn.runtime.clock.with_suspend`)
+    Guarded by the outbox's lock; ``control_left_at`` (:func:`~revconn.clock.with_suspend`)
     may be read without.
     """
 
@@ -259,7 +258,7 @@ class Line:
             if not self._closed:
                 self._control.append(message)
                 self._sign_waits |= is_sign_of_life
-                self._sent.add([], time.monotonic())  # on a quiet line nobody else forgets
+                self._sent.add([], clock.with_suspend())  # on a quiet line nobody else forgets
                 self._outbox._changed.notify_all()
 
     def let_answers_through(
@@ -311,7 +310,7 @@ class Line:
             if not taken_over:
                 self._sending = []
                 if sent:
-                    self._sent.add(answers, time.monotonic())
+                    self._sent.add(answers, clock.with_suspend())
             if self._outbox._flushing:  # nobody else is concerned; a sender woken in vain is dear
                 self._outbox._changed.notify_all()
         return sent or taken_over
@@ -358,7 +357,7 @@ class Line:
                 return
             self._closed = True
             self._control.clear()
-            self._give_up_answers([] if settled else self._sent.take(time.monotonic()))
+            self._give_up_answers([] if settled else self._sent.take(clock.with_suspend()))
             self._outbox._changed.notify_all()
         self._outbox._log_refused()
         self._outbox._tell_relief()
@@ -407,7 +406,7 @@ class Line:
     def _rest(self) -> None:
         """The previous batch has left."""
         assert self._outbox._lock.locked()
-        self._sent.add(self._taken, time.monotonic())
+        self._sent.add(self._taken, clock.with_suspend())
         self._taken = []
         if self._sign_taken:
             self.control_left_at = clock.with_suspend()

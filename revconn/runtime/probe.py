@@ -8,6 +8,7 @@ import uuid
 from collections.abc import Iterable
 from typing import Protocol
 
+from revconn import clock
 from revconn._proto.registry_pb2 import ForwardRequest, ForwardResponse
 from revconn.core.answers import encode_response
 from revconn.core.outbound import Answer
@@ -75,7 +76,7 @@ class Probe:
         for arrival in requests:
             request, _ = arrival
             if self._prober.is_own(request):
-                deadline = time.monotonic() + self._patience
+                deadline = clock.with_suspend() + self._patience
                 answer = Answer(encode_response(request.request_id, b""), deadline)
                 self._probed.answer_probe(answer)
             else:

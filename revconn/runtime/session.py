@@ -7,6 +7,7 @@ import time
 from collections.abc import Collection
 from typing import Callable, NoReturn, Protocol
 
+from revconn import clock
 from revconn._proto.registry_pb2 import ForwardRequest
 from revconn.config import Options
 from revconn.core.features import CHUNKS, DRAIN
@@ -24,7 +25,6 @@ from revconn.exceptions import (
 )
 from revconn.guard import guarded_thread
 from revconn.logger import get_logger
-from revconn.runtime import clock
 from revconn.runtime.failures import remedy
 from revconn.runtime.heartbeat import HeartbeatTimer
 from revconn.runtime.outbox import Line
@@ -353,8 +353,8 @@ class Session:
 
     def check_liveness(self) -> float | None:
         """Retire the stream after a silence that the gateway may not have waited out."""
-        look_by = self._look_at_peer(time.monotonic())
         now = clock.with_suspend()
+        look_by = self._look_at_peer(time.monotonic())
         # Before it was accepted there was nothing to forget: connect_timeout bounds that.
         left_at = max(self._accepted, self._line.control_left_at or 0.0)
         with self._lock:
@@ -366,7 +366,7 @@ class Session:
                 f"no heartbeat left this machine for {silence:.0f} s: the gateway may have"
                 " forgotten the connection"
             )
-        return look_by
+        return None if look_by is None else clock.at(look_by)
 
     def _look_at_peer(self, now: float) -> float | None:
         """Whether the gateway answers pings, and calls; by when to look again."""

@@ -29,6 +29,11 @@ class Clock:
     def monotonic(self) -> float:
         return self.now
 
+    with_suspend = monotonic
+
+    def at(self, instant: float) -> float:
+        return instant
+
 
 class Origin:
     congested = False
@@ -45,6 +50,7 @@ class Origin:
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
     monkeypatch.setattr(inline, "time", clock)
+    monkeypatch.setattr(inline, "clock", clock)
     return clock
 
 

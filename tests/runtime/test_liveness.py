@@ -1,15 +1,17 @@
 from __future__ import annotations
 
+import contextlib
 import logging
 import queue
 import signal
 import threading
 import time
+from unittest import mock
 
 import pytest
 
-from revconn import State
-from revconn.runtime import clock
+from revconn import State, clock
+from revconn.runtime import dispatch
 from revconn.testing import Fault
 from tests.support.waiting import eventually
 
@@ -77,12 +79,18 @@ def test_heartbeats_go_on_while_handlers_compute(new_connector, gateway) -> None
 
 def test_a_heartbeat_overtakes_the_answers_that_wait(new_connector, gateway, proxy) -> None:
     connector = new_connector(proxy.address, heartbeat_interval=0.2)
-    let_go = threading.Event()
-    connector.add_method("/echo.Echo/Say", lambda request: let_go.wait(TIMEOUT) and bytes(3 * MIB))
+    begun, let_go = [], threading.Event()
+
+    def handler(request) -> bytes:
+        begun.append(request)
+        assert let_go.wait(TIMEOUT)
+        return bytes(3 * MIB)
+
+    connector.add_method("/echo.Echo/Say", handler)
     connector.start(block=False)
     peer = gateway.accept_ready()
     peer.requests(*(f"r{number}" for number in range(16)))
-    eventually(lambda: connector.stats()["accepted"] == 16)
+    eventually(lambda: len(begun) == 16)
     proxy.fault = Fault.STALL
     let_go.set()
     eventually(lambda: connector.stats()["answered"] == 16)
@@ -133,6 +141,57 @@ def test_a_shorter_sleep_changes_nothing(new_connector, gateway, suspend) -> Non
     for _ in range(3):
         peer.hears("heartbeat")
     assert connector.stats()["connections"] == 1
+
+
+@pytest.mark.parametrize("woken_by", ["the worker", "the watch of deadlines"])
+def test_what_a_caller_no_longer_waits_for_after_a_sleep_is_not_run(
+    new_connector, gateway, suspend, monkeypatch, woken_by
+) -> None:
+    monkeypatch.setattr(dispatch, "_LONGEST_WAIT", 1e6 if woken_by == "the worker" else 0.01)
+    ran, let_go = [], threading.Event()
+
+    def handler(request) -> bytes:
+        ran.append(request.request_id)
+        assert let_go.wait(TIMEOUT)
+        return b""
+
+    connector = new_connector(gateway.address, max_workers=1)
+    connector.add_method("/echo.Echo/Say", handler)
+    connector.start(block=False)
+    peer = gateway.accept_ready()
+    peer.request("runs", timeout_seconds=0)
+    peer.request("waits", timeout_seconds=50)
+    eventually(lambda: ran == ["runs"] and connector.stats()["in_flight"] == 2)
+    suspend(60.0)
+    if woken_by == "the worker":
+        let_go.set()
+        answers = peer.answers(2)
+    else:
+        answers = peer.answers(1)
+        let_go.set()
+        answers.update(peer.answers(1))
+    assert answers["runs"].status_code == 200
+    assert answers["waits"].status_code == 504
+    assert ran == ["runs"]
+
+
+def test_a_heartbeat_that_is_due_leaves_as_soon_as_the_machine_wakes(
+    new_connector, gateway, suspend
+) -> None:
+    connector = new_connector(gateway.address, heartbeat_interval=60.0, liveness_timeout=None)
+    # How often it looks at the clock.
+    with mock.patch("revconn.runtime.session._LONGEST_CHECK", 0.02):
+        connector.start(block=False)
+        peer = gateway.accept_ready()
+        connector.wait_ready(TIMEOUT)
+
+    def beats() -> bool:
+        suspend(70.0)
+        with contextlib.suppress(queue.Empty):
+            return peer.hears("heartbeat", timeout=1.0).connection_id == "id-1"
+        return False
+
+    eventually(beats)
 
 
 def test_without_a_liveness_timeout_no_sleep_is_too_long(new_connector, gateway, suspend) -> None:

@@ -2,16 +2,15 @@ from __future__ import annotations
 
 import random
 import threading
-import time
 from typing import Callable
 
 import pytest
 
+from revconn import clock
 from revconn._proto.registry_pb2 import ConnectionMessage
 from revconn.core.answers import encode_response
 from revconn.core.large import LargeAnswer
 from revconn.core.outbound import Answer
-from revconn.runtime import clock
 from revconn.runtime.outbox import Line, Outbox
 from tests.support.threads import TIMEOUT, in_thread, signal_waits
 
@@ -335,7 +334,7 @@ def test_answers_that_left_do_not_go_out_again_after_a_stream_that_ended_in_peac
 
 def test_a_quiet_line_forgets_what_left_long_ago(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 1000.0
-    monkeypatch.setattr(time, "monotonic", lambda: now)
+    monkeypatch.setattr(clock, "with_suspend", lambda: now)
     outbox = Outbox(doubt=50.0)
     line = open_line(outbox)
     put(outbox, b"left")
@@ -504,7 +503,7 @@ def test_late_answers_leave_on_a_living_stream_and_are_dropped_at_a_new_one(
     outbox: Outbox,
 ) -> None:
     line = open_line(outbox)
-    late = time.monotonic() - 1
+    late = clock.with_suspend() - 1
     put(outbox, b"late", deadline=late)
     assert line.take() == [b"late"]
     line.nudge()

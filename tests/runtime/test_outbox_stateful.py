@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import itertools
-import time
 from unittest import mock
 
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+from revconn import clock
 from revconn.core.outbound import Answer
 from revconn.runtime.outbox import Line, Outbox
 
-PAST = time.monotonic() - 1
+PAST = clock.with_suspend() - 1
 FUTURE = PAST + 1e6
 BATCH_BYTES = 20
 

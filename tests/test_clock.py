@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from revconn.runtime import clock
+from revconn import clock
 
 
 def test_it_never_runs_behind_the_monotonic_clock() -> None:
@@ -22,10 +22,15 @@ def test_it_reads_the_clock_that_counts_suspend_where_there_is_one(
     monkeypatch.setattr(sys, "platform", platform)
     monkeypatch.setattr(time, name, "that clock", raising=False)
     monkeypatch.setattr(time, "clock_gettime", {"that clock": 123.0}.__getitem__, raising=False)
-    assert clock.with_suspend() == 123.0
+    assert clock._clock()() == 123.0
 
 
 def test_elsewhere_the_monotonic_clock_counts_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "platform", "win32")
     monkeypatch.setattr(time, "monotonic", lambda: 5.0)
-    assert clock.with_suspend() == 5.0
+    assert clock._clock()() == 5.0
+
+
+def test_an_instant_is_the_same_on_both_clocks() -> None:
+    assert abs(clock.at(time.monotonic()) - clock.with_suspend()) < 1.0
+    assert clock.at(time.monotonic() + 100.0) - clock.with_suspend() > 99.0

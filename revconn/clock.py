@@ -1,0 +1,32 @@
+"""The clock that goes on while the machine sleeps: deadlines and liveness are read from it.
+
+A gateway goes on counting meanwhile. Linux's and Apple's ``time.monotonic()`` stand still, and so
+does every wait with a timeout: whoever wakes has to look here.
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+import time
+from typing import Callable
+
+__all__ = ["at", "with_suspend"]
+
+
+def _clock() -> Callable[[], float]:
+    """The platform's, without a call in between: it is read several times for each request."""
+    if sys.platform == "linux":
+        return functools.partial(time.clock_gettime, time.CLOCK_BOOTTIME)
+    if sys.platform == "darwin":
+        return functools.partial(time.clock_gettime, time.CLOCK_MONOTONIC)
+    return time.monotonic
+
+
+with_suspend = _clock()
+"""Monotonic seconds that include the time the machine was suspended."""
+
+
+def at(instant: float) -> float:
+    """An instant of ``time.monotonic()`` on this clock, if there is no suspend in between."""
+    return with_suspend() - (time.monotonic() - instant)
