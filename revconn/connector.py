@@ -84,11 +84,12 @@ class Connector:
         gRPC's core refuse pings more often than every 300 s). ``None`` disables.
     :param keepalive_timeout: how long such a ping may stay unanswered and, where the system can
         say so, sent data unacknowledged (20.0).
-    :param probe_interval: seconds between calls of the connector to itself through the gateway
-        (``None``: none, since not every gateway routes such calls, and its keys have to allow
-        services named ``revconn.probe.*``). A connection on which one is unanswered for
-        ``keepalive_timeout`` is replaced: it is the one proof that requests arrive, where a
-        gateway that locked up still answers pings.
+    :param probe_interval: seconds between calls of the connector to itself through the gateway, of
+        each service that it registered, in turn (``None``: none, since not every gateway routes
+        such calls). No handler sees them. A connection is replaced when the gateway no longer
+        has a route of one of the services, when all calls of one go to other replicas in two
+        rounds, or when nothing is heard for ``keepalive_timeout`` after one: it is the one proof
+        that requests arrive, where a gateway that locked up still answers pings.
     :param drain_timeout: how long SIGTERM, :meth:`stop` and leaving a ``with`` block wait for
         what was accepted to be answered (30.0).
     :param slow_handler_after: seconds after which a request's handler is named in the log, with

@@ -35,6 +35,7 @@ logger = get_logger(__name__)
 
 _LONGEST_ID = 256
 _LONGEST_QUOTE = 200
+_MOST_ASKED = 10_000
 
 
 Arrival = tuple[ForwardRequest, int]
@@ -84,7 +85,7 @@ class Conversation:
         self.connection_id = ""
         self._liveness_timeout = liveness_timeout
         self._features: frozenset[str] = frozenset()
-        self._asked: set[str] = set()
+        self._asked: dict[str, None] = {}  # the oldest first
         self._last_heartbeat_left: float | None = None
         self._longest_gap = 0.0
         self._mask = Mask("")
@@ -125,7 +126,9 @@ class Conversation:
     def request(self, request: ForwardRequest) -> bytes:
         """A call of our own, with an id that is unique everywhere; its answer comes once."""
         self._require(self.phase is Phase.READY, "request")
-        self._asked.add(request.request_id)
+        self._asked[request.request_id] = None
+        if len(self._asked) > _MOST_ASKED:  # a gateway that answers none of so many answers none
+            del self._asked[next(iter(self._asked))]
         return ConnectionMessage(request=request).SerializeToString()
 
     def disconnect(self) -> bytes:
@@ -206,7 +209,7 @@ class Conversation:
                 problem = "ignored a request with no id or an endless one: unanswerable"
                 self._log(logging.WARNING, problem)
         elif kind == "response" and message.response.request_id in self._asked:
-            self._asked.remove(message.response.request_id)
+            del self._asked[message.response.request_id]
             inbound.responses.append(message.response)
         elif kind == "status":
             self._receive_status(message.status, inbound)

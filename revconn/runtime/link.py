@@ -86,7 +86,7 @@ class Link:
         self._roster = Roster(time.monotonic())
         self._api_key = ApiKey(options.api_key, target)
         self._reconnection = Reconnection(self, self._roster, self._api_key, options)
-        self._probing = options.probe_interval is not None
+        self._unprobed: set[str] = set()  # services that the gateway does not route our calls of
         self._probe_round_trip: float | None = None
         self._notes: tuple[str, ...] = ()
         self._gave_up: str | None = None
@@ -223,7 +223,8 @@ class Link:
         if self._roster.stopping:
             session.retire("stopped")
         services = self._owner.services if registers else ()
-        session.start(api_key, services, probing=self._probing and bool(services))
+        probed = tuple(service for service in services if service not in self._unprobed)
+        session.start(api_key, services, probed=probed)
         return session
 
     def _end_sessions(self) -> None:
@@ -297,7 +298,7 @@ class Link:
         """A call to itself came back after so many seconds."""
         self._probe_round_trip = round_trip
 
-    def probe_refused(self, reason: str) -> None:
-        """The gateway does not route calls of a connector to itself: there will be no others."""
-        self._probing = False
+    def probe_refused(self, service: str, reason: str) -> None:
+        """The gateway does not route our calls of a service: there will be no others."""
+        self._unprobed.add(service)
         journal.no_probes(self.target, reason)

@@ -1,4 +1,4 @@
-"""A session's calls to itself through its gateway: the one proof that requests reach it."""
+"""A session's calls to its own services through its gateway: the one proof that they reach it."""
 
 from __future__ import annotations
 
@@ -8,16 +8,14 @@ import uuid
 from collections.abc import Iterable
 from typing import Protocol
 
-from revconn import clock
 from revconn._proto.registry_pb2 import ForwardRequest, ForwardResponse
-from revconn.core.answers import encode_response
-from revconn.core.outbound import Answer
-from revconn.core.probing import Prober, Verdict
+from revconn.core.probing import PROBE_METHOD, Prober, Verdict
 from revconn.core.protocol import Arrival
+from revconn.core.status import is_success
 from revconn.core.text import Mask, presentable
 from revconn.logger import get_logger
 
-__all__ = ["Probe", "Probed"]
+__all__ = ["Probe", "Probed", "take_probes"]
 
 logger = get_logger(__name__)
 
@@ -30,14 +28,11 @@ class Probed(Protocol):
     def send_probe(self, request: ForwardRequest) -> None:
         """Send a request of our own, if the connection is one that still serves."""
 
-    def answer_probe(self, answer: Answer) -> None:
-        """Send an answer as those of handlers are sent."""
-
     def probe_returned(self, round_trip: float) -> None:
         """A probe came back after so many seconds."""
 
-    def probe_refused(self, reason: str) -> None:
-        """The gateway does not route such calls: there will be no others."""
+    def probe_refused(self, service: str, reason: str) -> None:
+        """The gateway does not route calls of a service: there will be no others."""
 
     def retire(self, reason: str) -> None:
         """Requests do not come any more."""
@@ -50,18 +45,19 @@ class Probe:
     """
 
     def __init__(
-        self, probed: Probed, interval: float, patience: float, mask: Mask = _NOTHING_HIDDEN
+        self,
+        probed: Probed,
+        services: Iterable[str],
+        interval: float,
+        patience: float,
+        token: str,
+        mask: Mask = _NOTHING_HIDDEN,
     ) -> None:
         self._mask = mask
         self._probed = probed
         self._patience = patience
         self._lock = threading.Lock()
-        self._prober = Prober(interval, patience, uuid.uuid4().hex)
-
-    @property
-    def service(self) -> str:
-        """The service to register for this session alone."""
-        return self._prober.service
+        self._prober = Prober(services, interval, patience, token.encode())
 
     # The receiving thread
 
@@ -70,35 +66,37 @@ class Probe:
         with self._lock:
             self._prober.start(time.monotonic())
 
-    def take_requests(self, requests: list[Arrival]) -> list[Arrival]:
-        """Answer the probes among the requests that arrived; the others are returned."""
-        others = []
-        for arrival in requests:
-            request, _ = arrival
-            if self._prober.is_own(request):
-                deadline = clock.with_suspend() + self._patience
-                answer = Answer(encode_response(request.request_id, b""), deadline)
-                self._probed.answer_probe(answer)
-            else:
-                others.append(arrival)
-        return others
+    def take_in(self, requests: list[Arrival], probes: list[ForwardRequest]) -> None:
+        """These requests came, and these probes, which are answered."""
+        with self._lock:
+            if requests:
+                self._prober.heard()
+            for probe in probes:
+                self._prober.arrived(probe.request_id)
 
     def take_responses(self, responses: Iterable[ForwardResponse]) -> None:
-        """See what the gateway made of the probe."""
+        """See what the gateway made of the probe, and go on asking."""
         for response in responses:
+            now = time.monotonic()
             with self._lock:
-                verdict = self._prober.answered(response, time.monotonic())
+                service = self._prober.service
+                verdict = self._prober.answered(response, now)
                 round_trip = self._prober.round_trip
-            error = presentable(self._mask(response.error_message)) or "no reason given"
-            reason = f"{verdict.value}: {response.status_code}, {error}"
+            silent = "answered by others" if is_success(response.status_code) else "no reason given"
+            error = presentable(self._mask(response.error_message)) or silent
+            reason = f"{verdict.value} ({service}): {response.status_code}, {error}"
             if verdict is Verdict.ALIVE:
                 self._probed.probe_returned(round_trip)
             elif verdict is Verdict.UNABLE:
-                self._probed.probe_refused(reason)
+                self._probed.probe_refused(service, reason)
             elif verdict is Verdict.LOST:
                 self._probed.retire(reason)
+                return
             else:
-                logger.debug("a probe came to nothing: %d, %s", response.status_code, error)
+                logger.debug(
+                    "a probe of %s came to nothing: %d, %s", service, response.status_code, error
+                )
+            self._ask_if_due(now)
 
     # The timer's thread
 
@@ -110,14 +108,30 @@ class Probe:
         with self._lock:
             if not reading:
                 self._prober.excuse(now)
-            request = self._prober.ask(str(uuid.uuid4()), now) if self._prober.is_due(now) else None
             lost = self._prober.is_lost(now)
-            look_by = self._prober.look_by()
-        if request is not None:
-            self._probed.send_probe(request)
+            service = self._prober.service
         if lost:
             self._probed.retire(
-                f"a call to itself through the gateway was unanswered for {self._patience:g} s:"
-                " requests may not come any more"
+                f"a call to itself through the gateway ({service}) was unanswered for"
+                f" {self._patience:g} s: requests may not come any more"
             )
-        return look_by
+            return None
+        self._ask_if_due(now)
+        with self._lock:
+            return self._prober.look_by()
+
+    # Either
+
+    def _ask_if_due(self, now: float) -> None:
+        with self._lock:
+            request = self._prober.ask(str(uuid.uuid4()), now) if self._prober.is_due(now) else None
+        if request is not None:
+            self._probed.send_probe(request)
+
+
+def take_probes(requests: list[Arrival]) -> tuple[list[Arrival], list[ForwardRequest]]:
+    """The requests that are for handlers, and any connector's probes among those that arrived."""
+    others = [each for each in requests if not each[0].method_path.endswith(PROBE_METHOD)]
+    if len(others) == len(requests):
+        return requests, []
+    return others, [each for each, _ in requests if each.method_path.endswith(PROBE_METHOD)]

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import threading
 import time
+import uuid
 from collections.abc import Collection
 from typing import Callable, NoReturn, Protocol
 
 from revconn import clock
 from revconn._proto.registry_pb2 import ForwardRequest
 from revconn.config import Options
+from revconn.core.answers import encode_response
 from revconn.core.features import CHUNKS, DRAIN
 from revconn.core.outbound import Answer
 from revconn.core.protocol import Arrival, Conversation, Phase
@@ -28,7 +30,7 @@ from revconn.logger import get_logger
 from revconn.runtime.failures import remedy
 from revconn.runtime.heartbeat import HeartbeatTimer
 from revconn.runtime.outbox import Line
-from revconn.runtime.probe import Probe
+from revconn.runtime.probe import Probe, take_probes
 from revconn.runtime.threads import own_thread
 from revconn.transport.base import Stream, StreamEnded
 
@@ -64,8 +66,8 @@ class SessionOwner(Protocol):
     def probe_returned(self, round_trip: float) -> None:
         """A call to itself came back after so many seconds."""
 
-    def probe_refused(self, reason: str) -> None:
-        """The gateway does not route calls of a connector to itself."""
+    def probe_refused(self, service: str, reason: str) -> None:
+        """The gateway does not route a connector's calls of a service."""
 
 
 class Session:
@@ -103,6 +105,7 @@ class Session:
         self._failure: BaseException | None = None  # of the timer's thread, which sets it
         self.going_away = False
         self.services: tuple[str, ...] = ()
+        self._token = uuid.uuid4().hex  # what it answers probes with
         self._probe: Probe | None = None
         self.error: BaseException | None = None
         self.ended_in_peace = False
@@ -140,16 +143,19 @@ class Session:
         """Whether it has ended."""
         return self.error is not None
 
-    def start(self, api_key: str, services: tuple[str, ...], *, probing: bool = False) -> None:
+    def start(
+        self, api_key: str, services: tuple[str, ...], *, probed: tuple[str, ...] = ()
+    ) -> None:
         """Register and serve until the stream ends. Returns at once; the owner is told.
 
-        With ``probing`` the session calls itself through the gateway now and then.
+        The session calls the ``probed`` ones of its services through the gateway now and then.
         """
         self.services = services
         self._mask = self._stream.mask = Mask(api_key)
         interval = self._options.probe_interval
-        if probing and interval is not None:
-            self._probe = Probe(self, interval, self._options.keepalive_timeout, self._mask)
+        if probed and interval is not None:
+            patience = self._options.keepalive_timeout
+            self._probe = Probe(self, probed, interval, patience, self._token, self._mask)
         self._thread = guarded_thread(f"revconn-receiver-{self._name}", lambda: self._run(api_key))
         try:
             self._thread.start()
@@ -189,8 +195,7 @@ class Session:
         try:
             self._timer_thread.start()
             with self._lock:
-                private = () if self._probe is None else (self._probe.service,)
-                registration = self._conversation.register(api_key, (*self.services, *private))
+                registration = self._conversation.register(api_key, self.services)
             self._line.put_control(registration)
             self._stream.open()
         except RuntimeError as error:  # no thread to be had
@@ -227,14 +232,22 @@ class Session:
             self._become_ready()
         if inbound.cancelled:
             self._owner.requests_cancelled(inbound.cancelled)
-        requests = inbound.requests
+        requests, probes = take_probes(inbound.requests)
+        self._answer(probes)
         if self._probe is not None:
+            self._probe.take_in(requests, probes)
             self._probe.take_responses(inbound.responses)
-            requests = self._probe.take_requests(requests)
         if requests:
             self._owner.requests_arrived(requests)
         if inbound.end is not None:
             raise self._loss(str(inbound.end))
+
+    def _answer(self, probes: list[ForwardRequest]) -> None:
+        """Answer calls that are for no handler, this connector's own or another's."""
+        for probe in probes:
+            deadline = clock.with_suspend() + self._options.keepalive_timeout
+            answer = encode_response(probe.request_id, self._token.encode())
+            self._owner.answer_probe(Answer(answer, deadline))
 
     def _become_ready(self) -> None:
         self._accepted = clock.with_suspend()
@@ -287,17 +300,13 @@ class Session:
         if self._timer_thread.ident is not None:
             self._timer_thread.join(_JOIN_TIMEOUT)
 
-    def answer_probe(self, answer: Answer) -> None:
-        """Send an answer as those of handlers are sent."""
-        self._owner.answer_probe(answer)
-
     def probe_returned(self, round_trip: float) -> None:
         """A probe came back after so many seconds."""
         self._owner.probe_returned(round_trip)
 
-    def probe_refused(self, reason: str) -> None:
+    def probe_refused(self, service: str, reason: str) -> None:
         """The gateway does not route such calls."""
-        self._owner.probe_refused(reason)
+        self._owner.probe_refused(service, reason)
 
     # Any thread
 

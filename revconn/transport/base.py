@@ -154,12 +154,8 @@ class Stream(ABC):
         """
         return None
 
-    @abstractmethod
-    def blame(self) -> None:
-        """It came to a bad end, whatever failed: the next begins with another of the addresses.
-
-        A stream whose :meth:`open` raised need not be told.
-        """
+    def blame(self) -> None:  # noqa: B027 - where there is one address there is nothing to do
+        """It came to a bad end, whatever failed: the next begins with another of the addresses."""
 
     @abstractmethod
     def close(self) -> None:

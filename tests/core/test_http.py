@@ -13,7 +13,9 @@ from revconn.core.http import (
     end_by_reset,
     end_by_trailers,
     refusal,
+    who_ended,
 )
+from revconn.core.refusals import Speaker
 from revconn.core.status import StatusCode, encode_message
 
 GRPC = {":status": "200", "content-type": "application/grpc"}
@@ -176,3 +178,24 @@ def test_a_reset_has_the_code_that_grpc_maps_it_to(
     error_code: int, name: str, code: StatusCode
 ) -> None:
     assert end_by_reset(error_code) == StreamEnd(code, f"the gateway reset the stream ({name})")
+
+
+# Whose word the end is
+
+
+@pytest.mark.parametrize(
+    ("headers", "trailers", "expected"),
+    [
+        ({**GRPC, "grpc-status": "16", "grpc-message": "Invalid%20token"}, None, Speaker.GATEWAY),
+        ({**GRPC, "grpc-status": "7", "revconn-features": ""}, None, Speaker.GATEWAY),
+        ({**GRPC, "revconn-features": ""}, {"grpc-status": "12"}, Speaker.GATEWAY),
+        (GRPC, {"grpc-status": "16"}, Speaker.GATEWAY),
+        ({**GRPC, "grpc-status": "16"}, None, Speaker.STRANGER),
+        ({**GRPC, "grpc-status": "99", "grpc-message": "x"}, None, Speaker.STRANGER),
+        ({**GRPC, ":status": "204", "grpc-status": "3"}, None, Speaker.STRANGER),
+        ({":status": "401", "content-type": "text/html"}, None, Speaker.STRANGER),
+        (GRPC, {}, Speaker.STRANGER),
+    ],
+)
+def test_whose_word_an_end_is(headers, trailers, expected: Speaker) -> None:
+    assert who_ended(headers, trailers) is expected

@@ -294,3 +294,13 @@ def test_only_an_established_connection_can_be_forgotten(made) -> None:
     conversation = made()
     conversation.heartbeat_left(0.0)
     assert not conversation.may_be_forgotten(1e9)
+
+
+def test_calls_that_a_gateway_never_answers_are_not_remembered_for_ever(monkeypatch) -> None:
+    monkeypatch.setattr("revconn.core.protocol._MOST_ASKED", 2)
+    conversation = ready()
+    for request_id in ("r1", "r2", "r3"):
+        conversation.request(ForwardRequest(request_id=request_id))
+    answers = [response(each) for each in ("r1", "r3", "r3", "r2")]
+    heard = [each.request_id for each in conversation.receive(answers).responses]
+    assert heard == ["r3", "r2"]

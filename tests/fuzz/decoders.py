@@ -93,7 +93,8 @@ def _conversation(data: bytes) -> None:
     for request, _ in inbound.requests:
         _request(request)
     for response in inbound.responses:
-        prober = Prober(60.0, 20.0, "1")
+        prober = Prober(["a.B"], 60.0, 20.0, b"1" * 32)
+        prober.start(0.0)
         prober.ask("probe", 0.0)
         prober.answered(response, 1.0)
 

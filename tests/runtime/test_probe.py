@@ -16,6 +16,7 @@ from revconn import Connector
 from revconn._proto.registry_pb2 import ConnectionMessage, ForwardRequest, ForwardResponse
 from revconn.gateway import Gateway
 from tests.support.reference_gateway import ReferenceGateway
+from tests.support.scripted_connector import ScriptedConnector
 from tests.support.scripted_gateway import Peer
 from tests.support.waiting import eventually
 
@@ -47,34 +48,46 @@ def serve(new_connector) -> Callable[..., Connector]:
     return serve
 
 
-def test_a_probe_is_a_call_of_a_private_service_with_a_random_id(serve, gateway) -> None:
+def test_a_probe_is_a_call_of_what_is_served_and_no_handler_sees_it(serve, gateway) -> None:
+    seen = []
     connector = serve(gateway.address)
+    connector.add_service("echo.Echo", seen.append)
     peer = gateway.accept()
-    services = peer.hears("register").services
-    assert services[0] == "echo.Echo"
-    assert services[1].startswith("revconn.probe.p")
+    assert list(peer.hears("register").services) == ["echo.Echo"]
     peer.connected()
     ids = set()
     for _ in range(3):
         probe = peer.hears("request")
-        assert probe.method_path == f"/{services[1]}/Probe"
+        assert probe.method_path == "/echo.Echo/RevconnProbe"
         ids.add(uuid.UUID(probe.request_id))
         forward(peer, probe)
     assert len(ids) == 3
     assert 0 < eventually(lambda: connector.stats().get("probe_round_trip")) < TIMEOUT
     assert connector.stats()["accepted"] == 0
     assert connector.stats()["connections"] == 1
+    assert not seen
 
 
-def test_every_connection_has_a_service_of_its_own(serve, gateway) -> None:
-    serve(gateway.address)
-    names = set()
-    for number in range(3):
-        peer = gateway.accept()
-        names.add(peer.hears("register").services[1])
-        peer.connected(f"id-{number}")
-        peer.end()
-    assert len(names) == 3
+def test_each_registered_service_is_probed_in_turn(serve, gateway) -> None:
+    serve(gateway.address, services=["a.A", "b.B"])
+    peer = gateway.accept_ready()
+    paths = []
+    for _ in range(6):
+        probe = peer.hears("request")
+        paths.append(probe.method_path.split("/")[1])
+        forward(peer, probe)
+    assert sorted(paths[:3]) == ["a.A", "b.B", "echo.Echo"]
+    assert paths[3:] == paths[:3]
+
+
+def test_a_connector_that_does_not_probe_answers_others_that_do(serve, gateway) -> None:
+    connector = serve(gateway.address, probe_interval=None)
+    peer = gateway.accept_ready()
+    peer.request("another's", method="/echo.Echo/RevconnProbe")
+    answer = peer.answer("another's")
+    assert answer.status_code == 200
+    assert len(answer.payload) == 32
+    assert connector.stats()["accepted"] == 0
 
 
 def test_without_an_interval_there_is_no_probe_and_no_private_service(serve, gateway) -> None:
@@ -95,29 +108,30 @@ def test_an_unanswered_probe_retires_the_connection(serve, gateway, caplog) -> N
     second = gateway.accept_ready("id-2")
     forward(second, second.hears("request"))
     eventually(lambda: connector.connection_id == "id-2")
-    reason = "a call to itself through the gateway was unanswered for 0.3 s"
+    reason = "a call to itself through the gateway (echo.Echo) was unanswered for 0.3 s"
     assert f"lost the connection: {gateway.address}: {reason}" in caplog.text
 
 
-@pytest.mark.parametrize("status", [404, 500, 501])
-def test_a_gateway_that_cannot_route_such_calls_is_asked_once_and_named_once(
+@pytest.mark.parametrize("status", [404, 500])
+def test_a_gateway_that_cannot_route_such_calls_is_soon_not_asked_any_more_and_named_once(
     serve, gateway, caplog, status
 ) -> None:
     connector = serve(gateway.address, heartbeat_interval=0.05)
     peer = gateway.accept_ready("id-1")
-    refuse(peer, peer.hears("request"), status, "what\nis that?")
+    for _ in range(16):  # any of these might have been another replica's answer
+        refuse(peer, peer.hears("request"), status, "what\nis that?")
     eventually(lambda: "no probes any more" in caplog.text)
     for _ in range(10):
         assert peer.hears_any().WhichOneof("message_type") == "heartbeat"
     assert connector.stats()["connections"] == 1
     peer.end()
-    second = gateway.accept()
-    assert list(second.hears("register").services) == ["echo.Echo"]
-    second.connected("id-2")
+    second = gateway.accept_ready("id-2")
+    for _ in range(10):
+        assert second.hears_any().WhichOneof("message_type") == "heartbeat"
     (line,) = (r.getMessage() for r in caplog.records if "no probes" in r.getMessage())
     assert line == (
-        f"{gateway.address}: no probes any more: the gateway does not route such calls: {status},"
-        " what is that?"
+        f"{gateway.address}: no probes any more: the gateway does not route such calls"
+        f" (echo.Echo): {status}, what is that?"
     )
 
 
@@ -126,9 +140,10 @@ def test_a_route_that_is_gone_retires_the_connection(serve, gateway, caplog) -> 
     peer = gateway.accept_ready("id-1")
     forward(peer, peer.hears("request"))
     for _ in range(2):
-        refuse(peer, peer.hears("request"), 500, "No reverse connection found for service: …")
+        refuse(peer, peer.hears("request"), 500, "No reverse connection found for service: ...")
     gateway.accept_ready("id-2")
-    assert "the gateway no longer routes requests to this connection: 500, No rev" in caplog.text
+    lost = "the gateway no longer routes requests to this connection (echo.Echo): 500, No reverse"
+    assert lost in caplog.text
 
 
 def test_while_requests_are_held_back_the_gateway_is_not_blamed(serve, gateway) -> None:
@@ -139,13 +154,14 @@ def test_while_requests_are_held_back_the_gateway_is_not_blamed(serve, gateway) 
     forward(peer, peer.hears("request"))
     peer.request("r1", method="/echo.Echo/Hold", payload=b"x" * 2000)
     eventually(lambda: connector.stats()["in_flight"] == 1)
-    probe = peer.hears("request")
+    peer.hears("request")
     waited = threading.Event()
     assert not waited.wait(1.0)  # real time, twice the patience: it must not be lost meanwhile
     assert connector.stats()["connections"] == 1
     let_go.set()
-    assert peer.answer("r1").status_code == 200
-    forward(peer, probe)
+    while (message := peer.hears_any()).WhichOneof("message_type") != "response":
+        assert message.HasField("request"), "a copy of the probe, at most"
+    assert message.response.request_id == "r1"
     assert connector.connection_id == "id-1"
 
 
@@ -213,20 +229,63 @@ def test_a_gateway_with_too_many_pending_requests_is_not_left_for_it(serve, capl
         connector.add_method("/echo.Echo/Hold", lambda request: let_go.wait(TIMEOUT) and b"held")
         while (held := gateway.call("/echo.Echo/Hold")).done():
             pass  # a probe was pending just then
-        refused = "a probe came to nothing: 500, Too many pending requests"
+        refused = "a probe of echo.Echo came to nothing: 500, Too many pending requests"
         eventually(lambda: caplog.text.count(refused) >= 3)
         let_go.set()
         assert held.result(TIMEOUT).payload == b"held"
         assert connector.stats()["connections"] == 1
 
 
-def test_a_half_forgotten_connection_is_found(serve, caplog) -> None:
+def test_a_half_forgotten_service_is_found_though_the_others_are_there(serve, caplog) -> None:
     with ReferenceGateway() as gateway:
-        connector = serve(gateway.address)
+        connector = serve(gateway.address, services=["other.Other"])
         eventually(lambda: connector.stats().get("probe_round_trip"))
-        with gateway._lock:
-            gateway._routes.clear()  # as after a pause between heartbeats that it noticed
-        eventually(lambda: "no longer routes requests to this connection" in caplog.text)
+        gateway.half_forget("echo.Echo")
+        lost = "no longer routes requests to this connection (echo.Echo)"
+        eventually(lambda: lost in caplog.text)
         eventually(lambda: connector.stats()["connections"] == 2)
         eventually(lambda: gateway.routes("echo.Echo"))
         assert gateway.call("/echo.Echo/Say", b"hello").result(TIMEOUT).payload == b"hello"
+
+
+def test_replicas_prove_each_their_own_route(serve) -> None:
+    with ReferenceGateway() as gateway:
+        replicas = [serve(gateway.address) for _ in range(3)]
+        for replica in replicas:
+            eventually(lambda replica=replica: replica.stats().get("probe_round_trip"))
+        assert not threading.Event().wait(1.0)  # real time: ten rounds in which none may be lost
+        assert [replica.stats()["connections"] for replica in replicas] == [1, 1, 1]
+
+
+def test_a_replica_whose_route_is_gone_is_found_while_the_others_answer(serve, caplog) -> None:
+    with ReferenceGateway() as gateway:
+        first, second = serve(gateway.address), serve(gateway.address)
+        for replica in (first, second):
+            eventually(lambda replica=replica: replica.stats().get("probe_round_trip"))
+        with gateway._lock:
+            gateway._unroute(first.connection_id, "echo.Echo")
+        eventually(lambda: first.stats()["connections"] == 2)
+        eventually(lambda: len(gateway.routes("echo.Echo")) == 2)
+        assert second.stats()["connections"] == 1
+        assert "(echo.Echo): 200, answered by others" in caplog.text
+
+
+def test_beside_replicas_that_know_no_probes_none_is_lost(serve) -> None:
+    """Older ones, or ones in another language."""
+    with ReferenceGateway() as gateway, ScriptedConnector(gateway.address) as older:
+        older.register("echo.Echo")
+
+        def answer() -> None:
+            with contextlib.suppress(Exception):  # until the end
+                while True:
+                    request_id = older.receive_request().request_id
+                    older.respond(request_id, status_code=404, error_message="unknown method")
+
+        answering = threading.Thread(target=answer)
+        answering.start()
+        connector = serve(gateway.address)
+        eventually(lambda: connector.stats().get("probe_round_trip"))
+        assert not threading.Event().wait(1.0)  # real time: ten rounds
+        assert connector.stats()["connections"] == 1
+        connector.stop()
+    answering.join(TIMEOUT)

@@ -37,12 +37,15 @@ _TIMEOUT = 60.0
 
 
 class _Stream:
-    """One connector's stream. ``owes`` are the ids of the requests that were sent on it."""
+    """One connector's stream. ``owes`` are the ids of the requests that were sent on it.
+
+    ``heard`` says of each service when it was last kept: they are forgotten one by one.
+    """
 
     def __init__(self, register: ConnectionRegister) -> None:
         self.id = register.connection_id or str(uuid.uuid4())
         self.services = list(dict.fromkeys(register.services))
-        self.last_heartbeat = time.monotonic()
+        self.heard = dict.fromkeys(self.services or [""], time.monotonic())
         self.owes: set[str] = set()
         self.leaving = False
         self.outgoing: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
@@ -146,6 +149,12 @@ class ReferenceGateway:
         with self._lock:
             return [stream.id for stream in self._routes.get(service, ())]
 
+    def half_forget(self, service: str) -> None:
+        """Lose a service's routes, as after a call of it in a pause between heartbeats."""
+        with self._lock:
+            self._routes[service].clear()
+            self.counts["half-forgotten"] += 1
+
     @property
     def is_locked_up(self) -> bool:
         """Whether it has met a response in chunks."""
@@ -239,11 +248,14 @@ class ReferenceGateway:
 
     def _beat(self, connection_id: str) -> None:
         with self._lock:
+            now = time.monotonic()
             known = self._known.get(connection_id)
-            if known is None:
-                self.counts["unknown heartbeat"] += 1
+            if known is not None:
+                known.heard = dict.fromkeys(known.heard, now)
+            elif ring := self._routes.get(connection_id):  # a service's name keeps that alone
+                ring[0].heard[connection_id] = now
             else:
-                known.last_heartbeat = time.monotonic()
+                self.counts["unknown heartbeat"] += 1
 
     def _let_go(self, stream: _Stream) -> None:
         """It said goodbye, or half-closed: its stream ends when all that was sent is settled."""
@@ -294,7 +306,7 @@ class ReferenceGateway:
         for name in lookup_order(service):
             ring = self._routes.get(name)
             while ring:
-                if time.monotonic() - ring[0].last_heartbeat <= self._heartbeat_timeout:
+                if time.monotonic() - ring[0].heard[name] <= self._heartbeat_timeout:
                     ring.rotate(-1)
                     return ring[-1]
                 ring.popleft()  # and the route never returns, whatever heartbeats follow
@@ -333,11 +345,17 @@ class ReferenceGateway:
             look()
 
     def _forget(self) -> None:
-        """Connections that were silent for too long; their streams stay open."""
+        """Services that were silent for too long, and connections with none left.
+
+        The streams stay open.
+        """
         oldest = time.monotonic() - self._heartbeat_timeout
         with self._lock:
             for stream in list(self._known.values()):
-                if stream.last_heartbeat < oldest:
+                for service in [name for name, heard in stream.heard.items() if heard < oldest]:
+                    del stream.heard[service]
+                    self._unroute(stream.id, service)
+                if not stream.heard:
                     self._remove(stream)
                     self.counts["forgotten"] += 1
 
@@ -357,9 +375,12 @@ class ReferenceGateway:
         if self._known.pop(stream.id, None) is not None:
             self._unroute(stream.id)
 
-    def _unroute(self, connection_id: str) -> None:
-        """Drop the routes of an id, whichever connection they lead to. Requires ``_lock``."""
+    def _unroute(self, connection_id: str, *services: str) -> None:
+        """Drop the routes of an id (to ``services``; none: to all), whichever connection they
+        lead to. Requires ``_lock``."""
         for service, ring in list(self._routes.items()):
+            if services and service not in services:
+                continue
             kept = deque(stream for stream in ring if stream.id != connection_id)
             if kept:
                 self._routes[service] = kept

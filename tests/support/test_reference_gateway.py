@@ -142,6 +142,19 @@ def test_it_half_forgets_a_connection_that_is_asked_for_while_it_is_silent(
     assert problem(gateway.call(SAY)) == NOBODY
 
 
+def test_it_forgets_service_by_service(new_gateway, connect) -> None:
+    gateway = new_gateway(heartbeat_timeout=0.5, sweep_interval=0.01)
+    connector = connect(gateway, "a.A", "b.B")
+
+    def only_one_is_kept() -> bool:
+        connector.heartbeat("a.A")  # a service's name where an id should be
+        return not gateway.routes("b.B")
+
+    eventually(only_one_is_kept)
+    assert gateway.routes("a.A") == [connector.connection_id]
+    assert gateway.counts["forgotten"] == 0
+
+
 def test_a_heartbeat_in_time_keeps_a_connection(new_gateway, connect) -> None:
     gateway = new_gateway(heartbeat_timeout=0.5, sweep_interval=0.01)
     connector = connect(gateway, "echo.Echo")
