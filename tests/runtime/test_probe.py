@@ -238,7 +238,7 @@ def test_a_gateway_with_too_many_pending_requests_is_not_left_for_it(serve, capl
 
 def test_a_half_forgotten_service_is_found_though_the_others_are_there(serve, caplog) -> None:
     with ReferenceGateway() as gateway:
-        connector = serve(gateway.address, services=["other.Other"])
+        connector = serve(gateway.address, services=["echo.Echo", "other.Other"])
         eventually(lambda: connector.stats().get("probe_round_trip"))
         gateway.half_forget("echo.Echo")
         lost = "no longer routes requests to this connection (echo.Echo)"
