@@ -33,6 +33,14 @@ __all__ = ["Backends", "Reply", "Unreachable"]
 # Seconds from the first message of a backend's answer to its end. A unary method sends them
 # together: for it this is no limit.
 _END_TIMEOUT = 1.0
+# How grpc's words begin, since 1.42, for a call that it had no connection for.
+_UNSENT = (
+    "failed to connect to all addresses",
+    "connections to all backends failing",
+    "DNS resolution failed",
+    "Address lookup failed",
+    "Name resolution failure",
+)
 _TOO_LARGE = "eceived message larger than max"  # grpc's words, which do not say of which call
 
 
@@ -47,11 +55,12 @@ class Reply(NamedTuple):
 
 
 class Unreachable(Refused):
-    """A call that did not get to the backend."""
+    """A call that did not get to the backend; ``is_unsent``: for sure, nothing of it was sent."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, is_unsent: bool) -> None:
         problem = "the backend of the service cannot be reached"
         super().__init__(StatusCode.UNAVAILABLE, problem)
+        self.is_unsent = is_unsent
 
 
 class _Backend:
@@ -85,7 +94,7 @@ class _Backend:
             details = error.details() or ""
             if code is StatusCode.UNAVAILABLE and not self.is_ready:
                 self._journal.unreachable(str(self.address), details)
-                raise Unreachable from None
+                raise Unreachable(is_unsent=details.startswith(_UNSENT)) from None
             if code is StatusCode.RESOURCE_EXHAUSTED and _TOO_LARGE in details:
                 details = f"{path[:200]}: {details}"
             initial, trailing = error.initial_metadata(), error.trailing_metadata()

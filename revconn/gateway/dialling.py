@@ -66,8 +66,8 @@ class DialledCalls:
         forwarding = self._shared.forwarding
         try:
             return await self._dial(request, wanted, deadline)
-        except Unreachable:
-            if not forwarding.expects(wanted):
+        except Unreachable as error:
+            if not (error.is_unsent and forwarding.expects(wanted)):
                 raise
         message = ConnectionMessage(request=request)
         return await forwarding.exchange(message, wanted, deadline)

@@ -86,8 +86,8 @@ class Proxy(grpc.GenericRpcHandler):
             return answer
         try:
             return await self._dial(wanted, answer, context, deadline)
-        except Unreachable:
-            if not forwarding.expects(wanted):
+        except Unreachable as error:
+            if not (error.is_unsent and forwarding.expects(wanted)):
                 raise
         message = ConnectionMessage(request=answer)
         return await forwarding.exchange(message, wanted, deadline)

@@ -48,8 +48,9 @@ class Gateway:
         is limited as if it waited for one connector. 0: such calls fail at once, as do those of a
         service that was not there.
     :param dial_backends: whether services that listen themselves may have the gateway dial them,
-        with ``Register`` (on: the protocol has it). It dials, in plaintext, what the holder of a
-        key names: switch it off where those holders may not reach what the gateway can.
+        with ``Register`` (on: the protocol has it). It dials what the holder of a key
+        names: switch it off where those holders may not reach what the gateway can. ``Register`` is
+        answered with success all the same.
 
     The rest are limits. Who meets one is told which, with RESOURCE_EXHAUSTED unless said otherwise.
 

@@ -12,7 +12,7 @@ import pytest
 from revconn import Connector
 from revconn._proto.registry_pb2 import CancelRequest
 from revconn.core.routing import Wanted
-from revconn.gateway import absences
+from revconn.gateway import absences, backends
 from revconn.gateway.absences import Absences
 from revconn.gateway.limits import Limits
 from tests.gateway.conftest import counted
@@ -226,6 +226,24 @@ def test_a_call_waits_for_the_connector_whose_backend_cannot_be_reached(
         following.respond(request.request_id, request.payload)
     assert pending.result() == b"\x0a"
     assert asker.receive_response().payload == b"\x0b"
+
+
+def test_what_a_backend_may_have_seen_goes_to_nobody_else(
+    run_gateway, call, leave, resources, monkeypatch
+) -> None:
+    # However soon it is noticed that the backend is gone:
+    monkeypatch.setattr(backends._Backend, "is_ready", False)
+    gateway, over = run_gateway(reconnect_grace=LONG), threading.Event()
+    backend = Backend(lambda *_: over.wait(LONG) and b"")
+    resources.callback(backend.stop)
+    resources.callback(over.set)
+    register(gateway, backend.address)
+    leave(gateway)
+    pending = call(gateway, SAY, b"\x0a")
+    backend.calls.get(timeout=LONG)
+    backend.stop()
+    assert pending.code() is grpc.StatusCode.UNAVAILABLE
+    assert counted(gateway, "calls_held") == 0
 
 
 def test_a_name_ending_like_the_service_waits_for_it(run_gateway, call, connect, leave) -> None:
