@@ -26,4 +26,7 @@ autodoc_member_order = "bysource"
 # need their inventories from the network, which a build should not.
 nitpicky = True
 nitpick_ignore_regex = [("py:.*", r"(?!revconn\b).*")]
-nitpick_ignore = [("py:class", "revconn.connector.H")]  # a type variable
+nitpick_ignore = [
+    ("py:class", "revconn.connector.H"),  # a type variable
+    ("py:class", "revconn.runtime.handlers.Serializable"),  # what a protobuf message is, to Handler
+]

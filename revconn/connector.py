@@ -14,8 +14,8 @@ from types import TracebackType
 from typing import Any, Callable, TypeVar
 
 from revconn.config import TLS, Backoff, Options, api_key_source, parse_services
-from revconn.environment import PREFIX, environment_options, naming_variables
-from revconn.exceptions import RevconnError
+from revconn.environment import PREFIX, environment_options, named_by_variable
+from revconn.exceptions import ConfigurationError, RevconnError
 from revconn.logger import get_logger
 from revconn.proxy import proxy_for
 from revconn.runtime.claims import Claims
@@ -175,8 +175,10 @@ class Connector:
         or that begins with ``REVCONN_`` and is no option's.
         """
         options = environment_options(prefix, os.environ, overrides)
-        with naming_variables(prefix, overrides):
+        try:
             return cls(**{**options, **overrides})
+        except ConfigurationError as error:
+            raise named_by_variable(error, prefix, overrides) from None
 
     def __setattr__(self, name: str, value: object) -> None:
         require_attribute(Connector, self, name)

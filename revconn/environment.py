@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Callable, NoReturn
 
@@ -15,7 +14,7 @@ from revconn.logger import get_logger
 from revconn.target import parse_targets
 from revconn.validation import closest, refuse, require_api_key, warn_of_readers
 
-__all__ = ["PREFIX", "VARIABLES", "KeyFile", "environment_options", "naming_variables"]
+__all__ = ["PREFIX", "VARIABLES", "KeyFile", "environment_options", "named_by_variable"]
 
 logger = get_logger(__name__)
 
@@ -78,23 +77,23 @@ def environment_options(
     _refuse_unknown(prefix, environ)
     variables = _Variables(prefix, environ)
     wanted = {name: kind for name, kind in _OPTION_NUMBERS.items() if name not in given}
-    with naming_variables(prefix, given):
+    try:
         read = {name: read(variables) for name, read in _READ.items() if name not in given}
         numbers = variables.numbers(wanted)
+    except ConfigurationError as error:
+        raise named_by_variable(error, prefix, given) from None
     return {**{name: value for name, value in read.items() if value is not None}, **numbers}
 
 
-@contextmanager
-def naming_variables(prefix: str, given: Iterable[str] = ()) -> Iterator[None]:
-    """Errors of arguments name the variables that these came from, except the ``given`` ones."""
-    try:
-        yield
-    except ConfigurationError as error:
-        argument = error.name.partition("(")[0].lower()  # Backoff(initial=) is in backoff
-        if error.name not in VARIABLES or argument in given:
-            raise
-        variable = prefix + VARIABLES[error.name]
-        raise ConfigurationError(variable, error.value, error.problem, error.remedy) from None
+def named_by_variable(
+    error: ConfigurationError, prefix: str, given: Iterable[str] = ()
+) -> ConfigurationError:
+    """The error of an argument, about the variable that it came from unless it was ``given``."""
+    argument = error.name.partition("(")[0].lower()  # Backoff(initial=) is in backoff
+    if error.name not in VARIABLES or argument in given:
+        return error
+    variable = prefix + VARIABLES[error.name]
+    return ConfigurationError(variable, error.value, error.problem, error.remedy)
 
 
 def _refuse_unknown(prefix: str, environ: Mapping[str, str]) -> None:

@@ -103,6 +103,20 @@ def test_the_traceback_of_an_error_inside_the_module_is_logged_at_debug(
     assert record.exc_info is not None
 
 
+@pytest.mark.parametrize(
+    ("variable", "value"), [("TARGET", "h:1,h:1"), ("TRANSPORT", "pigeon"), ("TLS_CERT", __file__)]
+)
+def test_an_option_of_the_environment_is_blamed_on_the_line_that_reads_it(
+    directory: Path, variable: str, value: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, text in {"TARGET": "h:1", "API_KEY": "key", variable: value}.items():
+        monkeypatch.setenv(f"REVCONN_{name}", text)
+    (directory / "broken.py").write_text(
+        "from revconn import Connector\n\nconnector = Connector.from_env()\n"
+    )
+    assert_refused("broken:connector", "REVCONN_T", "(broken.py, line 3)")
+
+
 def test_a_missing_attribute_is_named_with_the_connectors_that_are_there() -> None:
     assert_refused("app:conector", "app has no conector; it has the connector connector")
     assert_refused("app:settings.nothing", "app has no settings.nothing")
