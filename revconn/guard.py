@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from typing import Callable
 
+from revconn import spares
 from revconn.logger import get_logger, is_interrupt
 
 __all__ = ["guarded_thread", "shielded"]
@@ -30,7 +31,7 @@ def guarded_thread(
             if on_failure is not None:
                 shielded("telling of it", on_failure, error)
 
-    return threading.Thread(target=run, name=name, daemon=True)
+    return spares.Thread(target=run, name=name, daemon=True)
 
 
 def shielded(what: str, call: Callable[..., object], *arguments: object) -> bool:

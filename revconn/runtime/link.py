@@ -7,6 +7,7 @@ import time
 from collections.abc import Collection, Iterable
 from typing import Protocol
 
+from revconn import spares
 from revconn.config import Options
 from revconn.core.large import LargeAnswer
 from revconn.core.outbound import Answer
@@ -27,6 +28,7 @@ from revconn.transport.base import Transport
 __all__ = ["Link", "LinkOwner"]
 
 _JOIN_TIMEOUT = 5.0
+_THREADS_TO_LEAVE = 6  # close, drain; a resolver, receiver, heartbeat, sender
 
 
 class LinkOwner(Protocol):
@@ -90,6 +92,7 @@ class Link:
         self._probe_round_trip: float | None = None
         self._notes: tuple[str, ...] = ()
         self._gave_up: str | None = None
+        self._spares = 0  # set as sessions become ready, one at a time
         self._thread = guarded_thread(f"revconn-link-{self._name}", self._run)
 
     @property
@@ -202,6 +205,7 @@ class Link:
             except BaseException as failure:  # noqa: BLE001 - it is raised from start() and wait()
                 error = error or failure
             finally:
+                spares.drop(self._spares)
                 self._owner.link_ended(self, error)
 
     def open_session(self, *, registers: bool) -> Session:
@@ -252,6 +256,9 @@ class Link:
             return
         journal.connected(self.target, session, succession, time.monotonic())
         self._note(session.terms.notes)
+        if session.services and not session.drains and not self._spares:
+            # To leave without losing anything takes a second connection there.
+            self._spares = spares.keep(_THREADS_TO_LEAVE)
         self.enter(State.READY)
 
     def _note(self, notes: tuple[str, ...]) -> None:

@@ -122,6 +122,51 @@ def test_what_runs_and_what_waits_is_answered(new_program, gateway, stop) -> Non
     assert "Traceback" not in program.stderr
 
 
+STARTS_NO_THREADS = """
+import atexit
+from revconn import spares
+
+def start_none(thread):
+    raise RuntimeError("can't create new thread at interpreter shutdown")
+
+def from_its_end_on(state):
+    atexit.register(setattr, threading.Thread, "start", start_none)
+
+spares.NEEDED = True  # as on Python 3.12; others need none
+connector.on_state_change(from_its_end_on)
+
+@connector.method("/echo.Echo/Say")
+def answer(request):
+    say("handling", request.request_id)
+    while len(heard_sigusr1) < 2:
+        time.sleep(0.01)
+    return b"finished"
+
+connector.start(block=False)
+wait_for_sigusr1()
+say("leaving")
+"""
+
+
+@pytest.mark.parametrize("transport_options", [{"transport": "http2"}], ids=["http2"])
+def test_where_no_thread_starts_any_more_there_is_a_second_connection_all_the_same(
+    new_program, gateway
+) -> None:
+    # The goodbye is due at once, with this little time.
+    program = new_program(STARTS_NO_THREADS, gateway.address, drain_timeout=5.0)
+    peer = gateway.accept_ready()
+    program.hears("READY")
+    peer.request("r1")
+    program.hears("handling r1")
+    program.signal(signal.SIGUSR1)
+    peer.hears("status")
+    program.signal(signal.SIGUSR1)
+    assert peer.answer("r1").payload == b"finished"
+    peer.end()
+    assert program.wait() == 0
+    assert "Traceback" not in program.stderr
+
+
 @pytest.mark.parametrize("body", [START_BUSY, "connector.start()"], ids=["forgotten", "blocking"])
 def test_a_handler_and_a_callback_that_hang_keep_no_process_alive(
     new_program, gateway, body

@@ -1,0 +1,65 @@
+"""Threads that are kept for when none can be started."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+
+import pytest
+
+from revconn import spares
+
+TIMEOUT = 30.0
+
+
+@pytest.fixture
+def none_starts(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
+    """How many spare threads there are: no others start from now on."""
+    monkeypatch.setattr(spares, "NEEDED", True)
+    kept = spares.keep(1)
+
+    def refuse(thread: threading.Thread) -> None:
+        raise RuntimeError("can't create new thread at interpreter shutdown")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", refuse)
+        yield kept
+    spares.drop(kept)
+
+
+def test_a_thread_runs_in_a_spare_one_under_its_own_name_and_can_be_joined(
+    none_starts: int,
+) -> None:
+    ran: list[tuple[str, int]] = []
+    release = threading.Event()
+
+    def body() -> None:
+        ran.append((threading.current_thread().name, threading.get_ident()))
+        release.wait(TIMEOUT)
+
+    thread = spares.Thread(target=body, name="revconn-lent", daemon=True)
+    assert (thread.ident, thread.is_alive()) == (None, False)
+    thread.start()
+    assert thread.is_alive()
+    thread.join(0.01)
+    assert thread.is_alive()
+    release.set()
+    thread.join(TIMEOUT)
+    assert not thread.is_alive()
+    assert ran == [("revconn-lent", thread.ident)]
+
+
+def test_without_a_spare_one_left_starting_raises_what_it_does(none_starts: int) -> None:
+    assert none_starts == 1
+    spares.Thread(target=bool).start()
+    with pytest.raises(RuntimeError, match="can't create new thread"):
+        spares.Thread(target=bool).start()
+
+
+def test_where_threads_start_none_are_kept_and_each_starts_once() -> None:
+    assert spares.NEEDED or spares.keep(3) == 0
+    thread = spares.Thread(target=bool)
+    thread.start()
+    thread.join(TIMEOUT)
+    with pytest.raises(RuntimeError, match="once"):
+        thread.start()
