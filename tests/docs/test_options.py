@@ -23,7 +23,16 @@ _COMMAND = re.compile(r"revconn (demo|gateway|serve)\b([^`\n]*)")
 _OPTION = re.compile(r"(?<![\w-])--[a-z][a-z-]*")
 _KEYWORD = re.compile(r"\b([a-z_]+)=(?!=)")
 # Pages on other programs, which have options of their own.
-_OF_OTHERS = ("celery", "embed", "gevent", "gunicorn", "uwsgi", "performance", "reliability")
+_OF_OTHERS = (
+    "asyncio",
+    "celery",
+    "embed",
+    "gevent",
+    "gunicorn",
+    "uwsgi",
+    "performance",
+    "reliability",
+)
 
 _SETTINGS = ("Backoff", "Connector", "Gateway", "Response", "ServerTLS", "TLS", "from_env")
 _OPTIONS_OF_OTHERS = ("--stop-timeout",)  # docker's
