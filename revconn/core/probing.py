@@ -10,7 +10,7 @@ connection.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from enum import Enum
 from math import ceil
 
@@ -44,6 +44,7 @@ class Verdict(Enum):
     ALIVE = "requests reach this connection"
     UNKNOWN = "nothing yet"
     UNABLE = "the gateway does not route such calls"
+    ASTRAY = "the gateway has no route of it, not on a new connection either"
     LOST = "the gateway no longer routes requests to this connection"
 
 
@@ -72,13 +73,21 @@ class Prober:
     :param interval: between two rounds.
     :param patience: how long a probe may stay unanswered.
     :param token: of this connection; unique everywhere, 32 letters and digits.
+    :param astray: services for whose sake the last connection was given up. Unless this one is
+        reached by such a service it is not given up for it: that would not help.
     """
 
     def __init__(
-        self, services: Iterable[str], interval: float, patience: float, token: bytes
+        self,
+        services: Iterable[str],
+        interval: float,
+        patience: float,
+        token: bytes,
+        astray: Collection[str] = (),
     ) -> None:
         self.token = token
         self._routes = [_Route(service) for service in services]
+        self._astray = frozenset(astray)
         self._turns: deque[_Route] = deque()
         self._interval = interval
         self._patience = patience
@@ -173,7 +182,7 @@ class Prober:
         if words.startswith(_NO_ROUTE):
             route.refused += 1
             if route.refused > 1:
-                return Verdict.LOST if route.proven or route.others else self._drop(route, now)
+                return self._without_route(route, now)
             self._due = now + min(_RECHECK, self._interval)
             return Verdict.UNKNOWN
         route.refused = 0
@@ -184,6 +193,12 @@ class Prober:
         if route.anonymous >= _MOST_ANONYMOUS and not (route.proven or route.others):
             return self._drop(route, now)
         return self._look_out(route, now)
+
+    def _without_route(self, route: _Route, now: float) -> Verdict:
+        if route.proven or route.others or route.service not in self._astray:
+            return Verdict.LOST
+        self._end_turn(now)
+        return Verdict.ASTRAY
 
     def _look_out(self, route: _Route, now: float) -> Verdict:
         """Ask again at once, unless there are answers that do not say how many replicas there are.

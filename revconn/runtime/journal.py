@@ -14,6 +14,7 @@ from revconn.target import Target
 __all__ = [
     "another_key",
     "api_key_failed",
+    "astray",
     "connected",
     "gave_up_replacing",
     "is_fatal_failed",
@@ -92,6 +93,11 @@ def gave_up_replacing(target: Target, kept: Session, error: Exception) -> None:
         error,
         exc_info=None if isinstance(error, RevconnError) else error,
     )
+
+
+def astray(target: Target, reason: str) -> None:
+    """No requests for a service come, and another connection was of no help."""
+    logger.warning("%s: %s", target, reason)
 
 
 def no_probes(target: Target, reason: str) -> None:

@@ -89,6 +89,7 @@ class Link:
         self._api_key = ApiKey(options.api_key, target)
         self._reconnection = Reconnection(self, self._roster, self._api_key, options)
         self._unprobed: set[str] = set()  # services that the gateway does not route our calls of
+        self._astray: dict[str, bool] = {}  # without a route, and whether that was said
         self._probe_round_trip: float | None = None
         self._notes: tuple[str, ...] = ()
         self._gave_up: str | None = None
@@ -228,7 +229,7 @@ class Link:
             session.retire("stopped")
         services = self._owner.services if registers else ()
         probed = tuple(service for service in services if service not in self._unprobed)
-        session.start(api_key, services, probed=probed)
+        session.start(api_key, services, probed=probed, astray=tuple(self._astray))
         return session
 
     def _end_sessions(self) -> None:
@@ -301,9 +302,17 @@ class Link:
         """Queue an answer, for the session that was asked or another that takes its place."""
         self.answer((answer,), alone=True)
 
-    def probe_returned(self, round_trip: float) -> None:
+    def probe_returned(self, service: str, round_trip: float) -> None:
         """A call to itself came back after so many seconds."""
+        self._astray.pop(service, None)
         self._probe_round_trip = round_trip
+
+    def probe_astray(self, service: str, reason: str | None) -> None:
+        """The gateway has no route of a service: on a new connection either, if not ``None``."""
+        said = self._astray.setdefault(service, False)
+        if reason is not None and not said:
+            self._astray[service] = True
+            journal.astray(self.target, reason)
 
     def probe_refused(self, service: str, reason: str) -> None:
         """The gateway does not route our calls of a service: there will be no others."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 import uuid
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Protocol
 
 from revconn._proto.registry_pb2 import ForwardRequest, ForwardResponse
@@ -28,8 +28,11 @@ class Probed(Protocol):
     def send_probe(self, request: ForwardRequest) -> None:
         """Send a request of our own, if the connection is one that still serves."""
 
-    def probe_returned(self, round_trip: float) -> None:
+    def probe_returned(self, service: str, round_trip: float) -> None:
         """A probe came back after so many seconds."""
+
+    def probe_astray(self, service: str, reason: str | None) -> None:
+        """The gateway has no route of a service: on a new connection either, if not ``None``."""
 
     def probe_refused(self, service: str, reason: str) -> None:
         """The gateway does not route calls of a service: there will be no others."""
@@ -52,12 +55,13 @@ class Probe:
         patience: float,
         token: str,
         mask: Mask = _NOTHING_HIDDEN,
+        astray: Collection[str] = (),
     ) -> None:
         self._mask = mask
         self._probed = probed
         self._patience = patience
         self._lock = threading.Lock()
-        self._prober = Prober(services, interval, patience, token.encode())
+        self._prober = Prober(services, interval, patience, token.encode(), astray)
 
     # The receiving thread
 
@@ -86,10 +90,13 @@ class Probe:
             error = presentable(self._mask(response.error_message)) or silent
             reason = f"{verdict.value} ({service}): {response.status_code}, {error}"
             if verdict is Verdict.ALIVE:
-                self._probed.probe_returned(round_trip)
+                self._probed.probe_returned(service, round_trip)
             elif verdict is Verdict.UNABLE:
                 self._probed.probe_refused(service, reason)
+            elif verdict is Verdict.ASTRAY:
+                self._probed.probe_astray(service, reason)
             elif verdict is Verdict.LOST:
+                self._probed.probe_astray(service, None)
                 self._probed.retire(reason)
                 return
             else:

@@ -63,8 +63,11 @@ class SessionOwner(Protocol):
     def answer_probe(self, answer: Answer) -> None:
         """Queue an answer, for this stream or another that takes its place."""
 
-    def probe_returned(self, round_trip: float) -> None:
+    def probe_returned(self, service: str, round_trip: float) -> None:
         """A call to itself came back after so many seconds."""
+
+    def probe_astray(self, service: str, reason: str | None) -> None:
+        """The gateway has no route of a service: on a new connection either, if not ``None``."""
 
     def probe_refused(self, service: str, reason: str) -> None:
         """The gateway does not route a connector's calls of a service."""
@@ -144,18 +147,24 @@ class Session:
         return self.error is not None
 
     def start(
-        self, api_key: str, services: tuple[str, ...], *, probed: tuple[str, ...] = ()
+        self,
+        api_key: str,
+        services: tuple[str, ...],
+        *,
+        probed: tuple[str, ...] = (),
+        astray: Collection[str] = (),
     ) -> None:
         """Register and serve until the stream ends. Returns at once; the owner is told.
 
-        The session calls the ``probed`` ones of its services through the gateway now and then.
+        The session calls the ``probed`` ones of its services through the gateway now and then. For
+        the sake of those that are ``astray`` the last one was given up.
         """
         self.services = services
         self._mask = self._stream.mask = Mask(api_key)
         interval = self._options.probe_interval
         if probed and interval is not None:
             patience = self._options.keepalive_timeout
-            self._probe = Probe(self, probed, interval, patience, self._token, self._mask)
+            self._probe = Probe(self, probed, interval, patience, self._token, self._mask, astray)
         self._thread = guarded_thread(f"revconn-receiver-{self._name}", lambda: self._run(api_key))
         try:
             self._thread.start()
@@ -300,9 +309,13 @@ class Session:
         if self._timer_thread.ident is not None:
             self._timer_thread.join(_JOIN_TIMEOUT)
 
-    def probe_returned(self, round_trip: float) -> None:
+    def probe_returned(self, service: str, round_trip: float) -> None:
         """A probe came back after so many seconds."""
-        self._owner.probe_returned(round_trip)
+        self._owner.probe_returned(service, round_trip)
+
+    def probe_astray(self, service: str, reason: str | None) -> None:
+        """The gateway has no route of a service."""
+        self._owner.probe_astray(service, reason)
 
     def probe_refused(self, service: str, reason: str) -> None:
         """The gateway does not route such calls."""

@@ -29,8 +29,8 @@ def other(number: int = 1) -> ForwardResponse:
 class Probing:
     """A prober whose time passes as the test says."""
 
-    def __init__(self, *services: str, started: bool = True) -> None:
-        self.prober = Prober(services or ("a.A",), INTERVAL, PATIENCE, OWN)
+    def __init__(self, *services: str, started: bool = True, astray: tuple[str, ...] = ()) -> None:
+        self.prober = Prober(services or ("a.A",), INTERVAL, PATIENCE, OWN, astray)
         self.now = 100.0
         self.asked = 0
         if started:
@@ -218,6 +218,25 @@ def test_one_that_others_were_reached_on_is_lost_too(probing: Probing) -> None:
     assert probing.turn(NO_ROUTE) == [Verdict.LOST]
 
 
+def without_route(probing: Probing) -> Verdict:
+    assert probing.turn(NO_ROUTE) == [Verdict.UNKNOWN]
+    probing.pass_time(1.0)
+    (verdict,) = probing.turn(NO_ROUTE)
+    return verdict
+
+
+def test_one_that_was_never_there_is_lost_once_and_from_then_on_astray(probing: Probing) -> None:
+    assert without_route(probing) is Verdict.LOST
+    again = Probing(astray=("a.A",))
+    for _ in range(3):
+        assert without_route(again) is Verdict.ASTRAY
+        assert not again.prober.is_due(again.now)
+        again.pass_time(INTERVAL)
+    assert again.turn(token(OWN)) == [Verdict.ALIVE]
+    again.pass_time(INTERVAL)
+    assert without_route(again) is Verdict.LOST
+
+
 @pytest.mark.parametrize("between", [token(OWN), other(), UNKNOWN_METHOD])
 def test_any_answer_in_between_shows_that_there_is_one(proven: Probing, between) -> None:
     proven.pass_time(INTERVAL)
@@ -232,11 +251,9 @@ def test_any_answer_in_between_shows_that_there_is_one(proven: Probing, between)
 # Gateways that do not do it
 
 
-def test_a_service_that_was_never_routed_is_not_probed_any_more() -> None:
+def test_a_service_that_is_not_routed_is_not_probed_any_more() -> None:
     probing = Probing("a.A", "b.B")
-    assert probing.turn(NO_ROUTE) == [Verdict.UNKNOWN]
-    probing.pass_time(1.0)
-    assert probing.turn(NO_ROUTE) == [Verdict.UNABLE]
+    assert probing.turn(*[UNKNOWN_METHOD] * 16)[-1] is Verdict.UNABLE
     for _ in range(3):
         assert probing.ask() == "b.B"
         probing.hear(token(OWN))

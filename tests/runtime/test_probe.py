@@ -146,6 +146,26 @@ def test_a_route_that_is_gone_retires_the_connection(serve, gateway, caplog) -> 
     assert lost in caplog.text
 
 
+def test_a_service_that_gets_no_route_costs_one_connection_and_one_line(
+    serve, gateway, caplog
+) -> None:
+    connector = serve(gateway.address)
+    nobody = "No reverse connection found for service: echo.Echo"
+    for connection_id in ("id-1", "id-2"):
+        peer = gateway.accept_ready(connection_id)
+        for _ in range(2):
+            refuse(peer, peer.hears("request"), 500, nobody)
+    for _ in range(4):
+        refuse(peer, peer.hears("request"), 500, nobody)
+    assert connector.connection_id == "id-2"
+    lines = [record.getMessage() for record in caplog.records]
+    said = [line for line in lines if "not on a new connection either" in line]
+    assert said == [
+        f"{gateway.address}: the gateway has no route of it, not on a new connection either"
+        f" (echo.Echo): 500, {nobody}"
+    ]
+
+
 def test_while_requests_are_held_back_the_gateway_is_not_blamed(serve, gateway) -> None:
     let_go = threading.Event()
     connector = serve(gateway.address, max_in_flight_bytes=1000)
