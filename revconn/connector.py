@@ -201,7 +201,8 @@ class Connector:
         """Handle one method, ``/package.Service/Method``, and register its service.
 
         ``handler(request)`` returns bytes, a protobuf message, a :class:`Response` or ``None``,
-        or raises :class:`RequestError`. It runs in a worker thread.
+        or raises :class:`RequestError`. It runs in a worker thread, and in a fresh context
+        (``contextvars``): what one request sets no other sees.
 
         ``inline`` promises that the handler never blocks (no I/O, no waiting, microseconds of
         work): it then runs in the thread that receives, which saves a small request about half
@@ -212,7 +213,8 @@ class Connector:
         is one. Requests that come from then on meet the new one, and so do those that still wait
         for a worker; those that run already end as they began.
 
-        Raises :class:`ConfigurationError` for a bad path, a second handler of one method, or a
+        Raises :class:`ConfigurationError` for a bad path, an asynchronous function or a generator
+        (streaming methods are not served yet), a second handler of one method, or a
         new service after the start.
         """
         service, key = require_method_path(path)

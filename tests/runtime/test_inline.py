@@ -148,3 +148,49 @@ def test_a_handler_that_is_stuck_is_named_while_it_is(
     serving.join(10.0)
     assert "/echo.Echo/Say blocked for 7.0 s" in caplog.text
     assert "released.wait(10.0)" in caplog.text
+
+
+def test_a_repeated_id_runs_once_until_its_answer_is_queued() -> None:
+    ran: list[str] = []
+    runner, origin = runner_for(lambda request: ran.append(request.request_id) or b""), Origin()
+    runner.serve(origin, [request(1), request(2), request(1)], time.monotonic())
+    assert ran == ["r1", "r2"]
+    assert [[response.request_id for response in batch] for batch in origin.batches] == [
+        ["r1", "r2"]
+    ]
+    assert runner.stats()["repeated"] == 1
+    runner.serve(origin, [request(1)], time.monotonic())
+    assert ran == ["r1", "r2", "r1"], "answered long since: a new request, as in the pool"
+
+
+def test_one_that_comes_by_two_connections_at_once_runs_once() -> None:
+    runner, origin = runner_for(lambda _: origin_hears_it_again()), Origin()
+    ran: list[str] = []
+
+    def origin_hears_it_again() -> bytes:
+        """As another session of the same link would, in its own thread."""
+        ran.append("r1")
+        runner.serve(origin, [request(1)], time.monotonic())
+        return b"said"
+
+    runner.serve(origin, [request(1)], time.monotonic())
+    assert ran == ["r1"]
+    assert [len(batch) for batch in origin.batches] == [1]
+
+
+def test_a_request_that_runs_into_a_bug_is_answered_and_the_rest_of_its_batch_is(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    runner, origin = runner_for(lambda request: b"said"), Origin()
+
+    def answerer(asked: Request) -> Answer:
+        if asked.request_id == "r1":
+            raise SystemExit("a bug")
+        return good(asked)
+
+    good = runner._answerer
+    monkeypatch.setattr(runner, "_answerer", answerer)
+    runner.serve(origin, [request(1), request(2)], time.monotonic())
+    assert [response.status_code for response in origin.batches[0]] == [500, 200]
+    runner.serve(origin, [request(1)], time.monotonic())
+    assert [response.status_code for response in origin.batches[1]] == [500]
