@@ -237,15 +237,16 @@ class _GrpcioStream(Stream):
         self._registration = None
         with self._lock:
             channel = self._channel
-        if channel is not None:
+        if channel is None:
+            return None
+        try:
             self._begin(channel, self._only(registration))
-            try:
-                next(self._call)
-                self._call.cancel()
-            except StopIteration:
-                pass
-            except grpc.RpcError as refused:
-                return refused
+            next(self._call)
+            self._call.cancel()
+        except grpc.RpcError as refused:
+            return refused
+        except (StopIteration, ValueError, RuntimeError):
+            pass  # it ended well; close() was faster; there is no thread to be had
         return None
 
     def _only(self, message: bytes) -> Iterator[bytes]:

@@ -14,7 +14,7 @@ from revconn._proto.registry_pb2 import ConnectionMessage, ConnectionStatus, For
 from revconn.core.features import DRAIN, FEATURES_HEADER
 from revconn.testing import Fault
 from revconn.transport.base import user_agent
-from revconn.transport.grpcio import _address_list, explain
+from revconn.transport.grpcio import _address_list, _GrpcioStream, explain
 from tests.support.scripted_http2 import GRPC_HEADERS, Http2Peer, ScriptedHttp2, message
 from tests.support.threads import in_thread
 from tests.support.waiting import eventually
@@ -173,6 +173,25 @@ def test_a_refusal_that_was_cut_off_is_asked_for_again(new_connector, cutting) -
     refuse_both_times(peer, second_time=refuse)
     with pytest.raises(AuthenticationError, match="Invalid token"):
         connector.wait(TIMEOUT)
+
+
+def test_who_is_stopped_meanwhile_asks_nobody(new_connector, cutting, monkeypatch) -> None:
+    connector = new_connector(cutting.address)
+    ask_again = _GrpcioStream._ask_again
+
+    def ask_on_a_closed_channel(stream: _GrpcioStream, registration: bytes) -> Any:
+        stream._channel.close()
+        return ask_again(stream, registration)
+
+    monkeypatch.setattr(_GrpcioStream, "_ask_again", ask_on_a_closed_channel)
+    connector.start(block=False)
+    peer = cutting.accept()
+    peer.begin()
+    peer.hears_message()
+    cut_off(peer, *GRPC_HEADERS, *INVALID_TOKEN)
+    accept_ready(cutting)  # it was not taken for anything fatal
+    connector.wait_ready(TIMEOUT)
+    connector.abort()
 
 
 def test_what_is_no_refusal_when_asked_again_is_a_failure_that_passes(
