@@ -121,7 +121,6 @@ class Page:
             logger.setLevel(level)
 
 
-@pytest.mark.timeout(180)  # some pages start a dozen processes
 @pytest.mark.parametrize("page", PAGES, ids=[str(page.relative_to(ROOT)) for page in PAGES])
 def test_a_page_shows_what_happens(
     page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

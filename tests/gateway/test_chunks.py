@@ -102,7 +102,7 @@ def test_chunks_that_do_not_fit_together_fail_that_call_alone(
 
 
 def test_a_missing_final_chunk_ends_with_the_deadline(run_gateway, connect, call) -> None:
-    gateway = run_gateway(request_timeout=0.5)
+    gateway = run_gateway(request_timeout=2.0)
     connector = connect(gateway, "echo.Echo", features="chunks")
     pending = call(gateway, SAY)
     chunk(connector, connector.receive_request().request_id, 0, b"x")

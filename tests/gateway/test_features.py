@@ -40,7 +40,7 @@ def test_with_a_peer_that_announces_nothing_every_byte_is_the_published_protocol
     gateway, connect, call
 ) -> None:
     connector = connect(gateway, "echo.Echo")
-    answered, given_up = call(gateway, SAY, b"\x0a"), call(gateway, SAY, timeout=0.3)
+    answered, given_up = call(gateway, SAY, b"\x0a"), call(gateway, SAY, timeout=2.0)
     requests = [connector.receive_request() for _ in range(2)]
     assert given_up.code() is grpc.StatusCode.DEADLINE_EXCEEDED
     eventually(lambda: gateway.connections()[0].pending == 1)
@@ -92,7 +92,7 @@ def test_a_caller_that_gives_up_is_a_cancel(gateway, connect, call) -> None:
 
 
 def test_a_deadline_that_passes_is_a_cancel(run_gateway, connect, call) -> None:
-    connector = connect(gateway := run_gateway(request_timeout=0.2), "echo.Echo", features="cancel")
+    connector = connect(gateway := run_gateway(request_timeout=2.0), "echo.Echo", features="cancel")
     pending = call(gateway, SAY, timeout=None)
     request = connector.receive_request()
     assert connector.receive().cancel == CancelRequest(

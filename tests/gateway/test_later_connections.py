@@ -63,7 +63,7 @@ def test_an_answer_from_another_key_is_refused(run_gateway, broken, connect) -> 
 
 
 def test_without_an_answer_its_deadline_ends_it_and_says_what_happened(run_gateway, broken) -> None:
-    pending, _ = broken(run_gateway(request_timeout=0.3), timeout=None)
+    pending, _ = broken(run_gateway(request_timeout=2.0), timeout=None)
     assert pending.code() is grpc.StatusCode.DEADLINE_EXCEEDED
     assert "in time; its connection ended: the stream broke" in pending.details()
 

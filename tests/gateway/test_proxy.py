@@ -80,7 +80,7 @@ def test_the_callers_deadline_is_capped(run_gateway, connect, call) -> None:
 
 
 def test_a_caller_without_a_deadline_gets_the_gateways(run_gateway, connect, call) -> None:
-    gateway = run_gateway(request_timeout=0.2)
+    gateway = run_gateway(request_timeout=1.0)
     connector = connect(gateway, "echo.Echo")
     pending = call(gateway, SAY, timeout=None)
     request = connector.receive_request()
@@ -309,7 +309,7 @@ def test_a_caller_that_gives_up_leaves_nothing_pending(gateway, connector, call)
 
 
 def test_a_caller_whose_deadline_passes_leaves_nothing_pending(gateway, connector, call) -> None:
-    pending = call(gateway, SAY, timeout=0.2)
+    pending = call(gateway, SAY, timeout=2.0)
     connector.receive_request()
     assert pending.code() is grpc.StatusCode.DEADLINE_EXCEEDED
     eventually(lambda: gateway.connections()[0].pending == 0)

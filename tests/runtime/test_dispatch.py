@@ -355,7 +355,6 @@ def test_a_request_of_20_megabytes_arrives(connect) -> None:
 
 
 @pytest.mark.costly
-@pytest.mark.timeout(120)  # it takes long on a machine with little memory or a slow disk
 def test_a_request_of_100_megabytes_arrives(connect) -> None:
     _, peer = connect(lambda request: str(len(request.payload)).encode())
     peer.request(payload=bytes([7]) * 100 * MB)

@@ -55,7 +55,7 @@ def ask(gateway: ReferenceGateway, payload: bytes = b"x", path: str = SAY) -> Fo
 
 
 def serve_until_known(new_program, gateway: ReferenceGateway) -> tuple[Program, str]:
-    program = new_program(SERVE, gateway.address, heartbeat_interval=0.1, liveness_timeout=0.6)
+    program = new_program(SERVE, gateway.address, heartbeat_interval=0.1, liveness_timeout=1.8)
     (connection_id,) = eventually(lambda: gateway.routes("echo.Echo"))
     assert ask(gateway).payload == b"x"
     return program, connection_id
@@ -64,7 +64,7 @@ def serve_until_known(new_program, gateway: ReferenceGateway) -> tuple[Program, 
 def test_a_connection_that_was_forgotten_is_replaced_when_its_process_goes_on(
     new_gateway, new_program
 ) -> None:
-    gateway = new_gateway(heartbeat_timeout=0.8, sweep_interval=0.05)
+    gateway = new_gateway(heartbeat_timeout=2.4, sweep_interval=0.05)
     program, forgotten = serve_until_known(new_program, gateway)
     program.signal(signal.SIGSTOP)
     eventually(lambda: gateway.counts["forgotten"])
@@ -77,10 +77,10 @@ def test_a_connection_that_was_forgotten_is_replaced_when_its_process_goes_on(
 def test_a_connection_that_was_half_forgotten_is_replaced_though_its_heartbeats_are_taken(
     new_gateway, new_program
 ) -> None:
-    gateway = new_gateway(heartbeat_timeout=0.8, sweep_interval=1e6)
+    gateway = new_gateway(heartbeat_timeout=2.4, sweep_interval=1e6)
     program, half_forgotten = serve_until_known(new_program, gateway)
     program.signal(signal.SIGSTOP)
-    time.sleep(1.0)  # real time: its clock is its own, and nothing else shows
+    time.sleep(3.0)  # real time: its clock is its own, and nothing else shows
     assert ask(gateway).error_message.startswith("No reverse connection found")
     program.signal(signal.SIGCONT)
     (connection_id,) = eventually(lambda: gateway.routes("echo.Echo"))

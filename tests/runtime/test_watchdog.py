@@ -206,9 +206,9 @@ def test_a_gateway_that_does_not_read_is_told_from_one_that_is_gone(
 def test_a_handler_that_held_the_interpreters_lock_is_named_afterwards(
     connect, caplog, inline, monkeypatch
 ) -> None:
-    monkeypatch.setattr(watchdog, "_LATENESS", 0.7)  # a lock held by machines' load is shorter
+    monkeypatch.setattr(watchdog, "_LATENESS", 1.5)  # a lock held by machines' load is shorter
     usleep = ctypes.PyDLL(None).usleep  # unlike CDLL's it keeps the lock
-    _, peer = connect(lambda request: usleep(900_000) and b"", inline, slow_handler_after=0.2)
+    _, peer = connect(lambda request: usleep(1_800_000) and b"", inline, slow_handler_after=0.2)
     peer.request("r1")
     peer.answer("r1")
     (message,) = eventually(lambda: messages(caplog, "interpreter held: "))

@@ -130,10 +130,10 @@ def test_it_forgets_a_silent_connection_and_leaves_its_stream_open(new_gateway, 
 def test_it_half_forgets_a_connection_that_is_asked_for_while_it_is_silent(
     new_gateway, connect
 ) -> None:
-    gateway = new_gateway(heartbeat_timeout=0.3, sweep_interval=1e6)
+    gateway = new_gateway(heartbeat_timeout=1.0, sweep_interval=1e6)
     connector = connect(gateway, "echo.Echo", "other.Other")
     silent_since = time.monotonic()
-    eventually(lambda: time.monotonic() - silent_since > 0.4)
+    eventually(lambda: time.monotonic() - silent_since > 1.1)
     assert problem(gateway.call(SAY)) == NOBODY
     connector.heartbeat()
     connector.ask("r", "/other.Other/Say")  # of this one's route nobody asked in time
@@ -156,10 +156,10 @@ def test_it_forgets_service_by_service(new_gateway, connect) -> None:
 
 
 def test_a_heartbeat_in_time_keeps_a_connection(new_gateway, connect) -> None:
-    gateway = new_gateway(heartbeat_timeout=0.5, sweep_interval=0.01)
+    gateway = new_gateway(heartbeat_timeout=2.0, sweep_interval=0.01)
     connector = connect(gateway, "echo.Echo")
     began = time.monotonic()
-    while time.monotonic() - began < 0.8:
+    while time.monotonic() - began < 2.5:
         connector.heartbeat()
         time.sleep(0.01)
     assert gateway.routes("echo.Echo") == [connector.connection_id]

@@ -64,7 +64,7 @@ def test_after_a_drop_the_connector_is_back(
 def test_a_half_open_connection_is_found_by_keepalive_alone(
     connect: Connect, revconn_gateway: TestGateway, revconn_faults: Faults
 ) -> None:
-    connector = connect(keepalive_interval=0.5, keepalive_timeout=0.5, heartbeat_interval=0.1)
+    connector = connect(keepalive_interval=1.5, keepalive_timeout=1.5, heartbeat_interval=0.1)
     revconn_faults.half_open()
     eventually(lambda: not revconn_gateway.gateway.connections())
     assert connector.state is State.READY  # as far as it knows
