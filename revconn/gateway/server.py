@@ -165,11 +165,12 @@ class Gateway:
         Raises :class:`OSError` when the address cannot be listened on, and
         :class:`RuntimeError` when the gateway is running already.
         """
+        shared = self._settings.new_shared()
         with self._lock:
             if self._thread is not None:
                 raise RuntimeError("the gateway is running already")
-            self._shared = self._settings.new_shared()
-            thread = self._thread = GatewayThread(self._settings, self._shared)
+            self._shared = shared
+            thread = self._thread = GatewayThread(self._settings, shared)
         try:
             self._address = thread.start()
         except BaseException:

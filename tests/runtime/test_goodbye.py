@@ -40,6 +40,9 @@ class Welcome(Stream):
     def metadata(self) -> Iterable[tuple[str, str | bytes]]:
         return ()
 
+    def blame(self) -> None:
+        pass
+
     def close(self) -> None:
         self._closed.set()
 

@@ -12,6 +12,7 @@ import pytest
 from revconn import Connector, Request, State
 from revconn._proto.registry_pb2 import ForwardRequest
 from revconn.runtime import supervisor
+from tests.support.scripted_gateway import Peer
 from tests.support.threads import in_thread
 from tests.support.waiting import eventually
 
@@ -41,29 +42,34 @@ def test_a_blocking_api_key_callable_does_not_keep_a_connector_from_ending(
 
 
 @pytest.fixture
-def held_up(new_connector, gateway, monkeypatch: pytest.MonkeyPatch):
-    """A connector whose inline handler holds up its link; ``add_method`` before ``start``."""
+def holding() -> threading.Event:
+    """Set once the connector is held up."""
+    return threading.Event()
+
+
+@pytest.fixture
+def held_up(new_connector, gateway, holding, monkeypatch: pytest.MonkeyPatch):
+    """A connector that ``hold_up`` holds up; ``add_method`` before ``start``."""
     monkeypatch.setattr(supervisor, "_ABORT_WAIT", 0.1)
-    entered, released = threading.Event(), threading.Event()
+    released = threading.Event()
 
     def handler(request: Request) -> bytes:
-        entered.set()
+        holding.set()
         released.wait(TIMEOUT)
         return b""
 
     connector = new_connector(gateway.address)
     connector.add_method("/echo.Echo/Hold", handler, inline=True)
-
-    def hold_up(peer) -> None:
-        peer.request("held", method="/echo.Echo/Hold")
-        assert entered.wait(TIMEOUT)
-
-    connector.hold_up = hold_up
     yield connector
     released.set()
 
 
-def test_a_handler_can_abort_a_connector_that_is_held_up(held_up, gateway) -> None:
+def hold_up(peer: Peer, holding: threading.Event) -> None:
+    peer.request("held", method="/echo.Echo/Hold")
+    assert holding.wait(TIMEOUT)
+
+
+def test_a_handler_can_abort_a_connector_that_is_held_up(held_up, gateway, holding) -> None:
     entered, released = threading.Event(), threading.Event()
 
     def handler(request: Request) -> bytes:
@@ -77,14 +83,14 @@ def test_a_handler_can_abort_a_connector_that_is_held_up(held_up, gateway) -> No
     peer = gateway.accept_ready()
     peer.request()
     assert entered.wait(TIMEOUT)
-    held_up.hold_up(peer)
+    hold_up(peer, holding)
     released.set()
     held_up.wait(timeout=TIMEOUT / 2)
     assert held_up.state is State.CLOSED
 
 
 def test_a_callback_can_stop_a_connector_that_was_held_up_when_it_is_told_of_the_end(
-    held_up, gateway
+    held_up, gateway, holding
 ) -> None:
     took: list[float] = []
 
@@ -96,7 +102,7 @@ def test_a_callback_can_stop_a_connector_that_was_held_up_when_it_is_told_of_the
 
     held_up.on_state_change(tell)
     held_up.start(block=False)
-    held_up.hold_up(gateway.accept_ready())
+    hold_up(gateway.accept_ready(), holding)
     held_up.abort()
     assert took[0] < TIMEOUT / 2
 
@@ -109,8 +115,8 @@ def test_requests_for_the_pool_do_not_wait_for_an_inline_handler_that_came_befor
     peer = gateway.accept_ready()
     held_up.wait_ready(TIMEOUT)
     batch = [
-        ForwardRequest(request_id="held", method_path="/echo.Echo/Hold"),
-        ForwardRequest(request_id="pooled", method_path="/echo.Echo/Say"),
+        (ForwardRequest(request_id="held", method_path="/echo.Echo/Hold"), 100),
+        (ForwardRequest(request_id="pooled", method_path="/echo.Echo/Say"), 100),
     ]
     arriving = in_thread(held_up._supervisor.requests_arrived, held_up._supervisor.links[0], batch)
     assert peer.answer("pooled").payload == b"said"

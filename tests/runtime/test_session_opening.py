@@ -34,6 +34,9 @@ class StreamWithCertificate(Stream):
     def metadata(self) -> Iterable[tuple[str, str | bytes]]:
         raise AssertionError("the stream is not open")
 
+    def blame(self) -> None:
+        pass
+
     def close(self) -> None:
         pass
 
