@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from revconn._proto.registry_pb2 import ConnectionMessage
-from revconn.core.framing import pack
+from revconn.core.framing import frame, pack
 from revconn.core.status import StatusCode, encode_message, http_status, is_success, status_code
 from revconn.core.text import encodable
 
@@ -22,14 +22,16 @@ def encode_response(
     framed: bool = False,
 ) -> bytes:
     """The message that answers ``request_id``."""
-    # A failure without a payload is what gRPC calls trailers-only: there is nothing to frame.
-    payload = pack(payload, framed=framed and (bool(payload) or is_success(status)))
     if framed:
+        # A failure without a payload is what gRPC calls trailers-only: there is nothing to frame.
+        payload = frame(payload) if payload or is_success(status) else b""
         headers = {
             "content-type": "application/grpc",
             "grpc-status": str(int(status_code(status))),
             **(headers or {}),
         }
+    elif payload[:1] < b"\x02":  # all others are bare beyond doubt, without a call
+        payload = pack(payload)
     # Filled in place: built from keywords it would be copied into its envelope, at twice the cost.
     message = ConnectionMessage()
     response = message.response
