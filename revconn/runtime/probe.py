@@ -20,6 +20,7 @@ __all__ = ["Probe", "Probed", "take_probes"]
 logger = get_logger(__name__)
 
 _NOTHING_HIDDEN = Mask("")
+_NO_PROBES: list[ForwardRequest] = []
 
 
 class Probed(Protocol):
@@ -138,7 +139,10 @@ class Probe:
 
 def take_probes(requests: list[Arrival]) -> tuple[list[Arrival], list[ForwardRequest]]:
     """The requests that are for handlers, and any connector's probes among those that arrived."""
+    for request, _ in requests:  # as a rule there are none, and this is all that happens
+        if request.method_path.endswith(PROBE_METHOD):
+            break
+    else:
+        return requests, _NO_PROBES
     others = [each for each in requests if not each[0].method_path.endswith(PROBE_METHOD)]
-    if len(others) == len(requests):
-        return requests, []
     return others, [each for each, _ in requests if each.method_path.endswith(PROBE_METHOD)]

@@ -242,7 +242,8 @@ class Session:
         if inbound.cancelled:
             self._owner.requests_cancelled(inbound.cancelled)
         requests, probes = take_probes(inbound.requests)
-        self._answer(probes)
+        if probes:
+            self._answer(probes)
         if self._probe is not None:
             self._probe.take_in(requests, probes)
             self._probe.take_responses(inbound.responses)

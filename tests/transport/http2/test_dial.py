@@ -22,6 +22,7 @@ from tests.support.scripted_http2 import ScriptedHttp2
 from tests.support.threads import TIMEOUT, in_thread
 
 NAME = "gateway.example.com"
+LOOPBACK = ("127.0.0.1", 0)
 
 
 @pytest.fixture(scope="module")
@@ -138,6 +139,28 @@ def test_the_families_of_addresses_take_turns(new_client, server, resolves, monk
     client = new_client(f"{NAME}:443")
     works(client, server)
     assert tried[:3] == ["100::1", "127.0.0.1", "100::2"]
+
+
+def test_an_address_that_fails_in_tls_comes_last_the_next_time(
+    new_client, resolves, monkeypatch
+) -> None:
+    tried = []
+    begin = dial._begin
+
+    def record(family: int, address: Any) -> socket.socket:
+        tried.append(address)
+        return begin(family, address)
+
+    monkeypatch.setattr(dial, "_begin", record)
+    with socket.create_server(LOOPBACK) as one, socket.create_server(LOOPBACK) as other:
+        addresses = [one.getsockname(), other.getsockname()]
+        resolves(*addresses)
+        dialer = new_client(f"{NAME}:443", tls=TLS()).transport.dialer
+        for _ in range(3):
+            asked = iter([False] * 5)  # it is given up soon after the connection is there
+            with pytest.raises(StreamEnded, match="no answer to the TLS handshake"):
+                dialer.dial(lambda asked=asked: next(asked, True))
+    assert tried == [addresses[0], addresses[1], addresses[0]]
 
 
 def test_a_server_on_ipv6_alone_is_reached() -> None:
