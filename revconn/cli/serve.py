@@ -127,7 +127,7 @@ def _serve(connector: Connector) -> int:
 
 
 def _leave_running_handlers(code: int) -> None:
-    """End the process here if a handler still runs: Python would wait for it, however long."""
+    """End the process here if a handler still runs: it may be printing as the interpreter goes."""
     handlers = [t for t in threading.enumerate() if t.name.startswith("revconn-handler")]
     deadline = time.monotonic() + _HANDLER_TIMEOUT
     for handler in handlers:
