@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import time
 
@@ -179,6 +180,35 @@ def test_a_handler_and_a_callback_that_hang_keep_no_process_alive(
     program.signal(signal.SIGTERM if "start()" in body else signal.SIGUSR1)
     assert program.wait() == 0
     assert "gave up Request('/echo.Echo/Hang', request_id='r1')" in program.stderr
+
+
+FORKS = """
+import os
+
+@connector.method("/echo.Echo/Say")
+def answer(request):
+    return b"from the parent"
+
+connector.start(block=False)
+connector.wait_ready(30)
+child = os.fork()
+if not child:
+    sys.exit(0)
+say("child ended with", os.waitpid(child, 0)[1])
+wait_for_sigusr1()
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
+@pytest.mark.parametrize("transport_options", [{"transport": "http2"}], ids=["http2"])
+def test_a_forked_child_that_ends_ends_nothing_of_its_parents(new_program, gateway) -> None:
+    program = new_program(FORKS, gateway.address, drain_timeout=1.0)
+    peer = gateway.accept_ready()
+    program.hears("child ended with 0")
+    peer.request("r1")
+    assert peer.answer("r1").payload == b"from the parent"
+    program.signal(signal.SIGUSR1)
+    assert program.wait() == 0
 
 
 def test_while_a_handler_runs_and_the_connection_breaks(new_program, proxy, gateway) -> None:
