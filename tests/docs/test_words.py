@@ -184,10 +184,11 @@ class TestTheThreads:
     def test_have_every_lock_listed(self) -> None:
         listed = {_CODE.findall(cells[0])[0] for cells in rows(self.page, "lock")}
         locks = set()
-        for _, module in modules():
+        for path, module in modules():
             for each in ast.walk(module):
                 if isinstance(each, ast.ClassDef):
-                    locks |= {f"{each.name}.{name}" for name in _locks_of(each)}
+                    locks |= {f"{each.name}.{name}" for name in _locks_of(each, ast.Attribute)}
+            locks |= {f"{path.stem}.{name}" for name in _locks_of(module, ast.Name)}
         assert listed == locks
 
 
@@ -198,13 +199,13 @@ def _without_constants(module: ast.Module) -> Iterator[ast.AST]:
             yield from ast.walk(statement)
 
 
-def _locks_of(definition: ast.ClassDef) -> Iterator[str]:
+def _locks_of(definition: ast.AST, kind: type[ast.Attribute | ast.Name]) -> Iterator[str]:
     for node in ast.walk(definition):
         if isinstance(node, ast.Assign) and isinstance(node.value, ast.Call):
             made = ast.unparse(node.value.func)
             target = node.targets[0]
-            if made in ("threading.Lock", "threading.RLock") and isinstance(target, ast.Attribute):
-                yield target.attr
+            if made in ("threading.Lock", "threading.RLock") and isinstance(target, kind):
+                yield target.attr if isinstance(target, ast.Attribute) else target.id
 
 
 @pytest.mark.parametrize(

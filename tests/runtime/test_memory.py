@@ -94,6 +94,8 @@ def test_all_of_a_request_counts_and_a_header_more_than_its_bytes(field) -> None
             max_in_flight=10,
             max_in_flight_bytes=10_000,
             on_relief=lambda: None,
+            executor_may_block=False,
+            on_failure=lambda error: None,
         )
         try:
             dispatcher.accept(Origin(), [(message, message.ByteSize())], time.monotonic())

@@ -66,6 +66,8 @@ def dispatch(origin):
                 max_in_flight=max_in_flight,
                 max_in_flight_bytes=1000,
                 on_relief=lambda: None,
+                executor_may_block=False,
+                on_failure=lambda error: None,
             )
             dispatchers.append(dispatcher)
             return dispatcher
