@@ -14,6 +14,7 @@ from revconn.cli.api_keys import KEYS_VARIABLE, KeySources
 from revconn.cli.logs import add_log_format, add_log_level, announce, set_up_logging
 from revconn.exceptions import ConfigurationError
 from revconn.gateway import Gateway, ServerTLS
+from revconn.guard import guarded_thread
 from revconn.logger import get_logger
 from revconn.runtime.signals import Repeats, obey_signals, signals_into
 from revconn.validation import require_seconds
@@ -64,7 +65,7 @@ keys.txt:
 
 exit codes:
   0         stopped by a signal
-  1         it could not listen
+  1         it could not listen, or go on
   2         something that was given cannot be used
   130, 143  ended at once by a second SIGINT or SIGTERM
 """
@@ -199,6 +200,7 @@ def run(arguments: argparse.Namespace) -> int:
     hangups = [signal.SIGHUP] if hasattr(signal, "SIGHUP") else []
     with signals_into(wakeups, hangups), gateway:
         with signals_into(wakeups):
+            watch = _Watch(gateway, wakeups)
             announce(
                 f"gateway listening on {gateway.address}",
                 __name__,
@@ -215,7 +217,25 @@ def run(arguments: argparse.Namespace) -> int:
             )
             _leave_at_once_by_the_next(repeats)
             gateway.stop(arguments.grace)
-    return 0
+    return 1 if watch.has_failed else 0
+
+
+class _Watch:
+    """A thread that wakes the command when its gateway ends by itself, which the log then tells."""
+
+    def __init__(self, gateway: Gateway, wakeups: queue.SimpleQueue[int | None]) -> None:
+        self.has_failed = False
+        self._gateway = gateway
+        self._wakeups = wakeups
+        guarded_thread("revconn-gateway-watch", self._run).start()
+
+    def _run(self) -> None:
+        try:
+            self._gateway.wait()
+        except BaseException:  # noqa: BLE001 - the gateway has logged it
+            self.has_failed = True
+        finally:
+            self._wakeups.put(None)
 
 
 def _leave_at_once_by_the_next(repeats: Repeats) -> None:

@@ -18,8 +18,11 @@ from revconn.gateway.metadata import headers_from_metadata, metadata_from_header
 from revconn.gateway.registry import Connection
 from revconn.gateway.responding import respond
 from revconn.gateway.shared import Shared
+from revconn.logger import get_logger
 
 __all__ = ["DialledCalls"]
+
+logger = get_logger(__name__)
 
 
 class DialledCalls:
@@ -58,6 +61,12 @@ class DialledCalls:
             response = await self._response(request, wanted, deadline)
         except Refused as refused:
             response = refused.response(request.request_id)
+        except asyncio.CancelledError:
+            raise
+        except BaseException:
+            logger.exception("%.200r for a backend: a bug in the gateway", request.method_path)
+            problem = "the gateway failed; its log says how"
+            response = Refused(StatusCode.INTERNAL, problem).response(request.request_id)
         respond(self._connection, response, self._shared.counters, request.method_path)
 
     async def _response(

@@ -199,6 +199,21 @@ class Gateway:
                 self._thread = None
         atexit.unregister(self.stop)
 
+    def wait(self, timeout: float | None = None) -> None:
+        """Wait until the gateway has ended; returns at once when it does not run.
+
+        Raises :class:`TimeoutError` after ``timeout`` seconds, and what it could not go on from, if
+        that ended it. Not for the gateway's own thread.
+        """
+        with self._lock:
+            thread = self._thread
+        if thread is None:
+            return
+        if not thread.wait(timeout):
+            raise TimeoutError(f"still running after {timeout:g} s: {self!r}")
+        if thread.failure is not None:
+            raise thread.failure
+
     def replace_keys(self, api_keys: ApiKeysGiven) -> None:
         """Accept these keys from now on, instead of those before.
 

@@ -6,11 +6,12 @@ import asyncio
 import math
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Callable
 
 import grpc
 import grpc.aio
 
+from revconn.core.reminders import Reminder
 from revconn.core.status import StatusCode
 from revconn.gateway.door import STOPPING, Door
 from revconn.gateway.hooks import Hooks
@@ -169,14 +170,29 @@ class Serving:
         What waits for one that does not read is sent to others meanwhile.
         """
         timeout = self._settings.heartbeat_timeout
+        steps: dict[Callable[[], None], Reminder] = {
+            step: Reminder()
+            for step in (
+                self._expire_connections,
+                lambda: self.shared.backends.expire(time.monotonic(), timeout),
+                lambda: self.shared.arrivals.look(time.monotonic()),
+                self.shared.forwarding.relieve_stalled,
+                self.end_withdrawn,  # of those, too, that registered just when the keys changed
+            )
+        }
         while True:
-            for connection in self.registry.expired(time.monotonic(), timeout):
-                self._end_silent(connection, f"no heartbeat for {timeout:g} seconds")
-            self.shared.backends.expire(time.monotonic(), timeout)
-            self.shared.arrivals.look(time.monotonic())
-            self.shared.forwarding.relieve_stalled()
-            self.end_withdrawn()  # of those, too, that were just registering when the keys changed
+            for step, reminder in steps.items():
+                try:
+                    step()
+                except BaseException:  # the others, and the next round, are not its fault
+                    if reminder.is_due(time.monotonic()):
+                        logger.exception("expiry: a bug in the gateway")
             await asyncio.sleep(min(LONGEST_EXPIRY_INTERVAL, timeout / 4))
+
+    def _expire_connections(self) -> None:
+        timeout = self._settings.heartbeat_timeout
+        for connection in self.registry.expired(time.monotonic(), timeout):
+            self._end_silent(connection, f"no heartbeat for {timeout:g} seconds")
 
     def _end_silent(self, connection: Connection, reason: str) -> None:
         self.shared.counters.connections_expired += 1

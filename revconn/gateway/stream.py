@@ -174,7 +174,9 @@ class _Stream:
             await work
         except grpc.aio.BaseError:
             self._end.bring(StatusCode.UNAVAILABLE, "the stream broke")
-        except Exception:  # noqa: BLE001 - whatever it is, it ends one stream, and is logged
+        except asyncio.CancelledError:
+            raise
+        except BaseException:  # noqa: BLE001 - whatever it is, it ends one stream, and is logged
             self._shared.journal.failed(self._connection)
             self._end.bring(StatusCode.INTERNAL, "the gateway failed; its log says how")
 

@@ -34,6 +34,7 @@ class GatewayThread:
         self._serving: Serving | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stop_requested: asyncio.Future[float] | None = None
+        self.failure: BaseException | None = None
 
     def start(self) -> str:
         """Serve; the address. Raises what made that fail."""
@@ -54,6 +55,11 @@ class GatewayThread:
             logger.error(
                 "the gateway's thread has not ended %g seconds after its grace", _STOP_MARGIN
             )
+        return not self._thread.is_alive()
+
+    def wait(self, timeout: float | None) -> bool:
+        """Whether the thread has ended, at the latest after ``timeout`` seconds."""
+        self._thread.join(timeout)
         return not self._thread.is_alive()
 
     def connections(self) -> tuple[ConnectionInfo, ...]:
@@ -81,10 +87,11 @@ class GatewayThread:
         try:
             asyncio.run(self._serve())
         except BaseException as error:
+            # Its traceback would keep the server, and grpc's thread with it, for a while.
             if self._started.done():
                 logger.exception("the gateway failed")
+                self.failure = error.with_traceback(None)
             else:
-                # Its traceback would keep the server, and grpc's thread with it, for a while.
                 self._started.set_exception(error.with_traceback(None))
 
     async def _serve(self) -> None:
@@ -108,5 +115,7 @@ class GatewayThread:
 def _report_loop_error(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
     # Old grpcio wakes every event loop of the process for each event, and all but one of them
     # find nothing to read: harmless, and far too much for a log.
-    if not isinstance(context.get("exception"), BlockingIOError):
-        loop.default_exception_handler(context)
+    error = context.get("exception")
+    if not isinstance(error, BlockingIOError):
+        # Not by asyncio's own logger: what that runs into could end the loop.
+        logger.error("on the event loop: %s", context.get("message"), exc_info=error)

@@ -86,7 +86,7 @@ def test_a_second_signal_ends_it_at_once(run, connect, resources) -> None:
 
     def takes_nothing_new() -> bool:
         """The first signal is being obeyed."""
-        return call.future(b"", timeout=0.5).code() is grpc.StatusCode.UNAVAILABLE
+        return call.future(b"", timeout=5).code() is grpc.StatusCode.UNAVAILABLE
 
     eventually(takes_nothing_new)
     command.signal(signal.SIGTERM)  # as a process group does it: the same again
