@@ -85,10 +85,6 @@ class Figures:
         return self.cpu_seconds / self.requests
 
     @property
-    def requests_per_cpu_second(self) -> float:
-        return self.requests / self.cpu_seconds
-
-    @property
     def loadgen_cpu_per_request(self) -> float:
         return self.loadgen_cpu_seconds / self.requests
 

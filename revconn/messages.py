@@ -41,7 +41,6 @@ class Request:
         "_payload",
         "framed",
         "method",
-        "payload_bytes",
         "request_id",
     )
 
@@ -51,8 +50,6 @@ class Request:
     """The method's path as the gateway sent it, ``/package.Service/Method``."""
     framed: bool
     """Whether the payload came in gRPC's framing; the answer then goes out in it too."""
-    payload_bytes: int
-    """The size of the payload as it came, in bytes."""
 
     def __init__(
         self,
@@ -76,7 +73,6 @@ class Request:
         self._cost = cost  # bytes of memory, about, while it is in flight
         self._due = due  # clock.with_suspend()
         self.method = message.method_path
-        self.payload_bytes = len(payload)
         if len(payload) > _LARGE:  # worth more than the time it takes: not to hold it twice
             self._headers = dict(message.headers)
             self._message = None

@@ -16,6 +16,8 @@ from cryptography.x509.oid import NameOID
 
 __all__ = ["Authority", "Certificate"]
 
+_DAY = datetime.timedelta(days=1)
+
 
 class Authority:
     """A certificate authority of the tests' own, and the server credentials it vouches for."""
@@ -63,17 +65,6 @@ class Authority:
             context.verify_mode = ssl.CERT_REQUIRED
             clients._ca.configure_trust(context)
         return context
-
-    def expired_server(self) -> grpc.ServerCredentials:
-        now = datetime.datetime.now(datetime.timezone.utc)
-        return self.server(not_before=now - _DAY * 2, not_after=now - _DAY)
-
-    def future_server(self) -> grpc.ServerCredentials:
-        now = datetime.datetime.now(datetime.timezone.utc)
-        return self.server(not_before=now + _DAY, not_after=now + _DAY * 2)
-
-
-_DAY = datetime.timedelta(days=1)
 
 
 class Certificate:

@@ -54,7 +54,7 @@ def recorded_nestings() -> Iterator[set[tuple[str, str]]]:
 
     def make() -> Any:
         frame = sys._getframe(1)
-        if not frame.f_code.co_filename.startswith(_HOUSE):
+        if not frame.f_code.co_filename.startswith(_HOUSE) or "self" not in frame.f_locals:
             return made()
         line = linecache.getline(frame.f_code.co_filename, frame.f_lineno)
         owner = type(frame.f_locals["self"]).__name__

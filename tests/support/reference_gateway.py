@@ -88,7 +88,6 @@ class ReferenceGateway:
     ) -> None:
         self._api_key = api_key
         self._heartbeat_timeout = heartbeat_timeout
-        self._sweep_interval = sweep_interval
         self._request_timeout = request_timeout
         self._max_pending = max_pending
         self._max_message_bytes = max_message_bytes
