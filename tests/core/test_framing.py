@@ -267,6 +267,15 @@ def test_many_messages_together_inflate_no_further_than_one() -> None:
     assert inflate(gzip.compress(b"x" * LIMIT)) == b"x" * LIMIT
 
 
+def test_what_inflates_far_beyond_its_size_has_a_weight_and_text_has_none() -> None:
+    inflate = GzipInflater(4 * MIB)
+    inflate(gzip.compress(b"".join(b"%d" % number for number in range(100_000))))
+    assert inflate.take_weight() == 0
+    inflate(gzip.compress(bytes(MIB)))
+    assert 14 <= inflate.take_weight() <= 16
+    assert inflate.take_weight() == 0
+
+
 @pytest.mark.parametrize(
     "broken",
     [gzip.compress(b"message")[:-1], gzip.compress(b"message") + b"more"],

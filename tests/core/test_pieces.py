@@ -30,6 +30,14 @@ def test_pieces_of_any_size_come_out_as_one_in_their_order(cuts: list[tuple[int,
     assert (pieces.take(), pieces.size, bool(pieces)) == (b"", 0, False)
 
 
+def test_small_pieces_run_together_but_not_without_end() -> None:
+    pieces = Pieces()
+    for _ in range(200):
+        pieces.add(bytes(1000), 0, 1000)
+    assert 2 <= len(pieces._parts) <= 4
+    assert pieces.take() == bytes(200_000)
+
+
 SEGMENTS = 30_000
 
 
