@@ -23,6 +23,8 @@ __all__ = ["add_parser", "run"]
 
 logger = get_logger(__name__)
 
+_GLANCE = 0.5  # seconds
+
 _DESCRIPTION = """\
 Run a gateway. Connectors dial in and register services, gRPC clients call
 those services, both on one port. It serves until SIGINT or SIGTERM.
@@ -216,7 +218,7 @@ def run(arguments: argparse.Namespace) -> int:
                 repeats=repeats,
             )
             _leave_at_once_by_the_next(repeats)
-            gateway.stop(arguments.grace)
+            _stop(gateway, arguments.grace)
     return 1 if watch.has_failed else 0
 
 
@@ -236,6 +238,18 @@ class _Watch:
             self.has_failed = True
         finally:
             self._wakeups.put(None)
+
+
+def _stop(gateway: Gateway, grace: float) -> None:
+    """In a thread, at which this one looks now and then.
+
+    A signal that arrives while another one's handler runs interrupts no wait: its own handler would
+    run when that has ended.
+    """
+    stopping = guarded_thread("revconn-stop", lambda: gateway.stop(grace))
+    stopping.start()
+    while stopping.is_alive():
+        stopping.join(_GLANCE)
 
 
 def _leave_at_once_by_the_next(repeats: Repeats) -> None:
