@@ -157,6 +157,7 @@ sys.exit(connector.stats()["undelivered"])
 
 @pytest.mark.skipif(os.name != "posix", reason="needs SIGTERM")
 @pytest.mark.parametrize("new_gateway", [embedded_gateway, reference_gateway])
+@pytest.mark.costly
 def test_replicas_that_are_processes_and_are_restarted_by_sigterm_lose_no_call(new_gateway) -> None:
     with ExitStack() as resources:
         address, call = resources.enter_context(new_gateway())
