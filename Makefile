@@ -122,7 +122,7 @@ $(VENV)/all.stamp: ALONG := run test dev
 
 $(VENV)/%.stamp: $(VENV)/made $(PACKAGING)
 	@echo "make: installing revconn$(EXTRAS) into $(VENV)"
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.$(EXTRAS)'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -e '.$(EXTRAS)'
 	@touch $@ $(ALONG:%=$(VENV)/%.stamp)
 
 $(VENV)/made:

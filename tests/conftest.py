@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Iterator
 from typing import Any, Callable
@@ -27,6 +28,9 @@ settings.register_profile("revconn", deadline=None)
 settings.register_profile("few", deadline=None, max_examples=15)
 settings.load_profile("revconn")
 
+# What their programs run, the rooms' own tests measure: to trace it takes as long again.
+UNMEASURED = tuple(f"tests/{room}/" for room in ("benchmarks", "docs", "fuzz", "interop"))
+
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
@@ -38,6 +42,18 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
             return next((room for room in TOGETHER if nodeid.startswith(room)), nodeid)
 
     return Scheduling(config, log)
+
+
+@pytest.fixture(autouse=True)
+def unmeasured(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Programs that tests of some rooms start are not traced by coverage."""
+    name = "COVERAGE_PROCESS_CONFIG"
+    traced = os.environ.get(name)
+    if traced and request.node.nodeid.startswith(UNMEASURED):
+        del os.environ[name]
+    yield
+    if traced:
+        os.environ[name] = traced
 
 
 @pytest.fixture(autouse=True)

@@ -39,6 +39,8 @@ ELSEWHERE = [
     "benchmarks",
     "cli/test_demo.py",
     "cli/test_fleet.py",
+    "cli/test_gateway.py",
+    "cli/test_gateway_under_load.py",
     "docs",
     "fuzz",
     "gateway/test_faults.py",
@@ -149,7 +151,7 @@ def prepare(row: Row, said: list[str]) -> None:
     if not pathlib.Path(row.python).exists():
         install([row.interpreter, "-m", "venv", "--clear", row.environment], said)
     pip = [row.python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-    pip += ["--only-binary", ":all:"]
+    pip += ["--only-binary", ":all:", "--no-compile"]
     if row.dependencies == "oldest":
         pins = oldest_releases(requirements)
         constraints = row.environment / "constraints.txt"

@@ -62,7 +62,7 @@ def test_it_serves_until_a_signal_and_ends_in_peace(run, connect, resources, num
     command = run("--api-key", "secret")
     connector = connect(command, "secret", "echo.Echo")
     channel = resources.enter_context(grpc.insecure_channel(address(command)))
-    pending = channel.unary_unary("/echo.Echo/Say").future(b"\x0a", timeout=10)
+    pending = channel.unary_unary("/echo.Echo/Say").future(b"\x0a", timeout=60)
     request = connector.receive_request()
     command.signal(number)
     command.wait_for_line(f"{number.name}: finishing what was accepted")
@@ -100,7 +100,7 @@ def test_its_limits_are_those_given(run, connect, resources) -> None:
     connector = connect(command, "key", "echo.Echo")
     channel = resources.enter_context(grpc.insecure_channel(address(command)))
     with pytest.raises(grpc.RpcError, match="did not answer in time"):
-        channel.unary_unary("/echo.Echo/Say")(b"", timeout=10)
+        channel.unary_unary("/echo.Echo/Say")(b"", timeout=60)
     assert connector.ended() == (grpc.StatusCode.UNAVAILABLE, "no heartbeat for 0.5 seconds")
 
 
@@ -268,7 +268,7 @@ def test_it_speaks_tls(run, resources, tmp_path) -> None:
     credentials = grpc.ssl_channel_credentials(authority.pem, *authority.issue("client"))
     channel = resources.enter_context(grpc.secure_channel(address(command), credentials))
     with pytest.raises(grpc.RpcError, match=r"no connector serves a\.A"):
-        channel.unary_unary("/a.A/B")(b"", timeout=10)
+        channel.unary_unary("/a.A/B")(b"", timeout=60)
 
 
 def test_the_log_may_be_json(run, connect) -> None:

@@ -26,10 +26,12 @@ STARTS = {
     "post_worker_init": START.format(hook="post_worker_init(worker)"),
 }
 STOP = """\
+import os
+
 def worker_exit(server, worker):
     from web import connector
     connector.stop()
-    print("stopped", connector.state.name)
+    os.write(1, f"stopped {connector.state.name}\\n".encode())  # in one piece: two do
 """
 
 

@@ -142,7 +142,7 @@ def call(resources: ExitStack) -> Callable[..., grpc.Future]:
     """Call a method as any gRPC client would; the call, under way."""
 
     def call(
-        gateway: Gateway, path: str, payload: bytes = b"", *, timeout: float = 60.0, **options: Any
+        gateway: Gateway, path: str, payload: bytes = b"", *, timeout: float = 120.0, **options: Any
     ) -> grpc.Future:
         channel_options = [
             ("grpc.use_local_subchannel_pool", 1),

@@ -18,8 +18,8 @@ SAY = "/echo.Echo/Say"
 
 @pytest.fixture
 def gateway(run_gateway):
-    """One that says at once that nobody serves."""
-    return run_gateway(reconnect_grace=0)
+    """One that says at once that nobody serves, and gives a slow machine time."""
+    return run_gateway(reconnect_grace=0, request_timeout=300.0)
 
 
 @pytest.fixture
