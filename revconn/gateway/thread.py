@@ -19,6 +19,7 @@ __all__ = ["GatewayThread"]
 logger = get_logger(__name__)
 
 _START_TIMEOUT = 30.0
+_GLANCE = 1.0  # seconds
 _STOP_MARGIN = 10.0  # seconds that ending takes at most, beyond the grace given to calls
 
 
@@ -50,12 +51,22 @@ class GatewayThread:
         if self._loop is not None:
             with contextlib.suppress(RuntimeError):  # the loop is closed: stopped already
                 self._loop.call_soon_threadsafe(self._request_stop, grace)
-        self._thread.join(grace + _STOP_MARGIN)
+        self._join(grace + _STOP_MARGIN)
         if self._thread.is_alive():
             logger.error(
                 "the gateway's thread has not ended %g seconds after its grace", _STOP_MARGIN
             )
         return not self._thread.is_alive()
+
+    def _join(self, timeout: float) -> None:
+        """Wait for the thread's end, glancing up now and then.
+
+        The system may hand a signal to another thread than the main one, whose wait it does not
+        interrupt then: its handler, which may be to leave at once, runs at the next glance.
+        """
+        while timeout > 0 and self._thread.is_alive():
+            self._thread.join(min(_GLANCE, timeout))
+            timeout -= _GLANCE
 
     def wait(self, timeout: float | None) -> bool:
         """Whether the thread has ended, at the latest after ``timeout`` seconds."""

@@ -6,6 +6,7 @@ import asyncio
 import dataclasses
 import gc
 import logging
+import signal
 import socket
 import subprocess
 import sys
@@ -185,6 +186,28 @@ def test_calls_under_way_are_answered_within_the_grace(gateway, connect, call) -
     stopper.join(10)
     assert not stopper.is_alive()
     assert connector.ended()[0] is grpc.StatusCode.UNAVAILABLE
+
+
+@pytest.mark.skipif(not hasattr(signal, "pthread_kill"), reason="needs pthread_kill")
+def test_a_signal_that_another_thread_got_is_heeded_while_it_stops(gateway, connect, call) -> None:
+    connector = connect(gateway, "echo.Echo")
+    pending = call(gateway, "/echo.Echo/Say")
+    connector.receive_request()
+    before = signal.signal(signal.SIGUSR1, lambda *_: gateway.stop(grace=0.0))
+    another = threading.Thread(
+        target=lambda: (
+            eventually(lambda: refuses(call(gateway, "/echo.Echo/Say", timeout=5))),
+            signal.pthread_kill(threading.get_ident(), signal.SIGUSR1),
+        )
+    )
+    another.start()
+    try:
+        gateway.stop(grace=60.0)
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    another.join()
+    assert pending.code() is grpc.StatusCode.UNAVAILABLE
+    assert "the gateway is stopping" in pending.details()
 
 
 @pytest.mark.parametrize("grace", [0.0, 0.1])
