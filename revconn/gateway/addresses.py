@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from typing import NamedTuple
 
 from revconn.exceptions import ConfigurationError
 from revconn.target import Target
 
-__all__ = ["Address"]
+__all__ = ["Address", "quoted"]
 
+_LONGEST = 300  # characters: a name of DNS has 253 at most
 _PORTS = {"http": 80, "https": 443}
+_USER_INFO = re.compile(r"^([a-z]+://)?.*@", re.DOTALL | re.IGNORECASE)
 
 
 class Address(NamedTuple):
@@ -21,6 +24,8 @@ class Address(NamedTuple):
     @classmethod
     def parse(cls, text: str) -> Address | None:
         """``host:port``, or a URL of HTTP's without a path; ``None`` for anything else."""
+        if len(text) > _LONGEST:
+            return None
         scheme, separator, rest = text.partition("://")
         if not separator:
             return cls._of(text, is_tls=False)
@@ -43,3 +48,8 @@ class Address(NamedTuple):
 
     def __str__(self) -> str:
         return f"https://{self.host_port}" if self.is_tls else self.host_port
+
+
+def quoted(text: str) -> str:
+    """Whatever was given for an address, for a log: without a password that may be in it."""
+    return repr(_USER_INFO.sub(r"\1***@", text)[:200])

@@ -18,7 +18,7 @@ from revconn._proto.registry_pb2 import RegisterRequest
 from revconn.core.features import VIA_HEADER
 from revconn.core.routing import Wanted
 from revconn.core.status import StatusCode
-from revconn.gateway.addresses import Address
+from revconn.gateway.addresses import Address, quoted
 from revconn.gateway.counters import Counters
 from revconn.gateway.failures import NobodyServes, Refused, over_limit
 from revconn.gateway.handshake import check_services
@@ -167,7 +167,7 @@ class Backends:
         if not self._dials:
             return "this gateway dials nobody (dial_backends)"
         if address is None:
-            return f"{request.address[:200]!r} is not host:port"
+            return f"{quoted(request.address)} is not host:port"
         return "it names no services"
 
     def _add(self, key: int, address: Address) -> _Backend:

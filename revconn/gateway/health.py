@@ -9,10 +9,12 @@ import grpc
 import grpc.aio
 from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 
+from revconn.core.decoding import decode
+from revconn.core.errors import ProtocolError
 from revconn.core.routing import Wanted
 from revconn.core.status import StatusCode
 from revconn.gateway.door import STOPPING
-from revconn.gateway.failures import over_limit
+from revconn.gateway.failures import Refused, over_limit
 from revconn.gateway.shared import Shared
 from revconn.gateway.statuses import fail
 
@@ -46,10 +48,9 @@ class Health:
             "Watch": grpc.unary_stream_rpc_method_handler,
         }
         methods = {"Check": self._check, "Watch": self._watch}
+        # Requests come encoded: what grpc cannot decode it logs, with a traceback, each time.
         handlers = {
-            name: kinds[name](
-                method, HealthCheckRequest.FromString, HealthCheckResponse.SerializeToString
-            )
+            name: kinds[name](method, None, HealthCheckResponse.SerializeToString)
             for name, method in methods.items()
         }
         return grpc.method_handlers_generic_handler(HEALTH_SERVICE, handlers)
@@ -64,29 +65,45 @@ class Health:
         self._is_over = True
         self._wake_watchers()
 
-    async def _check(
-        self, request: HealthCheckRequest, context: Context
-    ) -> HealthCheckResponse | None:
+    async def _check(self, received: bytes, context: Context) -> HealthCheckResponse | None:
         self._shared.arrivals.called(context.peer)
-        status = self._status(request.service)
-        if status == HealthCheckResponse.SERVICE_UNKNOWN:
-            problem = f"no connector serves {request.service[:200]}"
-            await fail(context, StatusCode.NOT_FOUND, problem)
-            return None
-        return HealthCheckResponse(status=status)
+        try:
+            service = _service(received)
+            status = self._status(service)
+            if status == HealthCheckResponse.SERVICE_UNKNOWN:
+                raise Refused(StatusCode.NOT_FOUND, f"no connector serves {service[:200]}")
+        except Refused as error:
+            refused = error
+        else:
+            return HealthCheckResponse(status=status)
+        await fail(context, refused.code, refused.message)
+        return None
 
-    async def _watch(self, request: HealthCheckRequest, context: Context) -> None:
+    async def _watch(self, received: bytes, context: Context) -> None:
         self._shared.arrivals.called(context.peer)
+        try:
+            service = _service(received)
+            self._require_room()
+        except Refused as error:
+            refused = error
+        else:
+            await self._tell(service, context)
+            refused = Refused(StatusCode.UNAVAILABLE, STOPPING)
+        return await fail(context, refused.code, refused.message)
+
+    def _require_room(self) -> None:
         if len(self._watchers) >= self._shared.limits.max_pending:
             problem = f"{len(self._watchers):,} calls watch a service"
-            refused = over_limit(self._shared.counters, "max_pending", problem)
-            return await fail(context, refused.code, refused.message)
+            raise over_limit(self._shared.counters, "max_pending", problem)
+
+    async def _tell(self, service: str, context: Context) -> None:
+        """Say how the service is, and whenever that changes, until the gateway stops."""
         changed = asyncio.Event()
         self._watchers.add(changed)
         try:
             said = None
             while not self._is_over:
-                status = self._status(request.service)
+                status = self._status(service)
                 if status != said:
                     await context.write(HealthCheckResponse(status=status))
                     said = status
@@ -94,7 +111,6 @@ class Health:
                 changed.clear()
         finally:
             self._watchers.discard(changed)
-        return await fail(context, StatusCode.UNAVAILABLE, STOPPING)
 
     def _status(self, service: str) -> int:
         wanted = Wanted.by_outsider(service)
@@ -108,3 +124,11 @@ class Health:
     def _wake_watchers(self) -> None:
         for changed in self._watchers:
             changed.set()
+
+
+def _service(received: bytes) -> str:
+    """Which service a request asks about. Raises :class:`Refused`."""
+    try:
+        return decode(HealthCheckRequest, received).service
+    except ProtocolError as error:
+        raise Refused(StatusCode.INVALID_ARGUMENT, str(error)) from None

@@ -13,7 +13,11 @@ from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection, reflection_pb2
 
 from revconn._proto import registry_pb2
+from revconn.core.decoding import decode
+from revconn.core.errors import ProtocolError
+from revconn.core.status import StatusCode
 from revconn.gateway.arrivals import Arrivals
+from revconn.gateway.statuses import fail
 
 __all__ = ["reflection_handlers"]
 
@@ -30,21 +34,30 @@ def reflection_handlers(arrivals: Arrivals) -> tuple[grpc.GenericRpcHandler, ...
     # asyncio's, by the name under which every release since 1.42 has it
     servicer = reflection.aio.ReflectionServicer(services, pool=_pool_of(files))
 
-    async def reflect(requests: AsyncIterator[Any], context: Context) -> AsyncIterator[Any]:
+    async def reflect(requests: AsyncIterator[bytes], context: Context) -> AsyncIterator[Any]:
         arrivals.called(context.peer)
-        responses: Any = servicer.ServerReflectionInfo(requests, context)
-        async for response in responses:
-            yield response
+        responses: Any = servicer.ServerReflectionInfo(_decoded(requests), context)
+        try:
+            async for response in responses:
+                yield response
+            return
+        except ProtocolError as error:
+            problem = str(error)
+        await fail(context, StatusCode.INVALID_ARGUMENT, problem)
 
+    # Requests come encoded: what grpc cannot decode it logs, with a traceback, each time.
     method = grpc.stream_stream_rpc_method_handler(
-        reflect,
-        reflection_pb2.ServerReflectionRequest.FromString,
-        reflection_pb2.ServerReflectionResponse.SerializeToString,
+        reflect, None, reflection_pb2.ServerReflectionResponse.SerializeToString
     )
     return tuple(
         grpc.method_handlers_generic_handler(service, {"ServerReflectionInfo": method})
         for service in (_V1, _V1ALPHA)
     )
+
+
+async def _decoded(requests: AsyncIterator[bytes]) -> AsyncIterator[Any]:
+    async for received in requests:
+        yield decode(reflection_pb2.ServerReflectionRequest, received)
 
 
 def _pool_of(files: list[FileDescriptor]) -> descriptor_pool.DescriptorPool:

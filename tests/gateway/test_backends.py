@@ -419,6 +419,7 @@ UNDIALLED = [
     "http:///",
     "ftp://host:1",
     "[::1",
+    f"{'a' * 300}:1",
 ]
 
 
@@ -435,6 +436,22 @@ def test_any_address_is_registered_with_success_and_told_of_once(gateway, call, 
     (said,) = caplog.messages
     assert said.startswith("ipv4:127.0.0.1:")
     assert said.endswith(" registered, and is not dialled: '' is not host:port")
+
+
+@pytest.mark.parametrize(
+    ("address", "said"),
+    [
+        ("http://me:hunter2@host", "'http://***@host'"),
+        ("me:hunter2@host:1", "'***@host:1'"),
+        ("me:hunter2/@hunter2\n@host:1", "'***@host:1'"),
+        (f"https://me:{'hunter2' * 100}@host", "'https://***@host'"),
+    ],
+)
+def test_a_password_in_an_address_is_not_logged(gateway, caplog, address, said) -> None:
+    caplog.set_level("INFO", "revconn.gateway")
+    assert register(gateway, address).success
+    assert "hunter2" not in caplog.text
+    assert f"is not dialled: {said} is not host:port" in caplog.text
 
 
 def test_a_url_is_dialled_without_its_scheme(gateway, new_backend, call) -> None:

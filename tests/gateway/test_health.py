@@ -209,3 +209,19 @@ def test_without_the_libraries_it_serves_all_else_and_says_what_to_install(
     assert pending.result() == b"\x0a"
     gateway.stop()
     assert connector.ended() == (grpc.StatusCode.UNAVAILABLE, "the gateway is stopping")
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/grpc.health.v1.Health/Check",
+        "/grpc.health.v1.Health/Watch",
+        "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo",
+    ],
+)
+def test_garbage_is_refused_and_nothing_is_logged(gateway, resources, caplog, path) -> None:
+    channel = resources.enter_context(grpc.insecure_channel(gateway.address))
+    with pytest.raises(grpc.RpcError, match="bytes that are no .*Request") as refused:
+        list(channel.stream_stream(path)(iter([b"\xff\xff"]), timeout=60))
+    assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert caplog.text == ""
