@@ -49,7 +49,7 @@ class Health:
         }
         methods = {"Check": self._check, "Watch": self._watch}
         # Requests come encoded: what grpc cannot decode it logs, with a traceback, each time.
-        handlers = {
+        handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
             name: kinds[name](method, None, HealthCheckResponse.SerializeToString)
             for name, method in methods.items()
         }
@@ -69,13 +69,13 @@ class Health:
         self._shared.arrivals.called(context.peer)
         try:
             service = _service(received)
-            status = self._status(service)
-            if status == HealthCheckResponse.SERVICE_UNKNOWN:
-                raise Refused(StatusCode.NOT_FOUND, f"no connector serves {service[:200]}")
         except Refused as error:
             refused = error
         else:
-            return HealthCheckResponse(status=status)
+            status = self._status(service)
+            if status != HealthCheckResponse.SERVICE_UNKNOWN:
+                return HealthCheckResponse(status=status)
+            refused = Refused(StatusCode.NOT_FOUND, f"no connector serves {service[:200]}")
         await fail(context, refused.code, refused.message)
         return None
 

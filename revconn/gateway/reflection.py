@@ -40,13 +40,14 @@ def reflection_handlers(arrivals: Arrivals) -> tuple[grpc.GenericRpcHandler, ...
         try:
             async for response in responses:
                 yield response
-            return
         except ProtocolError as error:
             problem = str(error)
+        else:
+            return
         await fail(context, StatusCode.INVALID_ARGUMENT, problem)
 
     # Requests come encoded: what grpc cannot decode it logs, with a traceback, each time.
-    method = grpc.stream_stream_rpc_method_handler(
+    method: grpc.RpcMethodHandler[Any, Any] = grpc.stream_stream_rpc_method_handler(
         reflect, None, reflection_pb2.ServerReflectionResponse.SerializeToString
     )
     return tuple(
