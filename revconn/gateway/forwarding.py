@@ -91,9 +91,8 @@ class Forwarding:
         """Raises :class:`Refused` unless ``asker`` may make a call of that id now."""
         if self._is_leaving:
             raise Refused(StatusCode.UNAVAILABLE, STOPPING)
-        if request_id in self._pending or request_id in asker.asked:
-            problem = f"a request with the id {request_id[:64]!r} is pending already"
-            raise Refused(StatusCode.ALREADY_EXISTS, problem)
+        if request_id in asker.asked:
+            raise _is_pending_already(request_id)
         if len(asker.asked) >= asker.max_pending:
             problem = f"the connector has {asker.max_pending:,} calls of its own under way"
             raise over_limit(self._counters, "max_pending_per_connection", problem)
@@ -161,6 +160,8 @@ class Forwarding:
         ``asker`` a connector that was admitted. Raises :class:`Refused` when it cannot be sent;
         :class:`NobodyServes` when nobody is there to take it.
         """
+        if message.request.request_id in self._pending:
+            raise _is_pending_already(message.request.request_id)
         self._pending.require_room(len(self._backends))
         connection = self._registry.take_turn(wanted, time.monotonic())
         if connection is None:
@@ -375,12 +376,12 @@ class Forwarding:
     def _require_room_at(self, connection: Connection) -> None:
         if connection.has_room:
             return
-        problem = "the connectors of the service do not keep up"
+        problem, count = "the connectors of the service do not keep up", "calls wait for each"
         if connection is self._absences.waiting_room:
-            problem = "too much waits for services to come back"
+            problem, count = "too much waits for services to come back", "calls"
         if connection.outbound.is_full:
             raise over_limit(self._counters, "max_queued_bytes", problem)
-        problem = f"{problem}: {connection.max_pending:,} calls wait for each"
+        problem = f"{problem}: {connection.max_pending:,} {count}"
         raise over_limit(self._counters, "max_pending_per_connection", problem)
 
     def _reroute(self, request: PendingRequest, *, to_stalled: bool) -> bool:
@@ -430,3 +431,8 @@ class Forwarding:
         if request.unsent is None and CANCEL in connection.features:
             cancel = CancelRequest(request_id=request.id, reason=reason)
             connection.outbound.put(ConnectionMessage(cancel=cancel).SerializeToString())
+
+
+def _is_pending_already(request_id: str) -> Refused:
+    problem = f"a request with the id {request_id[:64]!r} is pending already"
+    return Refused(StatusCode.ALREADY_EXISTS, problem)

@@ -11,6 +11,7 @@ from revconn.core.routing import Wanted
 from revconn.core.status import StatusCode, response_code
 from revconn.gateway.backends import Backends
 from revconn.gateway.counters import Counters
+from revconn.gateway.failures import Refused
 from revconn.gateway.forwarding import Forwarding
 from revconn.gateway.journal import Journal
 from revconn.gateway.keys import ApiKeys
@@ -107,5 +108,18 @@ def test_a_stalled_connector_is_better_than_none_when_a_connection_ended() -> No
         assert scene.b.pending == set()
         scene.end_a()
         assert scene.b.pending == {"1", "2"}
+
+    in_a_loop(scenario)
+
+
+def test_an_id_that_is_pending_is_not_taken_again_whoever_asks() -> None:
+    """Two connectors' calls of one id, the first of which was for a backend out of reach."""
+
+    def scenario() -> None:
+        scene = Scene()
+        with pytest.raises(Refused, match="the id '1' is pending already") as refused:
+            scene.submit("1")
+        assert refused.value.code is StatusCode.ALREADY_EXISTS
+        assert len(scene.forwarding) == 2
 
     in_a_loop(scenario)
