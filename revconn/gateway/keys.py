@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Union
 
+from revconn.core.text import Mask
 from revconn.validation import refuse, require_api_key
 
 __all__ = ["PATTERN_REMEDY", "UNCHECKED", "ApiKeys", "ApiKeysGiven", "is_pattern"]
@@ -18,8 +19,6 @@ ApiKeysGiven = Union[str, Iterable[str], Mapping[str, Union[Iterable[str], None]
 UNCHECKED = 0  # the number of whatever key is shown to a gateway that checks none
 PATTERN_REMEDY = "write echo.Echo for one service, echo.* for all below echo, * for all"
 
-_SHORTEST_MASKED = 6
-
 _NAME = r"[A-Za-z_][A-Za-z0-9_]*"
 _PATTERN = re.compile(rf"(?:{_NAME}\.)*(?:{_NAME}|\*)")
 
@@ -28,6 +27,7 @@ _PATTERN = re.compile(rf"(?:{_NAME}\.)*(?:{_NAME}|\*)")
 class _Key:
     text: bytes
     patterns: tuple[str, ...] | None  # None: every service
+    mask: Mask
 
 
 class ApiKeys:
@@ -109,8 +109,7 @@ class ApiKeys:
         Keys of a few characters are left in: they are found in words by chance.
         """
         for key in (self._keys or {}).values():
-            if len(key.text) >= _SHORTEST_MASKED:
-                text = text.replace(key.text.decode(), "***")
+            text = key.mask(text)
         return text
 
     def __repr__(self) -> str:
@@ -146,7 +145,7 @@ def _parse(given: str | Iterable[str] | Mapping[str, Iterable[str] | None]) -> l
     if not pairs:
         refuse("api_keys", None, "holds no key", "give at least one, or None to check no key")
     return [
-        _Key(require_api_key(text, "api_keys").encode(), _patterns(patterns, position))
+        _Key(require_api_key(text, "api_keys").encode(), _patterns(patterns, position), Mask(text))
         for position, (text, patterns) in enumerate(pairs, 1)
     ]
 

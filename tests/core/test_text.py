@@ -37,3 +37,10 @@ def test_what_is_left_of_an_echo_that_was_cut_is_hidden_too(cut: int) -> None:
 @pytest.mark.parametrize("secret", ["", "key", "token"])
 def test_a_secret_that_is_part_of_ordinary_words_hides_nothing(secret: str) -> None:
     assert Mask(secret)("no keys, no token") == "no keys, no token"
+
+
+@pytest.mark.parametrize("cut", [16, 17, 63])
+def test_the_beginning_of_a_long_one_is_hidden_wherever_it_was_cut(cut: int) -> None:
+    secret = "".join(chr(ord("0") + index % 64) for index in range(64))
+    said = f"{secret[:cut]!r} is no id, nor is {secret[:cut]!r} a name, {secret!r} neither"
+    assert Mask(secret)(said) == "'***' is no id, nor is '***' a name, '***' neither"
