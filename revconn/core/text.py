@@ -30,25 +30,31 @@ class Mask:
 
     def __init__(self, secret: str) -> None:
         forms = {secret, repr(secret)[1:-1], quote(secret, safe="")}
-        self._forms = tuple(forms) if len(secret) >= _SHORTEST_SECRET else ()
+        hides = len(secret) >= _SHORTEST_SECRET
+        # Longest first: one may begin another.
+        self._forms = tuple(sorted(forms, key=len, reverse=True)) if hides else ()
 
     def __call__(self, text: str) -> str:
         """``text`` without the secret, nor the beginning of it where what was quoted is cut."""
         for form in self._forms:
-            text = _without_beginnings(text.replace(form, _HIDDEN), form)
+            text = text.replace(form, _HIDDEN)
+        text = self._without_beginnings(text)
+        for form in self._forms:
             for size in range(len(form) - 1, _SHORTEST_SECRET - 1, -1):
                 if text.endswith(form[:size]):
                     text = text[:-size] + _HIDDEN
         return text
 
-
-def _without_beginnings(text: str, form: str) -> str:
-    """``text`` without the longer beginnings of ``form`` in it."""
-    if len(form) <= _SHORTEST_BEGINNING:
+    def _without_beginnings(self, text: str) -> str:
+        """``text`` without the longer beginnings of the secret in it."""
+        forms = [form for form in self._forms if len(form) > _SHORTEST_BEGINNING]
+        for beginning in {form[:_SHORTEST_BEGINNING] for form in forms}:
+            first, *others = text.split(beginning)
+            rests = [form[_SHORTEST_BEGINNING:] for form in forms if form.startswith(beginning)]
+            text = first + "".join(
+                _HIDDEN + other[max(_common(other, rest) for rest in rests) :] for other in others
+            )
         return text
-    first, *others = text.split(form[:_SHORTEST_BEGINNING])
-    rest = form[_SHORTEST_BEGINNING:]
-    return first + "".join(_HIDDEN + other[_common(other, rest) :] for other in others)
 
 
 def _common(one: str, other: str) -> int:
