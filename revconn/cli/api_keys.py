@@ -2,19 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple, Optional
 
+from revconn.environment import PREFIX, VARIABLES
 from revconn.exceptions import ConfigurationError
 from revconn.gateway.keys import PATTERN_REMEDY, is_pattern
-from revconn.validation import refuse, require_api_key, warn_of_readers
+from revconn.validation import closest, refuse, require_api_key, warn_of_readers
 
-__all__ = ["KEYS_VARIABLE", "KeySources"]
+__all__ = ["KEYS_VARIABLE", "KeySources", "keys_variable"]
 
 KEYS_VARIABLE = "REVCONN_API_KEYS"
+_OTHERS = tuple(PREFIX + name for name in (*VARIABLES.values(), "API_KEY_FILE"))  # a connector's
+_LIKENESS = 0.8  # of a name to that of the keys, from which on it is taken for a misspelt one
 
 _Keys = dict[str, Optional[tuple[str, ...]]]
+
+
+def keys_variable(environ: Mapping[str, str]) -> str | None:
+    """What REVCONN_API_KEYS holds; ``None`` if it is not set.
+
+    Raises :class:`ConfigurationError` for a name that was meant to be it: without its keys the
+    gateway would be open to everybody.
+    """
+    for name in sorted(environ):
+        is_known = name == KEYS_VARIABLE or name in _OTHERS
+        if name.startswith(PREFIX) and not is_known and closest(name, [KEYS_VARIABLE], _LIKENESS):
+            refuse(name, None, "is not a variable of the gateway", f"did you mean {KEYS_VARIABLE}?")
+    return environ.get(KEYS_VARIABLE)
 
 
 class _Entry(NamedTuple):

@@ -10,7 +10,7 @@ import signal
 from types import FrameType
 from typing import Any
 
-from revconn.cli.api_keys import KEYS_VARIABLE, KeySources
+from revconn.cli.api_keys import KEYS_VARIABLE, KeySources, keys_variable
 from revconn.cli.logs import add_log_format, add_log_level, announce, set_up_logging
 from revconn.exceptions import ConfigurationError
 from revconn.gateway import Gateway, ServerTLS
@@ -190,7 +190,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Run the command; the exit code."""
     set_up_logging(arguments.log_level, arguments.log_format)
     sources = KeySources(
-        tuple(arguments.api_key), tuple(arguments.api_key_file), os.environ.get(KEYS_VARIABLE)
+        tuple(arguments.api_key), tuple(arguments.api_key_file), keys_variable(os.environ)
     )
     gateway = _make_gateway(arguments, sources)
     if sources.ignores_environment:

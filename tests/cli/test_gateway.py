@@ -161,6 +161,16 @@ def test_blank_keys_in_the_environment_do_not_open_the_gateway(blank, capsys, mo
     assert "REVCONN_API_KEYS: is set but blank" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("name", ["REVCONN_API_KEYZ", "REVCONN_APIKEYS", "REVCONN_KEYS"])
+def test_keys_under_a_misspelt_name_do_not_open_the_gateway(name, capsys, monkeypatch) -> None:
+    monkeypatch.setenv("REVCONN_API_KEY", "a connector's")
+    monkeypatch.setenv("REVCONN_API_KEY_FILE", "a connector's")
+    monkeypatch.setenv(name, "SECRET")
+    assert exit_code("gateway", "--address", "127.0.0.1:0") == 2
+    problem = f"{name}: is not a variable of the gateway; did you mean REVCONN_API_KEYS?"
+    assert capsys.readouterr().err == f"revconn gateway: {problem}\n"
+
+
 def test_an_option_that_there_is_not_does_not_show_its_value(capsys) -> None:
     assert exit_code("gateway", "--api-kye=SECRET", "--apikey", "SECRET") == 2
     said = capsys.readouterr().err
