@@ -423,7 +423,7 @@ class Connector:
                 self._board,
                 on_end=self._end,
             )
-        _claims.claim(self, map(str, self._options.targets), services)
+        _claims.claim(self, self._options.targets, services)
         atexit.register(self._stop_at_exit)
         return self._supervisor
 

@@ -132,6 +132,23 @@ def test_a_second_connector_of_a_service_at_one_gateway_is_warned_of_with_the_re
     ]
 
 
+def test_the_first_of_three_is_not_forgotten_when_the_second_stops(
+    started: Callable[..., Connector], caplog: pytest.LogCaptureFixture
+) -> None:
+    started("127.0.0.1:1", "a.A")
+    started("127.0.0.1:1", "a.A").abort()
+    started("127.0.0.1:1", "a.A")
+    assert len(warnings(caplog)) == 2
+
+
+def test_another_spelling_of_a_target_is_the_same_gateway(
+    started: Callable[..., Connector], caplog: pytest.LogCaptureFixture
+) -> None:
+    started("localhost:1", "a.A")
+    started("dns:///LOCALHOST.:1", "a.A")
+    assert len(warnings(caplog)) == 1
+
+
 def test_nobody_is_warned_of_another_gateway_another_service_or_one_that_was_stopped(
     started: Callable[..., Connector], caplog: pytest.LogCaptureFixture
 ) -> None:

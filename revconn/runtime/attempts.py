@@ -58,7 +58,9 @@ class Attempts:
             self._judge(error)
         try:
             return not self._is_fatal(error)
-        except Exception:  # noqa: BLE001 - it is the user's
+        except SystemExit:
+            raise
+        except BaseException:  # noqa: BLE001 - it is the user's
             journal.is_fatal_failed(error)
             return True
 

@@ -27,7 +27,9 @@ class ApiKey:
             self._shown = require_api_key(self._ask())
         except ConfigurationError as error:
             raise HandshakeError(str(self._target), f"no usable API key: {error}") from error
-        except Exception as error:
+        except SystemExit:
+            raise
+        except BaseException as error:  # a green thread's timeout is no Exception
             journal.api_key_failed(self._target)
             reason = f"the api_key callable raised {type(error).__name__}"
             raise HandshakeError(str(self._target), reason) from error

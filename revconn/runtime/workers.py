@@ -63,7 +63,7 @@ class Workers:
         self._recruiter: threading.Thread | None = None
         if may_block:
             self._contracts = queue.SimpleQueue()
-            self._recruiter = guarded_thread("revconn-recruiter", self._recruit)
+            self._recruiter = guarded_thread("revconn-recruiter", self._recruit, on_broken)
         self._lock = threading.Lock()
         self._work_arrived = threading.Condition(self._lock)
         self._waiting: deque[Entry] = deque()

@@ -77,12 +77,13 @@ def test_what_is_fatal_is_for_the_user_to_say() -> None:
     assert not row.is_worth_another(AuthenticationError("gw:1", "refused"))
 
 
-def test_a_failure_is_worth_another_attempt_if_is_fatal_fails(caplog) -> None:
+@pytest.mark.parametrize("failure", [KeyError, GeneratorExit])
+def test_a_failure_is_worth_another_attempt_if_is_fatal_fails(failure, caplog) -> None:
     def is_fatal(error: Exception) -> bool:
-        raise KeyError("unforeseen")
+        raise failure("unforeseen")
 
     assert attempts(is_fatal).is_worth_another(LOST)
     (record,) = caplog.records
     assert (record.name, record.levelno) == ("revconn.runtime.link", logging.ERROR)
     assert record.getMessage() == "is_fatal failed; gw:1: it broke is taken for retryable"
-    assert record.exc_info[0] is KeyError
+    assert record.exc_info[0] is failure

@@ -59,15 +59,17 @@ def makes_no_records(handler: logging.Handler) -> None:
 
 @pytest.fixture(params=[fails_to_filter, fails_to_emit, exits, makes_no_records])
 def broken_logging(request: pytest.FixtureRequest) -> Iterator[None]:
-    """From the debug level on, no line of the library's gets through."""
-    logger, handler = logging.getLogger("revconn"), logging.Handler()
-    level, factory = logger.level, logging.getLogRecordFactory()
-    logger.setLevel(logging.DEBUG)
+    """From the debug level on, no line of the library's gets through, nor of what it decodes by."""
+    loggers, handler = list(map(logging.getLogger, ("revconn", "hpack"))), logging.Handler()
+    levels, factory = [logger.level for logger in loggers], logging.getLogRecordFactory()
     request.param(handler)
-    logger.addHandler(handler)
+    for logger in loggers:
+        logger.setLevel(logging.DEBUG)
+        logger.addHandler(handler)
     yield
-    logger.removeHandler(handler)
-    logger.setLevel(level)
+    for logger, level in zip(loggers, levels):
+        logger.removeHandler(handler)
+        logger.setLevel(level)
     logging.setLogRecordFactory(factory)
 
 
@@ -222,14 +224,18 @@ def test_deadlines_that_nobody_keeps_end_the_connector(connect, monkeypatch) -> 
 def test_a_sender_that_fails_costs_the_connection_and_no_more(
     connect, gateway, monkeypatch, caplog
 ) -> None:
-    _, peer = connect(lambda request: b"served")
     take = Line.take
 
     def fail_once(line: Line) -> Any:
         monkeypatch.setattr(Line, "take", take)
         raise Peculiar("unforeseen")
 
-    monkeypatch.setattr(Line, "take", fail_once)
+    def answer(request: Request) -> bytes:
+        monkeypatch.setattr(Line, "take", fail_once)  # the request is here: nothing loses it
+        return b"served"
+
+    monkeypatch.setattr(Line, "send_now", lambda line, answers: False)
+    _, peer = connect(answer)
     peer.request()
     peer.hears_hang_up()
     peer = gateway.accept_ready("id-2")

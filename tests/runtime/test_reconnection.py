@@ -299,12 +299,16 @@ def test_the_key_is_asked_for_before_every_handshake(serve, gateway) -> None:
         peer.end()
 
 
+class Timeout(BaseException):
+    """As gevent's and eventlet's are."""
+
+
 def test_a_key_callable_that_fails_is_asked_again(serve, gateway, caplog) -> None:
-    answers = iter([OSError("vault sealed"), "", "secret-1\n", 42, "secret-2"])
+    answers = iter([OSError("vault sealed"), Timeout(), "", "secret-1\n", 42, "secret-2"])
 
     def ask() -> str:
         answer = next(answers)
-        if isinstance(answer, Exception):
+        if isinstance(answer, BaseException):
             raise answer
         return answer
 
@@ -316,6 +320,7 @@ def test_a_key_callable_that_fails_is_asked_again(serve, gateway, caplog) -> Non
     assert_serves(peer)
     assert "vault sealed" in caplog.text
     assert "the api_key callable raised OSError" in caplog.text
+    assert "the api_key callable raised Timeout" in caplog.text
     assert "no usable API key: api_key: is empty" in caplog.text
     assert "secret" not in caplog.text
 

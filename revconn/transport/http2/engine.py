@@ -12,6 +12,8 @@ import h2.connection
 import h2.events
 import h2.exceptions
 import h2.settings
+import hpack.hpack
+import hpack.table
 
 from revconn.core.errors import ProtocolError
 from revconn.core.flow import Patience, ReceiveWindow, SendWindow
@@ -42,6 +44,7 @@ from revconn.core.http import (
 )
 from revconn.core.refusals import Speaker
 from revconn.core.status import StatusCode
+from revconn.logger import get_logger
 
 __all__ = ["Engine"]
 
@@ -58,6 +61,10 @@ _MOST_DATA_PER_WRITE = 1 << 18
 _NO_TRAILERS = StreamEnd(StatusCode.INTERNAL, "the gateway ended the stream without trailers")
 
 _Codes = h2.settings.SettingCodes
+
+# It logs in the middle of decoding, at DEBUG: what a filter raises there would end the connection.
+for _module in (hpack.hpack, hpack.table):
+    setattr(_module, "log", get_logger(_module.__name__))  # noqa: B010 - it is a logger by type
 
 
 class Engine:
