@@ -29,9 +29,13 @@ UNKNOWN_TYPE = b"\xca>\x03new"  # field 1001, length-delimited
 
 
 @pytest.fixture
-def serve(new_connector) -> Iterator[Callable[[str], Connector]]:
+def release() -> threading.Event:
+    return threading.Event()
+
+
+@pytest.fixture
+def serve(new_connector, release) -> Iterator[Callable[[str], Connector]]:
     """A started connector that echoes; the request ``late`` once ``release`` is set."""
-    release = threading.Event()
 
     def start(address: str, **options) -> Connector:
         connector = new_connector(address, **options)
@@ -42,7 +46,6 @@ def serve(new_connector) -> Iterator[Callable[[str], Connector]]:
                 assert release.wait(TIMEOUT)
             return b"Echo: " + request.payload
 
-        connector.release = release
         connector.start(block=False)
         return connector
 
@@ -87,7 +90,7 @@ NONSENSE = {
 
 @pytest.mark.parametrize(("say", "reason"), NONSENSE.values(), ids=NONSENSE)
 def test_after_nonsense_it_connects_anew_and_answers_what_it_had_accepted(
-    serve, gateway, caplog, say, reason
+    serve, gateway, caplog, say, reason, release
 ) -> None:
     connector = serve(gateway.address)
     peer = gateway.accept_ready("id-1")
@@ -96,20 +99,20 @@ def test_after_nonsense_it_connects_anew_and_answers_what_it_had_accepted(
     say(peer)
     peer.hears_hang_up()
     second = gateway.accept_ready("id-2")
-    connector.release.set()
+    release.set()
     assert second.answer("late").status_code == 200
     assert_serves(second)
     assert reason in caplog.text
 
 
-def test_what_came_before_the_nonsense_is_accepted(serve, gateway) -> None:
+def test_what_came_before_the_nonsense_is_accepted(serve, gateway, release) -> None:
     connector = serve(gateway.address)
     peer = gateway.accept_ready("id-1")
     peer.request("late", payload=b"1")
     say_garbage(peer)
     second = gateway.accept_ready("id-2")
     assert connector.stats()["accepted"] == 1
-    connector.release.set()
+    release.set()
     assert second.answer("late").payload == b"Echo: 1"
 
 
