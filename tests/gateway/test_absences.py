@@ -51,7 +51,7 @@ def held(gateway, count: int = 1) -> None:
 
 
 def test_no_call_is_lost_while_the_only_connector_is_replaced(run_gateway) -> None:
-    gateway = run_gateway()
+    gateway = run_gateway(reconnect_grace=LONG)
     failed, answered = [], []
 
     def serving() -> Connector:
