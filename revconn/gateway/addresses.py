@@ -6,7 +6,7 @@ import re
 from typing import NamedTuple
 
 from revconn.exceptions import ConfigurationError
-from revconn.target import Target
+from revconn.target import Target, bare_host
 
 __all__ = ["Address", "quoted"]
 
@@ -44,7 +44,9 @@ class Address(NamedTuple):
             return None
         if target.port is None or target.address != host_port or "/" in host_port:
             return None
-        return cls(host_port, is_tls)
+        if not host_port.isascii():  # gRPC's resolver knows no internationalized names
+            host_port = f"{bare_host(target.host)}:{target.port}"
+        return cls(host_port, is_tls) if host_port.isascii() else None
 
     def __str__(self) -> str:
         return f"https://{self.host_port}" if self.is_tls else self.host_port

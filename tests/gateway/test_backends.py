@@ -398,6 +398,7 @@ def test_a_key_registers_only_the_services_it_may(run_gateway, new_backend) -> N
         ("HTTP://bot-a/", "bot-a:80", False),
         ("https://bot-a", "bot-a:443", True),
         ("https://bot-a:8443/", "bot-a:8443", True),
+        ("http://bücher.example:1", "xn--bcher-kva.example:1", False),
     ],
 )
 def test_what_can_be_dialled(address, host_port, is_tls) -> None:
@@ -420,6 +421,7 @@ UNDIALLED = [
     "ftp://host:1",
     "[::1",
     f"{'a' * 300}:1",
+    f"{'ü' * 64}:1",
 ]
 
 
