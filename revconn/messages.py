@@ -62,7 +62,8 @@ class Request:
         payload = message.payload  # once: protobuf makes a copy for everybody who asks
         self._lock = lock  # of whoever settles it; guards _active and _callbacks
         self._callbacks: tuple[Callable[[], object], ...] = ()
-        self.framed = is_framed(payload)
+        # All that begins otherwise is bare beyond doubt, without a call.
+        self.framed = payload[:1] < b"\x02" and is_framed(payload)
         self._packed = payload if self.framed else None  # as it came, until somebody asks for it
         self._payload = payload
         self._message: ForwardRequest | None = message

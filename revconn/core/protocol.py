@@ -7,7 +7,7 @@ passed in, nothing blocks, nothing is shared: whoever owns a :class:`Conversatio
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Callable
@@ -174,15 +174,29 @@ class Conversation:
 
     # What the gateway says
 
-    def receive(self, batch: Iterable[bytes], now: float = 0.0) -> Inbound:
+    def receive(self, batch: Sequence[bytes], now: float = 0.0) -> Inbound:
         """Take in what arrived, in order. Never raises: a broken rule is in ``Inbound.end``."""
         self._now = now
         inbound = Inbound()
+        requests = inbound.requests
+        if batch and self.phase is Phase.OPENED:
+            inbound.end = ProtocolError("the gateway spoke before it was spoken to")
+            self._enter(Phase.ENDED)
         try:
             for data in batch:
                 if self.phase is Phase.ENDED:
                     break
-                self._receive_one(data, inbound)
+                message = decode(ConnectionMessage, data)
+                kind = message.WhichOneof("message_type")
+                # Also before CONNECTED: a route exists from the moment the gateway registers it,
+                # and a caller's request may overtake the status.
+                if (
+                    kind == "request"
+                    and 0 < len((request := message.request).request_id) <= _LONGEST_ID
+                ):
+                    requests.append((request, len(data)))
+                else:
+                    self._receive_other(kind, message, inbound)
         except ProtocolError as error:
             inbound.end = error
             self._enter(Phase.ENDED)
@@ -194,20 +208,13 @@ class Conversation:
             ]
         return inbound
 
-    def _receive_one(self, data: bytes, inbound: Inbound) -> None:
-        if self.phase is Phase.OPENED:
-            raise ProtocolError("the gateway spoke before it was spoken to")
-        message = decode(ConnectionMessage, data)
-        kind = message.WhichOneof("message_type")
+    def _receive_other(
+        self, kind: str | None, message: ConnectionMessage, inbound: Inbound
+    ) -> None:
+        """What is no request that can be answered."""
         if kind == "request":
-            # Also before CONNECTED: a route exists from the moment the gateway registers it,
-            # and a caller's request may overtake the status.
-            request = message.request
-            if 0 < len(request.request_id) <= _LONGEST_ID:
-                inbound.requests.append((request, len(data)))
-            else:
-                problem = "ignored a request with no id or an endless one: unanswerable"
-                self._log(logging.WARNING, problem)
+            problem = "ignored a request with no id or an endless one: unanswerable"
+            self._log(logging.WARNING, problem)
         elif kind == "response" and message.response.request_id in self._asked:
             del self._asked[message.response.request_id]
             inbound.responses.append(message.response)

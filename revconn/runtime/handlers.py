@@ -44,6 +44,7 @@ class _Failure(NamedTuple):
     code: StatusCode
     message: str
     status: int | None = None
+    payload: bytes = b""
 
 
 _LONGEST_METHOD = 200  # characters, of those that are named in errors
@@ -71,8 +72,9 @@ class Answering:
         """Run the request's handler and encode what came of it."""
         try:
             outcome = self._run(request)
-            if len(_payload(outcome)) > self._max_message_bytes:
-                return _large(request, outcome)
+            payload = outcome if isinstance(outcome, bytes) else outcome.payload
+            if len(payload) > self._max_message_bytes:
+                return _large(request, outcome, payload)
             message = _encode(request, outcome)
             if len(message) <= LEAST_BYTES:  # too large for no gateway: it need not say whose it is
                 return Answer(message, request._due)
@@ -86,13 +88,15 @@ class Answering:
         handler = self._routes.find(request.method)
         if handler is None:
             return _Failure(StatusCode.UNIMPLEMENTED, f"unknown method {request.method[:200]}", 404)
-        try:
-            request.payload  # noqa: B018 - raises for what does not inflate, before the handler sees it
-        except ProtocolError as error:
-            return _Failure(StatusCode.INVALID_ARGUMENT, str(error))
+        if request.framed:
+            try:
+                request.payload  # noqa: B018 - raises for what does not inflate: no handler sees it
+            except ProtocolError as error:
+                return _Failure(StatusCode.INVALID_ARGUMENT, str(error))
         try:
             # As grpc.server has it: what it sets in context variables ends with the request.
-            return _as_response(Context().run(handler, request))
+            result = Context().run(handler, request)
+            return result if type(result) is bytes else _as_response(result)
         except RequestError as error:
             return _Failure(error.code, error.message, error.status)
         except _WrongResult as error:
@@ -131,14 +135,7 @@ def _describe(result: object) -> str:
     return f"{name}; return bytes, a protobuf message, a Response or None"
 
 
-def _payload(outcome: _Outcome) -> bytes:
-    if isinstance(outcome, bytes):
-        return outcome
-    return outcome.payload if isinstance(outcome, Response) else b""
-
-
-def _large(request: Request, outcome: _Outcome) -> LargeAnswer:
-    payload = _payload(outcome)
+def _large(request: Request, outcome: _Outcome, payload: bytes) -> LargeAnswer:
     empty: _Outcome = b""
     if isinstance(outcome, Response):
         empty = Response(status=outcome.status, headers=outcome.headers, error=outcome.error)

@@ -51,7 +51,7 @@ class InlineRunner:
         self._lock = threading.Lock()
         self._named: set[str] = set()
         self._runs = runs
-        self._in_flight: dict[tuple[Origin, str], ForwardRequest] = {}
+        self._in_flight: dict[Origin, dict[str, ForwardRequest]] = {}
         self._accepted = 0
         self._repeated = 0
         self._expired = 0
@@ -74,24 +74,30 @@ class InlineRunner:
         ignored until the answers are queued, as by the dispatcher.
         """
         answers: list[Answer | LargeAnswer] = []
-        served: list[tuple[Origin, str]] = []
+        served: list[str] = []
         unsent = taken = 0
         counted_from = clock.at(arrived)
+        in_flight = self._in_flight.setdefault(origin, {})
+        now = time.monotonic()
         try:
             for message, _ in arrivals:
                 taken += 1
-                key = (origin, message.request_id)
+                request_id = message.request_id
                 # Atomic, where a lock would cost more: a session that takes over may receive what
                 # another one, in its own thread, is at.
-                if self._in_flight.setdefault(key, message) is not message:
+                if in_flight.setdefault(request_id, message) is not message:
                     continue
-                served.append(key)
-                answer = self._answer(message, arrived, counted_from)
+                served.append(request_id)
+                try:
+                    answer, now = self._answer(message, arrived, counted_from, now)
+                except BaseException:  # the connection, and the rest of the batch, need not suffer
+                    logger.exception("request %r: serving it failed", request_id)
+                    answer, now = _internal_error(request_id), time.monotonic()
                 answers.append(answer)
-                unsent += answer.size
+                unsent += len(answer.message) if isinstance(answer, Answer) else answer.size
                 if unsent > _PORTION:
                     origin.answer(answers)
-                    answers, unsent = [], 0
+                    answers, unsent, now = [], 0, time.monotonic()
                     if origin.congested:
                         break
             with self._lock:
@@ -100,8 +106,8 @@ class InlineRunner:
             if answers:
                 origin.answer(answers, alone=True)
         finally:
-            for key in served:
-                del self._in_flight[key]
+            for request_id in served:
+                del in_flight[request_id]
         return arrivals[taken:]
 
     def watch(self, now: float) -> None:
@@ -123,24 +129,14 @@ class InlineRunner:
             }
 
     def _answer(
-        self, message: ForwardRequest, arrived: float, counted_from: float
-    ) -> Answer | LargeAnswer:
-        try:
-            return self._run(message, arrived, counted_from)
-        except BaseException:  # the connection, and the rest of the batch, need not suffer
-            logger.exception("request %r: serving it failed", message.request_id)
-            failure = encode_failure(message.request_id, StatusCode.INTERNAL, "internal error")
-            return Answer(failure, None)
-
-    def _run(
-        self, message: ForwardRequest, arrived: float, counted_from: float
-    ) -> Answer | LargeAnswer:
+        self, message: ForwardRequest, arrived: float, counted_from: float, start: float
+    ) -> tuple[Answer | LargeAnswer, float]:
+        """Its answer, and the time (monotonic); it is ``start`` now, or was a moment ago."""
         due = request_deadline(message.timeout_seconds, message.headers, counted_from)
         request = Request(message, due, self._lock, arrived)
         left = math.inf if due is None else due - clock.with_suspend()
         if left <= 0:
-            return self._expire(request)
-        start = time.monotonic()
+            return self._expire(request), start
         thread = threading.get_ident()
         self._runs.begin(thread, request, start)
         try:
@@ -149,14 +145,15 @@ class InlineRunner:
             end = time.monotonic()
             self._runs.end(thread, end)
         with self._lock:
-            request._settle()
+            request._active = False
+        if end - start > _PATIENCE:
+            self._name(request.method, end - start)
+        if left <= end - start:
+            answer = self._expire(request)
         if request._callbacks:
             run_callbacks([request])
-        if end - start > _PATIENCE:
-            self._name(message.method_path, end - start)
-        if left <= end - start:
-            return self._expire(request)
-        return answer
+            end = time.monotonic()
+        return answer, end
 
     def _expire(self, request: Request) -> Answer:
         with self._lock:
@@ -181,3 +178,7 @@ class InlineRunner:
             method,
             seconds,
         )
+
+
+def _internal_error(request_id: str) -> Answer:
+    return Answer(encode_failure(request_id, StatusCode.INTERNAL, "internal error"), None)
