@@ -1,11 +1,14 @@
-"""In which order to try the addresses that a name has."""
+"""In which order to try the addresses that a name has, and for how long."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from typing import Any
 
-__all__ = ["Address", "AddressOrder"]
+__all__ = ["Address", "AddressOrder", "patience"]
+
+_FIRST_ROUND = 5.0  # seconds: many times what a handshake takes across the world
+_MOST_ROUNDS = 64  # of which each doubles it: then it is more than anybody waits
 
 Address = tuple[int, Any]
 """A family and what a socket of it connects to."""
@@ -39,6 +42,20 @@ class AddressOrder:
         """An attempt, or a connection, came to a bad end there."""
         self._failed.pop(address, None)
         self._failed[address] = None
+
+
+def patience(most: float, failures: int, addresses: int) -> float:
+    """How many seconds an attempt may take: with other addresses to try, not all at once.
+
+    One that takes connections and says nothing would cost so much each time. In each further round
+    it is twice as long, until it is ``most``: slow gateways are found too.
+
+    :param failures: to connect, or to stay connected, in a row.
+    :param addresses: that the name had when it was last looked up.
+    """
+    if addresses < 2:
+        return most
+    return min(most, _FIRST_ROUND * 2.0 ** min(failures // addresses, _MOST_ROUNDS))
 
 
 def _interleave(addresses: list[Address]) -> list[Address]:

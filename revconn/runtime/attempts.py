@@ -36,6 +36,11 @@ class Attempts:
         self._failures += 1
 
     @property
+    def failures(self) -> int:
+        """How many there are in the row."""
+        return self._failures
+
+    @property
     def repeated(self) -> bool:
         """Whether the last failure was not the first of the row."""
         return self._failures > 1

@@ -21,8 +21,11 @@ _SLICE = 0.1  # of a wait that another event may end
 class Leaver(Protocol):
     """The link whose sessions they are."""
 
-    def open_session(self, *, registers: bool) -> Session:
-        """Another session. Raises :class:`HandshakeError` when there is no key to show."""
+    def open_session(self, *, registers: bool, failures: int = 0) -> Session:
+        """Another session, after so many failures in a row.
+
+        Raises :class:`HandshakeError` when there is no key to show.
+        """
 
     def become_quiet(self, deadline: float) -> bool:
         """Wait until nothing is unanswered and every answer has left, or until ``deadline``."""

@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Collection, Iterable
+from dataclasses import replace
 from typing import Protocol
 
 from revconn import spares
 from revconn.config import Options
+from revconn.core.addresses import patience
 from revconn.core.large import LargeAnswer
 from revconn.core.outbound import Answer
 from revconn.core.protocol import Arrival
@@ -209,18 +211,20 @@ class Link:
                 spares.drop(self._spares)
                 self._owner.link_ended(self, error)
 
-    def open_session(self, *, registers: bool) -> Session:
+    def open_session(self, *, registers: bool, failures: int = 0) -> Session:
         """Another session, which registers the services or only takes answers along.
 
-        Raises :class:`HandshakeError` when there is no key to show.
+        So many ``failures`` in a row came before it. Raises :class:`HandshakeError` when there is
+        no key to show.
         """
         api_key = self._api_key.show()
+        most, addresses = self._options.connect_timeout, self._transport.addresses
         session = Session(
             str(self.target),
             self._name,
             lambda line: self._transport.stream(line, self._name),
             self._outbox.open_line(),
-            self._options,
+            replace(self._options, connect_timeout=patience(most, failures, addresses)),
             self,
         )
         for over in self._roster.add(session):

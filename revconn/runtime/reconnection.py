@@ -112,7 +112,9 @@ class Reconnection:
         """A session that takes over from the one that serves, if there is one."""
         self._link.enter(State.CONNECTING)
         try:
-            session = self._link.open_session(registers=not self._roster.leaving)
+            session = self._link.open_session(
+                registers=not self._roster.leaving, failures=self._attempts.failures
+            )
         except HandshakeError:  # no key to show
             self._attempts.failed(None)
             raise

@@ -27,6 +27,7 @@ class Addresses:
         self._port = port
         self._lock = threading.Lock()
         self._order = AddressOrder()
+        self.count = 0  # at the last look; plain, set by whoever looks
 
     def find(self, cancelled: Callable[[], bool]) -> list[Address]:
         """Those of now, in the order to try them.
@@ -35,7 +36,9 @@ class Addresses:
         """
         found = _resolve(self._host, self._port, cancelled)
         with self._lock:
-            return self._order.arrange(found)
+            arranged = self._order.arrange(found)
+            self.count = len(arranged)
+        return arranged
 
     def failed(self, addresses: Iterable[Address]) -> None:
         """An attempt, or a connection, came to a bad end there; to the last one last."""

@@ -185,6 +185,11 @@ class Transport(ABC):
         keepalive_timeout: float,
     ) -> None: ...
 
+    @property
+    def addresses(self) -> int:
+        """How many addresses the gateway's name had when a stream was last opened."""
+        return 1
+
     @abstractmethod
     def stream(self, source: Source, name: str) -> Stream:
         """A stream that is not open yet; ``name`` names its threads."""

@@ -73,6 +73,11 @@ class GrpcioTransport(Transport):
         return _GrpcioStream(self, source, name)
 
     @property
+    def addresses(self) -> int:
+        """How many the name had; none before the first look, and for a Unix socket."""
+        return 0 if self._addresses is None else self._addresses.count
+
+    @property
     def speaks_tls(self) -> bool:
         """Whether its streams are to be encrypted."""
         return self._tls is not None

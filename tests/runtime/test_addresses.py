@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from typing import Any, Callable
 
@@ -12,6 +13,7 @@ import grpc
 import pytest
 
 from revconn import Backoff
+from revconn.core import addresses
 from tests.support.scripted_gateway import ScriptedGateway
 from tests.support.waiting import eventually
 
@@ -115,6 +117,38 @@ def test_one_that_accepts_and_ends_at_once_is_not_tried_for_ever(
     bad_gateway.accept_ready("id-1").end()
     gateway.accept_ready("id-2")
     eventually(lambda: connector.connection_id == "id-2")
+
+
+def test_one_that_hangs_does_not_cost_all_of_connect_timeout_at_each_restart_of_the_good_one(
+    new_connector, gateway, bad_gateway, resolves, monkeypatch
+) -> None:
+    monkeypatch.setattr(addresses, "_FIRST_ROUND", 0.3)
+    resolves(gateway.port, bad_gateway.port)
+    connector = new_connector(f"{NAME}:443", tls=False, proxy=False, connect_timeout=2 * TIMEOUT)
+    connector.start(block=False)
+    gateway.accept_ready("id-1").end()
+    began = time.monotonic()
+    gateway.accept_ready("id-2")
+    assert time.monotonic() - began < TIMEOUT
+
+
+def test_a_slow_gateway_is_found_although_its_name_has_another_address(
+    new_connector, gateway, hanging, resolves, monkeypatch
+) -> None:
+    monkeypatch.setattr(addresses, "_FIRST_ROUND", 0.01)
+    resolves(gateway.port, hanging)
+    connector = new_connector(f"{NAME}:443", tls=False, proxy=False)
+    connector.start(block=False)
+    gateway.accept_ready("id-1").end()
+    heard = None
+    while heard is None:  # it hung up
+        peer = gateway.accept()
+        peer.hears_any_or_hang_up()
+        time.sleep(0.05)  # so slow
+        peer.connected("id-2")
+        peer.request()
+        heard = peer.hears_any_or_hang_up()
+    assert heard.response.request_id == "r1"
 
 
 def test_of_three_the_only_good_one_is_found_in_one_round(

@@ -47,6 +47,11 @@ class Dialer:
         host, port = (target.host, target.port) if proxy is None else (proxy.host, proxy.port)
         self._addresses = None if port is None else Addresses(host, port)
 
+    @property
+    def addresses(self) -> int:
+        """How many the name had when it was last looked up; none before, or for a Unix socket."""
+        return 0 if self._addresses is None else self._addresses.count
+
     def dial(self, cancelled: Callable[[], bool]) -> Wire:
         """A connected wire; see :meth:`failed` for one that comes to a bad end.
 

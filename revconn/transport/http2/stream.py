@@ -54,6 +54,11 @@ class Http2Transport(Transport):
         self.keepalive_interval = keepalive_interval
         self.keepalive_timeout = keepalive_timeout
 
+    @property
+    def addresses(self) -> int:
+        """How many the name had; none before the first look, and for a Unix socket."""
+        return self.dialer.addresses
+
     def stream(self, source: Source, name: str) -> Stream:
         """A stream that dials when it is opened."""
         return _Http2Stream(self, source, name)
