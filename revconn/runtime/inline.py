@@ -8,7 +8,6 @@ import time
 from typing import Callable
 
 from revconn import clock
-from revconn._proto.registry_pb2 import ForwardRequest
 from revconn.core.answers import encode_failure
 from revconn.core.deadline import request_deadline
 from revconn.core.large import LargeAnswer
@@ -51,7 +50,7 @@ class InlineRunner:
         self._lock = threading.Lock()
         self._named: set[str] = set()
         self._runs = runs
-        self._in_flight: dict[Origin, dict[str, ForwardRequest]] = {}
+        self._in_flight: dict[Origin, dict[str, Request]] = {}
         self._accepted = 0
         self._repeated = 0
         self._expired = 0
@@ -82,14 +81,16 @@ class InlineRunner:
         try:
             for message, _ in arrivals:
                 taken += 1
-                request_id = message.request_id
+                due = request_deadline(message.timeout_seconds, message.headers, counted_from)
+                request = Request(message, due, self._lock, arrived)
+                request_id = request.request_id
                 # Atomic, where a lock would cost more: a session that takes over may receive what
                 # another one, in its own thread, is at.
-                if in_flight.setdefault(request_id, message) is not message:
+                if in_flight.setdefault(request_id, request) is not request:
                     continue
                 served.append(request_id)
                 try:
-                    answer, now = self._answer(message, arrived, counted_from, now)
+                    answer, now = self._answer(request, now)
                 except BaseException:  # the connection, and the rest of the batch, need not suffer
                     logger.exception("request %r: serving it failed", request_id)
                     answer, now = _internal_error(request_id), time.monotonic()
@@ -128,12 +129,9 @@ class InlineRunner:
                 "repeated": self._repeated,
             }
 
-    def _answer(
-        self, message: ForwardRequest, arrived: float, counted_from: float, start: float
-    ) -> tuple[Answer | LargeAnswer, float]:
+    def _answer(self, request: Request, start: float) -> tuple[Answer | LargeAnswer, float]:
         """Its answer, and the time (monotonic); it is ``start`` now, or was a moment ago."""
-        due = request_deadline(message.timeout_seconds, message.headers, counted_from)
-        request = Request(message, due, self._lock, arrived)
+        due = request._due
         left = math.inf if due is None else due - clock.with_suspend()
         if left <= 0:
             return self._expire(request), start
