@@ -17,6 +17,8 @@ import signal
 import subprocess
 import sysconfig
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -127,15 +129,16 @@ class _Process:
         self.typed = typed
         self.output = Transcript()
         self._transcript = transcript
-        self._process = subprocess.Popen(
-            ["/bin/sh", "-c", f"exec {typed}"],
-            cwd=directory,
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            encoding="utf-8",
-        )
+        with _interruptible():
+            self._process = subprocess.Popen(
+                ["/bin/sh", "-c", f"exec {typed}"],
+                cwd=directory,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                encoding="utf-8",
+            )
         self._reader = threading.Thread(target=self._read, name=f"reader of {typed}")
         self._reader.start()
 
@@ -164,3 +167,17 @@ class _Process:
             self._process.kill()
         self._process.wait()
         self._reader.join(TIMEOUT)
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """What is started inside hears Ctrl-C. Main thread only.
+
+    A shell has what it starts in the background ignore it, tests too, and that is inherited:
+    ``flask run`` would go on for ever.
+    """
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -22,6 +22,7 @@ import doctest
 import io
 import logging
 import re
+import signal
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
@@ -213,3 +214,12 @@ class TestAPageFails:
     )
     def test_but_not_when_it_is_as_shown(self, language: str, text: str, tmp_path: Path) -> None:
         self.run(language, text, tmp_path)
+
+    def test_and_ctrl_c_is_heard_though_the_tests_run_in_the_background(
+        self, tmp_path: Path
+    ) -> None:
+        before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # as a shell has it there
+        try:
+            self.run("console", "$ sleep 600\n^C\n$ echo $?\n-2\n", tmp_path)
+        finally:
+            signal.signal(signal.SIGINT, before)
