@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import inspect
 import os
 import queue
 import threading
@@ -172,8 +173,10 @@ class Connector:
         variables, which are then not looked at.
 
         Raises :class:`ConfigurationError` naming the variable that is missing, blank or malformed,
-        or that begins with ``REVCONN_`` and is no option's.
+        or that begins with ``REVCONN_`` and is no option's; :class:`TypeError` for an override that
+        is none.
         """
+        inspect.signature(cls).bind_partial(**overrides)  # before a variable is missed in its place
         options = environment_options(prefix, os.environ, overrides)
         try:
             return cls(**{**options, **overrides})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Callable, NoReturn
 
@@ -19,10 +19,11 @@ __all__ = ["PREFIX", "VARIABLES", "KeyFile", "environment_options", "named_by_va
 logger = get_logger(__name__)
 
 PREFIX = "REVCONN_"
+_KEYS_OF_A_GATEWAY = f"{PREFIX}API_KEYS"  # what `revconn gateway` reads
 
 _SWITCH = {"on": True, "true": True, "1": True, "off": False, "false": False, "0": False}
 _TLS_FIELDS = ("ca", "cert", "key", "server_name")
-_WHOLE = re.compile(r"[0-9]+")
+_WHOLE = re.compile(r"[0-9]{1,18}")  # what fits into 64 bits
 _DECIMAL = re.compile(r"[0-9]+(?:\.[0-9]+)?")
 # By the type that a field of Options or Backoff is annotated with: what its text may be, how it is
 # read, and what to say of any other. A new number is known here as soon as it is an option.
@@ -55,11 +56,10 @@ VARIABLES: Mapping[str, str] = {
     **{f"Backoff({name}=)": f"BACKOFF_{name.upper()}" for name in _BACKOFF_NUMBERS},
 }
 _KNOWN = (*VARIABLES.values(), "API_KEY_FILE")
-# What others read that begins with our prefix: `revconn gateway`, and what Kubernetes sets for a
-# service that is called revconn, or revconn-gateway.
-_KEYS_OF_A_GATEWAY = "API_KEYS"
+# What Kubernetes sets, as NAME=VALUE, for a service that is called revconn, or revconn-gateway.
 _OF_KUBERNETES = re.compile(
-    r"(?:\w+_)?(?:SERVICE_HOST|SERVICE_PORT(?:_\w+)?|PORT(?:_\d+_(?:TCP|UDP|SCTP)(?:_\w+)?)?)"
+    r"(?:\w+_)?(?:SERVICE_HOST=|SERVICE_PORT(?:_\w+)?=|PORT=\w+://"
+    r"|PORT_\d+_(?:TCP|UDP|SCTP)(?:_\w+)?=)"
 )
 _LIKENESS = 0.9  # of a name to an option's, from which on it is taken for a misspelt one
 
@@ -74,7 +74,10 @@ def environment_options(
     """
     if not isinstance(prefix, str) or not prefix.strip():
         refuse("prefix", prefix, "is blank", f'give what the names begin with, such as "{PREFIX}"')
-    _refuse_unknown(prefix, environ)
+    if prefix == PREFIX:
+        _refuse_unknown(environ)
+    else:
+        _warn_of_misspelt(prefix, environ)
     variables = _Variables(prefix, environ)
     wanted = {name: kind for name, kind in _OPTION_NUMBERS.items() if name not in given}
     try:
@@ -96,20 +99,30 @@ def named_by_variable(
     return ConfigurationError(variable, error.value, error.problem, error.remedy)
 
 
-def _refuse_unknown(prefix: str, environ: Mapping[str, str]) -> None:
-    """Under the prefix that is ours a name has to be an option's; under another one only likely."""
+def _refuse_unknown(environ: Mapping[str, str]) -> None:
+    """Under the prefix that is ours nobody reads any other name."""
+    for rest in _unread(PREFIX, environ):
+        if PREFIX + rest != _KEYS_OF_A_GATEWAY:
+            nearest = closest(rest.upper(), _KNOWN)
+            remedy = "unset it" if nearest is None else f"did you mean {PREFIX}{nearest}?"
+            refuse(PREFIX + rest, None, "is no option of a connector", remedy)
+
+
+def _warn_of_misspelt(prefix: str, environ: Mapping[str, str]) -> None:
+    """Under a prefix that is the user's own there may be names of their own."""
+    for rest in _unread(prefix, environ):
+        if nearest := closest(rest.upper(), _KNOWN, _LIKENESS):
+            logger.warning("%s%s is not used: did you mean %s%s?", prefix, rest, prefix, nearest)
+
+
+def _unread(prefix: str, environ: Mapping[str, str]) -> Iterator[str]:
+    """The names, after the prefix, that are no option's and not set by Kubernetes."""
     for name in sorted(environ):
         rest = name[len(prefix) :]
-        if not name.startswith(prefix) or rest in _KNOWN or _OF_KUBERNETES.fullmatch(rest):
+        if not name.startswith(prefix) or rest in _KNOWN:
             continue
-        if name == PREFIX + _KEYS_OF_A_GATEWAY:
-            continue
-        if prefix == PREFIX:
-            nearest = closest(rest.upper(), _KNOWN)
-            remedy = "unset it" if nearest is None else f"did you mean {prefix}{nearest}?"
-            refuse(name, None, "is no option of a connector", remedy)
-        elif nearest := closest(rest.upper(), _KNOWN, _LIKENESS):
-            logger.warning("%s is not used: did you mean %s%s?", name, prefix, nearest)
+        if not _OF_KUBERNETES.match(f"{rest}={environ[name]}"):
+            yield rest
 
 
 @dataclass(frozen=True)
@@ -122,7 +135,7 @@ class _Variables:
         value = self.environ.get(self.prefix + name)
         if value is None:
             return None
-        if not value.strip(" \t\r\n,"):
+        if not value.replace(",", "").strip():
             refuse(self.prefix + name, value, "is set but blank", "unset it, or give it a value")
         return value.strip()
 
@@ -184,8 +197,8 @@ def _api_key(variables: _Variables) -> str | KeyFile:
         key_file()
         return key_file
     if key is None:
-        of_a_gateway = variables.prefix + _KEYS_OF_A_GATEWAY
-        hint = f" ({of_a_gateway} is for a gateway)" if of_a_gateway in variables.environ else ""
+        of_a_gateway = _KEYS_OF_A_GATEWAY in variables.environ
+        hint = f" ({_KEYS_OF_A_GATEWAY} is for a gateway)" if of_a_gateway else ""
         example = f"or {name}_FILE to the path of a file that holds it"
         variables.missing("API_KEY", f"is not set{hint}", example)
     return require_api_key(variables.environ[name])

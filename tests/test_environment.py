@@ -127,6 +127,13 @@ def test_what_kubernetes_sets_for_a_service_of_that_name_is_left_alone() -> None
     assert environment_options("REVCONN_", environ) == options_of()
 
 
+@pytest.mark.parametrize("name", ["PORT", "TARGET_PORT", "GATEWAY_PORT"])
+def test_a_port_that_kubernetes_would_not_write_so_is_not_taken_for_its(name: str) -> None:
+    environ = {"REVCONN_TARGET": "a:1", "REVCONN_API_KEY": "key", f"REVCONN_{name}": "50051"}
+    with pytest.raises(ConfigurationError, match=f"^REVCONN_{name}: is no option"):
+        environment_options("REVCONN_", environ)
+
+
 # What is missing, blank, malformed or unknown
 
 
@@ -135,6 +142,8 @@ def test_what_kubernetes_sets_for_a_service_of_that_name_is_left_alone() -> None
     [
         *((name, "") for name in ("API_KEY_FILE", *VARIABLES.values())),
         *(("API_KEY", blank) for blank in (" ", "\t", "\n", ",", " , ")),
+        # Python's str.strip() takes more for white space than a keyboard has.
+        *((name, "\N{NO-BREAK SPACE}\f") for name in ("SERVICES", "TLS_CA", "TLS_SERVER_NAME")),
     ],
 )
 def test_a_variable_that_is_set_but_blank_is_refused(name: str, blank: str) -> None:
@@ -209,6 +218,7 @@ def test_a_missing_key_is_named_and_so_is_the_other_way_to_give_it() -> None:
         ("MAX_WORKERS", "4.0"),
         ("MAX_WORKERS", "1_000"),
         ("MAX_WORKERS", "none"),
+        ("MAX_WORKERS", "9" * 5000),
         ("MAX_IN_FLIGHT", "٤"),
         ("DRAIN_TIMEOUT", "30s"),
         ("DRAIN_TIMEOUT", "nan"),
@@ -391,6 +401,9 @@ def test_an_error_names_the_variable_or_the_override_that_it_comes_from(
 def test_an_override_that_is_no_option_is_refused(environ: pytest.MonkeyPatch) -> None:
     with pytest.raises(TypeError, match="max_worker"):
         Connector.from_env(max_worker=3)
+    environ.delenv("REVCONN_TARGET")
+    with pytest.raises(TypeError, match="'target'"):  # and not: REVCONN_TARGET is not set
+        Connector.from_env(target="other:1")
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NoReturn
 
 if sys.argv[1:2] == ["gateway"]:
@@ -66,6 +66,16 @@ class _Version(argparse.Action):
         parser.exit()
 
 
+def _look_before_the_command(word: str, parser: _Parser, commands: Iterable[_Parser]) -> None:
+    """Name what argparse would pass over: it would miss a command, or take a value for one."""
+    name = word.partition("=")[0]
+    if name in parser._option_string_actions:
+        return
+    if any(name in command._option_string_actions for command in commands):
+        parser.error(f"{name} goes after the command")
+    parser.refuse_unknown([word])
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run ``revconn`` with ``argv`` (``sys.argv[1:]`` by default); the exit code.
 
@@ -78,7 +88,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for command in _COMMANDS:
         command.add_parser(commands)
-    arguments, unknown = parser.parse_known_args(argv)
+    words = sys.argv[1:] if argv is None else list(argv)
+    if words and words[0].startswith("-"):
+        _look_before_the_command(words[0], parser, commands.choices.values())
+    arguments, unknown = parser.parse_known_args(words)
     if unknown:
         commands.choices[arguments.command].refuse_unknown(unknown)
     try:

@@ -12,6 +12,7 @@ from typing import Any
 
 from revconn.cli.api_keys import KEYS_VARIABLE, KeySources, keys_variable
 from revconn.cli.logs import add_log_format, add_log_level, announce, set_up_logging
+from revconn.environment import PREFIX
 from revconn.exceptions import ConfigurationError
 from revconn.gateway import Gateway, ServerTLS
 from revconn.guard import guarded_thread
@@ -196,7 +197,10 @@ def run(arguments: argparse.Namespace) -> int:
     if sources.ignores_environment:
         logger.warning("%s is not used: --api-key and --api-key-file go before it", KEYS_VARIABLE)
     if sources == KeySources():
-        logger.warning("no API keys: whoever can connect to %s may register", gateway.address)
+        other = f"{PREFIX}API_KEY"
+        hint = f" ({other} is for a connector)" if other in os.environ else ""
+        address = gateway.address
+        logger.warning("no API keys%s: whoever can connect to %s may register", hint, address)
     wakeups: queue.SimpleQueue[int | None] = queue.SimpleQueue()
     repeats = Repeats()
     hangups = [signal.SIGHUP] if hasattr(signal, "SIGHUP") else []

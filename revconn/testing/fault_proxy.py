@@ -10,6 +10,8 @@ from enum import Enum
 from types import TracebackType
 from typing import Any, Callable
 
+from revconn.validation import require_attribute
+
 __all__ = ["Fault", "FaultProxy"]
 
 _CHUNK = 1 << 16
@@ -34,9 +36,6 @@ class FaultProxy:
 
     :param port: the port of 127.0.0.1 to forward to.
     :param fault: what happens from the beginning.
-
-    :ivar address: ``host:port`` to be dialled.
-    :ivar port: that port.
     """
 
     def __init__(self, port: int, *, fault: Fault = Fault.NONE) -> None:
@@ -51,9 +50,22 @@ class FaultProxy:
         self._connections = 0
         self._threads: list[threading.Thread] = []
         self._listener = socket.create_server(("127.0.0.1", 0))
-        self.port: int = self._listener.getsockname()[1]
-        self.address = f"127.0.0.1:{self.port}"
+        self._port: int = self._listener.getsockname()[1]
         self._start(self._accept)
+
+    def __setattr__(self, name: str, value: object) -> None:
+        require_attribute(FaultProxy, self, name)
+        super().__setattr__(name, value)
+
+    @property
+    def port(self) -> int:
+        """The port to be dialled."""
+        return self._port
+
+    @property
+    def address(self) -> str:
+        """``host:port`` to be dialled."""
+        return f"127.0.0.1:{self._port}"
 
     # What a test does
 

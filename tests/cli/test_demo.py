@@ -55,7 +55,11 @@ def test_it_shows_calls_errors_and_a_gateway_that_dies_and_comes_back(tmp_path: 
     assert "✓ all of it worked, in " in shown
 
 
-def test_without_a_restart_the_gateway_lives(tmp_path: Path) -> None:
+def test_without_a_restart_the_gateway_lives_and_the_users_own_settings_do_not_count(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("REVCONN_MAX_WORKERS", "REVCONN_APIKEYS"):
+        monkeypatch.setenv(name, "many")
     result = run_command("demo", "--requests", "3", "--no-restart", cwd=tmp_path)
     assert (result.returncode, result.stderr) == (0, "")
     assert "kill -KILL" not in result.stdout

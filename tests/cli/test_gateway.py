@@ -171,6 +171,28 @@ def test_keys_under_a_misspelt_name_do_not_open_the_gateway(name, capsys, monkey
     assert capsys.readouterr().err == f"revconn gateway: {problem}\n"
 
 
+def test_a_connectors_key_is_not_taken_for_a_gateways(run) -> None:
+    command = run(REVCONN_TARGET="gateway:443", REVCONN_API_KEY="SECRET")
+    command.wait_for_line(
+        "WARNING revconn.cli.gateway: no API keys (REVCONN_API_KEY is for a connector): whoever"
+    )
+    assert "SECRET" not in command.output
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--versoin"], "unrecognized arguments: --versoin (did you mean --version?)"),
+        (["--shoe-size=5", "gateway"], "unrecognized arguments: --shoe-size"),
+        (["--log-level", "debug", "gateway"], "--log-level goes after the command"),
+        ([], "the following arguments are required: COMMAND"),
+    ],
+)
+def test_what_is_wrong_before_the_command_is_named(words, said, capsys) -> None:
+    assert exit_code(*words) == 2
+    assert capsys.readouterr().err == f"revconn: {said}; see revconn --help\n"
+
+
 def test_an_option_that_there_is_not_does_not_show_its_value(capsys) -> None:
     assert exit_code("gateway", "--api-kye=SECRET", "--apikey", "SECRET") == 2
     said = capsys.readouterr().err

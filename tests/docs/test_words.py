@@ -23,6 +23,7 @@ from tests.docs.markdown import read_blocks
 from tests.docs.test_examples import PAGES, READMES, ROOT
 
 _LINK = re.compile(r"\]\((?P<path>[^)#:\s]+)(?:#[^)]*)?\)")
+_A_LOCK = re.compile(r"threading\.(?:R?Lock|Condition)\(\)")
 _CODE = re.compile(r"`([^`]+)`")
 _THREAD = re.compile(r"revconn(?:-[a-z]+)+")
 
@@ -202,9 +203,9 @@ def _without_constants(module: ast.Module) -> Iterator[ast.AST]:
 def _locks_of(definition: ast.AST, kind: type[ast.Attribute | ast.Name]) -> Iterator[str]:
     for node in ast.walk(definition):
         if isinstance(node, ast.Assign) and isinstance(node.value, ast.Call):
-            made = ast.unparse(node.value.func)
+            made = ast.unparse(node.value)  # a condition without a lock given makes one
             target = node.targets[0]
-            if made in ("threading.Lock", "threading.RLock") and isinstance(target, kind):
+            if _A_LOCK.fullmatch(made) and isinstance(target, kind):
                 yield target.attr if isinstance(target, ast.Attribute) else target.id
 
 

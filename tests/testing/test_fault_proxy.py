@@ -151,6 +151,11 @@ def test_waiting_for_connections_that_do_not_come_ends(scene: Scene) -> None:
         scene.proxy.wait_connections(2, timeout=0.01)
 
 
+def test_a_fault_that_is_misspelt_is_refused(scene: Scene) -> None:
+    with pytest.raises(AttributeError, match="has no attribute 'falt'; fault is an option"):
+        scene.proxy.falt = Fault.REFUSE  # type: ignore[attr-defined]
+
+
 def test_a_closed_proxy_leaves_no_thread(scene: Scene) -> None:
     scene.connect()
     scene.proxy.half_open_all()

@@ -10,14 +10,21 @@ import subprocess
 import sys
 import threading
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
+
+from revconn.environment import PREFIX
 
 __all__ = ["Child", "Said", "free_port"]
 
 _END_TIMEOUT = 10.0
 _KILL_TIMEOUT = 5.0
 _READER_TIMEOUT = 5.0
+
+
+def _without_ours(environ: Mapping[str, str]) -> dict[str, str]:
+    """What is set for the user's own gateways and connectors is not for the demo's."""
+    return {name: value for name, value in environ.items() if not name.startswith(PREFIX)}
 
 
 class Said(NamedTuple):
@@ -50,7 +57,7 @@ class Child:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            env={**os.environ, "no_grpc_proxy": "127.0.0.1", **environment},
+            env={**_without_ours(os.environ), "no_grpc_proxy": "127.0.0.1", **environment},
             encoding="utf-8",
             errors="replace",
         )
