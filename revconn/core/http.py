@@ -85,7 +85,7 @@ def decode_metadata(headers: Iterable[tuple[bytes, bytes]]) -> dict[str, str | b
 def refusal(metadata: Mapping[str, str | bytes]) -> StreamEnd | None:
     """Why response headers do not open a gRPC stream; ``None`` when they do."""
     if "grpc-status" in metadata:
-        return end_by_trailers(metadata)
+        return end_by_trailers(metadata, silent="no reason given")  # it may not be the gateway
     if _is_grpc(metadata):
         return None
     http_status = _number(metadata.get(":status"))
@@ -99,11 +99,13 @@ def refusal(metadata: Mapping[str, str | bytes]) -> StreamEnd | None:
     )
 
 
-def end_by_trailers(metadata: Mapping[str, str | bytes]) -> StreamEnd:
-    """The status in a stream's trailers."""
+def end_by_trailers(
+    metadata: Mapping[str, str | bytes], *, silent: str = "the gateway ended the stream"
+) -> StreamEnd:
+    """The status in a stream's trailers; ``silent`` is what to say of one without words."""
     status = metadata.get("grpc-status")
     details = presentable(decode_message(str(metadata.get("grpc-message", ""))))
-    details = details or "the gateway ended the stream"
+    details = details or silent
     try:
         return StreamEnd(StatusCode(_number(status)), details)
     except ValueError:

@@ -111,6 +111,11 @@ def test_a_status_in_the_headers_is_the_end() -> None:
     assert refusal(answer) == StreamEnd(StatusCode.UNAUTHENTICATED, "Invalid token")
 
 
+def test_one_without_words_is_not_laid_to_the_gateway() -> None:
+    bare = refusal({**GRPC, "grpc-status": "16"})
+    assert bare == StreamEnd(StatusCode.UNAUTHENTICATED, "no reason given")
+
+
 # Trailers
 
 
