@@ -42,3 +42,15 @@ def test_what_came_while_the_process_was_held_up_is_not_too_late() -> None:
         assert not watch.ran_out
 
     asyncio.run(scenario())
+
+
+def test_on_a_busy_machine_it_gives_more_time() -> None:
+    async def scenario() -> None:
+        watch = Watch(0.2)
+        for _ in range(8):
+            time.sleep(0.06)  # others have the processor
+            await asyncio.sleep(0)
+        watch.stop()
+        assert not watch.ran_out
+
+    asyncio.run(scenario())
