@@ -7,6 +7,7 @@ import time
 
 import pytest
 
+from revconn.exceptions import HandshakeError
 from revconn.runtime.farewell import Farewell
 from revconn.runtime.roster import Roster
 from tests.support.threads import in_thread
@@ -57,6 +58,12 @@ class Link:
         self.came_by = came_by
         time.sleep(0.001)
         return not self.busy
+
+    def become_quiet(self, deadline: float) -> bool:
+        return self.wait_answered(0.0, deadline)
+
+    def open_session(self, *, registers: bool) -> Session:
+        raise HandshakeError("gateway:443", "can't start new thread")
 
     def wait_flushed(self, timeout: float) -> bool:
         self._story.append("the answer leaves")
@@ -110,6 +117,19 @@ def test_one_that_nothing_comes_by_is_in_no_hurry_to_say_goodbye(roster) -> None
     link.busy = False
     assert leaving.result(30)
     assert story == ["the answer leaves", "goodbye", "the end"]
+
+
+def test_without_the_second_connection_that_it_takes_no_answer_is_overtaken(roster) -> None:
+    story: list[str] = []
+    session = Session(story, roster)
+    session.drains = False
+    link = Link(story, busy=True)
+    roster.leave(time.monotonic())
+    leaving = in_thread(Farewell(link, roster).leave, session)
+    eventually(lambda: link.asked > 3)
+    link.busy = False
+    assert leaving.result(30)
+    assert story[-2:] == ["goodbye", "the end"]
 
 
 def test_one_that_has_just_broken_may_leave_something(roster) -> None:

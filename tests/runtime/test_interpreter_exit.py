@@ -168,6 +168,25 @@ def test_where_no_thread_starts_any_more_there_is_a_second_connection_all_the_sa
     assert "Traceback" not in program.stderr
 
 
+@pytest.mark.parametrize("transport_options", [{"transport": "grpcio"}], ids=["grpcio"])
+def test_where_there_is_no_second_connection_goodbye_is_said_when_all_is_answered(
+    new_program, gateway
+) -> None:
+    program = new_program(STARTS_NO_THREADS, gateway.address, drain_timeout=5.0)
+    peer = gateway.accept_ready()
+    program.hears("READY")
+    peer.request("r1")
+    program.hears("handling r1")
+    program.signal(signal.SIGUSR1)
+    program.hears("DRAINING")
+    program.signal(signal.SIGUSR1)
+    assert peer.answer("r1").payload == b"finished"
+    peer.hears_goodbye()
+    peer.end()
+    assert program.wait() == 0, "and no channel of grpcio's keeps it from ending"
+    assert "Traceback" not in program.stderr
+
+
 @pytest.mark.parametrize("body", [START_BUSY, "connector.start()"], ids=["forgotten", "blocking"])
 def test_a_handler_and_a_callback_that_hang_keep_no_process_alive(
     new_program, gateway, body

@@ -4,6 +4,7 @@ import importlib.metadata
 import socket
 import threading
 from collections.abc import Iterable, Iterator
+from types import SimpleNamespace
 from typing import Any, Callable
 
 import pytest
@@ -228,6 +229,19 @@ def test_the_senders_thread_is_named_and_ends_with_its_stream(new_connector, gat
 
 
 # The name it goes by
+
+
+def test_where_no_thread_starts_there_is_no_channel_that_would_never_close(monkeypatch) -> None:
+    def start_none(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    channels: list[Any] = []
+    transport = SimpleNamespace(find=lambda cancelled: [], channel=channels.append)
+    stream = _GrpcioStream(transport, SimpleNamespace(), "gateway:443")
+    monkeypatch.setattr(threading.Thread, "start", start_none)
+    with pytest.raises(RuntimeError, match="can't start new thread"):
+        stream.open()
+    assert channels == []
 
 
 def test_a_package_without_metadata_still_has_a_name(monkeypatch) -> None:
