@@ -1,6 +1,9 @@
 from __future__ import annotations
 
-from urllib.parse import quote
+import base64
+import html
+import json
+from urllib.parse import quote, quote_plus
 
 import pytest
 from hypothesis import given
@@ -9,7 +12,7 @@ from hypothesis import strategies as st
 from revconn.core.text import Mask, encodable
 
 ANY_TEXT = st.text(st.characters(exclude_categories=()))  # lone surrogates too
-KEY = "it's \\ a-sécret"
+KEY = "it's \\ a/sécret>?~"
 
 
 @given(ANY_TEXT)
@@ -21,12 +24,32 @@ def test_any_text_becomes_such_as_utf8_can_hold_and_other_text_stays(text: str) 
         assert b"\\u" in encoded
 
 
-@pytest.mark.parametrize("echo", [KEY, repr(KEY), quote(KEY), quote(KEY, safe="")])
+@pytest.mark.parametrize(
+    "echo",
+    [
+        KEY,
+        repr(KEY),
+        ascii(KEY),
+        repr(KEY.encode()),
+        json.dumps(KEY),
+        json.dumps(KEY, ensure_ascii=False),
+        html.escape(KEY),
+        quote(KEY),
+        quote(KEY, safe=""),
+        quote(KEY, safe="").lower(),
+        quote_plus(KEY),
+        KEY.encode().decode("latin-1"),
+        base64.b64encode(KEY.encode()).decode(),
+        base64.urlsafe_b64encode(KEY.encode()).decode(),
+        KEY.encode().hex(),
+    ],
+)
 def test_an_echo_is_hidden_however_it_is_written(echo: str) -> None:
     masked = Mask(KEY)(f"no such key: {echo}! ({echo})")
     assert masked.startswith("no such key: ")
     assert masked.count("***") == 2
     assert "cret" not in masked
+    assert set(masked) <= set("no such key: ***! (***)b'\"=")
 
 
 @pytest.mark.parametrize("cut", range(6, len(KEY)))
