@@ -74,7 +74,8 @@ class Farewell:
 
         A gateway that reads no answers after a goodbye gets them on a second connection, which
         registers nothing. Goodbye is said by the time that the roster has for it, so that nothing
-        new comes; by a session that nothing comes by there is no hurry.
+        new comes; by a session that nothing comes by there is no hurry, nor without that second
+        connection: the end of the time to leave answers what is left, and that has to arrive.
 
         Whether all ended in peace, and nothing is left that another one has to take.
         """
@@ -85,7 +86,9 @@ class Farewell:
         established = roster.established()
         needs_stand_in = any(session.services and not session.drains for session in established)
         stand_in = self._open_stand_in(serving) if needs_stand_in else None
-        goodbye_by = roster.goodbye_by if serving.services else math.inf
+        loses_answers = needs_stand_in and stand_in is None  # all that come after the goodbye
+        in_a_hurry = serving.services and not loses_answers
+        goodbye_by = roster.goodbye_by if in_a_hurry else math.inf
         calm = self._await_calm(serving, goodbye_by, lambda: False)
         for session in established:
             session.say_goodbye(last=calm and len(established) == 1)

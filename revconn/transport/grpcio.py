@@ -174,6 +174,9 @@ class _GrpcioStream(Stream):
 
     def open(self) -> None:
         self._addresses = self._transport.find(self._is_closed)
+        # grpcio's own threads are no `spares.Thread`: where none starts (RuntimeError) its call is
+        # half made, and closing the channel, which the interpreter does last of all, waits for it.
+        threading.Thread(target=int, name=f"revconn-trial-{self._name}", daemon=True).start()
         self._begin(self._transport.channel(self._addresses), self._outgoing())
 
     def _begin(self, channel: grpc.Channel, outgoing: Iterator[bytes]) -> None:
