@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, Callable
 
 import pytest
@@ -23,8 +24,10 @@ JOIN_TIMEOUT = 60.0
 TOGETHER = ("tests/interop/", "tests/test_packaging.py")
 
 # A slow machine is no bug: hypothesis' own per-example deadline is off, pytest-timeout is on.
-settings.register_profile("revconn", deadline=None)
-# For tests that have had their many examples elsewhere: --hypothesis-profile=few
+settings.register_profile("revconn", deadline=None, max_examples=40)
+# After a change of what they test: --hypothesis-profile=many
+settings.register_profile("many", deadline=None, max_examples=1000)
+# For tests that have had their examples elsewhere: --hypothesis-profile=few
 settings.register_profile("few", deadline=None, max_examples=15)
 settings.load_profile("revconn")
 
@@ -42,6 +45,13 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
             return next((room for room in TOGETHER if nodeid.startswith(room)), nodeid)
 
     return Scheduling(config, log)
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Of the files, collect those that can hold what is asked for: to collect all takes 5 s."""
+    if config.option.markexpr != "alone" or collection_path.suffix != ".py":
+        return None
+    return "mark.alone" not in collection_path.read_text(encoding="utf-8") or None
 
 
 @pytest.fixture(autouse=True)

@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from revconn.core.frames import HEADER_BYTES
@@ -65,7 +65,6 @@ def test_a_recorded_conversation_is_understood_in_whatever_pieces_it_arrives(nam
     assert (end.code if end else StatusCode.OK) is ENDS.get(name, StatusCode.OK), end
 
 
-@settings(max_examples=150)
 @given(broken_conversations())
 def test_a_broken_conversation_ends_with_a_reason_or_goes_on(data):
     converse(data)

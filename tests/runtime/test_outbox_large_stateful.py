@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 
-from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
@@ -122,4 +121,3 @@ class LargeAnswersMachine(RuleBasedStateMachine):
 
 
 TestLargeAnswers = LargeAnswersMachine.TestCase
-TestLargeAnswers.settings = settings(max_examples=50)
