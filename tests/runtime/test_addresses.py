@@ -132,25 +132,6 @@ def test_one_that_hangs_does_not_cost_all_of_connect_timeout_at_each_restart_of_
     assert time.monotonic() - began < TIMEOUT
 
 
-def test_a_slow_gateway_is_found_although_its_name_has_another_address(
-    new_connector, gateway, hanging, resolves, monkeypatch
-) -> None:
-    monkeypatch.setattr(addresses, "_FIRST_ROUND", 0.01)
-    resolves(gateway.port, hanging)
-    connector = new_connector(f"{NAME}:443", tls=False, proxy=False)
-    connector.start(block=False)
-    gateway.accept_ready("id-1").end()
-    heard = None
-    while heard is None:  # it hung up
-        peer = gateway.accept()
-        peer.hears_any_or_hang_up()
-        time.sleep(0.05)  # so slow
-        peer.connected("id-2")
-        peer.request()
-        heard = peer.hears_any_or_hang_up()
-    assert heard.response.request_id == "r1"
-
-
 def test_of_three_the_only_good_one_is_found_in_one_round(
     new_connector, gateway, bad_gateway, hanging, resolves
 ) -> None:
