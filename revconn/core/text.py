@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from urllib.parse import quote
+import base64
+import html
+import json
+import re
+from urllib.parse import quote, quote_plus
 
 __all__ = ["Mask", "encodable", "presentable"]
 
@@ -29,7 +33,7 @@ class Mask:
     __slots__ = ("_forms",)
 
     def __init__(self, secret: str) -> None:
-        forms = {secret, repr(secret)[1:-1], quote(secret, safe="")}
+        forms = {form for form in _ways_to_write(secret) if len(form) >= _SHORTEST_SECRET}
         hides = len(secret) >= _SHORTEST_SECRET
         # Longest first: one may begin another.
         self._forms = tuple(sorted(forms, key=len, reverse=True)) if hides else ()
@@ -40,7 +44,9 @@ class Mask:
             text = text.replace(form, _HIDDEN)
         text = self._without_beginnings(text)
         for form in self._forms:
-            for size in range(len(form) - 1, _SHORTEST_SECRET - 1, -1):
+            if form[:_SHORTEST_SECRET] not in text:  # as a rule
+                continue
+            for size in range(min(len(form) - 1, len(text)), _SHORTEST_SECRET - 1, -1):
                 if text.endswith(form[:size]):
                     text = text[:-size] + _HIDDEN
         return text
@@ -55,6 +61,28 @@ class Mask:
                 _HIDDEN + other[max(_common(other, rest) for rest in rests) :] for other in others
             )
         return text
+
+
+def _ways_to_write(secret: str) -> list[str]:
+    """As programs quote it in their own words. Most secrets look the same in nearly all of them."""
+    data = encodable(secret).encode()
+    encoded = [quote(secret, "", errors="replace"), quote(secret, errors="replace")]
+    return [
+        secret,
+        data.decode("latin-1"),  # read in the wrong encoding
+        *(written(secret)[1:-1] for written in (repr, ascii, json.dumps)),
+        json.dumps(secret, ensure_ascii=False)[1:-1],
+        repr(data)[2:-1],
+        html.escape(secret),
+        quote_plus(secret, errors="replace"),
+        *encoded,
+        *(re.sub("%..", lambda found: found[0].lower(), each) for each in encoded),
+        *(encode(data).decode().rstrip("=") for encode in _BASE64),
+        data.hex(),
+    ]
+
+
+_BASE64 = (base64.b64encode, base64.urlsafe_b64encode)
 
 
 def _common(one: str, other: str) -> int:
