@@ -287,7 +287,8 @@ class Conversation:
             raise ProtocolError(f"{wish} cannot be sent while {self.phase.value}")
 
     def _enter(self, phase: Phase) -> None:
-        logger.debug("conversation %s: %s -> %s", self.connection_id, self.phase, phase)
+        shown = self._mask(self.connection_id)
+        logger.debug("conversation %s: %s -> %s", shown, self.phase, phase)
         self.phase = phase
 
 

@@ -128,8 +128,8 @@ class Session:
 
     @property
     def connection_id(self) -> str:
-        """The id that the gateway gave; empty before CONNECTED."""
-        return self._conversation.connection_id
+        """The id that the gateway gave, to be shown; empty before CONNECTED."""
+        return self._mask(self._conversation.connection_id)
 
     @property
     def drains(self) -> bool:

@@ -61,3 +61,17 @@ def test_a_goaway(new_connector, caplog) -> None:
         eventually(lambda: "is going away (GOAWAY NO_ERROR, '***')" in caplog.text)
         connector.abort()
     assert KEY not in caplog.text
+
+
+def test_the_id_that_it_gives(new_connector, gateway: ScriptedGateway, caplog) -> None:
+    connector = new_connector(gateway.address, api_key=KEY, heartbeat_interval=0.1)
+    connector.start(block=False)
+    peer = gateway.accept()
+    peer.hears("register")
+    peer.connected(KEY)
+    connector.wait_ready(TIMEOUT)
+    for text in (caplog.text, repr(connector), repr(connector.links)):
+        assert KEY not in text
+    assert peer.hears("heartbeat").connection_id == KEY
+    connector.abort()
+    assert KEY not in caplog.text
