@@ -81,19 +81,19 @@ class InlineRunner:
         try:
             for message, _ in arrivals:
                 taken += 1
-                due = request_deadline(message.timeout_seconds, message.headers, counted_from)
-                request = Request(message, due, self._lock, arrived)
-                request_id = request.request_id
-                # Atomic, where a lock would cost more: a session that takes over may receive what
-                # another one, in its own thread, is at.
-                if in_flight.setdefault(request_id, request) is not request:
-                    continue
-                served.append(request_id)
                 try:
+                    due = request_deadline(message.timeout_seconds, message.headers, counted_from)
+                    request = Request(message, due, self._lock, arrived)
+                    request_id = request.request_id
+                    # Atomic, where a lock would cost more: a session that takes over may receive
+                    # what another one, in its own thread, is at.
+                    if in_flight.setdefault(request_id, request) is not request:
+                        continue
+                    served.append(request_id)
                     answer, now = self._answer(request, now)
                 except BaseException:  # the connection, and the rest of the batch, need not suffer
-                    logger.exception("request %r: serving it failed", request_id)
-                    answer, now = _internal_error(request_id), time.monotonic()
+                    logger.exception("request %r: serving it failed", message.request_id)
+                    answer, now = _internal_error(message.request_id), time.monotonic()
                 answers.append(answer)
                 unsent += len(answer.message) if isinstance(answer, Answer) else answer.size
                 if unsent > _PORTION:

@@ -6,7 +6,7 @@ import logging
 import threading
 import time
 from collections.abc import Iterable
-from typing import Callable
+from typing import Any, Callable
 
 import pytest
 
@@ -194,3 +194,16 @@ def test_a_request_that_runs_into_a_bug_is_answered_and_the_rest_of_its_batch_is
     assert [response.status_code for response in origin.batches[0]] == [500, 200]
     runner.serve(origin, [request(1)], time.monotonic())
     assert [response.status_code for response in origin.batches[1]] == [500]
+
+
+def test_so_is_one_that_there_is_no_memory_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    runner, origin = runner_for(lambda request: b"said"), Origin()
+
+    def make(message: ForwardRequest, *rest: Any) -> Request:
+        if message.request_id == "r1":
+            raise MemoryError
+        return Request(message, *rest)
+
+    monkeypatch.setattr(inline, "Request", make)
+    runner.serve(origin, [request(1), request(2)], time.monotonic())
+    assert [response.status_code for response in origin.batches[0]] == [500, 200]
