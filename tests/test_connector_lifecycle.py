@@ -17,6 +17,7 @@ from revconn import (
     RevconnError,
     State,
 )
+from revconn.runtime.link import Link
 from tests.support.connectors import NEVER
 from tests.support.scripted_gateway import ScriptedGateway
 from tests.support.threads import in_thread
@@ -442,4 +443,17 @@ def test_stopping_while_the_gateway_refuses_is_no_error(new_connector, gateway) 
     connector.stop()
     refusing.start()
     refusing.join()
+    connector.wait(TIMEOUT)
+
+
+def test_one_that_finds_no_thread_to_start_with_has_ended(new_connector, monkeypatch) -> None:
+    def start_none(link: Link) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(Link, "start", start_none)
+    connector = new_connector("127.0.0.1:1", services=["echo.Echo"])
+    with pytest.raises(RuntimeError, match="can't start new thread"):
+        connector.start(block=False)
+    assert connector.state is State.CLOSED
+    connector.stop()
     connector.wait(TIMEOUT)

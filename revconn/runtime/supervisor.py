@@ -103,13 +103,22 @@ class Supervisor:
         return Watchdog(runs, looks, interval=interval)
 
     def start(self) -> None:
-        """Start every thread. Returns at once."""
-        if self._own_executor is not None:
-            self._own_executor.start()
-        self._dispatcher.start()
-        self._watchdog.start()
-        for link in self.links:
-            link.start()
+        """Start every thread. Returns at once.
+
+        Raises :class:`RuntimeError` where one cannot be had; then all has ended.
+        """
+        try:
+            if self._own_executor is not None:
+                self._own_executor.start()
+            self._dispatcher.start()
+            self._watchdog.start()
+            for link in self.links:
+                link.start()
+        except RuntimeError:
+            for link in self.links:
+                link.abort()
+            self._finish()
+            raise
 
     def stats(self) -> dict[str, float]:
         """The counters of everything that counts, added up, and the slowest link's round trip."""
