@@ -30,11 +30,6 @@ class Answer(NamedTuple):
     has_left: bool = False
     method: str = ""
 
-    @property
-    def size(self) -> int:
-        """Bytes of the message."""
-        return len(self.message)
-
 
 class Outbound:
     """Answers that wait to be sent, the oldest first.

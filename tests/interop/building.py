@@ -47,13 +47,18 @@ def build(what: Sources) -> None:
 
 
 def _make_go() -> None:
-    _run(["go", "build", "-o", f"{BUILD}/go/client", "./client"], HERE / "go")
-    _run(["go", "build", "-o", f"{BUILD}/go/connector", "./guideclient"], BENCHMARKS)
+    _go_build("client", "./client", HERE / "go")
+    _go_build("connector", "./guideclient", BENCHMARKS)
 
 
 def _make_grpcurl() -> None:
-    package = "github.com/fullstorydev/grpcurl/cmd/grpcurl"
-    _run(["go", "build", "-o", f"{BUILD}/go/grpcurl", package], HERE / "go")
+    _go_build("grpcurl", "github.com/fullstorydev/grpcurl/cmd/grpcurl", HERE / "go")
+
+
+def _go_build(name: str, package: str, directory: Path) -> None:
+    # Not optimized: that takes a fifth less to compile, and nobody measures them.
+    flags = ["-gcflags=all=-N -l", "-o", f"{BUILD}/go/{name}"]
+    _run(["go", "build", *flags, package], directory)
 
 
 def _make_node() -> None:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -46,8 +47,9 @@ class Workshop:
             pytest.skip(missing)
         if self._problems is None:
             with ThreadPoolExecutor() as builders:
-                tried = builders.map(_try_to_build, (GO, NODE, JAVA, GRPCURL))
-                self._problems = dict(tried)
+                # What both of Go's import is compiled by the first.
+                tried = builders.map(_try_to_build, ((GO, GRPCURL), (NODE,), (JAVA,)))
+                self._problems = dict(chain.from_iterable(tried))
         if self._problems[sources.name]:
             pytest.fail(self._problems[sources.name])
 
@@ -56,13 +58,18 @@ def _required() -> bool:
     return os.environ.get("CI") == "true" or os.environ.get("INTEROP") == "required"
 
 
-def _try_to_build(sources: Sources) -> tuple[str, str]:
+def _try_to_build(several: Iterable[Sources]) -> list[tuple[str, str]]:
+    """What was wrong with each, built one after the other."""
+    return [(sources.name, _problem(sources)) for sources in several]
+
+
+def _problem(sources: Sources) -> str:
     if not sources.missing():
         try:
             build(sources)
         except subprocess.CalledProcessError as error:
-            return sources.name, f"{' '.join(error.cmd)} failed:\n{error.stdout}"
-    return sources.name, ""
+            return f"{' '.join(error.cmd)} failed:\n{error.stdout}"
+    return ""
 
 
 class Interop:
