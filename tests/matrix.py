@@ -194,8 +194,6 @@ def installed(row: Row) -> str:
 def test(row: Row, arguments: list[str], said: list[str]) -> tuple[bool, str]:
     """Run the tests in the row's environment: whether they passed, and pytest's last line."""
     command = [row.python, "-m", "pytest", "-p", "no:cacheprovider", "--color=no"]
-    # To rewrite asserts costs each worker more than most of its tests; and see `make test`.
-    command += ["--assert=plain"]
     command += ["-n", str(WORKERS), "-m", "not alone and not costly", "--hypothesis-profile=few"]
     command += [f"--ignore=tests/{other}" for other in ELSEWHERE]
     status = run([*command, *arguments], said)
