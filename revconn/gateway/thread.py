@@ -124,9 +124,10 @@ class GatewayThread:
 
 
 def _report_loop_error(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-    # Old grpcio wakes every event loop of the process for each event, and all but one of them
-    # find nothing to read: harmless, and far too much for a log.
-    error = context.get("exception")
-    if not isinstance(error, BlockingIOError):
+    # grpcio wakes the other event loops of the process. Old releases do for each event, and all but
+    # one of them find nothing to read; any does a loop that has just been closed. Harmless.
+    error, message = context.get("exception"), str(context.get("message"))
+    is_of_closed_loop = isinstance(error, RuntimeError) and "PollerCompletionQueue" in message
+    if not isinstance(error, BlockingIOError) and not is_of_closed_loop:
         # Not by asyncio's own logger: what that runs into could end the loop.
-        logger.error("on the event loop: %s", context.get("message"), exc_info=error)
+        logger.error("on the event loop: %s", message, exc_info=error)

@@ -47,8 +47,11 @@ def nothing_goes_wrong_unnoticed(
 
 
 def _is_noise(record: logging.LogRecord) -> bool:
-    """grpc wakes every event loop of the process, and all but one find nothing to read."""
-    return bool(record.exc_info) and isinstance(record.exc_info[1], BlockingIOError)
+    """grpc wakes the event loops of the process: most find nothing to read, one may be closed."""
+    error = record.exc_info[1] if record.exc_info else None
+    return isinstance(error, BlockingIOError) or (
+        isinstance(error, RuntimeError) and "PollerCompletionQueue" in record.getMessage()
+    )
 
 
 class Clock:

@@ -82,6 +82,22 @@ def test_a_command_whose_gateway_was_stopped_has_not_failed(gateway) -> None:
 # What it outlives
 
 
+@pytest.mark.parametrize(
+    ("callback", "lines"), [("PollerCompletionQueue._handle_events()", 0), ("of_ours()", 1)]
+)
+def test_that_grpc_woke_a_loop_which_was_just_closed_is_no_error(
+    gateway, caplog, callback: str, lines: int
+) -> None:
+    error = RuntimeError("Event loop is closed")
+    context = {"message": f"Exception in callback {callback}", "exception": error}
+    loop = gateway._thread._loop
+    loop.call_soon_threadsafe(loop.call_exception_handler, context)
+    on_the_loop(gateway, raising(LookupError))
+    eventually(lambda: "a bug" in caplog.text)
+    assert caplog.text.count("Event loop is closed") == lines
+    caplog.clear()
+
+
 @pytest.fixture
 def broken_logging() -> Iterator[None]:
     """Every line that anybody logs fails."""
