@@ -48,25 +48,35 @@ def test_who_ran_in_a_time_that_is_past_is_known_of_long_runs() -> None:
     assert runs.during(100.0, 102.0) == [still, long]
 
 
+class Release(threading.Event):
+    """What a handler waits for; it says when the handler has come to it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.awaited = threading.Event()
+
+    def wait(self, timeout: float | None = None) -> bool:
+        self.awaited.set()
+        return super().wait(timeout)
+
+
 @pytest.fixture
 def held() -> Any:
-    """``held(handler)``: the identifier of a thread whose request is in it."""
+    """``held(handler)``: the identifier of a thread that waits in it."""
     threads = []
-    release = threading.Event()
+    release = Release()
 
     def start(handler: Callable[[Request, threading.Event], bytes]) -> int:
         routes: Routes[Handler] = Routes()
-        begun = threading.Event()
         idents = []
 
         def handle(request: Request) -> bytes:
             idents.append(threading.get_ident())
-            begun.set()
             return handler(request, release)
 
         routes.add_method("/echo.Echo/Say1", handle)
         threads.append(in_thread(Answering(routes, 1000), request()))
-        assert begun.wait(TIMEOUT)
+        assert release.awaited.wait(TIMEOUT)
         return idents[0]
 
     yield start
