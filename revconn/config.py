@@ -6,7 +6,7 @@ import os
 import random
 import ssl
 from collections.abc import Sequence
-from concurrent.futures import Executor, ProcessPoolExecutor
+from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from typing import Callable, Union
 
@@ -270,6 +270,8 @@ def _is_name(text: object) -> bool:
 
 
 def _require_threads(executor: Executor) -> None:
+    from concurrent.futures import ProcessPoolExecutor  # brings all of multiprocessing along
+
     if not isinstance(executor, Executor) or isinstance(executor, ProcessPoolExecutor):
         refuse(
             "executor",

@@ -6,7 +6,6 @@ import base64
 import ipaddress
 import re
 import urllib.parse
-import urllib.request
 from dataclasses import dataclass, field
 
 from revconn.target import IPAddress, Target, bare_host, ip_address
@@ -62,6 +61,8 @@ def proxy_for(target: Target, proxy: str | bool | None) -> Proxy | None:
         return Proxy.parse(proxy)
     if proxy is False or target.is_loopback:
         return None
+    import urllib.request  # brings http.client and more of email along
+
     environment = urllib.request.getproxies_environment()
     if environment:
         is_exempt = _is_exempt(target, environment.get("no", ""))

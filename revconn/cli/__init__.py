@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import os
 import sys
 from collections.abc import Iterable, Sequence
@@ -14,13 +15,13 @@ if sys.argv[1:2] == ["gateway"]:
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
 import revconn
-from revconn.cli import demo, gateway, serve
 from revconn.exceptions import ConfigurationError
 from revconn.validation import closest
 
 __all__ = ["main"]
 
-_COMMANDS = (demo, gateway, serve)
+# Modules, each imported only where it is needed: two of them bring all of grpc along.
+_COMMANDS = ("demo", "gateway", "serve")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -86,9 +87,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = _Parser(prog="revconn", description="Serve gRPC from behind a firewall.")
     parser.add_argument("--version", action=_Version, nargs=0, help="say which version this is")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for command in _COMMANDS:
-        command.add_parser(commands)
     words = sys.argv[1:] if argv is None else list(argv)
+    for name in set(words[:1]).intersection(_COMMANDS) or _COMMANDS:
+        importlib.import_module(f"{__name__}.{name}").add_parser(commands)
     if words and words[0].startswith("-"):
         _look_before_the_command(words[0], parser, commands.choices.values())
     arguments, unknown = parser.parse_known_args(words)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,12 +12,14 @@ from pathlib import Path
 import grpc
 import pytest
 
+from revconn.cli import main
 from revconn.cli.fleet import Fleet, _Child
 from revconn.gateway import Gateway
 from tests.support.commands import TIMEOUT, Command, run_command
 from tests.support.waiting import eventually
 
 KEY = "the-right-key"
+PACE = 0.005  # seconds from an answer to the next call
 
 APP = """\
 import os
@@ -59,7 +62,7 @@ class Caller:
         return {self.who() for _ in range(6)}
 
     def _run(self) -> None:
-        while not self._stopping.is_set():
+        while not self._stopping.wait(PACE):
             try:
                 self.who()
             except grpc.RpcError as error:
@@ -90,22 +93,17 @@ def fleet(gateway: Gateway, app: Path) -> Iterator[Command]:
         command.wait()
 
 
-def test_every_process_serves_and_sigterm_drains_them_all(fleet: Command, caller: Caller) -> None:
-    assert len(caller.everybody()) == 2
-    fleet.signal(signal.SIGTERM)
-    assert fleet.wait() == 0
-    assert "Traceback" not in fleet.output
-
-
-def test_sigterm_twice_in_a_row_is_one_and_cuts_nothing_short(
+def test_every_process_serves_and_sigterm_twice_in_a_row_is_one_that_drains_them_all(
     fleet: Command, caller: Caller
 ) -> None:
+    assert len(caller.everybody()) == 2
     with caller:
         eventually(lambda: caller.answered, TIMEOUT)
         for _ in range(2):
             fleet.signal(signal.SIGTERM)
         assert fleet.wait() == 0
     assert "again: leaving at once" not in fleet.output
+    assert "Traceback" not in fleet.output
 
 
 class Process:
@@ -146,9 +144,11 @@ def test_sighup_replaces_the_processes_in_turn_without_a_failed_request(
     assert caller.answered > 0
     assert caller.errors == []
     assert not caller.everybody() & before
+    fleet.signal(signal.SIGTERM)
+    assert fleet.wait() == 0
 
 
-def test_a_process_that_was_killed_is_replaced(
+def test_one_that_was_killed_is_replaced_and_all_leave_when_their_parent_is_killed(
     gateway: Gateway, fleet: Command, caller: Caller
 ) -> None:
     victim = caller.who()
@@ -157,9 +157,6 @@ def test_a_process_that_was_killed_is_replaced(
     eventually(
         lambda: len(gateway.connections()) == 2 and victim not in caller.everybody(), TIMEOUT
     )
-
-
-def test_the_processes_leave_when_their_parent_is_killed(gateway: Gateway, fleet: Command) -> None:
     fleet.signal(signal.SIGKILL)
     eventually(lambda: not gateway.connections(), TIMEOUT)
 
@@ -171,14 +168,15 @@ def test_a_refused_key_ends_the_fleet_with_1(gateway: Gateway, tmp_path: Path) -
     assert "check api_key" in ended.stderr
 
 
-def test_a_name_that_is_no_connector_ends_the_fleet_with_2(tmp_path: Path) -> None:
-    ended = run_command("serve", "nowhere:connector", "--processes", "2", cwd=tmp_path)
-    assert ended.returncode == 2
-    assert "nowhere" in ended.stderr
+@pytest.mark.parametrize("code", [1, 2])
+def test_a_process_that_cannot_serve_ends_the_fleet_with_its_exit_code(code: int) -> None:
+    command = [sys.executable, "-S", "-c", f"raise SystemExit({code})"]
+    assert Fleet(command, 2).run() == code
 
 
 @pytest.mark.parametrize("count", ["0", "-1", "many"])
-def test_a_count_that_is_none_is_refused(tmp_path: Path, count: str) -> None:
-    ended = run_command("serve", "app:connector", f"--processes={count}", cwd=tmp_path)
-    assert ended.returncode == 2
-    assert "is not a count" in ended.stderr
+def test_a_count_that_is_none_is_refused(capsys: pytest.CaptureFixture[str], count: str) -> None:
+    with pytest.raises(SystemExit) as refused:
+        main(["serve", "app:connector", f"--processes={count}"])
+    assert refused.value.code == 2
+    assert "is not a count" in capsys.readouterr().err

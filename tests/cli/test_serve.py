@@ -11,6 +11,7 @@ from typing import Callable
 import grpc
 import pytest
 
+from revconn.cli import main
 from revconn.testing import TestGateway
 from tests.support.commands import TIMEOUT, Command, run_command
 from tests.support.waiting import eventually
@@ -72,23 +73,15 @@ def serve(cwd: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 # Serving
 
 
-@pytest.mark.parametrize("spec", ["app:connector", "app:make"])
-def test_it_serves_a_connector_from_the_current_directory_until_sigterm(
-    app: Path, channel: grpc.Channel, spec: str
+@pytest.mark.parametrize(
+    ("spec", "number"), [("app:connector", signal.SIGTERM), ("app:make", signal.SIGINT)]
+)
+def test_it_serves_a_connector_from_the_current_directory_until_a_signal_and_then_finishes(
+    app: Path, channel: grpc.Channel, spec: str, number: signal.Signals
 ) -> None:
     with Command("serve", spec, cwd=app) as command:
         command.wait_for_line("INFO revconn.runtime.link: connected to")
         assert channel.unary_unary("/app.App/Say")(b"hello", timeout=TIMEOUT) == b"Echo: hello"
-        command.signal(signal.SIGTERM)
-        assert command.wait() == 0
-
-
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_the_first_signal_lets_what_was_accepted_be_answered(
-    app: Path, channel: grpc.Channel, number: signal.Signals
-) -> None:
-    with Command("serve", "app:connector", cwd=app) as command:
-        command.wait_for_line("connected to")
         waiting = channel.unary_unary("/app.App/Wait").future(b"", timeout=TIMEOUT)
         command.wait_for_line("a handler waits")
         command.signal(number)
@@ -98,12 +91,10 @@ def test_the_first_signal_lets_what_was_accepted_be_answered(
         assert command.wait() == 0
 
 
-@pytest.mark.parametrize(
-    ("first", "second"), [(signal.SIGINT, signal.SIGTERM), (signal.SIGTERM, signal.SIGINT)]
-)
 def test_the_second_signal_leaves_at_once_although_a_handler_runs(
-    app: Path, channel: grpc.Channel, first: signal.Signals, second: signal.Signals
+    app: Path, channel: grpc.Channel
 ) -> None:
+    first, second = signal.SIGTERM, signal.SIGINT
     with Command("serve", "app:connector", cwd=app) as command:
         command.wait_for_line("connected to")
         waiting = channel.unary_unary("/app.App/Wait").future(b"", timeout=TIMEOUT)
@@ -126,11 +117,9 @@ def test_the_log_level_hides_what_is_less_important(app: Path, gateway: TestGate
         assert command.lines == []
 
 
-@pytest.mark.parametrize("processes", [(), ("--processes", "2")])
-def test_the_log_may_be_json_in_every_process(
-    app: Path, gateway: TestGateway, processes: tuple[str, ...]
-) -> None:
-    with Command("serve", "app:connector", "--log-format=json", *processes, cwd=app) as command:
+def test_the_log_may_be_json_in_every_process(app: Path, gateway: TestGateway) -> None:
+    arguments = ("--log-format=json", "--processes=2")
+    with Command("serve", "app:connector", *arguments, cwd=app) as command:
         command.wait_for_line('"connected to ')
         command.signal(signal.SIGTERM)
         assert command.wait() == 0
@@ -166,27 +155,38 @@ def test_a_refused_key_ends_it_with_one_line_and_exit_code_1(
         ("app:useless", "nothing to serve"),
     ],
 )
-def test_what_cannot_be_served_is_told_in_one_line(app: Path, spec: str, told: str) -> None:
-    (app / "broken.py").write_text("import gone\n")
-    result = serve(app, spec)
-    assert result.returncode == 2
-    assert result.stdout == ""
-    (line,) = result.stderr.splitlines()
-    assert line.startswith("revconn serve: ")
-    assert told in line
+def test_what_cannot_be_served_is_told_in_one_line(
+    here: Path, spec: str, told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (here / "app.py").write_text(APP.format(target="127.0.0.1:1", key=KEY))
+    (here / "broken.py").write_text("import gone\n")
+    assert main(["serve", spec]) == 2
+    assert_one_line(capsys, told)
 
 
 def test_at_debug_the_traceback_of_an_error_inside_the_module_is_shown(app: Path) -> None:
     (app / "broken.py").write_text("import gone\n")
     result = serve(app, "broken:connector", "--log-level", "debug")
     assert result.returncode == 2
+    assert result.stdout == ""
     assert "Traceback (most recent call last)" in result.stderr
     assert result.stderr.splitlines()[-1].startswith("revconn serve: cannot import broken: ")
 
 
 @pytest.mark.parametrize("arguments", [(), ("app:connector", "--log-level", "loud")])
-def test_bad_arguments_are_refused_in_one_line(app: Path, arguments: tuple[str, ...]) -> None:
-    result = serve(app, *arguments)
-    assert result.returncode == 2
-    (line,) = result.stderr.splitlines()
+def test_bad_arguments_are_refused_in_one_line(
+    arguments: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as refused:
+        main(["serve", *arguments])
+    assert refused.value.code == 2
+    assert_one_line(capsys)
+
+
+def assert_one_line(capsys: pytest.CaptureFixture[str], *parts: str) -> None:
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    (line,) = captured.err.splitlines()
     assert line.startswith("revconn serve: ")
+    for part in parts:
+        assert part in line
