@@ -11,6 +11,7 @@ from typing import Any, Callable
 import grpc
 import pytest
 
+from revconn._proto.registry_pb2 import ConnectionRegister
 from revconn.gateway import (
     Gateway,
     conversation,
@@ -22,6 +23,10 @@ from revconn.gateway import (
     thread,
 )
 from tests.support.scripted_connector import ScriptedConnector
+from tests.support.waiting import eventually
+
+# More than is taken by a connector that does not read: the gateway's write of it waits.
+LARGE = b"x" * 200_000
 
 
 @pytest.fixture
@@ -128,11 +133,30 @@ def connect(dial: Callable[..., ScriptedConnector]) -> Callable[..., ScriptedCon
     return connect
 
 
-def let_finish(gateway: Gateway) -> None:
-    """Wait until the gateway's thread has done all of what it was at."""
-    done = threading.Event()
-    gateway._thread.call_soon(lambda _: done.set())
-    assert done.wait(60.0)
+@pytest.fixture
+def stall(dial: Callable[..., ScriptedConnector]) -> Callable[..., ScriptedConnector]:
+    """A registered connector that does not read."""
+
+    def stall(gateway: Gateway, *services: str) -> ScriptedConnector:
+        connector = dial(gateway, reads=False)
+        before = len(gateway.connections())
+        connector.send(register=ConnectionRegister(api_key="key", services=services))
+        eventually(lambda: len(gateway.connections()) > before)
+        return connector
+
+    return stall
+
+
+def stuck(gateway: Gateway, count: int) -> None:
+    """Wait until the first connector has so many LARGE calls: one on its way, the others not."""
+    eventually(lambda: gateway.connections()[0].pending == count)
+    eventually(lambda: unwritten(gateway) == count - 1)
+
+
+def unwritten(gateway: Gateway) -> int:
+    """How many messages, events apart, are to be written to the first connector."""
+    messages = gateway._thread._serving.registry.connections[0].outbound._messages
+    return sum(message.data is not None for message in tuple(messages))
 
 
 def counted(gateway: Gateway, name: str) -> int:

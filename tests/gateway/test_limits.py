@@ -167,7 +167,7 @@ def test_handshake_timeout(run_gateway, dial) -> None:
 def test_a_response_to_an_asker_that_does_not_read_becomes_a_short_one(
     run_gateway, dial, connect
 ) -> None:
-    gateway = run_gateway(max_queued_bytes=5_000_000)
+    gateway = run_gateway(max_queued_bytes=500_000)
     answerer = connect(gateway, "echo.Echo")
     asker = dial(gateway, reads=False)
     asker.send_registration()
@@ -175,7 +175,7 @@ def test_a_response_to_an_asker_that_does_not_read_becomes_a_short_one(
     for number in range(20):
         asker.ask(str(number), SAY)
         answerer.receive_request()
-        answerer.respond(str(number), b"x" * 3_000_000)
+        answerer.respond(str(number), b"x" * 300_000)
     eventually(lambda: gateway.connections()[1].asked == 0)
     asker.start_reading()
     asker.receive()

@@ -27,7 +27,8 @@ _END = object()
 class ScriptedConnector:
     """One EstablishConnection stream. Nothing is sent or answered unless the test says so.
 
-    ``reads=False``: nothing is read either, not even from the network, until ``start_reading``.
+    ``reads=False``: nothing is read either until ``start_reading``. Of what it is sent it takes
+    64 KiB until then, HTTP/2's first window.
     ``received_bytes`` is every message as it came.
     """
 
@@ -36,6 +37,9 @@ class ScriptedConnector:
     ) -> None:
         # A connection of its own: closing it must not disturb other connectors of the test.
         options = [("grpc.use_local_subchannel_pool", 1), ("grpc.max_receive_message_length", -1)]
+        if not reads:
+            # grpc would widen the window to what it takes the link for: up to 32 MB were seen.
+            options.append(("grpc.http2.bdp_probe", 0))
         self._channel = grpc.insecure_channel(address, options=options)
         self._outbound: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._inbound: queue.SimpleQueue[Any] = queue.SimpleQueue()
