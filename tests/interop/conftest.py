@@ -15,7 +15,7 @@ import pytest
 
 from revconn.gateway import Gateway
 from tests.interop.building import GO, GRPCURL, JAVA, NODE, Sources, build
-from tests.interop.peers import CONNECTORS, KEY, client_command, connector_command, needed
+from tests.interop.peers import CONNECTORS, KEY, TRIES, client_command, connector_command, needed
 from tests.support.apps import TIMEOUT, App
 from tests.support.waiting import eventually
 
@@ -45,13 +45,20 @@ class Workshop:
             pytest.fail(missing)
         if missing:
             pytest.skip(missing)
+        if self._problem(sources):
+            pytest.fail(self._problem(sources))
+
+    def has(self, sources: Sources | None) -> bool:
+        """Whether it could be built."""
+        return sources is None or not (sources.missing() or self._problem(sources))
+
+    def _problem(self, sources: Sources) -> str:
         if self._problems is None:
             with ThreadPoolExecutor() as builders:
                 # What both of Go's import is compiled by the first.
                 tried = builders.map(_try_to_build, ((GO, GRPCURL), (NODE,), (JAVA,)))
                 self._problems = dict(chain.from_iterable(tried))
-        if self._problems[sources.name]:
-            pytest.fail(self._problems[sources.name])
+        return self._problems[sources.name]
 
 
 def _required() -> bool:
@@ -80,7 +87,7 @@ class Interop:
         self._directory = directory
         self._opened = opened
         self._gateways = {name: opened.enter_context(new_gateway()) for name in CONNECTORS}
-        self._reports: dict[tuple[str, str], dict[str, str]] = {}
+        self._reports: dict[str, dict[tuple[str, str], str]] = {}
 
     def gateway(self, connector: str) -> Gateway:
         """A gateway that serves what ``connector`` registered."""
@@ -100,23 +107,29 @@ class Interop:
             raise AssertionError(f"the {connector} connector said:\n{app.output}") from None
         return app
 
-    def report(self, connector: str, client: str) -> dict[str, str]:
-        """What was wrong with each case when ``client`` tried ``connector``; empty when right."""
-        pair = connector, client
-        if pair not in self._reports:
+    def report(self, client: str) -> dict[tuple[str, str], str]:
+        """What was wrong when ``client`` tried a connector in a case; empty when right.
+
+        One run of the client is for all that it has to try.
+        """
+        if client not in self._reports:
             self.workshop.needs(needed(client))
-            command = client_command(client, self.gateway(connector).address)
+            tries = {
+                f"{self.gateway(connector).address}/{case}": (connector, case)
+                for connector, one, case in TRIES
+                if one == client and self.workshop.has(needed(connector))
+            }
             ran = subprocess.run(
-                command,
+                client_command(client, list(tries)),
                 stdin=subprocess.DEVNULL,
                 capture_output=True,
                 encoding="utf-8",
                 timeout=CLIENT_TIMEOUT,
             )
             lines = [json.loads(line) for line in ran.stdout.splitlines()]
-            self._reports[pair] = {line["case"]: line["problem"] for line in lines}
+            self._reports[client] = {tries[line["try"]]: line["problem"] for line in lines}
             assert ran.returncode == 0, f"{client} ended with {ran.returncode}:\n{ran.stderr}"
-        return self._reports[pair]
+        return self._reports[client]
 
 
 def new_gateway() -> Gateway:

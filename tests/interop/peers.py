@@ -3,17 +3,27 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 
 from tests.interop.building import BUILD, GO, HERE, JAVA, NODE, Sources
+from tests.support.pairwise import pairwise
 
-__all__ = ["CASES", "CLIENTS", "CONNECTORS", "KEY", "client_command", "connector_command", "needed"]
+__all__ = [
+    "CLIENTS",
+    "CONNECTORS",
+    "KEY",
+    "TRIES",
+    "client_command",
+    "connector_command",
+    "needed",
+]
 
 KEY = "the-right-key"
 
 CONNECTORS = ("go", "node", "java", "python-http2", "python-grpcio")
 CLIENTS = ("go", "node", "java", "python")
 
-# What every client tries, and reports on in one line each.
+# What clients try, and report on in one line each.
 CASES = (
     "echo",
     "empty",
@@ -29,6 +39,9 @@ CASES = (
     "timeout told",
     "cancel",
 )
+
+# (connector, client, case): everyone meets everyone, and every case with everyone on both sides.
+TRIES = pairwise(CONNECTORS, CLIENTS, CASES)
 
 _SOURCES = {"go": GO, "node": NODE, "java": JAVA}
 _JAVA = ("java", "-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC", "-cp")
@@ -53,12 +66,12 @@ def connector_command(peer: str, address: str, key: str) -> list[str]:
     return [sys.executable, f"{HERE}/python/connector.py", address, key, transport]
 
 
-def client_command(peer: str, address: str) -> list[str]:
-    """A client that tries every case on ``demo.Greeter``, and ends."""
+def client_command(peer: str, tries: Sequence[str]) -> list[str]:
+    """A client that tries each ``ADDRESS/CASE`` on ``demo.Greeter``, and ends."""
     if peer == "go":
-        return [f"{BUILD}/go/client", address]
+        return [f"{BUILD}/go/client", *tries]
     if peer == "node":
-        return ["node", f"{BUILD}/node/client.js", address]
+        return ["node", f"{BUILD}/node/client.js", *tries]
     if peer == "java":
-        return [*_JAVA, _CLASSES, "interop.Client", address]
-    return [sys.executable, f"{HERE}/python/client.py", address]
+        return [*_JAVA, _CLASSES, "interop.Client", *tries]
+    return [sys.executable, f"{HERE}/python/client.py", *tries]

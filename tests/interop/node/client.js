@@ -1,6 +1,6 @@
-// Calls an interop connector through a gateway, as any program with grpc-js would, and prints one
-// line of JSON for each case: its name, and what was wrong or an empty string.
-// usage: client.js GATEWAY-ADDRESS
+// Calls interop connectors through gateways, as any program with grpc-js would, and prints one line
+// of JSON for each try: its name, and what was wrong or an empty string.
+// usage: client.js GATEWAY-ADDRESS/CASE...
 import assert from "node:assert/strict";
 import process from "node:process";
 
@@ -144,13 +144,13 @@ const CASES = {
   cancel,
 };
 
-const [address] = process.argv.slice(2);
-const client = connect(address);
-for (const [name, run] of Object.entries(CASES)) {
-  const problem = await Promise.resolve(run(client, address)).then(
+for (const one of process.argv.slice(2)) {
+  const [address, name] = one.split("/");
+  const client = connect(address);
+  const problem = await Promise.resolve(CASES[name](client, address)).then(
     () => "",
     (error) => error.message || String(error),
   );
-  console.log(JSON.stringify({ case: name, problem }));
+  console.log(JSON.stringify({ try: one, problem }));
+  client.close();
 }
-client.close();

@@ -23,30 +23,27 @@ const (
 	failure = "no such order: größer als 50 %"
 )
 
-var cases = []struct {
-	name string
-	run  func(greeter) error
-}{
-	{"echo", func(g greeter) error { return echo(g, "grüß dich") }},
-	{"empty", func(g greeter) error { return echo(g, "") }},
-	{"large", func(g greeter) error { return echo(g, strings.Repeat("x", 10_000_000)) }},
-	{"gzip", func(g greeter) error {
+var cases = map[string]func(greeter) error{
+	"echo":  func(g greeter) error { return echo(g, "grüß dich") },
+	"empty": func(g greeter) error { return echo(g, "") },
+	"large": func(g greeter) error { return echo(g, strings.Repeat("x", 10_000_000)) },
+	"gzip": func(g greeter) error {
 		return echo(g, strings.Repeat("y", 1_000_000), grpc.UseCompressor(gzip.Name))
-	}},
-	{"metadata", inBothDirections},
-	{"many", manyAtOnce},
-	{"error", func(g greeter) error { return fails(g, hello, "fail", codes.NotFound, failure) }},
-	{"details", details},
-	{"unknown method", func(g greeter) error {
+	},
+	"metadata": inBothDirections,
+	"many":     manyAtOnce,
+	"error":    func(g greeter) error { return fails(g, hello, "fail", codes.NotFound, failure) },
+	"details":  details,
+	"unknown method": func(g greeter) error {
 		method := "/demo.Greeter/Goodbye"
 		return fails(g, method, "", codes.Unimplemented, "no such method: "+method)
-	}},
-	{"unknown service", func(g greeter) error {
+	},
+	"unknown service": func(g greeter) error {
 		return fails(g, "/no.Body/Home", "", codes.Unavailable, "no connector serves no.Body")
-	}},
-	{"deadline", deadline},
-	{"timeout told", timeoutTold},
-	{"cancel", cancel},
+	},
+	"deadline":     deadline,
+	"timeout told": timeoutTold,
+	"cancel":       cancel,
 }
 
 func echo(g greeter, name string, options ...grpc.CallOption) error {

@@ -21,7 +21,7 @@ import io.grpc.stub.ClientCalls;
 import io.grpc.stub.MetadataUtils;
 import java.util.ArrayList;
 import java.util.Arrays;
-import java.util.LinkedHashMap;
+import java.util.HashMap;
 import java.util.List;
 import java.util.Map;
 import java.util.concurrent.CancellationException;
@@ -31,8 +31,8 @@ import java.util.concurrent.TimeUnit;
 import java.util.concurrent.atomic.AtomicReference;
 
 /**
- * Calls an interop connector through a gateway, as any program with grpc-java would, and prints
- * one line of JSON for each case: its name, and what was wrong or an empty string.
+ * Calls interop connectors through gateways, as any program with grpc-java would, and prints one
+ * line of JSON for each try: its name, and what was wrong or an empty string.
  */
 final class Client {
     private static final int LARGEST_MESSAGE = 16 << 20;
@@ -54,17 +54,20 @@ final class Client {
     }
 
     public static void main(String[] arguments) {
-        if (arguments.length != 1) {
-            System.err.println("usage: Client GATEWAY-ADDRESS");
+        if (arguments.length == 0) {
+            System.err.println("usage: Client GATEWAY-ADDRESS/CASE...");
             System.exit(2);
         }
-        ManagedChannel channel =
-                ManagedChannelBuilder.forTarget(arguments[0])
-                        .usePlaintext()
-                        .maxInboundMessageSize(LARGEST_MESSAGE)
-                        .build();
-        new Client(channel).cases().forEach(Client::report);
-        channel.shutdownNow();
+        for (String one : arguments) {
+            String[] addressAndCase = one.split("/");
+            ManagedChannel channel =
+                    ManagedChannelBuilder.forTarget(addressAndCase[0])
+                            .usePlaintext()
+                            .maxInboundMessageSize(LARGEST_MESSAGE)
+                            .build();
+            report(one, new Client(channel).cases().get(addressAndCase[1]));
+            channel.shutdownNow();
+        }
     }
 
     private static void report(String name, Case run) {
@@ -75,13 +78,13 @@ final class Client {
             problem = error.toString();
         }
         JsonObject line = new JsonObject();
-        line.addProperty("case", name);
+        line.addProperty("try", name);
         line.addProperty("problem", problem);
         System.out.println(line);
     }
 
     private Map<String, Case> cases() {
-        Map<String, Case> cases = new LinkedHashMap<>();
+        Map<String, Case> cases = new HashMap<>();
         cases.put("echo", () -> echo(greeter, "grüß dich", new byte[] {0, 1, -1}));
         cases.put("empty", () -> echo(greeter, "", new byte[0]));
         cases.put("large", () -> echo(greeter, "", new byte[10_000_000]));
