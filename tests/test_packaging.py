@@ -35,8 +35,8 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Iterator[zipfile.ZipFile]
         shutil.copytree(
             ROOT / package, source / package, ignore=shutil.ignore_patterns("__pycache__")
         )
-    build = ["-m", "pip", "wheel", "--no-deps", "--no-index", "--no-build-isolation", "--quiet"]
-    subprocess.run([sys.executable, *build, "--wheel-dir", source, source], check=True)
+    build = "from setuptools.build_meta import build_wheel; build_wheel('.')"  # as pip does
+    subprocess.run([sys.executable, "-c", build], cwd=source, check=True, capture_output=True)
     (path,) = source.glob("*.whl")
     with zipfile.ZipFile(path) as archive:
         yield archive
