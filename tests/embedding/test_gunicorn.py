@@ -64,8 +64,6 @@ def gunicorn(start_app: StartApp, tmp_path) -> Callable[..., App]:
     ("kind", "hook", "options"),
     [
         ("sync", "import", ["--workers=2"]),
-        ("sync", "post_fork", ["--workers=2", "--preload"]),
-        ("sync", "post_worker_init", ["--workers=2", "--preload"]),
         ("gthread", "post_fork", ["--workers=2", "--threads=4", "--preload"]),
         # Not post_fork: gevent patches the worker only after it.
         ("gevent", "post_worker_init", ["--workers=2", "--preload"]),
@@ -99,7 +97,7 @@ def test_each_worker_serves(
     assert gateway.connections == 0
 
 
-@pytest.mark.parametrize("kind", ["sync", "gthread", "gevent"])
+@pytest.mark.parametrize("kind", ["sync", "gevent"])
 def test_one_that_is_started_at_first_use_serves_from_then_on(
     gunicorn: Callable[..., App], gateway: EmbeddingGateway, kind: str
 ) -> None:

@@ -62,12 +62,6 @@ def assert_exits_by_itself(program) -> None:
     assert "Error" not in program.stderr
 
 
-@pytest.fixture(params=["", STOP_AT_EXIT], ids=["forgotten", "stopped by atexit"])
-def stop(request: pytest.FixtureRequest) -> str:
-    """How a program begins that forgets its connector, or has it stopped in the very end."""
-    return request.param
-
-
 def test_while_it_backs_off(new_program) -> None:
     program = new_program(START, NOBODY_LISTENS, backoff=NEVER)
     program.hears("BACKING_OFF")
@@ -105,6 +99,11 @@ def test_while_requests_come_without_end(new_program, gateway) -> None:
     flood.result(TIMEOUT)
 
 
+@pytest.mark.parametrize(
+    ("transport_options", "stop"),  # forgotten, or stopped in the very end
+    [({"transport": "http2"}, ""), ({"transport": "grpcio"}, STOP_AT_EXIT)],
+    ids=["forgotten", "stopped by atexit"],
+)
 def test_what_runs_and_what_waits_is_answered(new_program, gateway, stop) -> None:
     program = new_program(stop + START_BUSY, gateway.address, max_workers=1)
     peer = gateway.accept_ready()
@@ -187,7 +186,11 @@ def test_where_there_is_no_second_connection_goodbye_is_said_when_all_is_answere
     assert "Traceback" not in program.stderr
 
 
-@pytest.mark.parametrize("body", [START_BUSY, "connector.start()"], ids=["forgotten", "blocking"])
+@pytest.mark.parametrize(
+    ("transport_options", "body"),
+    [({"transport": "http2"}, START_BUSY), ({"transport": "grpcio"}, "connector.start()")],
+    ids=["forgotten", "blocking"],
+)
 def test_a_handler_and_a_callback_that_hang_keep_no_process_alive(
     new_program, gateway, body
 ) -> None:

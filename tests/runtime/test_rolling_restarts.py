@@ -22,10 +22,10 @@ from tests.support.reference_gateway import ReferenceGateway
 from tests.support.threads import TIMEOUT
 from tests.support.waiting import eventually
 
-CALLS_PER_SECOND = 500
+CALLS_PER_SECOND = 200
 MOST_UNDER_WAY = 20
-RESTARTS = 10
-RESTARTS_OF_PROCESSES = 4
+RESTARTS = 6  # three of each transport's
+RESTARTS_OF_PROCESSES = 2  # one of each
 SAY = "/echo.Echo/Say"
 SLOWEST_HANDLER = 0.02
 LONGER_THAN_EVER_NEEDED = 30.0
@@ -114,7 +114,7 @@ def reference_gateway() -> Iterator[tuple[str, Callable[[int, Done], None]]]:
 
 @pytest.mark.costly
 @pytest.mark.parametrize("new_gateway", [embedded_gateway, reference_gateway])
-def test_ten_restarts_of_two_replicas_lose_no_call(new_gateway) -> None:
+def test_restarts_of_two_replicas_in_turn_lose_no_call(new_gateway) -> None:
     with ExitStack() as resources:
         address, call = resources.enter_context(new_gateway())
 
@@ -171,7 +171,7 @@ def test_replicas_that_are_processes_and_are_restarted_by_sigterm_lose_no_call(n
         replicas = [(transport, start(transport)) for transport in TRANSPORTS]
         load = Load(call)
         for restart in range(1, RESTARTS_OF_PROCESSES + 1):
-            eventually(lambda: load.answered > 200 * restart)  # noqa: B023 - it ends here
+            eventually(lambda: load.answered > 100 * restart)  # noqa: B023 - it ends here
             transport, replica = replicas.pop(0)
             replica.signal(signal.SIGTERM)
             assert replica.wait() == 0

@@ -59,7 +59,10 @@ def test_while_the_gateway_never_says_connected(new_program, gateway) -> None:
     assert_ends_promptly(program, signal.SIGTERM)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    ("transport_options", "number"),
+    [({"transport": "http2"}, signal.SIGINT), ({"transport": "grpcio"}, signal.SIGTERM)],
+)
 def test_while_it_backs_off(new_program, number) -> None:
     program = new_program(SERVE, NOBODY_LISTENS, backoff=NEVER)
     program.hears("BACKING_OFF")
@@ -72,20 +75,6 @@ def test_while_it_is_ready_and_idle(new_program, gateway) -> None:
     program.hears("READY")
     in_thread(peer.hears_goodbye)
     assert_ends_promptly(program, signal.SIGINT)
-
-
-def test_the_first_signal_lets_a_request_in_flight_finish(new_program, gateway) -> None:
-    program = new_program(SERVE_SLOWLY, gateway.address)
-    peer = gateway.accept_ready()
-    peer.request("r1")
-    program.hears("handling")
-    program.signal(signal.SIGTERM)
-    program.hears("DRAINING")
-    program.signal(signal.SIGUSR1)
-    assert peer.answer("r1").payload == b"finished"
-    peer.hears_goodbye()
-    program.hears("start returned")
-    assert program.wait() == 0
 
 
 def test_the_second_signal_ends_it_at_once(new_program, gateway) -> None:

@@ -115,7 +115,7 @@ def fork_in_a_loop() -> None:
     connector = serving()
     say("begin")
     failed = 0
-    for _ in range(20):
+    for _ in range(8):
         failed += join(fork(lambda: use_every_method(connector))) != 0
     say("forked, failed:", failed)
     connector.wait()
