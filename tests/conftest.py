@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Callable
 
@@ -31,8 +32,25 @@ settings.register_profile("many", deadline=None, max_examples=1000)
 settings.register_profile("few", deadline=None, max_examples=15)
 settings.load_profile("revconn")
 
-# What their programs run, the rooms' own tests measure: to trace it takes as long again.
-UNMEASURED = tuple(f"tests/{room}/" for room in ("benchmarks", "docs", "fuzz", "interop"))
+# What these run, the rooms' own tests measure: to trace it takes as long again.
+UNMEASURED = tuple(
+    f"tests/{place}"
+    for place in (
+        "benchmarks/",
+        "cli/test_demo.py",
+        "docs/",
+        "embedding/",
+        "fuzz/",
+        "gateway/test_faults.py",
+        "gateway/test_scale.py",
+        "interop/",
+        "runtime/test_interpreter_exit.py",
+        "runtime/test_rolling_restarts.py",
+        "runtime/test_signals.py",
+        "support/",
+        "test_packaging.py",
+    )
+)
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -54,16 +72,27 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
     return "mark.alone" not in collection_path.read_text(encoding="utf-8") or None
 
 
-@pytest.fixture(autouse=True)
-def unmeasured(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Programs that tests of some rooms start are not traced by coverage."""
-    name = "COVERAGE_PROCESS_CONFIG"
-    traced = os.environ.get(name)
-    if traced and request.node.nodeid.startswith(UNMEASURED):
-        del os.environ[name]
-    yield
-    if traced:
-        os.environ[name] = traced
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    """Leave what is unmeasured, and the programs that it starts, to run untraced."""
+    if "COVERAGE_PROCESS_CONFIG" not in os.environ or not item.nodeid.startswith(UNMEASURED):
+        return (yield)
+    with untraced():
+        return (yield)
+
+
+@contextmanager
+def untraced() -> Iterator[None]:
+    """Pause coverage in this process, and in programs that are started meanwhile."""
+    from coverage import Coverage
+
+    tracing, inherited = Coverage.current(), os.environ.pop("COVERAGE_PROCESS_CONFIG")
+    tracing.stop()
+    try:
+        yield
+    finally:
+        os.environ["COVERAGE_PROCESS_CONFIG"] = inherited
+        tracing.start()
 
 
 @pytest.fixture(autouse=True)

@@ -94,15 +94,15 @@ def test_a_handshake_that_fails_is_told_of_and_calls_of_any_kind_are_not(
 
 def check(channel: grpc.Channel) -> None:
     request = health_pb2.HealthCheckRequest()
-    health_pb2_grpc.HealthStub(channel).Check(request, timeout=10)
+    health_pb2_grpc.HealthStub(channel).Check(request, timeout=60)
 
 
 def reflect(channel: grpc.Channel) -> None:
     request = reflection_pb2.ServerReflectionRequest(list_services="")
     stub = reflection_pb2_grpc.ServerReflectionStub(channel)
-    assert list(stub.ServerReflectionInfo(iter([request]), timeout=10))
+    assert list(stub.ServerReflectionInfo(iter([request]), timeout=60))
 
 
 def call(channel: grpc.Channel) -> None:
     with pytest.raises(grpc.RpcError, match="no connector serves"):
-        channel.unary_unary("/a.A/B")(b"", timeout=10)
+        channel.unary_unary("/a.A/B")(b"", timeout=60)

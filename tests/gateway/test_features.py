@@ -40,7 +40,7 @@ def test_with_a_peer_that_announces_nothing_every_byte_is_the_published_protocol
     gateway, connect, call
 ) -> None:
     connector = connect(gateway, "echo.Echo")
-    answered, given_up = call(gateway, SAY, b"\x0a"), call(gateway, SAY, timeout=2.0)
+    answered, given_up = call(gateway, SAY, b"\x0a"), call(gateway, SAY, timeout=5.0)
     requests = [connector.receive_request() for _ in range(2)]
     assert given_up.code() is grpc.StatusCode.DEADLINE_EXCEEDED
     eventually(lambda: gateway.connections()[0].pending == 1)

@@ -27,14 +27,14 @@ def stub(gateway, resources) -> health_pb2_grpc.HealthStub:
 
 
 def check(stub: health_pb2_grpc.HealthStub, service: str) -> int:
-    return stub.Check(health_pb2.HealthCheckRequest(service=service), timeout=10).status
+    return stub.Check(health_pb2.HealthCheckRequest(service=service), timeout=60).status
 
 
 class Watch:
     """What a client is told that watches a service."""
 
     def __init__(self, stub: health_pb2_grpc.HealthStub, service: str) -> None:
-        self._call = stub.Watch(health_pb2.HealthCheckRequest(service=service), timeout=30)
+        self._call = stub.Watch(health_pb2.HealthCheckRequest(service=service), timeout=60)
 
     def next(self) -> int:
         return next(self._call).status
@@ -154,7 +154,7 @@ def reflect(request, gateway, resources) -> Callable[..., Any]:
 
     def reflect(**question: str) -> Any:
         asked = iter([reflection_pb2.ServerReflectionRequest(**question)])
-        (answer,) = method(asked, timeout=10)
+        (answer,) = method(asked, timeout=60)
         return answer
 
     return reflect

@@ -82,7 +82,7 @@ def test_a_call_that_is_still_being_received_is_accepted(gateway, connect, stop,
         yield b"\x0a"
         rest_may_come.wait(10)
 
-    pending = channel.stream_unary("/echo.Echo/Say").future(messages(), timeout=20)
+    pending = channel.stream_unary("/echo.Echo/Say").future(messages(), timeout=60)
     eventually(lambda: gateway._thread._serving._calls.inside == 1)
     stop()
     rest_may_come.set()

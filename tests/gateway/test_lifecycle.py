@@ -84,7 +84,7 @@ def test_the_address_has_the_real_port_once_started() -> None:
     with gateway:
         host, port = gateway.address.split(":")
         assert host == "127.0.0.1"
-        socket.create_connection((host, int(port)), timeout=5).close()
+        socket.create_connection((host, int(port)), timeout=60).close()
         assert repr(gateway) == f"<Gateway {gateway.address} running>"
 
 
@@ -92,7 +92,7 @@ def test_ipv6_works_too() -> None:
     with Gateway("[::1]:0", api_keys="key") as gateway:
         assert gateway.address.startswith("[::1]:")
         port = int(gateway.address.rpartition(":")[2])
-        socket.create_connection(("::1", port), timeout=5).close()
+        socket.create_connection(("::1", port), timeout=60).close()
 
 
 def test_a_port_that_is_taken_is_an_error_that_says_so() -> None:
@@ -157,7 +157,7 @@ def test_tls_serves_connectors_and_callers(resources) -> None:
         trusted = grpc.ssl_channel_credentials(authority.cert_pem.bytes())
         channel = resources.enter_context(grpc.secure_channel(gateway.address, trusted))
         with pytest.raises(grpc.RpcError, match="no connector serves echo.Echo"):
-            channel.unary_unary("/echo.Echo/Say")(b"", timeout=10)
+            channel.unary_unary("/echo.Echo/Say")(b"", timeout=60)
 
 
 # Stopping
@@ -412,7 +412,7 @@ def test_a_program_that_forgets_to_stop_it_still_ends_in_order() -> None:
     ) as process:
         with ScriptedConnector(process.stdout.readline().strip()) as connector:
             connector.register("echo.Echo")
-            _, errors = process.communicate("\n", timeout=30)
+            _, errors = process.communicate("\n", timeout=60)
             assert connector.ended() == (grpc.StatusCode.UNAVAILABLE, "the gateway is stopping")
     assert (process.returncode, errors) == (0, "")
 

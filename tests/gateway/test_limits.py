@@ -211,7 +211,7 @@ def test_calls_that_come_while_the_gateway_is_busy_are_not_taken_for_cancelled(g
     assert busy.wait(10.0)
     with grpc.insecure_channel(gateway.address) as channel:
         say = channel.unary_unary(SAY)
-        calls = [say.future(b"x", timeout=30.0) for _ in range(1500)]
+        calls = [say.future(b"x", timeout=60.0) for _ in range(1500)]
         time.sleep(0.3)  # until grpc has heard of them all: it would not say
         let_go.set()
         assert {call.code() for call in calls} == {grpc.StatusCode.UNAVAILABLE}

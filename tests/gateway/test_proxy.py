@@ -309,7 +309,7 @@ def test_a_caller_that_gives_up_leaves_nothing_pending(gateway, connector, call)
 
 
 def test_a_caller_whose_deadline_passes_leaves_nothing_pending(gateway, connector, call) -> None:
-    pending = call(gateway, SAY, timeout=2.0)
+    pending = call(gateway, SAY, timeout=5.0)
     connector.receive_request()
     assert pending.code() is grpc.StatusCode.DEADLINE_EXCEEDED
     eventually(lambda: gateway.connections()[0].pending == 0)
@@ -324,7 +324,7 @@ class Stream:
     def __init__(self, gateway: Gateway, path: str, resources: ExitStack) -> None:
         self._messages: queue.SimpleQueue = queue.SimpleQueue()
         channel = resources.enter_context(grpc.insecure_channel(gateway.address))
-        self.call = channel.stream_stream(path)(iter(self._messages.get, None), timeout=10)
+        self.call = channel.stream_stream(path)(iter(self._messages.get, None), timeout=60)
         resources.callback(self.half_close)
 
     def say(self, *messages: bytes) -> None:

@@ -43,7 +43,7 @@ def call(gateway: Gateway, trusted: Authority, client: tuple[bytes, bytes] = (No
     options = [("grpc.use_local_subchannel_pool", 1)]
     with grpc.secure_channel(gateway.address, credentials, options=options) as channel:
         with pytest.raises(grpc.RpcError) as refused:
-            channel.unary_unary("/echo.Echo/Say")(b"", timeout=10)
+            channel.unary_unary("/echo.Echo/Say")(b"", timeout=60)
         return refused.value.details()
 
 
@@ -61,8 +61,8 @@ def test_callers_and_connectors_are_served(run_gateway, files, authority, tmp_pa
     connector.add_method("/echo.Echo/Say", lambda request: request.payload)
     credentials = grpc.ssl_channel_credentials(authority.pem)
     with connector, grpc.secure_channel(gateway.address, credentials) as channel:
-        connector.wait_ready(timeout=10)
-        assert channel.unary_unary("/echo.Echo/Say")(b"safe", timeout=10) == b"safe"
+        connector.wait_ready(timeout=60)
+        assert channel.unary_unary("/echo.Echo/Say")(b"safe", timeout=60) == b"safe"
 
 
 def test_plaintext_is_not_served(run_gateway, files) -> None:
@@ -81,12 +81,12 @@ def test_renewed_files_are_used_for_new_connections_and_end_no_old_one(
     for _ in range(2):
         assert is_served(gateway, authority)
         with pytest.raises(grpc.RpcError, match=NOBODY_SERVES):
-            old.unary_unary("/echo.Echo/Say")(b"", timeout=10)
+            old.unary_unary("/echo.Echo/Say")(b"", timeout=60)
         stranger.issue_files(tmp_path)
         assert is_served(gateway, stranger)
         assert not is_served(gateway, authority)
         with pytest.raises(grpc.RpcError, match=NOBODY_SERVES):
-            old.unary_unary("/echo.Echo/Say")(b"", timeout=10)
+            old.unary_unary("/echo.Echo/Say")(b"", timeout=60)
         authority.issue_files(tmp_path)
     assert caplog.text.count("the TLS files have changed: new connections use them") >= 2
 
@@ -156,7 +156,7 @@ def test_a_connector_shows_its_certificate(run_gateway, files, authority, tmp_pa
     key, cert = authority.issue("connector")
     tls = TLS(ca=ca, cert=cert, key=key)
     with Connector(gateway.address, api_key="key", services=["a.A"], tls=tls) as connector:
-        connector.wait_ready(timeout=10)
+        connector.wait_ready(timeout=60)
         assert gateway.connections()[0].services == ("a.A",)
 
 
@@ -219,6 +219,6 @@ def test_http2_is_negotiated(run_gateway, files, authority) -> None:
     context.set_alpn_protocols(["h2"])
     host, port = gateway.address.split(":")
     with ExitStack() as stack:
-        plain = stack.enter_context(socket.create_connection((host, int(port)), timeout=10))
+        plain = stack.enter_context(socket.create_connection((host, int(port)), timeout=60))
         wrapped = stack.enter_context(context.wrap_socket(plain, server_hostname=host))
         assert wrapped.selected_alpn_protocol() == "h2"

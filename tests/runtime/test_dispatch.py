@@ -351,7 +351,7 @@ def test_a_request_that_cannot_be_answered_is_ignored_with_a_log_line(
 def test_a_request_of_20_megabytes_arrives(connect) -> None:
     _, peer = connect(lambda request: str(len(request.payload)).encode())
     peer.request(payload=bytes([7]) * 20 * MB)
-    assert peer.answer(timeout=30.0).payload == b"20000000"
+    assert peer.answer(timeout=60.0).payload == b"20000000"
 
 
 @pytest.mark.costly

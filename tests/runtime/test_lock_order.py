@@ -29,8 +29,8 @@ def test_locks_nest_in_the_documented_order_alone(tmp_path: Path) -> None:
             connector.add_method("/a.A/Failing", lambda request: 1 / 0)
             connector.on_state_change(lambda state: connector.stats())
             with connector, grpc.secure_channel(gateway.address, credentials) as channel:
-                connector.wait_ready(timeout=30)
+                connector.wait_ready(timeout=60)
                 for method in ("Pooled", "Inline", "Failing"):
-                    call = channel.unary_unary(f"/a.A/{method}").future(b"x" * 100_000, timeout=30)
+                    call = channel.unary_unary(f"/a.A/{method}").future(b"x" * 100_000, timeout=60)
                     assert (call.exception(30) is None) == (method != "Failing")
     assert nestings == documented

@@ -52,7 +52,7 @@ def test_stubs_call_over_the_channel(revconn_gateway: TestGateway, connector: Co
     say = revconn_gateway.channel.unary_unary(
         SAY, HelloRequest.SerializeToString, lambda answer: answer
     )
-    assert say(HelloRequest(), timeout=10.0) == b"Echo: "
+    assert say(HelloRequest(), timeout=60.0) == b"Echo: "
 
 
 def test_a_connector_with_another_key_is_refused(
@@ -134,7 +134,7 @@ def test_options_are_the_gateways(
     connector.start(block=False)
     gateway.wait_connected()
     with pytest.raises(grpc.RpcError) as failed:
-        gateway.call(SAY, timeout=30.0)
+        gateway.call(SAY, timeout=60.0)
     let_go.set()
     assert failed.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
 

@@ -208,7 +208,7 @@ def test_64_mebibytes_travel_both_ways(new_connector, transport_options) -> None
         payload = b"\x0a" + bytes(range(255)) * (64 * MIB // 255)
         peer.request("large", payload=payload)
         peer.request("small", payload=b"x")
-        answers = peer.answers(2, timeout=30)
+        answers = peer.answers(2, timeout=120)
         assert answers["small"].payload == b"x"
         assert answers["large"].payload == payload
 

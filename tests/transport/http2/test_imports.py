@@ -16,7 +16,7 @@ def say(request):
     return request.payload
 
 connector.start(block=False)
-assert served.wait(30)
+assert served.wait(60)
 connector.stop(10)
 print(sorted(name for name in ("grpc", "cygrpc", "grpc._cython") if name in sys.modules))
 """
@@ -28,12 +28,12 @@ def test_a_connector_that_served_has_not_imported_grpc(gateway) -> None:
         stdout=subprocess.PIPE,
         encoding="utf-8",
     ) as program:
-        peer = gateway.accept(timeout=30)
+        peer = gateway.accept(timeout=60)
         peer.hears("register")
         peer.connected()
         peer.request(payload=b"\x0ahello")
         assert peer.answer().payload == b"\x0ahello"
         peer.hears_goodbye()
-        output, _ = program.communicate(timeout=30)
+        output, _ = program.communicate(timeout=60)
     assert program.returncode == 0
     assert output.strip() == "[]"
