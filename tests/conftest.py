@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import warnings
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -92,7 +93,9 @@ def untraced() -> Iterator[None]:
         yield
     finally:
         os.environ["COVERAGE_PROCESS_CONFIG"] = inherited
-        tracing.start()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that revconn was imported before
+            tracing.start()
 
 
 @pytest.fixture(autouse=True)
