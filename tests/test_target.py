@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from revconn.exceptions import ConfigurationError
 from revconn.target import Target, parse_targets
+from tests.support.texts import texts
 
 PORTS = st.integers(min_value=1, max_value=65535)
 HOST_NAMES = st.from_regex(r"[a-z0-9]([a-z0-9-]{0,20}[a-z0-9])?(\.[a-z]{2,5}){0,3}", fullmatch=True)
@@ -37,7 +38,7 @@ def test_an_ipv4_address_is_loopback_in_its_whole_block(
     assert target.is_loopback == str(address).startswith("127.")
 
 
-@given(st.text())
+@given(texts())
 def test_any_text_is_a_target_or_a_configuration_error(text: str) -> None:
     try:
         target = Target.parse(text)

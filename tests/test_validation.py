@@ -15,6 +15,7 @@ from revconn.validation import (
     require_seconds,
     require_service_name,
 )
+from tests.support.texts import texts
 
 NO_NUMBERS = [None, "5", "", b"5", True, math.nan, math.inf, -math.inf, [5], 1j, 10**400]
 
@@ -120,7 +121,7 @@ def test_a_key_that_cannot_be_sent_is_refused_and_never_shown(key: object, probl
     assert not any("SECRET" in text for text in told)
 
 
-@given(st.text())
+@given(texts())
 def test_every_key_that_is_accepted_can_be_encoded(key: str) -> None:
     try:
         require_api_key(key)

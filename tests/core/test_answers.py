@@ -8,6 +8,7 @@ from revconn._proto.registry_pb2 import ConnectionMessage, ForwardResponse
 from revconn.core.answers import encode_failure, encode_response
 from revconn.core.framing import frame
 from revconn.core.status import StatusCode, decode_message, response_code
+from tests.support.texts import texts
 
 FAILING_CODES = [code for code in StatusCode if code is not StatusCode.OK]
 
@@ -91,7 +92,7 @@ def test_lone_surrogates_cost_neither_the_status_nor_the_rest_of_the_words(frame
     assert (success.status_code, success.error_message) == (200, "\\udcff")
 
 
-@given(st.sampled_from(FAILING_CODES), st.text(), st.booleans())
+@given(st.sampled_from(FAILING_CODES), texts(), st.booleans())
 def test_the_exact_code_and_message_survive_the_trip(
     code: StatusCode, message: str, framed: bool
 ) -> None:

@@ -8,8 +8,9 @@ from revconn._proto.registry_pb2 import ConnectionMessage, ForwardResponse, Resp
 from revconn.core import chunking
 from revconn.core.chunking import ChunkJoiner, split
 from revconn.core.errors import ProtocolError
+from tests.support.texts import texts
 
-SMALL_TEXT = st.text(max_size=20)
+SMALL_TEXT = texts(max_size=20)
 
 
 def chunk(

@@ -13,6 +13,7 @@ from revconn.core.deadline import (
     request_deadline,
     shorten_timeouts,
 )
+from tests.support.texts import texts
 
 NOW = 1000.0
 UNIT_SECONDS = {"H": 3600.0, "M": 60.0, "S": 1.0, "m": 1e-3, "u": 1e-6, "n": 1e-9}
@@ -101,7 +102,7 @@ def test_a_malformed_grpc_timeout_is_taken_as_absent() -> None:
     assert request_deadline(0, {"grpc-timeout": "soon"}, NOW) is None
 
 
-@given(st.integers(-(2**31), 2**31 - 1), st.text())
+@given(st.integers(-(2**31), 2**31 - 1), texts())
 def test_no_header_whatever_it_holds_makes_a_deadline_fail(timeout: int, header: str) -> None:
     deadline = request_deadline(timeout, {"grpc-timeout": header}, NOW)
     assert deadline is None or (math.isfinite(deadline) and deadline >= NOW)

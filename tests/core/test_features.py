@@ -5,6 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from revconn.core.features import CANCEL, CHUNKS, SUPPORTED, Announcement
+from tests.support.texts import texts
 
 NAMES = st.frozensets(st.from_regex(r"[a-z][a-z0-9-]{0,20}", fullmatch=True), max_size=20)
 
@@ -65,7 +66,7 @@ def test_a_message_size_that_is_none_was_not_stated(value) -> None:
     assert read.max_message_bytes is None
 
 
-@given(st.text(), st.text(), st.text())
+@given(texts(), texts(), texts())
 def test_no_metadata_is_an_error(features, timeout, size) -> None:
     Announcement.from_metadata(
         [

@@ -167,7 +167,7 @@ def test_a_frame_64_times_as_large_takes_about_64_times_as_long() -> None:
         return min(times)
 
     # A quadratic splitter takes 64 times as much again, a processor's cache a few times.
-    assert seconds(8 << 20, 3) < 64 * 16 * seconds(128 << 10, 10)
+    assert seconds(2 << 20, 3) < 64 * 16 * seconds(32 << 10, 10)
 
 
 # The beginning and the end

@@ -17,6 +17,7 @@ from revconn.core.http import (
 )
 from revconn.core.refusals import Speaker
 from revconn.core.status import StatusCode, encode_message
+from tests.support.texts import texts
 
 GRPC = {":status": "200", "content-type": "application/grpc"}
 
@@ -119,7 +120,7 @@ def test_one_without_words_is_not_laid_to_the_gateway() -> None:
 # Trailers
 
 
-@given(st.sampled_from(StatusCode), st.text(max_size=100))
+@given(st.sampled_from(StatusCode), texts(max_size=100))
 def test_trailers_say_status_and_message(code: StatusCode, message: str) -> None:
     trailers = {"grpc-status": str(int(code)), "grpc-message": encode_message(message)}
     end = end_by_trailers(trailers)

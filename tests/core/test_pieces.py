@@ -38,7 +38,7 @@ def test_small_pieces_run_together_but_not_without_end() -> None:
     assert pieces.take() == bytes(200_000)
 
 
-SEGMENTS = 30_000
+SEGMENTS = 12_000
 
 
 def reader_fed(segment: int) -> None:

@@ -22,6 +22,7 @@ from revconn.core.errors import ProtocolError
 from revconn.core.features import CANCEL, CHUNKS, DRAIN
 from revconn.core.protocol import Conversation, Inbound, Phase
 from revconn.core.terms import Terms
+from tests.support.texts import texts
 
 LIVENESS_TIMEOUT = 90.0
 IDS = ["", "id-1", "id-2", "x" * 256, "x" * 257, "a\nb", "é"]
@@ -75,7 +76,7 @@ IGNORED = [
 GARBAGE = [b"\xff", b"\x12\x7f", b"\x2a\x02\x0a\x05", b"HTTP/1.1 400 Bad Request\r\n"]
 
 ANYTHING_SAID = st.one_of(
-    st.builds(said_status, st.sampled_from(STATUSES), st.sampled_from(IDS), st.text(max_size=5)),
+    st.builds(said_status, st.sampled_from(STATUSES), st.sampled_from(IDS), texts(max_size=5)),
     st.builds(said_request, st.sampled_from(IDS)),
     st.builds(said_cancel, st.sampled_from(IDS)),
     st.builds(said_response, st.sampled_from(IDS)),

@@ -14,6 +14,7 @@ from revconn.core.status import (
     response_code,
     status_code,
 )
+from tests.support.texts import texts
 
 HTTP_OF_CODE = {  # as google.rpc.Code's comments give it
     "OK": 200,
@@ -106,18 +107,18 @@ def test_without_the_header_the_status_gives_the_code() -> None:
     assert response_code(503, {}) is StatusCode.UNAVAILABLE
 
 
-@given(st.integers(-(2**31), 2**31 - 1), st.text())
+@given(st.integers(-(2**31), 2**31 - 1), texts())
 def test_any_response_has_a_code_that_agrees_with_its_status(status: int, header: str) -> None:
     code = response_code(status, {"grpc-status": header})
     assert (code is StatusCode.OK) == is_success(status)
 
 
-@given(st.text(st.characters(blacklist_categories=["Cs"])))
+@given(texts())
 def test_a_message_survives_its_encoding(message: str) -> None:
     assert decode_message(encode_message(message)) == message
 
 
-@given(st.text())
+@given(texts())
 def test_an_encoded_message_is_printable_ascii(message: str) -> None:
     assert all(" " <= character <= "~" for character in encode_message(message))
 

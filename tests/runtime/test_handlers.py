@@ -22,6 +22,7 @@ from revconn.core.status import StatusCode
 from revconn.exceptions import RequestError
 from revconn.messages import Request, Response
 from revconn.runtime.handlers import Answering
+from tests.support.texts import texts
 
 METHOD = "/echo.Echo/Say"
 LIMIT = 10_000
@@ -313,11 +314,11 @@ def test_any_text_keeps_the_status_that_the_handler_chose(handler) -> None:
 
 @given(
     st.binary(max_size=20),
-    st.text(max_size=20),
+    texts(max_size=20),
     st.one_of(
         st.binary(),
         st.none(),
-        st.text(),
+        texts(),
         st.integers(),
         st.builds(
             Response,
