@@ -644,7 +644,7 @@ def test_there_is_no_room_while_too_much_is_in_flight(outbox: Outbox) -> None:
 
 def test_no_answer_is_lost_or_out_of_order_while_streams_break() -> None:
     outbox = Outbox(doubt=0.0)
-    each, producers = 3000, 4
+    each, producers = 500, 4
     dice = random.Random(7)
     lines: list[Line] = []
     taken = threading.Semaphore(0)

@@ -199,13 +199,13 @@ def test_a_message_larger_than_the_window_arrives_although_nothing_else_may(
 
 
 @pytest.mark.costly
-def test_64_mebibytes_travel_both_ways(new_connector, transport_options) -> None:
+def test_messages_of_three_windows_travel_both_ways(new_connector, transport_options) -> None:
     with ScriptedGateway() as gateway:
-        connector = new_connector(gateway.address, max_message_bytes=65 * MIB)
+        connector = new_connector(gateway.address, max_message_bytes=4 * WINDOW)
         connector.add_service("echo.Echo", lambda request: request.payload)
         connector.start(block=False)
         peer = gateway.accept_ready()
-        payload = b"\x0a" + bytes(range(255)) * (64 * MIB // 255)
+        payload = b"\x0a" + bytes(range(255)) * (3 * WINDOW // 255)
         peer.request("large", payload=payload)
         peer.request("small", payload=b"x")
         answers = peer.answers(2, timeout=120)
