@@ -92,7 +92,7 @@ class SafeLogger:
         if not logging.raiseExceptions:
             return
         try:
-            raised_at = traceback.extract_tb(error.__traceback__)[-1]
+            raised_at = traceback.extract_tb(error.__traceback__, limit=-1)[0]
             sys.stderr.write(
                 f"{self._logger.name}: lost a log line: {type(error).__name__}: {error}"
                 f" ({raised_at.filename}:{raised_at.lineno})\n"
