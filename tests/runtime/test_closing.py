@@ -162,10 +162,6 @@ SCENES = [
 ]
 
 
-def in_another_thread(close: Callable[[], None]) -> None:
-    in_thread(close).result(TIMEOUT)
-
-
 def twice(close: Callable[[], None]) -> None:
     close()
     close()
@@ -190,7 +186,7 @@ def in_a_signal_handler(close: Callable[[], None]) -> None:
         signal.signal(signal.SIGINT, before)
 
 
-CALLERS = [twice, in_another_thread, from_four_threads_at_once, in_a_signal_handler]
+CALLERS = [twice, from_four_threads_at_once, in_a_signal_handler]
 
 
 @pytest.fixture

@@ -354,13 +354,6 @@ def test_a_request_of_20_megabytes_arrives(connect) -> None:
     assert peer.answer(timeout=60.0).payload == b"20000000"
 
 
-@pytest.mark.costly
-def test_a_request_of_100_megabytes_arrives(connect) -> None:
-    _, peer = connect(lambda request: str(len(request.payload)).encode())
-    peer.request(payload=bytes([7]) * 100 * MB)
-    assert peer.answer(timeout=90.0).payload == b"100000000"
-
-
 def test_an_answer_that_is_too_large_fails_alone(connect, caplog) -> None:
     _, peer = connect(lambda request: bytes(int(request.payload)), max_message_bytes=100_000)
     peer.request("large", payload=b"100000")
