@@ -82,8 +82,9 @@ def test_what_gave_way_is_logged_once_and_again_when_it_changes(
     with caplog.at_level(logging.INFO, "revconn"):
         connector = start(new_connector, gateway)
         for limit in ("2048", "4096"):
-            gateway.accept_ready().end()
+            peer = gateway.accept_ready()
             gateway.announces = {"revconn-max-message-bytes": limit}
+            peer.end()
         gateway.accept_ready()
         eventually(lambda: connector.stats()["connections"] == 3)
     said = [record.getMessage() for record in caplog.records if "max_message" in record.message]
