@@ -86,6 +86,7 @@ def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object
 def untraced() -> Iterator[None]:
     """Pause coverage in this process, and in programs that are started meanwhile."""
     from coverage import Coverage
+    from coverage.exceptions import CoverageWarning
 
     tracing, inherited = Coverage.current(), os.environ.pop("COVERAGE_PROCESS_CONFIG")
     tracing.stop()
@@ -94,7 +95,7 @@ def untraced() -> Iterator[None]:
     finally:
         os.environ["COVERAGE_PROCESS_CONFIG"] = inherited
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # that revconn was imported before
+            warnings.simplefilter("ignore", CoverageWarning)  # that revconn was imported before
             tracing.start()
 
 

@@ -3,7 +3,6 @@
     make matrix                            every row
     make matrix ARGS="3.9-oldest 3.13"     one row, and both rows of a Python
     make matrix ARGS=ends                  the first and the last row of those that can run
-    make matrix ARGS="3.13 --only prepare" their environments, made or refreshed, and no more
 
 Interpreters are looked for on PATH and among pyenv's versions. Each row has an environment of
 its own under .matrix/. Only wheels are installed: no row may need a compiler. Two rows run beside
@@ -30,7 +29,6 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 ENVIRONMENTS = ROOT / ".matrix"
 VERSIONS = ["3.9", "3.10", "3.11", "3.12", "3.13"]
 SETS = ["oldest", "newest"]
-STEPS = ["prepare", "test"]
 ROWS_AT_ONCE = 2
 WORKERS = 3  # of pytest, per row
 
@@ -134,17 +132,15 @@ class Result:
     seconds: float
 
 
-def try_out(row: Row, steps: list[str], arguments: list[str]) -> Result:
+def try_out(row: Row, arguments: list[str]) -> Result:
     """Make or refresh the row's environment, and run the tests in it."""
     started = time.monotonic()
     said: list[str] = []
-    dependencies, passed, outcome = "", True, "prepared"
+    dependencies = ""
     try:
-        if "prepare" in steps:
-            prepare(row, said)
+        prepare(row, said)
         dependencies = installed(row)
-        if "test" in steps:
-            passed, outcome = test(row, arguments, said)
+        passed, outcome = test(row, arguments, said)
     except ChildProcessError as error:
         passed, outcome = False, str(error)
     return Result(row, passed, outcome, dependencies, "".join(said), time.monotonic() - started)
@@ -222,7 +218,6 @@ def choose(rows: list[Row], wanted: list[str]) -> list[Row]:
 def main() -> int:
     parser = argparse.ArgumentParser(prog="make matrix", description=__doc__.splitlines()[0])
     parser.add_argument("rows", nargs="*", help="such as 3.9-oldest, 3.9, oldest; or: ends")
-    parser.add_argument("--only", choices=STEPS, help="do no more than this")
     parser.add_argument("--pytest", default="-q", help="arguments for pytest (default: -q)")
     arguments = parser.parse_args()
 
@@ -239,9 +234,7 @@ def main() -> int:
     results = {}
     with ThreadPoolExecutor(ROWS_AT_ONCE) as executor:
         chosen = choose(rows, arguments.rows)
-        steps = [arguments.only] if arguments.only else STEPS
-        options = arguments.pytest.split()
-        running = [executor.submit(try_out, row, steps, options) for row in chosen]
+        running = [executor.submit(try_out, row, arguments.pytest.split()) for row in chosen]
         for ended in as_completed(running):
             result = ended.result()
             results[result.row] = result
