@@ -207,8 +207,8 @@ def test_calls_of_every_kind_are_limited_together(run_gateway, resources, monkey
 @pytest.mark.costly
 def test_calls_that_come_while_the_gateway_is_busy_are_not_taken_for_cancelled(gateway) -> None:
     busy, let_go = threading.Event(), threading.Event()
-    gateway._thread._loop.call_soon_threadsafe(lambda: busy.set() or let_go.wait(10.0))
-    assert busy.wait(10.0)
+    gateway._thread._loop.call_soon_threadsafe(lambda: busy.set() or let_go.wait(60.0))
+    assert busy.wait(60.0)
     with grpc.insecure_channel(gateway.address) as channel:
         say = channel.unary_unary(SAY)
         calls = [say.future(b"x", timeout=60.0) for _ in range(1500)]
