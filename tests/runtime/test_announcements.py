@@ -86,7 +86,8 @@ def test_what_gave_way_is_logged_once_and_again_when_it_changes(
             gateway.announces = {"revconn-max-message-bytes": limit}
             peer.end()
         gateway.accept_ready()
-        eventually(lambda: connector.stats()["connections"] == 3)
+        eventually(lambda: "max_message_bytes 4,096" in caplog.text)
+        assert connector.stats()["connections"] == 3
     said = [record.getMessage() for record in caplog.records if "max_message" in record.message]
     assert [line.partition(": ")[2] for line in said] == [
         "max_message_bytes 2,048, not 4,194,304: the gateway takes nothing larger",

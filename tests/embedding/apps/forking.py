@@ -16,7 +16,7 @@ from revconn import Backoff, Connector
 
 TRANSPORT, SCENARIO = sys.argv[1:]
 TARGET, KEY = os.environ["REVCONN_TARGET"], os.environ["REVCONN_API_KEY"]
-PATIENCE = 15
+PATIENCE = 60
 
 # Python 3.12 warns of forking with threads: the very thing that happens here.
 warnings.filterwarnings("ignore", message=".*multi-threaded.*fork", category=DeprecationWarning)
@@ -116,6 +116,9 @@ def fork_in_a_loop() -> None:
     say("begin")
     failed = 0
     for _ in range(8):
+        answered = connector.stats()["answered"]
+        while connector.stats()["answered"] == answered:  # requests flow
+            time.sleep(0.001)
         failed += join(fork(lambda: use_every_method(connector))) != 0
     say("forked, failed:", failed)
     connector.wait()
