@@ -207,7 +207,7 @@ def test_a_callback_runs_when_the_request_is_answered_in_its_handlers_thread(
 
 def test_a_callback_runs_at_the_deadline(connect, handler) -> None:
     _, peer = connect()
-    peer.request("a", grpc_timeout="50m")
+    peer.request("a", grpc_timeout="2S")
     assert peer.answer("a").status_code == 504
     eventually(lambda: handler.called_back == [("a", "revconn-callbacks", False)])
 

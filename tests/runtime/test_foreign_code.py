@@ -161,7 +161,7 @@ def test_one_of_a_request_whose_handler_is_busy_leaves_others_their_turn(connect
         return b""
 
     _, peer = connect(answer)
-    peer.requests("a", "b", timeout_seconds=1)
+    peer.requests("a", "b", timeout_seconds=3)
     eventually(lambda: sorted(called) == ["a", "b"])
     hold.set()
 

@@ -390,7 +390,7 @@ def test_an_answer_nobody_waits_for_any_more_is_not_delivered_but_counted(slow, 
     start, finish = slow
     connector = start(gateway.address)
     first = gateway.accept_ready()
-    first.request("r1", grpc_timeout="200m")
+    first.request("r1", grpc_timeout="2S")
     eventually(lambda: connector.stats()["in_flight"] == 1)
     first.end()
     second = gateway.accept()  # its handshake hangs until the deadline has passed
