@@ -24,8 +24,8 @@ pytestmark = pytest.mark.alone
 ROOT = Path(__file__).resolve().parents[2]
 CALLS = 300
 ROUNDS = 8
-# Undisturbed, it is 2 to 4 ms on two cores. Fifty answers in one go, all that a raving connector sends
-# at once, hold up the gateway for 2 to 5 ms more.
+# Undisturbed, it is 2 to 4 ms on two cores. Fifty answers in one go, as a raving connector sends
+# them, hold up the gateway for 2 to 5 ms more.
 UNREMARKABLE = 0.01
 TIMEOUT = 60.0
 CARRIED = 80  # megabytes, by the calls to troubled connectors in a round of them
