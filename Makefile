@@ -67,7 +67,7 @@ floors: $(VENV)/dev.stamp  ## hold what the tests covered to 95 % of revconn, 10
 
 matrix: $(VENV)/test.stamp  ## the tests on every Python found, oldest and newest dependencies
 	@echo "make matrix: the tests on every Python found"
-	@$(BIN)/python tests/matrix.py $(MATRIX)
+	@$(BIN)/python -m tests.matrix $(MATRIX)
 
 bench: $(VENV)/bench.stamp  ## CPU time per request and requests per second
 	@echo "make bench: measuring"
@@ -91,7 +91,7 @@ proto: .venv-proto/stamp  ## compile protos/ into revconn/_proto
 	@.venv-proto/bin/python protos/generate.py
 
 .venv-proto/stamp: Makefile
-	@for python in $(PYTHON) python3.12 python3.11 python3.10 python3.9; do \
+	@for python in $(PYTHON) python3 python3.12 python3.11 python3.10 python3.9; do \
 	  if $$python -c 'import sys, venv; sys.exit(not (3, 9) <= sys.version_info < (3, 13))' 2>/dev/null; then \
 	    echo "make proto: installing grpcio-tools into .venv-proto ($$python)"; \
 	    $$python -m venv --clear .venv-proto && \
