@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import os
+import pkgutil
 import threading
 import warnings
 from collections.abc import Generator, Iterator
@@ -13,6 +15,7 @@ from typing import Any, Callable
 import pytest
 from hypothesis import settings
 
+import revconn
 from revconn import Connector
 from revconn.testing import FaultProxy
 from tests.support.certificates import Authority
@@ -66,6 +69,26 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     return Scheduling(config, log)
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Whoever hands the tests out to workers runs none: there is nothing to trace."""
+    if tracing() and config.getoption("numprocesses", None):
+        from coverage import Coverage
+
+        Coverage.current().stop()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection(session: pytest.Session) -> Generator[None, object, object]:
+    """Collect untraced, which takes half as long; what revconn does on import is traced before."""
+    if not tracing() or session.config.getoption("numprocesses", None):
+        return (yield)
+    for module in pkgutil.walk_packages(revconn.__path__, "revconn."):
+        if module.name != "revconn.__main__":
+            importlib.import_module(module.name)
+    with untraced():
+        return (yield)
+
+
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
     """Of the files, collect those that can hold what is asked for: to collect all takes 5 s."""
     if config.option.markexpr != "alone" or collection_path.suffix != ".py":
@@ -76,10 +99,15 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
     """Leave what is unmeasured, and the programs that it starts, to run untraced."""
-    if "COVERAGE_PROCESS_CONFIG" not in os.environ or not item.nodeid.startswith(UNMEASURED):
+    if not tracing() or not item.nodeid.startswith(UNMEASURED):
         return (yield)
     with untraced():
         return (yield)
+
+
+def tracing() -> bool:
+    """Whether this runs under coverage."""
+    return "COVERAGE_PROCESS_CONFIG" in os.environ
 
 
 @contextmanager
@@ -88,15 +116,15 @@ def untraced() -> Iterator[None]:
     from coverage import Coverage
     from coverage.exceptions import CoverageWarning
 
-    tracing, inherited = Coverage.current(), os.environ.pop("COVERAGE_PROCESS_CONFIG")
-    tracing.stop()
+    tracer, inherited = Coverage.current(), os.environ.pop("COVERAGE_PROCESS_CONFIG")
+    tracer.stop()
     try:
         yield
     finally:
         os.environ["COVERAGE_PROCESS_CONFIG"] = inherited
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", CoverageWarning)  # that revconn was imported before
-            tracing.start()
+            tracer.start()
 
 
 @pytest.fixture(autouse=True)
