@@ -30,7 +30,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 ENVIRONMENTS = ROOT / ".matrix"
 SETS = ["oldest", "newest"]
 ROWS_AT_ONCE = 2
-WORKERS = 3  # of pytest, per row
+WORKERS = 6  # of pytest, for all rows that run at once
 
 # A row runs what a Python or a dependency can change. `make test` runs the rest: what is about
 # this repository (docs, benchmarks, packaging, the tests' own tools), and what shows by other
@@ -105,7 +105,7 @@ class Result:
     seconds: float
 
 
-def try_out(row: Row, arguments: list[str]) -> Result:
+def try_out(row: Row, workers: int, arguments: list[str]) -> Result:
     """Make or refresh the row's environment, and run the tests in it."""
     started = time.monotonic()
     said: list[str] = []
@@ -113,7 +113,7 @@ def try_out(row: Row, arguments: list[str]) -> Result:
     try:
         prepare(row, said)
         dependencies = installed(row)
-        passed, outcome = test(row, arguments, said)
+        passed, outcome = test(row, workers, arguments, said)
     except ChildProcessError as error:
         passed, outcome = False, str(error)
     return Result(row, passed, outcome, dependencies, "".join(said), time.monotonic() - started)
@@ -164,10 +164,10 @@ def installed(row: Row) -> str:
     return subprocess.check_output([row.python, "-c", script, *names], text=True).strip()
 
 
-def test(row: Row, arguments: list[str], said: list[str]) -> tuple[bool, str]:
+def test(row: Row, workers: int, arguments: list[str], said: list[str]) -> tuple[bool, str]:
     """Run the tests in the row's environment: whether they passed, and pytest's last line."""
     command = [row.python, "-m", "pytest", "-p", "no:cacheprovider", "--color=no"]
-    command += ["-n", str(WORKERS), "-m", "not alone and not costly", "--hypothesis-profile=few"]
+    command += ["-n", str(workers), "-m", "not alone and not costly", "--hypothesis-profile=few"]
     command += [f"--ignore=tests/{other}" for other in ELSEWHERE]
     status = run([*command, *arguments], said)
     last = said[-1].rstrip().rpartition("\n")[2].strip(" =")
@@ -206,9 +206,11 @@ def main() -> int:
         raise SystemExit(f"make matrix: no Python of {', '.join(VERSIONS)} found")
 
     results = {}
+    chosen = choose(rows, arguments.rows)
+    workers = WORKERS // min(ROWS_AT_ONCE, len(chosen))
     with ThreadPoolExecutor(ROWS_AT_ONCE) as executor:
-        chosen = choose(rows, arguments.rows)
-        running = [executor.submit(try_out, row, arguments.pytest.split()) for row in chosen]
+        pytest = arguments.pytest.split()
+        running = [executor.submit(try_out, row, workers, pytest) for row in chosen]
         for ended in as_completed(running):
             result = ended.result()
             results[result.row] = result

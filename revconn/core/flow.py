@@ -11,6 +11,7 @@ _LARGEST_WINDOW = (1 << 31) - 1
 
 _BURST = 10_000
 _PER_SECOND = 1_000.0
+_MOST = 100_000  # of what was earned: it may take a peer many reads to use that
 
 
 class SendWindow:
@@ -80,14 +81,15 @@ class Patience:
 
     def earn(self, worth: float) -> None:
         """Something useful happened: messages came, or went (which calls for window updates)."""
-        self._left += worth
+        self._left = min(self._left + worth, _MOST)
 
     def spend(self, weight: int, now: float) -> None:
         """Frames without data came. Raises :class:`ProtocolError` when there are too many."""
-        if self._refilled_at is not None:
-            self._left += (now - self._refilled_at) * _PER_SECOND
+        if self._refilled_at is not None and self._left < _BURST:
+            refill = (now - self._refilled_at) * _PER_SECOND
+            self._left = min(self._left + refill, _BURST)
         self._refilled_at = now
-        self._left = min(self._left - weight, _BURST)
+        self._left -= weight
         if self._left < 0:
             what = "what costs more than it brings"
             raise ProtocolError(f"the gateway floods the connection with {what}")

@@ -98,10 +98,19 @@ def test_patience_comes_back_with_time_up_to_its_limit() -> None:
         patience.spend(1, now=3600.0)
 
 
-def test_patience_comes_back_with_messages_however_many() -> None:
+@pytest.mark.parametrize("reads", [1, 10])
+def test_patience_comes_back_with_messages_in_however_many_reads(reads) -> None:
     patience = Patience()
     patience.spend(BURST, now=0.0)
     patience.earn(2 * BURST)
-    patience.spend(2 * BURST, now=0.0)
+    for _ in range(reads):
+        patience.spend(2 * BURST // reads, now=0.0)
     with pytest.raises(ProtocolError):
         patience.spend(1, now=0.0)
+
+
+def test_years_of_messages_do_not_pay_for_a_flood() -> None:
+    patience = Patience()
+    patience.earn(1_000 * BURST)
+    with pytest.raises(ProtocolError):
+        patience.spend(11 * BURST, now=0.0)
