@@ -33,7 +33,7 @@ __all__ = ["Backends", "Reply", "Unreachable"]
 # Seconds from the first message of a backend's answer to its end. A unary method sends them
 # together: for it this is no limit.
 _END_TIMEOUT = 1.0
-# How grpc's words begin, since 1.42, for a call that it had no connection for.
+# How grpc's words begin for a call that it had no connection for.
 _UNSENT = (
     "failed to connect to all addresses",
     "connections to all backends failing",

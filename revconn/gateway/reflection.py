@@ -31,7 +31,7 @@ def reflection_handlers(arrivals: Arrivals) -> tuple[grpc.GenericRpcHandler, ...
     """One for each version. Their messages are the same but for the package's name."""
     files = [module.DESCRIPTOR for module in (registry_pb2, health_pb2, reflection_pb2)]
     services = [name.full_name for file in files for name in file.services_by_name.values()]
-    # asyncio's, by the name under which every release since 1.42 has it
+    # asyncio's, by the name under which every release since 1.48 has it
     servicer = reflection.aio.ReflectionServicer(services, pool=_pool_of(files))
 
     async def reflect(requests: AsyncIterator[bytes], context: Context) -> AsyncIterator[Any]:

@@ -314,6 +314,10 @@ _NOT_TRUSTED = (
     "the gateway's certificate is signed by an unknown authority (give that as TLS(ca=...)), has"
     " expired or is not yet valid"
 )
+_ANOTHER_KEY = (
+    "the gateway's certificate is signed by another key of that authority: give its new"
+    " certificate as TLS(ca=...)"
+)
 _EXPLANATIONS = (
     ("Hostname Verification", "the gateway's certificate is for another name"),
     ("does not match SSL", "the gateway's certificate is for another name"),
@@ -321,11 +325,8 @@ _EXPLANATIONS = (
     ("certificate has expired", "the gateway's certificate has expired"),
     ("certificate is not yet valid", "the gateway's certificate is not yet valid"),
     ("local issuer", "the gateway's certificate is signed by an unknown authority"),
-    (
-        "certificate signature failure",
-        "the gateway's certificate is signed by another key of that authority: give its new"
-        " certificate as TLS(ca=...)",
-    ),
+    ("certificate signature failure", _ANOTHER_KEY),
+    ("BAD_SIGNATURE", _ANOTHER_KEY),  # in older releases
     ("self-signed", "the gateway's certificate is signed by an unknown authority"),
     ("self signed", "the gateway's certificate is signed by an unknown authority"),
     ("CERTIFICATE_VERIFY_FAILED", _NOT_TRUSTED),  # all that older releases say
@@ -343,16 +344,20 @@ _EXPLANATIONS = (
     ("Failed parsing HTTP/2", "what listens there does not speak HTTP/2"),
     (_RESET_WITH_CANCEL, "the gateway, or a proxy in front of it, reset the stream"),
 )
-_HANG_UPS = ("Socket closed", "Endpoint read failed", "Unwrap failed", "onnection reset")
+_HANG_UPS = (
+    "Socket closed",
+    "Endpoint read failed",
+    "Secure read failed",
+    "Unwrap failed",
+    "onnection reset",
+)
 
 
 def explain(details: str, *, tls: bool) -> str:
     """What grpcio says of why a call failed, led by what they mean where that is known."""
     meaning = next((meaning for sign, meaning in _EXPLANATIONS if sign in details), None)
     if meaning is None and details.startswith(_NO_CONNECTION):
-        if details == _NO_CONNECTION:
-            meaning = "nobody listens there, or TLS failed: grpcio 1.49 or newer says which"
-        elif any(sign in details for sign in _HANG_UPS):
+        if any(sign in details for sign in _HANG_UPS):
             meaning = f"the gateway hung up at once: does it expect {_what_it_may_miss(tls)}?"
     return details if meaning is None else f"{meaning} ({details})"
 

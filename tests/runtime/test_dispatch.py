@@ -317,7 +317,7 @@ def test_beyond_max_in_flight_bytes_the_gateway_is_held_back_and_nothing_is_lost
     connector, peer = connect(gate, max_in_flight_bytes=MB, max_workers=64)
     ids = [f"r{number}" for number in range(60)]
     peer.requests(*ids, payload=bytes(MB // 2))
-    eventually(lambda: connector.stats()["accepted"] >= 3)
+    eventually(lambda: connector.stats()["accepted"] >= 2)
     gate.open(*ids)
     assert set(peer.answers(60)) == set(ids)
 

@@ -9,7 +9,6 @@ import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
-import grpc
 import pytest
 
 from revconn._proto.registry_pb2 import ConnectionMessage, ConnectionStatus, ForwardRequest
@@ -109,8 +108,6 @@ def test_all_of_a_request_counts_and_a_header_more_than_its_bytes(field) -> None
 
 
 def test_headers_count_as_what_is_in_flight(run, transport_options) -> None:
-    if transport_options.get("transport") == "grpcio" and grpc.__version__.startswith("1.42."):
-        pytest.xfail("the oldest grpcio holds what came and nobody has taken, however much it is")
     with ScriptedGateway() as gateway:
         program = run(
             gateway.address, 60, max_workers=1, max_in_flight_bytes=2 * MIB, **transport_options

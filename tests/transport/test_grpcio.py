@@ -73,10 +73,6 @@ def test_what_a_failed_plaintext_connection_means(details, meaning) -> None:
     assert meaning in explain(UNREACHED + details, tls=False)
 
 
-def test_an_old_grpcio_says_nothing_and_is_said_to() -> None:
-    assert "grpcio 1.49 or newer says which" in explain(UNREACHED.partition(";")[0], tls=True)
-
-
 @pytest.mark.parametrize("details", ["", "Socket closed", "anything else"])
 def test_what_is_not_known_is_passed_on_as_it_is(details) -> None:
     assert explain(details, tls=True) == details
