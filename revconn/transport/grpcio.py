@@ -356,9 +356,9 @@ _HANG_UPS = (
 def explain(details: str, *, tls: bool) -> str:
     """What grpcio says of why a call failed, led by what they mean where that is known."""
     meaning = next((meaning for sign, meaning in _EXPLANATIONS if sign in details), None)
-    if meaning is None and details.startswith(_NO_CONNECTION):
-        if any(sign in details for sign in _HANG_UPS):
-            meaning = f"the gateway hung up at once: does it expect {_what_it_may_miss(tls)}?"
+    unexplained = meaning is None and details.startswith(_NO_CONNECTION)
+    if unexplained and any(sign in details for sign in _HANG_UPS):
+        meaning = f"the gateway hung up at once: does it expect {_what_it_may_miss(tls)}?"
     return details if meaning is None else f"{meaning} ({details})"
 
 
