@@ -37,16 +37,15 @@ WORKERS = 6  # of pytest, for all rows that run at once
 # programs what the rooms themselves show. Of "costly" tests and of many examples likewise.
 ELSEWHERE = [
     "benchmarks",
-    "cli/test_demo.py",
-    "cli/test_fleet.py",
-    "cli/test_gateway.py",
-    "cli/test_gateway_under_load.py",
+    "cli",
     "docs",
+    "embedding/test_reloaders.py",
     "fuzz",
     "gateway/test_faults.py",
     "interop",
     "support",
     "test_packaging.py",
+    "testing/test_plugin.py",
 ]
 
 
@@ -105,15 +104,18 @@ class Result:
     seconds: float
 
 
-def try_out(row: Row, workers: int, arguments: list[str]) -> Result:
-    """Make or refresh the row's environment, and run the tests in it."""
+def try_out(row: Row, only: str | None, workers: int, arguments: list[str]) -> Result:
+    """Make or refresh the row's environment, and run the tests in it; or one of these."""
     started = time.monotonic()
     said: list[str] = []
     dependencies = ""
+    passed, outcome = True, "prepared"
     try:
-        prepare(row, said)
+        if only != "test":
+            prepare(row, said)
         dependencies = installed(row)
-        passed, outcome = test(row, workers, arguments, said)
+        if only != "prepare":
+            passed, outcome = test(row, workers, arguments, said)
     except ChildProcessError as error:
         passed, outcome = False, str(error)
     return Result(row, passed, outcome, dependencies, "".join(said), time.monotonic() - started)
@@ -192,6 +194,7 @@ def choose(rows: list[Row], wanted: list[str]) -> list[Row]:
 def main() -> int:
     parser = argparse.ArgumentParser(prog="make matrix", description=__doc__.splitlines()[0])
     parser.add_argument("rows", nargs="*", help="such as 3.9-oldest, 3.9, oldest; or: ends")
+    parser.add_argument("--only", choices=["prepare", "test"], help="a part of what is to be done")
     parser.add_argument("--pytest", default="-q", help="arguments for pytest (default: -q)")
     arguments = parser.parse_args()
 
@@ -210,7 +213,7 @@ def main() -> int:
     workers = WORKERS // min(ROWS_AT_ONCE, len(chosen))
     with ThreadPoolExecutor(ROWS_AT_ONCE) as executor:
         pytest = arguments.pytest.split()
-        running = [executor.submit(try_out, row, workers, pytest) for row in chosen]
+        running = [executor.submit(try_out, row, arguments.only, workers, pytest) for row in chosen]
         for ended in as_completed(running):
             result = ended.result()
             results[result.row] = result

@@ -1,4 +1,7 @@
-"""The programs that are not written in Python: built into build/interop when a source changes."""
+"""The programs that are not written in Python: built into build/interop when a source changes.
+
+Run as a program, it builds all whose tools are here.
+"""
 
 from __future__ import annotations
 
@@ -112,3 +115,9 @@ GO = Sources("go", ("go",), (HERE / "go", BENCHMARKS), _make_go)
 GRPCURL = Sources("grpcurl", ("go",), _GO_MODULE, _make_grpcurl)
 NODE = Sources("node", ("node", "npm"), (HERE / "node", PROTOS), _make_node)
 JAVA = Sources("java", ("java", "javac", "mvn"), (HERE / "java", PROTOS), _make_java)
+
+
+if __name__ == "__main__":
+    for each in (GO, GRPCURL, NODE, JAVA):
+        if not each.missing():
+            build(each)
