@@ -124,7 +124,7 @@ def try_out(row: Row, only: str | None, workers: int, arguments: list[str]) -> R
 def prepare(row: Row, said: list[str]) -> None:
     requirements = runtime_requirements(row.version)
     if not pathlib.Path(row.python).exists():
-        install([row.interpreter, "-m", "venv", "--clear", row.environment], said)
+        need_success([row.interpreter, "-m", "venv", "--clear", row.environment], said)
     pip = [row.python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
     pip += ["--only-binary", ":all:", "--no-compile"]
     if row.dependencies == "oldest":
@@ -134,11 +134,16 @@ def prepare(row: Row, said: list[str]) -> None:
         pip += ["--constraint", str(constraints)]
     else:
         pip += ["--upgrade", *sorted({need.name for need in requirements})]
-    install([*pip, "--editable", f"{ROOT}[test]"], said)
+    need_success([*pip, "--editable", f"{ROOT}[test]"], said)
+    # Compiles the tests and what they import: once, and not in every worker.
+    need_success([*pytest(row), "--collect-only"], said)
 
 
-def install(command: list[str | pathlib.Path], said: list[str]) -> None:
-    if run(command, said) != 0:
+def need_success(command: list[str | pathlib.Path], said: list[str]) -> None:
+    """Run a command, of which nothing is shown unless it fails."""
+    output: list[str] = []
+    if run(command, output) != 0:
+        said += output
         raise ChildProcessError(f"{command[0]} failed; see above")
 
 
@@ -166,11 +171,16 @@ def installed(row: Row) -> str:
     return subprocess.check_output([row.python, "-c", script, *names], text=True).strip()
 
 
+def pytest(row: Row) -> list[str | pathlib.Path]:
+    """The command that is about what a row runs."""
+    command: list[str | pathlib.Path] = [row.python, "-m", "pytest", "-p", "no:cacheprovider"]
+    command += ["--color=no", "--quiet", "-m", "not alone and not costly"]
+    return [*command, *(f"--ignore=tests/{other}" for other in ELSEWHERE)]
+
+
 def test(row: Row, workers: int, arguments: list[str], said: list[str]) -> tuple[bool, str]:
     """Run the tests in the row's environment: whether they passed, and pytest's last line."""
-    command = [row.python, "-m", "pytest", "-p", "no:cacheprovider", "--color=no"]
-    command += ["-n", str(workers), "-m", "not alone and not costly", "--hypothesis-profile=few"]
-    command += [f"--ignore=tests/{other}" for other in ELSEWHERE]
+    command = [*pytest(row), "-n", str(workers), "--hypothesis-profile=few"]
     status = run([*command, *arguments], said)
     last = said[-1].rstrip().rpartition("\n")[2].strip(" =")
     passed = status == 0 and re.search(r"\b[1-9]\d* passed\b", last) is not None
@@ -195,7 +205,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="make matrix", description=__doc__.splitlines()[0])
     parser.add_argument("rows", nargs="*", help="such as 3.9-oldest, 3.9, oldest; or: ends")
     parser.add_argument("--only", choices=["prepare", "test"], help="a part of what is to be done")
-    parser.add_argument("--pytest", default="-q", help="arguments for pytest (default: -q)")
+    parser.add_argument("--pytest", default="", help="further arguments for pytest")
     arguments = parser.parse_args()
 
     interpreters = find_interpreters()
@@ -212,8 +222,8 @@ def main() -> int:
     chosen = choose(rows, arguments.rows)
     workers = WORKERS // min(ROWS_AT_ONCE, len(chosen))
     with ThreadPoolExecutor(ROWS_AT_ONCE) as executor:
-        pytest = arguments.pytest.split()
-        running = [executor.submit(try_out, row, arguments.only, workers, pytest) for row in chosen]
+        given = arguments.only, workers, arguments.pytest.split()
+        running = [executor.submit(try_out, row, *given) for row in chosen]
         for ended in as_completed(running):
             result = ended.result()
             results[result.row] = result
