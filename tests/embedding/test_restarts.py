@@ -59,8 +59,9 @@ class Load:
         self._caller = threading.Thread(target=self._keep_calling, name="caller")
 
     def __enter__(self) -> Load:
+        before = self._app.lines.count("handling")
         self.in_hand = [self._call("/orders.Orders/Slow") for _ in range(IN_FLIGHT)]
-        self._app.hears("handling", IN_FLIGHT)
+        self._app.hears("handling", before + IN_FLIGHT)
         self._replica = Connector(self._gateway.address, api_key=KEY)
         self._replica.add_method(QUICK, lambda request: b"quick")
         self._replica.start(block=False)
