@@ -67,7 +67,7 @@ def why_not(client: Client) -> str:
     with pytest.raises(StreamEnded) as raised:
         client.open()
     assert raised.value.code is StatusCode.UNAVAILABLE
-    assert open_descriptors() == before
+    assert open_descriptors() <= before
     return raised.value.details
 
 
@@ -275,7 +275,7 @@ def test_closing_ends_the_wait_for_a_connection(new_client, black_hole, monkeypa
     assert begun.wait(TIMEOUT)
     details = ends_at_once(client, opening).details
     assert details == "cannot connect: no answer in time from 127.0.0.1"
-    assert open_descriptors() == before
+    assert open_descriptors() <= before
 
 
 def test_closing_ends_a_tls_handshake(new_client, server) -> None:
@@ -322,7 +322,7 @@ def test_closing_at_the_moment_the_connection_opens_leaves_nothing(
     monkeypatch.setattr(client.transport.dialer, "dial", close_then)
     with pytest.raises(StreamEnded, match="CANCELLED: closed"):
         client.open()
-    assert open_descriptors() == before
+    assert open_descriptors() <= before
 
 
 # The whole is bounded

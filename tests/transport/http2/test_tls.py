@@ -187,7 +187,7 @@ def test_every_failure_gives_back_its_descriptor(serve, authority, stranger) -> 
     secured = serve(stranger.server_context(), TLS(ca=authority.pem))
     before = open_descriptors()
     secured.why_not()
-    assert open_descriptors() == before
+    assert open_descriptors() <= before
 
 
 @pytest.mark.parametrize(
@@ -338,7 +338,7 @@ def test_a_pair_is_shown_whether_it_is_in_files_or_not(
     tls = TLS(ca=papers.root.pem, cert=cert, key=key, server_name="gateway.example.com")
     before = open_descriptors()
     client_context(tls)
-    assert open_descriptors() == before
+    assert open_descriptors() <= before
     peer = serve(context, tls).open()
     assert dict(peer.socket.getpeercert()["subjectAltName"]) == {"DNS": "connector"}
     assert not (temporary_directory and list(own.iterdir()))

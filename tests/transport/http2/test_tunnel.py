@@ -80,7 +80,7 @@ def why_not(client: Client, server: ScriptedHttp2, *answer: bytes) -> str:
     with pytest.raises(StreamEnded) as raised:
         opening.result(TIMEOUT)
     peer.close()
-    assert open_descriptors() == before
+    assert open_descriptors() <= before
     assert raised.value.code is StatusCode.UNAVAILABLE
     return raised.value.details
 
