@@ -49,10 +49,12 @@ UNMEASURED = tuple(
         "gateway/test_scale.py",
         "interop/",
         "runtime/test_interpreter_exit.py",
+        "runtime/test_memory.py",
         "runtime/test_rolling_restarts.py",
         "runtime/test_signals.py",
         "support/",
         "test_packaging.py",
+        "transport/test_through_a_proxy.py",
     )
 )
 
