@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib
 import os
 import pkgutil
@@ -89,6 +90,11 @@ def pytest_collection(session: pytest.Session) -> Generator[None, object, object
             importlib.import_module(module.name)
     with untraced():
         return (yield)
+
+
+def pytest_collection_finish() -> None:
+    """To look through what was collected, a fifth of a second long, frees nothing."""
+    gc.freeze()
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
