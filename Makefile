@@ -115,7 +115,7 @@ $(VENV)/fuzz.stamp: EXTRAS := [fuzz]
 $(VENV)/bench.stamp: EXTRAS := [bench]
 $(VENV)/all.stamp: EXTRAS := [dev,uwsgi]
 # To compile uWSGI takes more than all the rest, and half of that is to optimize it.
-$(VENV)/all.stamp: export CFLAGS := -O0
+$(VENV)/all.stamp: export CFLAGS := $(CFLAGS) -O0
 
 # What is installed along, so that nobody asks for it again.
 $(VENV)/test.stamp: ALONG := run

@@ -116,7 +116,7 @@ def try_out(row: Row, only: str | None, workers: int, arguments: list[str]) -> R
         dependencies = installed(row)
         if only != "prepare":
             passed, outcome = test(row, workers, arguments, said)
-    except OSError as error:
+    except (OSError, subprocess.CalledProcessError) as error:
         passed, outcome = False, str(error)
     return Result(row, passed, outcome, dependencies, "".join(said), time.monotonic() - started)
 

@@ -11,7 +11,7 @@ _LARGEST_WINDOW = (1 << 31) - 1
 
 _BURST = 10_000
 _PER_SECOND = 1_000.0
-_MOST = 100_000  # of what was earned: it may take a peer many reads to use that
+_MOST = 100_000  # with what was earned: it may take a peer many reads to use that
 
 
 class SendWindow:

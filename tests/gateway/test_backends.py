@@ -24,6 +24,7 @@ from tests.support.waiting import eventually
 
 SAY = "/echo.Echo/Say"
 PATIENCE = 60.0
+SOON = 20.0  # less than the gateway itself waits for a backend
 
 
 def ask(gateway: Gateway, message: bytes) -> bytes:
@@ -189,7 +190,7 @@ def test_a_caller_that_gives_up_cancels_the_call_at_the_backend(
     pending = call(gateway, SAY)
     handling = backend.calls.get(timeout=PATIENCE)
     pending.cancel()
-    eventually(lambda: not handling.is_active())
+    eventually(lambda: not handling.is_active(), SOON)
 
 
 def test_a_stopping_gateway_lets_a_call_be_answered(gateway, new_backend, released, call) -> None:
@@ -272,7 +273,7 @@ def test_a_connector_can_cancel_its_call(gateway, new_backend, released, dial) -
     connector.send(request=ForwardRequest(request_id="1", method_path=SAY))
     handling = backend.calls.get(timeout=PATIENCE)
     connector.send(cancel=CancelRequest(request_id="1"))
-    eventually(lambda: not handling.is_active())
+    eventually(lambda: not handling.is_active(), SOON)
     eventually(lambda: gateway.connections()[0].asked == 0)
 
 
@@ -285,7 +286,7 @@ def test_a_connector_that_is_gone_gives_up_its_calls(
     connector.send(request=ForwardRequest(request_id="1", method_path=SAY))
     handling = backend.calls.get(timeout=PATIENCE)
     connector.close()
-    eventually(lambda: not handling.is_active())
+    eventually(lambda: not handling.is_active(), SOON)
 
 
 def test_a_leaving_connector_still_gets_its_answer(gateway, new_backend, released, connect) -> None:

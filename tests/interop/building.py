@@ -62,7 +62,8 @@ def _make_grpcurl() -> None:
     said = _run(["go", "list", "-f", "{{.Dir}}", command], module)
     published = Path(said.splitlines()[-1])  # after what was downloaded
     ours = BUILD / "grpcurl"
-    ours.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(ours, ignore_errors=True)
+    ours.mkdir(parents=True)
     for name in ("go.mod", "go.sum"):
         shutil.copyfile(module / name, ours / name)
     for source in published.glob("*.go"):
@@ -84,7 +85,8 @@ def _make_node() -> None:
 
 
 def _make_java() -> None:
-    soon_ready = "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC"
+    given = os.environ.get("MAVEN_OPTS", "")
+    soon_ready = f"-XX:TieredStopAtLevel=1 -XX:+UseSerialGC {given}"
     _run(["mvn", "--quiet", "--batch-mode", "compile"], HERE / "java", MAVEN_OPTS=soon_ready)
 
 

@@ -43,6 +43,7 @@ def transport_options() -> dict[str, str]:
         ("CERTIFICATE_VERIFY_FAILED: unable to get local issuer certificate", "unknown authority"),
         ("CERTIFICATE_VERIFY_FAILED: self signed certificate", "unknown authority"),
         ("SSL routines:OPENSSL_internal:CERTIFICATE_VERIFY_FAILED", "has expired or is not yet"),
+        ("SSL routines:OPENSSL_internal:BAD_SIGNATURE", "another key of that authority"),
         ("SSL routines:OPENSSL_internal:WRONG_VERSION_NUMBER", "does not speak TLS"),
         ("SSL routines:OPENSSL_internal:TLSV1_ALERT_PROTOCOL_VERSION", "TLS is too old"),
         ("SSL routines:OPENSSL_internal:TLSV1_ALERT_UNKNOWN_CA", "who signed the client"),
@@ -51,6 +52,7 @@ def transport_options() -> dict[str, str]:
         ("UNKNOWN: Failed to create security handshaker.", "not PEM, or not of one pair"),
         ("UNAVAILABLE: Socket closed", "does it expect a client certificate"),
         ("UNAVAILABLE: Endpoint read failed", "does it expect a client certificate"),
+        ("UNAVAILABLE: Secure read failed", "does it expect a client certificate"),
         ("UNAVAILABLE: Unwrap failed (TSI_DATA_CORRUPTED)", "does it expect a client certificate"),
     ],
 )
