@@ -117,7 +117,9 @@ def fork_in_a_loop() -> None:
     failed = 0
     for _ in range(8):
         answered = connector.stats()["answered"]
+        deadline = time.monotonic() + PATIENCE
         while connector.stats()["answered"] == answered:  # requests flow
+            assert time.monotonic() < deadline, "no request came"
             time.sleep(0.001)
         failed += join(fork(lambda: use_every_method(connector))) != 0
     say("forked, failed:", failed)
