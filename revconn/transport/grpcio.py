@@ -327,7 +327,6 @@ _EXPLANATIONS = (
     ("local issuer", "the gateway's certificate is signed by an unknown authority"),
     ("certificate signature failure", _ANOTHER_KEY),
     ("BAD_SIGNATURE", _ANOTHER_KEY),  # in older releases
-    ("self-signed", "the gateway's certificate is signed by an unknown authority"),
     ("self signed", "the gateway's certificate is signed by an unknown authority"),
     ("CERTIFICATE_VERIFY_FAILED", _NOT_TRUSTED),  # all that older releases say
     ("WRONG_VERSION_NUMBER", "what listens there does not speak TLS"),

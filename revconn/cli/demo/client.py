@@ -44,8 +44,6 @@ class Caller:
                 ("grpc.enable_http_proxy", 0),
             ],
         )
-        # Between calls old grpcio goes on connecting only if somebody watches the channel.
-        self._channel.subscribe(lambda state: None)
         self._stub = GreeterStub(self._channel)  # type: ignore[no-untyped-call]
 
     def hello(self, name: str, padding: bytes = b"") -> Outcome:
