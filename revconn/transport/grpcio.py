@@ -28,6 +28,8 @@ __all__ = ["GrpcioTransport", "explain"]
 logger = get_logger(__name__)
 
 _NEVER_MS = 2**31 - 2  # one more is gRPC's infinity
+_WINDOW = 8 << 20  # bytes, as with http2
+_HAS_FIXED_WINDOWS = tuple(map(int, grpc.__version__.split(".")[:2])) >= (1, 74)
 
 
 class GrpcioTransport(Transport):
@@ -56,6 +58,10 @@ class GrpcioTransport(Transport):
             ("grpc.use_local_subchannel_pool", 1),
             ("grpc.enable_retries", 0),
         ]
+        if _HAS_FIXED_WINDOWS:
+            # By what gRPC measures, a slow machine's network holds 100 MiB and more.
+            self._options.append(("grpc.http2.bdp_probe", 0))
+            self._options.append(("grpc.http2.lookahead_bytes", _WINDOW))
         if proxy is not None:
             self._options.append(("grpc.http_connect_server", target.destination))
             if proxy.authorization is not None:
