@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import queue
+import subprocess
+import sys
 from collections.abc import Iterator
 from typing import Any, Callable
 
@@ -56,19 +58,38 @@ def test_whoever_waits_for_a_gateway_goes_on_when_it_was_stopped(gateway) -> Non
     gateway.wait()  # there is none to wait for
 
 
-@pytest.mark.parametrize("error", [SystemExit, KeyboardInterrupt])
-def test_whoever_waits_hears_what_ended_it_and_so_does_the_command(
-    gateway, caplog, error: type[BaseException]
-) -> None:
-    wakeups: queue.SimpleQueue[int | None] = queue.SimpleQueue()
-    watch = _Watch(gateway, wakeups)
-    on_the_loop(gateway, raising(error))
-    with pytest.raises(error):
-        gateway.wait(TIMEOUT)
-    assert wakeups.get(timeout=TIMEOUT) is None
-    assert watch.has_failed
-    assert "the gateway failed" in caplog.text
-    caplog.clear()
+# In a process of its own: a loop that ends so leaves a thread of grpc's behind.
+ENDED_BY_A_BUG = """
+import logging, queue, sys
+from revconn.cli.gateway import _Watch
+from revconn.gateway import Gateway
+
+def fail():
+    raise {error}("a bug")
+
+logging.basicConfig(stream=sys.stdout, format="%(message)s")
+gateway, wakeups = Gateway(api_keys="key").start(), queue.SimpleQueue()
+watch = _Watch(gateway, wakeups)
+gateway._thread._loop.call_soon_threadsafe(fail)
+try:
+    gateway.wait({timeout})
+except {error} as error:
+    print("waited for", repr(error))
+assert wakeups.get(timeout={timeout}) is None
+print("has failed:", watch.has_failed)
+"""
+
+
+@pytest.mark.parametrize("error", ["SystemExit", "KeyboardInterrupt"])
+def test_whoever_waits_hears_what_ended_it_and_so_does_the_command(error: str) -> None:
+    program = ENDED_BY_A_BUG.format(error=error, timeout=TIMEOUT)
+    run = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=2 * TIMEOUT
+    )
+    assert (run.returncode, run.stderr) == (0, "")
+    lines = run.stdout.splitlines()
+    assert "the gateway failed" in lines
+    assert lines[-2:] == [f"waited for {error}('a bug')", "has failed: True"]
 
 
 def test_a_command_whose_gateway_was_stopped_has_not_failed(gateway) -> None:
