@@ -16,6 +16,13 @@ from typing import Any, Callable
 import pytest
 from hypothesis import settings
 
+# What grpc does around a fork it also does in the children of Python 3.9's subprocess, before they
+# execute anything: with newer releases some never do. Whom the tests start is to have it as usual.
+os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"
+import grpc  # noqa: F401
+
+del os.environ["GRPC_ENABLE_FORK_SUPPORT"]
+
 import revconn
 from revconn import Connector
 from revconn.testing import FaultProxy
