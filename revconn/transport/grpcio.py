@@ -29,6 +29,7 @@ logger = get_logger(__name__)
 
 _NEVER_MS = 2**31 - 2  # one more is gRPC's infinity
 _WINDOW = 8 << 20  # bytes, as with http2
+# Older ones leave a window that they do not measure at 64 KiB, whatever they are asked for.
 _HAS_FIXED_WINDOWS = tuple(map(int, grpc.__version__.split(".")[:2])) >= (1, 74)
 
 
