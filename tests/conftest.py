@@ -19,9 +19,8 @@ from hypothesis import settings
 # What grpc does around a fork it also does in the children of Python 3.9's subprocess, before they
 # execute anything: with newer releases some never do. Whom the tests start is to have it as usual.
 os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"
-import grpc  # noqa: F401
 
-del os.environ["GRPC_ENABLE_FORK_SUPPORT"]
+import grpc
 
 import revconn
 from revconn import Connector
@@ -30,6 +29,9 @@ from tests.support.certificates import Authority
 from tests.support.connectors import QUICK, TRANSPORTS
 from tests.support.programs import Program
 from tests.support.scripted_gateway import ScriptedGateway
+
+grpc.insecure_channel("127.0.0.1:9").close()  # looks at it, if grpc is older than 1.74
+del os.environ["GRPC_ENABLE_FORK_SUPPORT"]
 
 JOIN_TIMEOUT = 60.0
 

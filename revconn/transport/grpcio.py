@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import socket
 import threading
 import time
@@ -30,7 +31,7 @@ logger = get_logger(__name__)
 _NEVER_MS = 2**31 - 2  # one more is gRPC's infinity
 _WINDOW = 8 << 20  # bytes, as with http2
 # Older ones leave a window that they do not measure at 64 KiB, whatever they are asked for.
-_HAS_FIXED_WINDOWS = tuple(map(int, grpc.__version__.split(".")[:2])) >= (1, 74)
+_HAS_FIXED_WINDOWS = not re.match(r"1\.([0-6]?\d|7[0-3])\.", grpc.__version__)
 
 
 class GrpcioTransport(Transport):
@@ -335,6 +336,8 @@ _EXPLANATIONS = (
     ("certificate signature failure", _ANOTHER_KEY),
     ("BAD_SIGNATURE", _ANOTHER_KEY),  # in older releases
     ("self signed", "the gateway's certificate is signed by an unknown authority"),
+    # OpenSSL's spelling, with which grpcio can be built.
+    ("self-signed", "the gateway's certificate is signed by an unknown authority"),
     ("CERTIFICATE_VERIFY_FAILED", _NOT_TRUSTED),  # all that older releases say
     ("WRONG_VERSION_NUMBER", "what listens there does not speak TLS"),
     ("PROTOCOL_VERSION", "the gateway's TLS is too old"),

@@ -1,4 +1,4 @@
-"""What a gateway can make a connector hold in memory, in a process of its own."""
+"""What a gateway can make a connector hold in memory."""
 
 from __future__ import annotations
 

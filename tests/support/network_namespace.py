@@ -21,12 +21,14 @@ class NetworkNamespace:
     :ivar address: what programs in it listen on.
     """
 
+    PREFIX = "rv"  # of the cable's ends
+
     def __init__(self) -> None:
         near, far = _subnet_of_this_process().hosts()
         self.address = str(far)
         self._near_address = str(near)
         self._name = f"revconn-{os.getpid()}"
-        self._near, self._far = f"rv{os.getpid()}a", f"rv{os.getpid()}b"
+        self._near, self._far = f"{self.PREFIX}{os.getpid()}a", f"{self.PREFIX}{os.getpid()}b"
         if sys.platform != "linux" or os.geteuid() != 0:
             raise PermissionError("network namespaces need Linux and root")
         _ip("netns", "add", self._name)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.network_namespace import NetworkNamespace
 from tests.support.threads import TIMEOUT
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
@@ -17,9 +18,9 @@ def zoned_address() -> str:
     """An address of this machine's, with its zone."""
     table = Path("/proc/net/if_inet6")
     lines = [line.split() for line in table.read_text().splitlines()] if table.exists() else []
-    # The interface that has been here longest: other tests make some, and remove them again.
-    for digits, _, _, _, _, interface in sorted(lines, key=lambda line: int(line[1], 16)):
-        if digits.startswith("fe80"):
+    for digits, _, _, _, _, interface in lines:
+        # Not one that another test has made, and removes again.
+        if digits.startswith("fe80") and not interface.startswith(NetworkNamespace.PREFIX):
             address = socket.inet_ntop(socket.AF_INET6, bytes.fromhex(digits))
             return f"{address}%{interface}"
     pytest.skip("no interface here has a link-local address")

@@ -44,6 +44,8 @@ class Caller:
                 ("grpc.enable_http_proxy", 0),
             ],
         )
+        # Between calls grpcio (1.76 still) goes on connecting only if somebody watches the channel.
+        self._channel.subscribe(lambda state: None)
         self._stub = GreeterStub(self._channel)  # type: ignore[no-untyped-call]
 
     def hello(self, name: str, padding: bytes = b"") -> Outcome:
