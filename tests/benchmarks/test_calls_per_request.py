@@ -1,0 +1,44 @@
+"""What one request alone costs, in function calls: no change makes the hot path longer unseen.
+
+`python -m tests.support.call_counts inline` prints the calls. A change that needs fewer lowers the
+bar here; one that needs more says why they are worth it.
+"""
+
+import pytest
+
+from revconn import Request
+from tests.support.call_counts import KINDS, calls_of_one_request, echo, numbers
+
+# In Python, in C: at most. The same on Python 3.9 to 3.13, and with the oldest and the newest
+# dependencies but for pings, which take h2 4.0 some ten calls fewer than 4.3.
+BARS = {
+    "inline": (82, 102),
+    "pool": (99, 115),
+    "inline-pinged": (195, 184),
+    "pool-pinged": (212, 197),
+}
+
+
+@pytest.mark.parametrize("name", BARS)
+def test_one_request_alone_takes_no_more_calls_than_its_bar(name: str) -> None:
+    python, c = numbers(calls_of_one_request(KINDS[name]))
+    most_python, most_c = BARS[name]
+    assert python <= most_python, f"calls in Python; python -m tests.support.call_counts {name}"
+    assert c <= most_c, f"calls in C; python -m tests.support.call_counts {name}"
+
+
+def test_each_call_is_counted_in_whichever_thread_it_is_made() -> None:
+    def longer(request: Request) -> bytes:
+        len("")
+        len("")
+        return echo(request)
+
+    for name in ("inline", "pool"):
+        python, c = numbers(calls_of_one_request(KINDS[name]))
+        assert numbers(calls_of_one_request(KINDS[name], longer)) == (python + 1, c + 2)
+
+
+def test_a_request_in_the_pool_is_counted_in_the_receiving_thread_and_in_the_handlers() -> None:
+    calls = calls_of_one_request(KINDS["pool"])
+    assert {call.thread.split("-")[1].split("_")[0] for call in calls} == {"receiver", "handler"}
+    assert [call.thread.startswith("revconn-handler") for call in calls].count(True) > 1
