@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterable
 from typing import Protocol
 
 from revconn._proto.registry_pb2 import ForwardRequest, ForwardResponse
-from revconn.core.probing import PROBE_METHOD, Prober, Verdict
+from revconn.core.liveness import PROBE_METHOD, Prober, Verdict
 from revconn.core.protocol import Arrival
 from revconn.core.status import is_success
 from revconn.core.text import Mask, presentable
@@ -43,7 +43,7 @@ class Probed(Protocol):
 
 
 class Probe:
-    """Asks and answers; see :class:`~revconn.core.probing.Prober` for the rules.
+    """Asks and answers; see :class:`~revconn.core.liveness.Prober` for the rules.
 
     ``_lock`` guards the prober; nothing is called under it.
     """

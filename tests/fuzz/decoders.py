@@ -22,7 +22,7 @@ from revconn.core.errors import ProtocolError
 from revconn.core.frames import FrameSplitter, parse_goaway, parse_window_update, unpad
 from revconn.core.framing import GzipInflater, MessageReader, is_framed, unframe
 from revconn.core.http import decode_metadata, end_by_trailers, refusal
-from revconn.core.probing import Prober
+from revconn.core.liveness import Prober
 from revconn.core.protocol import Conversation
 from revconn.core.routing import Routes
 from revconn.core.status import decode_message, response_code

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from revconn._proto.registry_pb2 import ForwardRequest, ForwardResponse
-from revconn.core.probing import Prober, Verdict
+from revconn.core.liveness import Prober, Verdict
 
 INTERVAL, PATIENCE = 60.0, 20.0
 OWN = b"0" * 32
@@ -177,7 +177,7 @@ def test_replicas_that_do_not_say_who_they_are_prove_nothing(proven: Probing) ->
 
 
 def test_a_great_many_replicas_are_not_all_remembered(proven: Probing, monkeypatch) -> None:
-    monkeypatch.setattr("revconn.core.probing._MOST_REPLICAS", 2)
+    monkeypatch.setattr("revconn.core.liveness._MOST_REPLICAS", 2)
     proven.pass_time(INTERVAL)
     for number in range(24):
         proven.turn(other(number + 1))

@@ -1,0 +1,136 @@
+"""One tunnel connection, either side: what may be said when, what is heard, and what is due.
+
+A connector opens a stream to a gateway, and both speak :class:`ConnectionMessage` on it. Each end
+holds a connection; both go through the same phases, and one of them knows of each step later:
+
+    OPENED        the stream is there; nothing was said
+       | register   the connector's first message, with its API key and its services
+    REGISTERING   the gateway looks at the key
+       | accept     the gateway's CONNECTED, with the id that it gives
+    READY         requests and their responses, heartbeats, cancels, events
+       | disconnect the connector's DISCONNECTED, or the end of its half of the stream
+    LEAVING       nothing new is asked of the connector; all that was is answered, heartbeats go on
+       | close      the gateway ends the stream when all is settled
+    ENDED         nothing is said or heard
+
+    and to ENDED from wherever it is
+         dismiss    the gateway's DISCONNECTED, or its ERROR in place of CONNECTED
+         violate    the other end broke a rule of the protocol
+         expire     the first message, or the answer to it, came too late
+         close      the stream broke, or is given up at this end
+
+Messages that arrived and local wishes go in; what they mean and the bytes to send come out. Time is
+passed in (seconds on one clock, that of :mod:`revconn.core.liveness`), nothing blocks, nothing is
+shared: whoever owns a connection guards it. The sides are :mod:`revconn.core.connector_side` and
+:mod:`revconn.core.gateway_side`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from enum import Enum
+from typing import ClassVar, Final
+
+from revconn.core.errors import ProtocolError
+from revconn.core.text import Mask
+from revconn.logger import get_logger
+
+__all__ = [
+    "EITHER_SIDE",
+    "LONGEST_ID",
+    "Connection",
+    "Phase",
+    "Step",
+    "Transitions",
+    "is_possible_id",
+    "no_message",
+]
+
+logger = get_logger(__name__)
+
+LONGEST_ID = 256  # characters
+
+
+class Phase(Enum):
+    """Where a connection stands. It only ever moves down this list."""
+
+    OPENED = "opened"
+    REGISTERING = "registering"
+    READY = "ready"
+    LEAVING = "leaving"
+    ENDED = "ended"
+
+
+class Step(Enum):
+    """What moves a connection on; its value is what an error calls it."""
+
+    REGISTER = "register"
+    ACCEPT = "accept"
+    DISCONNECT = "disconnect"
+    DISMISS = "dismiss"
+    VIOLATE = "violate"
+    EXPIRE = "expire"
+    CLOSE = "close"
+
+
+Transitions = Mapping[tuple[Phase, Step], Phase]
+
+EITHER_SIDE: Final[Transitions] = {
+    (Phase.OPENED, Step.REGISTER): Phase.REGISTERING,
+    (Phase.OPENED, Step.VIOLATE): Phase.ENDED,
+    (Phase.OPENED, Step.CLOSE): Phase.ENDED,
+    (Phase.REGISTERING, Step.ACCEPT): Phase.READY,
+    (Phase.REGISTERING, Step.CLOSE): Phase.ENDED,
+    (Phase.READY, Step.DISCONNECT): Phase.LEAVING,
+    (Phase.READY, Step.DISMISS): Phase.ENDED,
+    (Phase.READY, Step.VIOLATE): Phase.ENDED,
+    (Phase.READY, Step.CLOSE): Phase.ENDED,
+    (Phase.LEAVING, Step.DISMISS): Phase.ENDED,
+    (Phase.LEAVING, Step.VIOLATE): Phase.ENDED,
+    (Phase.LEAVING, Step.CLOSE): Phase.ENDED,
+}
+
+
+class Connection:
+    """What both sides have in common: the phase, the id, the features in force."""
+
+    transitions: ClassVar[Transitions]
+
+    def __init__(self, features: frozenset[str]) -> None:
+        self.phase = Phase.OPENED
+        self.connection_id = ""
+        self.features = features
+        self._mask = Mask("")
+
+    @property
+    def established(self) -> bool:
+        """Whether responses and heartbeats may be sent."""
+        return self.phase in (Phase.READY, Phase.LEAVING)
+
+    def end(self) -> None:
+        """The stream is gone, or given up: nothing is sent or heard from here on. Idempotent."""
+        if self.phase is not Phase.ENDED:
+            self._take(Step.CLOSE)
+
+    def _require(self, allowed: bool, wish: str) -> None:
+        if not allowed:
+            raise ProtocolError(f"{wish} cannot be sent while {self.phase.value}")
+
+    def _take(self, step: Step) -> None:
+        """The one way from phase to phase. Raises :class:`ProtocolError` where there is none."""
+        phase = self.transitions.get((self.phase, step))
+        if phase is None:
+            raise ProtocolError(f"{step.value} cannot be sent while {self.phase.value}")
+        shown = self._mask(self.connection_id)
+        logger.debug("conversation %s: %s -> %s", shown, self.phase, phase)
+        self.phase = phase
+
+
+def is_possible_id(given: str) -> bool:
+    """Whether a peer may call a request, or a connection, so."""
+    return 0 < len(given) <= LONGEST_ID
+
+
+def no_message(data: bytes) -> ProtocolError:
+    """What is wrong with ``data``, which could not be decoded."""
+    return ProtocolError("bytes that are no ConnectionMessage", f"{len(data):,} bytes")

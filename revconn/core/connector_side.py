@@ -1,0 +1,399 @@
+"""A connector's side of one tunnel connection: what its gateway says, and what it says itself."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Sequence
+from typing import ClassVar, NamedTuple
+
+from revconn._proto.registry_pb2 import (
+    CancelRequest,
+    ConnectionMessage,
+    ConnectionRegister,
+    ConnectionStatus,
+    ForwardRequest,
+    ForwardResponse,
+    Heartbeat,
+)
+from revconn.core.connection import (
+    EITHER_SIDE,
+    LONGEST_ID,
+    Connection,
+    Phase,
+    Step,
+    Transitions,
+    is_possible_id,
+    no_message,
+)
+from revconn.core.errors import ProtocolError
+from revconn.core.features import CANCEL
+from revconn.core.liveness import PROBE_METHOD, ConnectorLiveness, Prober, Verdict
+from revconn.core.reminders import Reminders
+from revconn.core.status import is_success
+from revconn.core.terms import Terms
+from revconn.core.text import Mask, presentable
+from revconn.logger import get_logger
+
+__all__ = ["Arrival", "ConnectorConnection", "Due", "FromGateway", "Probed"]
+
+logger = get_logger(__name__)
+
+_LONGEST_QUOTE = 200
+_MOST_ASKED = 10_000
+_PROBE_END = -len(PROBE_METHOD)
+
+# Compared by identity, which costs a batch no call: up to Python 3.10 it is one of Python's to look
+# a member of an Enum up, and its hash is one everywhere.
+_OPENED, _ENDED = Phase.OPENED, Phase.ENDED
+
+Arrival = tuple[ForwardRequest, int]
+"""A request, and how many bytes it came in. A bare tuple, because there is one for each."""
+
+
+class Probed(NamedTuple):
+    """What came of a probe: a call of this connector to itself.
+
+    :ivar reason: why it proves that, in words for a log.
+    :ivar round_trip: seconds until it came back, if it did.
+    """
+
+    verdict: Verdict
+    service: str
+    reason: str
+    round_trip: float
+
+
+class FromGateway:
+    """What one batch of messages meant to a connector.
+
+    :ivar requests: to be handled, in the order in which they came.
+    :ivar cancelled: ids of earlier requests, or of none that ever was; each with how many requests
+        of this batch came before it. Those of the batch that it meant are not in ``requests``.
+    :ivar responses: to calls of this connector's own.
+    :ivar answers: to calls that are for no handler, encoded: probes, its own or another's.
+    :ivar probed: what came of its own probes. After ``LOST`` the stream is to be ended.
+    :ivar probes: the next ones, to be sent ahead of all that waits. They are no signs of life.
+    :ivar connection_id: of the batch that brought CONNECTED.
+    :ivar end: why the connection has ended, in the batch in which it did: a :class:`ProtocolError`
+        when the gateway broke the protocol. All the rest holds even then: it came first.
+    """
+
+    __slots__ = (
+        "answers",
+        "cancelled",
+        "connection_id",
+        "end",
+        "probed",
+        "probes",
+        "requests",
+        "responses",
+    )
+
+    requests: list[Arrival]
+    cancelled: dict[str, int]
+    responses: list[ForwardResponse]
+    answers: list[bytes]
+    probed: list[Probed]
+    probes: list[bytes]
+    connection_id: str | None
+    end: ProtocolError | str | None
+
+
+class Due(NamedTuple):
+    """What has become due at a connector: messages to send, ahead of all that waits.
+
+    :ivar heartbeat: a sign of life: :meth:`ConnectorConnection.heartbeat_left` is to be told when
+        it was handed to the network.
+    :ivar probe: a call of this connector to itself, which is none.
+    :ivar end: why the stream is to be ended. What arrives until that is done still counts.
+    """
+
+    heartbeat: bytes | None = None
+    probe: bytes | None = None
+    end: str = ""
+
+
+class ConnectorConnection(Connection):
+    """A connector's side.
+
+    Wishes (:meth:`register`, :meth:`heartbeat`, :meth:`request`, :meth:`disconnect`) return the
+    message to send and raise :class:`ProtocolError` when this is not the moment for them.
+
+    :param token: what it answers probes with: 32 letters and digits, unique everywhere.
+    """
+
+    transitions: ClassVar[Transitions] = {
+        **EITHER_SIDE,
+        (Phase.REGISTERING, Step.DISMISS): Phase.ENDED,
+        (Phase.REGISTERING, Step.VIOLATE): Phase.ENDED,
+        (Phase.REGISTERING, Step.EXPIRE): Phase.ENDED,
+    }
+
+    def __init__(self, liveness: ConnectorLiveness, *, token: str) -> None:
+        super().__init__(frozenset())
+        self._liveness = liveness
+        self._token = token
+        self._asked: dict[str, None] = {}  # calls of its own, the oldest first
+        self._probes: dict[str, None] = {}  # of those, its probes
+        self._ignored = Reminders()
+        self._now = 0.0
+
+    # Wishes
+
+    def register(
+        self, api_key: str, services: Iterable[str], now: float, prober: Prober | None = None
+    ) -> bytes:
+        """The first message. Its ``connection_id`` stays empty: the gateway gives one.
+
+        From now on the handshake's limit counts. ``prober`` says what to probe once it is over.
+        """
+        self._require(self.phase is Phase.OPENED, Step.REGISTER.value)
+        self._mask = Mask(api_key)
+        registration = ConnectionRegister(api_key=api_key, services=services)
+        message = ConnectionMessage(register=registration).SerializeToString()
+        self._take(Step.REGISTER)
+        self._liveness.registered(now, prober)
+        return message
+
+    def heartbeat(self, unix_time: float) -> bytes:
+        """A heartbeat with the id that the gateway gave."""
+        self._require(self.established, "heartbeat")
+        heartbeat = Heartbeat(timestamp=int(unix_time), connection_id=self.connection_id)
+        return ConnectionMessage(heartbeat=heartbeat).SerializeToString()
+
+    def request(self, request: ForwardRequest) -> bytes:
+        """A call of the connector's own, with an id that is unique everywhere.
+
+        Its answer comes once, if it comes.
+        """
+        self._require(self.phase is Phase.READY, "request")
+        self._asked[request.request_id] = None
+        if len(self._asked) > _MOST_ASKED:  # a gateway that answers none of so many answers none
+            oldest = next(iter(self._asked))
+            del self._asked[oldest]
+            self._probes.pop(oldest, None)
+        return ConnectionMessage(request=request).SerializeToString()
+
+    def disconnect(self) -> bytes:
+        """Say goodbye. Requests already on their way are still to be answered."""
+        self._take(Step.DISCONNECT)
+        self._liveness.leave()
+        status = ConnectionStatus(
+            connection_id=self.connection_id, status=ConnectionStatus.DISCONNECTED
+        )
+        return ConnectionMessage(status=status).SerializeToString()
+
+    def end(self) -> None:
+        """The stream is gone, or given up: nothing is sent, heard, or due from here on."""
+        super().end()
+        self._liveness.stop()
+
+    # Time
+
+    def agree(self, terms: Terms) -> None:
+        """What holds with this gateway; without this, it announced nothing.
+
+        Comes before the first message that is heard.
+        """
+        self.features = terms.features
+        self._liveness.agree(terms.heartbeat_interval, terms.liveness_timeout)
+
+    def heartbeat_left(self, at: float) -> None:
+        """The last heartbeat was handed to the network at that instant. It may be told twice."""
+        self._liveness.heartbeat_left(at)
+
+    def due(self) -> float | None:
+        """When to call :meth:`tick`; ``None``: not before something happens.
+
+        It may come nearer with :meth:`register` and with what :meth:`receive` takes in: CONNECTED,
+        and a response to a probe.
+        """
+        return self._liveness.due()
+
+    def tick(self, now: float, unix_time: float, *, reading: bool = True) -> Due:
+        """What is due by ``now``. Sooner does no harm.
+
+        ``reading`` says whether this side takes in what it is sent: no answer can come otherwise.
+        """
+        tick = self._liveness.tick(now, reading=reading)
+        return Due(
+            self.heartbeat(unix_time) if tick.heartbeat else None,
+            None if tick.probe is None else self._probe(tick.probe),
+            tick.end,
+        )
+
+    def _probe(self, probe: ForwardRequest) -> bytes:
+        self._probes[probe.request_id] = None
+        return self.request(probe)
+
+    # What the gateway says
+
+    def receive(self, batch: Sequence[bytes], now: float) -> FromGateway:
+        """Take in what arrived, in order. Never raises: ``end`` names a rule that was broken."""
+        inbound = FromGateway()  # filled here: a method of its own would be another call
+        requests = inbound.requests = []
+        inbound.cancelled = {}
+        inbound.responses = []
+        inbound.answers = []
+        inbound.probed = []
+        inbound.probes = []
+        inbound.connection_id = inbound.end = None
+        self._now = now
+        if self.phase is _OPENED and batch:
+            problem = "the gateway spoke before it was spoken to"
+            self._end(inbound, Step.VIOLATE, ProtocolError(problem))
+        if self.phase is _ENDED:
+            return inbound
+        # For each request nothing is called here but what is written in C: the rest of this loop
+        # is for what is rare. (A call of Python's would cost as much as decoding does.)
+        for data in batch:
+            try:
+                message = ConnectionMessage.FromString(data)
+            # What garbage raises depends on protobuf's release and implementation, and on the
+            # application's filter for warnings: DecodeError, UnicodeDecodeError, SystemError...
+            except Exception:  # noqa: BLE001
+                self._end(inbound, Step.VIOLATE, no_message(data))
+                break
+            kind = message.WhichOneof("message_type")
+            # Also before CONNECTED: a route exists from the moment the gateway registers it,
+            # and a caller's request may overtake the status.
+            if kind == "request":
+                request = message.request
+                request_id = request.request_id
+                if (
+                    request_id
+                    and not request_id[LONGEST_ID:]
+                    and request.method_path[_PROBE_END:] != PROBE_METHOD
+                ):
+                    requests.append((request, len(data)))
+                    continue
+            try:
+                self._receive_rare(kind, message, inbound)
+            except ProtocolError as error:
+                self._end(inbound, Step.VIOLATE, error)
+            if self.phase is _ENDED:
+                break
+        if inbound.cancelled:
+            inbound.requests = [
+                arrival
+                for number, arrival in enumerate(requests)
+                if number >= inbound.cancelled.get(arrival[0].request_id, 0)
+            ]
+        if inbound.requests and self._liveness.prober is not None:
+            self._liveness.prober.heard()
+        return inbound
+
+    def _receive_rare(
+        self, kind: str | None, message: ConnectionMessage, inbound: FromGateway
+    ) -> None:
+        """What is no request for a handler."""
+        if kind == "request":
+            self._receive_odd_request(message.request, inbound)
+        elif kind == "response" and message.response.request_id in self._asked:
+            self._receive_response(message.response, inbound)
+        elif kind == "status":
+            self._receive_status(message.status, inbound)
+        elif kind == "cancel" and CANCEL in self.features:
+            self._receive_cancel(message.cancel, inbound)
+        elif kind is None:
+            self._log(logging.INFO, "ignored a message of a type newer than this schema")
+        else:
+            self._log(logging.INFO, f"ignored a {kind}: a gateway has no use for one here")
+
+    def _receive_odd_request(self, request: ForwardRequest, inbound: FromGateway) -> None:
+        """A probe, or a request that nobody can answer."""
+        if not is_possible_id(request.request_id):
+            problem = "ignored a request with no id or an endless one: unanswerable"
+            self._log(logging.WARNING, problem)
+            return
+        if self._liveness.prober is not None:
+            self._liveness.prober.arrived(request.request_id)
+        response = ForwardResponse(
+            request_id=request.request_id, status_code=200, payload=self._token.encode()
+        )
+        inbound.answers.append(ConnectionMessage(response=response).SerializeToString())
+
+    def _receive_cancel(self, cancel: CancelRequest, inbound: FromGateway) -> None:
+        if is_possible_id(cancel.request_id):
+            inbound.cancelled[cancel.request_id] = len(inbound.requests)
+            logger.debug(
+                "the gateway cancels %r: %s",
+                cancel.request_id,
+                presentable(self._mask(cancel.reason)),
+            )
+
+    def _receive_response(self, response: ForwardResponse, inbound: FromGateway) -> None:
+        request_id = response.request_id
+        del self._asked[request_id]
+        if request_id not in self._probes:
+            inbound.responses.append(response)
+            return
+        del self._probes[request_id]
+        prober = self._liveness.prober
+        if prober is None:  # this connection is being left
+            return
+        service = prober.service
+        verdict = prober.answered(response, self._now)
+        silent = "answered by others" if is_success(response.status_code) else "no reason given"
+        error = presentable(self._mask(response.error_message)) or silent
+        if verdict is Verdict.UNKNOWN:
+            code = response.status_code
+            logger.debug("a probe of %s came to nothing: %d, %s", service, code, error)
+        else:
+            reason = f"{verdict.value} ({service}): {response.status_code}, {error}"
+            inbound.probed.append(Probed(verdict, service, reason, prober.round_trip))
+        if verdict is Verdict.LOST:
+            self._liveness.leave()
+        elif (probe := self._liveness.next_probe(self._now)) is not None:
+            inbound.probes.append(self._probe(probe))
+
+    def _receive_status(self, status: ConnectionStatus, inbound: FromGateway) -> None:
+        if status.status == ConnectionStatus.CONNECTED:
+            self._receive_connected(status, inbound)
+        elif status.status == ConnectionStatus.DISCONNECTED:
+            said = f"the gateway said DISCONNECTED: {self._quote(status.message)}"
+            self._end(inbound, Step.DISMISS, said)
+        elif status.status != ConnectionStatus.ERROR:
+            problem = "ignored a connection status newer than this schema"
+            self._log(logging.INFO, problem, f": {status.status}")
+        elif self.phase is Phase.REGISTERING:
+            said = f"the gateway said ERROR: {self._quote(status.message)}"
+            self._end(inbound, Step.DISMISS, said)
+        else:
+            said = f": {self._quote(status.message)}"
+            self._log(logging.WARNING, "the gateway reported an error", said)
+
+    def _receive_connected(self, status: ConnectionStatus, inbound: FromGateway) -> None:
+        given = status.connection_id
+        if not given:
+            raise ProtocolError("CONNECTED without a connection_id")
+        if not is_possible_id(given) or not given.isprintable():
+            raise ProtocolError("CONNECTED with an unusable connection_id", self._quote(given))
+        if self.phase is not Phase.REGISTERING:
+            if given != self.connection_id:
+                # Heartbeats must carry the one right id, and there is no telling which it is now.
+                problem = "a second CONNECTED with another connection_id"
+                raise ProtocolError(problem, self._quote(given))
+            return
+        overdue = self._liveness.accept(self._now)
+        if overdue:
+            self._end(inbound, Step.EXPIRE, overdue)
+            return
+        self.connection_id = inbound.connection_id = given
+        self._take(Step.ACCEPT)
+
+    def _end(self, inbound: FromGateway, step: Step, why: ProtocolError | str) -> None:
+        inbound.end = why
+        self._take(step)
+        self._liveness.stop()
+
+    def _quote(self, text: str) -> str:
+        """The gateway's words for a log: shortened, and with no control characters."""
+        return repr(self._mask(text)[:_LONGEST_QUOTE]) if text else "(no reason given)"
+
+    def _log(self, level: int, problem: str, detail: str = "") -> None:
+        """A line, unless the gateway does this again and again."""
+        count = self._ignored.count(problem, self._now)
+        if count:
+            times = f" ({count:,} times since the last such line)" if count > 1 else ""
+            logger.log(level, "%s%s%s", problem, detail, times)

@@ -1,0 +1,301 @@
+"""A gateway's side of one tunnel connection: what a connector says, and what it is told."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar, NamedTuple
+
+from revconn._proto.registry_pb2 import (
+    CancelRequest,
+    ConnectionMessage,
+    ConnectionRegister,
+    ConnectionStatus,
+    ForwardResponse,
+    Heartbeat,
+)
+from revconn.core.connection import (
+    EITHER_SIDE,
+    Connection,
+    Phase,
+    Step,
+    Transitions,
+    is_possible_id,
+    no_message,
+)
+from revconn.core.features import CANCEL
+from revconn.core.liveness import GatewayLiveness
+from revconn.core.status import StatusCode
+from revconn.logger import get_logger
+
+__all__ = ["End", "FromConnector", "GatewayConnection", "Goodbye"]
+
+logger = get_logger(__name__)
+
+_LONGEST_QUOTE = 200
+_STATUSES = {number: name for name, number in ConnectionStatus.StatusType.items()}
+_FOR_OTHERS = frozenset({"request", "event", "subscription"})
+
+# Compared by identity, as on the other side.
+_OPENED, _REGISTERING, _ENDED = Phase.OPENED, Phase.REGISTERING, Phase.ENDED
+
+
+class End(NamedTuple):
+    """How a gateway ends a stream."""
+
+    code: StatusCode
+    reason: str
+
+
+class Goodbye(NamedTuple):
+    """A connector is leaving.
+
+    :ivar departure: how it said so.
+    :ivar reason: its words, quoted; empty if it had none.
+    """
+
+    departure: str
+    reason: str
+
+
+class FromConnector:
+    """What one batch of messages meant to a gateway.
+
+    :ivar registration: who wants to register what, in the batch that begins a stream. What came
+        behind it is heard once it was accepted, with the next :meth:`GatewayConnection.receive`.
+    :ivar responses: to requests, or chunks of them, in the order in which they came.
+    :ivar rest: all else that is for others to act on, in order: each with its kind, which is
+        ``request``, ``cancel``, ``event`` or ``subscription``.
+    :ivar ignored: what was said in vain, for a log; what a peer can vary as it likes is the second.
+    :ivar goodbye: it is leaving; heard once.
+    :ivar too_large: the message over the limit that has ended the connection.
+    :ivar end: why the connection has ended, in the batch in which it did, and how to end the
+        stream. All the rest holds even then: it came first.
+    """
+
+    __slots__ = ("end", "goodbye", "ignored", "registration", "responses", "rest", "too_large")
+
+    def __init__(self) -> None:
+        self.registration: ConnectionRegister | None = None
+        self.responses: list[ForwardResponse] = []
+        self.rest: list[tuple[str, ConnectionMessage]] = []
+        self.ignored: list[tuple[str, str]] = []
+        self.goodbye: Goodbye | None = None
+        self.too_large: bytes | None = None
+        self.end: End | None = None
+
+
+class GatewayConnection(Connection):
+    """A gateway's side.
+
+    Wishes (:meth:`accept`, :meth:`request`, :meth:`respond`, :meth:`cancel`, :meth:`report_error`,
+    :meth:`dismiss`) return the message to send and raise :class:`ProtocolError` when this is not
+    the moment for them.
+
+    :param features: those in force.
+    :param max_message_bytes: the largest message that is taken.
+    :ivar foreign_heartbeat: the id in the last heartbeat that did not name this connection.
+    """
+
+    transitions: ClassVar[Transitions] = {**EITHER_SIDE, (Phase.OPENED, Step.EXPIRE): Phase.ENDED}
+
+    def __init__(
+        self,
+        liveness: GatewayLiveness,
+        *,
+        features: frozenset[str],
+        max_message_bytes: int,
+    ) -> None:
+        super().__init__(features)
+        self._liveness = liveness
+        self._limit = max_message_bytes
+        self._behind: list[bytes] = []  # what came behind the registration
+        self.foreign_heartbeat: str | None = None
+
+    @property
+    def last_heartbeat(self) -> float:
+        """When the last heartbeat came, or the connector was accepted."""
+        return self._liveness.last_heartbeat
+
+    # Wishes
+
+    def accept(self, connection_id: str, now: float) -> bytes:
+        """CONNECTED: the connector may be sent requests from now on."""
+        self._take(Step.ACCEPT)
+        self.connection_id = connection_id
+        self._liveness.heard(now)
+        connected = ConnectionStatus(connection_id=connection_id)
+        return ConnectionMessage(status=connected).SerializeToString()
+
+    def request(self, message: ConnectionMessage) -> bytes:
+        """Ask the connector something: not once it is leaving."""
+        self._require(self.phase is Phase.READY, "request")
+        return message.SerializeToString()
+
+    def respond(self, response: ForwardResponse) -> bytes:
+        """Answer, or a chunk of the answer, to a request of the connector's own."""
+        self._require(self.established, "response")
+        return ConnectionMessage(response=response).SerializeToString()
+
+    def cancel(self, request_id: str, reason: str) -> bytes | None:
+        """Say that a request need not be answered; ``None`` to a connector that cannot be told."""
+        self._require(self.established, "cancel")
+        if CANCEL not in self.features:
+            return None
+        cancel = CancelRequest(request_id=request_id, reason=reason)
+        return ConnectionMessage(cancel=cancel).SerializeToString()
+
+    def report_error(self, problem: str) -> bytes:
+        """Status ERROR: what no response can say."""
+        self._require(self.established, "ERROR")
+        return self._status(ConnectionStatus.ERROR, problem)
+
+    def dismiss(self, reason: str) -> bytes:
+        """DISCONNECTED, the last message: the connector is sent away."""
+        self._take(Step.DISMISS)
+        self._liveness.stop()
+        return self._status(ConnectionStatus.DISCONNECTED, reason)
+
+    def end(self) -> None:
+        """The stream is gone, or given up: nothing is sent, heard, or due from here on."""
+        super().end()
+        self._liveness.stop()
+
+    def _status(self, kind: ConnectionStatus.StatusType, text: str) -> bytes:
+        status = ConnectionStatus(connection_id=self.connection_id, status=kind, message=text)
+        return ConnectionMessage(status=status).SerializeToString()
+
+    # Time
+
+    def due(self) -> float | None:
+        """When to call :meth:`tick`; ``None``: not before something happens.
+
+        It only ever goes further away, but for :meth:`accept`.
+        """
+        return self._liveness.due()
+
+    def tick(self, now: float) -> End | None:
+        """How the stream is to be ended, if the connector has been silent for too long.
+
+        What arrives until that is done still counts.
+        """
+        reason = self._liveness.tick(now)
+        if not reason:
+            return None
+        silent = self.established
+        return End(StatusCode.UNAVAILABLE if silent else StatusCode.DEADLINE_EXCEEDED, reason)
+
+    # What the connector says
+
+    def receive(self, batch: Sequence[bytes], now: float) -> FromConnector:
+        """Take in what arrived, in order. Never raises: ``end`` names a rule that was broken."""
+        inbound = FromConnector()
+        responses = inbound.responses
+        if self.phase is _ENDED:
+            return inbound
+        if self.phase is _REGISTERING:
+            self._behind += batch
+            return inbound
+        if self._behind:
+            batch, self._behind = [*self._behind, *batch], []
+        # As on the other side: for each response nothing is called but what is written in C.
+        for number, data in enumerate(batch):
+            if len(data) > self._limit:
+                inbound.too_large = data
+                self._take(Step.VIOLATE)
+                self._liveness.stop()
+                break
+            try:
+                message = ConnectionMessage.FromString(data)
+            except Exception:  # noqa: BLE001 - as on the other side
+                self._end(inbound, Step.VIOLATE, no_message(data).args[0])
+                break
+            kind = message.WhichOneof("message_type")
+            if self.phase is _OPENED:
+                self._receive_first(kind, message, inbound, now)
+                self._behind += batch[number + 1 :]
+                break
+            if kind == "response":
+                responses.append(message.response)
+            else:
+                self._receive_rare(kind, message, inbound, now)
+        return inbound
+
+    def half_close(self) -> FromConnector:
+        """The connector has ended its half of the stream, which is a goodbye too.
+
+        Comes after all that was received is dealt with, a registration too.
+        """
+        inbound = FromConnector()
+        if self.phase is Phase.OPENED:
+            problem = "the stream ended before a register message"
+            self._end(inbound, Step.VIOLATE, problem)
+        elif self.phase is Phase.READY:
+            self._take(Step.DISCONNECT)
+            inbound.goodbye = Goodbye("it closed its side of the stream", "")
+        return inbound
+
+    def _receive_first(
+        self, kind: str | None, message: ConnectionMessage, inbound: FromConnector, now: float
+    ) -> None:
+        if kind != "register":
+            problem = f"the first message must be register, not {kind or 'an unset one'}"
+            self._end(inbound, Step.VIOLATE, problem)
+            return
+        overdue = self._liveness.registered(now)
+        if overdue:
+            self._end(inbound, Step.EXPIRE, overdue, StatusCode.DEADLINE_EXCEEDED)
+            return
+        self._take(Step.REGISTER)
+        inbound.registration = message.register
+
+    def _receive_rare(
+        self, kind: str | None, message: ConnectionMessage, inbound: FromConnector, now: float
+    ) -> None:
+        """What is no response."""
+        if kind == "heartbeat":
+            self._receive_heartbeat(message.heartbeat, inbound, now)
+        elif kind == "request" and not is_possible_id(message.request.request_id):
+            inbound.ignored.append(("a request with no id or an endless one", ""))
+        elif kind == "cancel" and CANCEL in self.features:
+            self._receive_cancel(message, inbound)
+        elif kind == "status":
+            self._receive_status(message.status, inbound)
+        elif kind in _FOR_OTHERS:
+            inbound.rest.append((kind, message))
+        else:
+            inbound.ignored.append((kind or "a message of unknown type", ""))
+
+    def _receive_heartbeat(self, heartbeat: Heartbeat, inbound: FromConnector, now: float) -> None:
+        if heartbeat.connection_id == self.connection_id:
+            self._liveness.heard(now)
+            logger.debug("connection %s: heartbeat", self.connection_id)
+        else:
+            foreign = self.foreign_heartbeat = heartbeat.connection_id[:64]
+            inbound.ignored.append(("a heartbeat whose id is not its own", f" but {foreign!r}"))
+
+    def _receive_cancel(self, message: ConnectionMessage, inbound: FromConnector) -> None:
+        if is_possible_id(message.cancel.request_id):
+            inbound.rest.append(("cancel", message))
+        else:
+            inbound.ignored.append(("a cancel with no id or an endless one", ""))
+
+    def _receive_status(self, status: ConnectionStatus, inbound: FromConnector) -> None:
+        if status.status != ConnectionStatus.DISCONNECTED:
+            name = _STATUSES.get(status.status, "of unknown type")
+            said = f": {status.message[:_LONGEST_QUOTE]!r}"
+            inbound.ignored.append((f"status {name}", said))
+        elif self.phase is Phase.READY:
+            self._take(Step.DISCONNECT)
+            reason = repr(status.message[:_LONGEST_QUOTE]) if status.message else ""
+            inbound.goodbye = Goodbye("it left", reason)
+
+    def _end(
+        self,
+        inbound: FromConnector,
+        step: Step,
+        why: str,
+        code: StatusCode = StatusCode.INVALID_ARGUMENT,
+    ) -> None:
+        inbound.end = End(code, why)
+        self._take(step)
+        self._liveness.stop()

@@ -1,0 +1,495 @@
+"""Whether a connection is alive: the handshake's limit, heartbeats, silence, and probes.
+
+Either side asks :meth:`due` when to look next, and calls :meth:`tick` then (sooner does no harm).
+All times are seconds on one clock, the one that goes on while the machine sleeps
+(:mod:`revconn.clock`): a gateway goes on counting meanwhile, so heartbeats and silence must. It
+serves for probes too, because time in which nobody looked does not count for them: an answer that
+came while this machine slept still has to be read.
+
+A probe is a call of a method that no service has, of a service that this connection registered. A
+connector answers it itself, with the token of the connection that it came by; so an answer with our
+own token proves the route. Gateways give the connections of a service their turn, so it may reach
+another replica: its answer proves that the gateway routes the service, and nothing of this
+connection.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Collection, Iterable
+from enum import Enum
+from math import ceil
+from typing import Callable, NamedTuple
+
+from revconn._proto.registry_pb2 import ForwardRequest, ForwardResponse
+from revconn.core.status import StatusCode, is_success, status_code
+
+__all__ = [
+    "PROBE_METHOD",
+    "ConnectorLiveness",
+    "GatewayLiveness",
+    "Prober",
+    "Tick",
+    "Verdict",
+]
+
+_LONGEST_LOOK = 5.0  # seconds between two looks for a silence: a wait stands still in a suspend
+_LATE = 1.0  # seconds; a look that came so much too late shows that nothing ran here
+
+PROBE_METHOD = "/RevconnProbe"
+"""How the path of any connector's probe ends, after the slash and the service."""
+
+_RECHECK = 1.0
+_COPIES = 3  # of a probe that stays unanswered, by turns to others: one replica may be stuck
+_TRIES_PER_REPLICA = 8  # by chance one of so many misses us once in e**8
+_MOST_ANONYMOUS = 16  # answers that do not say whose they are: then this service's turn is over
+_MOST_REPLICAS = 1000
+_TOKEN_LENGTH = 32
+_NO_ROUTE = ("No reverse connection found", "no connector serves")
+_REFERENCE_GATEWAYS_WORDS = {  # which come with status 500
+    "Too many pending requests": StatusCode.RESOURCE_EXHAUSTED,
+    "Request timeout": StatusCode.DEADLINE_EXCEEDED,
+}
+_SAYS_NOTHING = frozenset(
+    {StatusCode.RESOURCE_EXHAUSTED, StatusCode.UNAVAILABLE, StatusCode.DEADLINE_EXCEEDED}
+)
+
+
+class Tick(NamedTuple):
+    """What has become due at a connector.
+
+    ``end`` says why the connection is of no use any more; then there is nothing else.
+    """
+
+    heartbeat: bool = False
+    probe: ForwardRequest | None = None
+    end: str = ""
+
+
+class ConnectorLiveness:
+    """A connector's side: it beats, and finds out that it may have been forgotten.
+
+    A gateway forgets who is silent, says nothing of it, and takes later heartbeats as if all were
+    well. So *any* gap between heartbeats that may have outlasted the gateway's patience ends the
+    connection, also one that a late heartbeat has ended already.
+
+    :param handshake_timeout: seconds from the registration to CONNECTED.
+    :param heartbeat_interval: seconds.
+    :param liveness_timeout: the longest silence, in seconds, that a gateway may not notice;
+        ``None``: any.
+    :param new_id: makes ids for probes, unique everywhere.
+    """
+
+    def __init__(
+        self,
+        handshake_timeout: float,
+        heartbeat_interval: float,
+        liveness_timeout: float | None,
+        new_id: Callable[[], str],
+    ) -> None:
+        self._handshake_timeout = handshake_timeout
+        self._interval = heartbeat_interval
+        self._timeout = liveness_timeout
+        self._new_id = new_id
+        self._prober: Prober | None = None
+        self._handshake_by: float | None = None
+        self._next_beat: float | None = None
+        self._next_look = 0.0
+        self._left_at = 0.0  # the last heartbeat
+        self._longest_gap = 0.0
+
+    # What happens to the connection
+
+    def registered(self, now: float, prober: Prober | None) -> None:
+        """The registration was said; ``prober`` is for the time after CONNECTED."""
+        self._prober = prober
+        self._handshake_by = now + self._handshake_timeout
+        self._next_look = now + _LONGEST_LOOK
+
+    def agree(self, heartbeat_interval: float, liveness_timeout: float | None) -> None:
+        """The gateway has announced its limits."""
+        self._interval = min(self._interval, heartbeat_interval)
+        self._timeout = liveness_timeout
+
+    def accept(self, now: float) -> str:
+        """CONNECTED has come; if it came too late, why the connection is of no use."""
+        if self._handshake_by is not None and now > self._handshake_by:  # nobody looked meanwhile
+            return self._overdue()
+        self._handshake_by = None
+        # Before it was accepted there was nothing to forget: the handshake's limit bounds that.
+        self._left_at = self._next_look = now
+        self._next_beat = now + self._interval
+        if self._prober is not None:
+            self._prober.start(now)
+        return ""
+
+    def heartbeat_left(self, at: float) -> None:
+        """The last heartbeat was handed to the network at that instant.
+
+        A heartbeat that waited while the machine slept leaves as soon as it wakes: the gap that
+        it ends has to be remembered.
+        """
+        if at > self._left_at:
+            self._longest_gap = self.longest_silence(at)
+            self._left_at = at
+
+    def leave(self) -> None:
+        """The goodbye was said: requests need not come here any more, so there are no probes."""
+        self._prober = None
+
+    def stop(self) -> None:
+        """Nothing is due any more."""
+        self._handshake_by = self._next_beat = self._prober = None
+
+    @property
+    def prober(self) -> Prober | None:
+        """What calls this connector through its gateway, while that is of use."""
+        return self._prober
+
+    def longest_silence(self, now: float) -> float:
+        """The longest gap between two heartbeats, in seconds, and the one that lasts counts too."""
+        return max(self._longest_gap, now - self._left_at)
+
+    # Time
+
+    def due(self) -> float | None:
+        """When to call :meth:`tick`; ``None``: not before something happens."""
+        if self._handshake_by is not None:
+            return min(self._handshake_by, self._next_look)
+        if self._next_beat is None:
+            return None
+        probe_by = None if self._prober is None else self._prober.look_by()
+        due = min(self._next_beat, self._next_look)
+        return due if probe_by is None else min(due, probe_by)
+
+    def tick(self, now: float, *, reading: bool) -> Tick:
+        """What is due by ``now``. ``reading`` says whether this side takes in what it is sent."""
+        due = self.due()
+        if due is None:
+            return Tick()
+        # No interval is so long that the end of a suspend goes unnoticed: whoever waits for
+        # ``due`` waits on a clock that stood still meanwhile.
+        self._next_look = now + min(_LONGEST_LOOK, self._interval)
+        end = self._end(now, late=now - due, reading=reading)
+        if end:
+            self.stop()
+            return Tick(end=end)
+        # After the look for a silence: this heartbeat would hide the gap that it ends.
+        return Tick(self._beat(now), self.next_probe(now))
+
+    def next_probe(self, now: float) -> ForwardRequest | None:
+        """The probe that is due, if one is; it is on its way from now on."""
+        if self._prober is None or not self._prober.is_due(now):
+            return None
+        return self._prober.ask(self._new_id(), now)
+
+    def _end(self, now: float, *, late: float, reading: bool) -> str:
+        if self._handshake_by is not None:
+            return self._overdue() if now >= self._handshake_by else ""
+        silence = self.longest_silence(now)
+        if self._timeout is not None and silence > self._timeout:
+            return (
+                f"no heartbeat left this machine for {silence:.0f} s: the gateway may have"
+                " forgotten the connection"
+            )
+        prober = self._prober
+        if prober is not None:
+            if late > _LATE:
+                prober.skip(late)
+            if not reading:
+                prober.excuse(now)
+            if prober.is_lost(now):
+                return (
+                    f"a call to itself through the gateway ({prober.service}) was unanswered for"
+                    f" {prober.patience:g} s: requests may not come any more"
+                )
+        return ""
+
+    def _beat(self, now: float) -> bool:
+        """Whether a heartbeat is due: a late one does not shift the next, a missed one is gone."""
+        if self._next_beat is None or now < self._next_beat:
+            return False
+        missed = (now - self._next_beat) // self._interval
+        self._next_beat += (missed + 1) * self._interval
+        return True
+
+    def _overdue(self) -> str:
+        return f"no CONNECTED within {self._handshake_timeout:g} s"
+
+
+class GatewayLiveness:
+    """A gateway's side: a connector registers in time, and then beats.
+
+    :param now: when the stream was opened.
+    :param handshake_timeout: seconds from then to the registration.
+    :param heartbeat_timeout: seconds without a heartbeat after which a connection is ended.
+    """
+
+    def __init__(self, now: float, handshake_timeout: float, heartbeat_timeout: float) -> None:
+        self._handshake_timeout = handshake_timeout
+        self._heartbeat_timeout = heartbeat_timeout
+        self._handshake_by: float | None = now + handshake_timeout
+        self._end_by: float | None = None
+        self.last_heartbeat = now
+
+    def registered(self, now: float) -> str:
+        """The registration has come; if it came too late, why it is not taken."""
+        if self._handshake_by is not None and now > self._handshake_by:
+            return self._overdue()
+        self._handshake_by = None
+        return ""
+
+    def heard(self, now: float) -> None:
+        """A heartbeat has come, or the connector was accepted, which counts as one."""
+        self.last_heartbeat = now
+        self._end_by = now + self._heartbeat_timeout
+
+    def stop(self) -> None:
+        """Nothing is due any more."""
+        self._handshake_by = self._end_by = None
+
+    def due(self) -> float | None:
+        """When to call :meth:`tick`; ``None``: not before something happens."""
+        return self._end_by if self._handshake_by is None else self._handshake_by
+
+    def tick(self, now: float) -> str:
+        """Why the connector is to be ended, if it has been silent for too long."""
+        due = self.due()
+        if due is None or now < due:
+            return ""
+        handshake = self._handshake_by is not None
+        self.stop()
+        return self._overdue() if handshake else self._silent()
+
+    def _overdue(self) -> str:
+        return f"no register message came within {self._handshake_timeout:g} seconds"
+
+    def _silent(self) -> str:
+        return f"no heartbeat for {self._heartbeat_timeout:g} seconds"
+
+
+class Verdict(Enum):
+    """What an answer to a probe proves."""
+
+    ALIVE = "requests reach this connection"
+    UNKNOWN = "nothing yet"
+    UNABLE = "the gateway does not route such calls"
+    ASTRAY = "the gateway has no route of it, not on a new connection either"
+    LOST = "the gateway no longer routes requests to this connection"
+
+
+class _Route:
+    """One service's way here. The last four are of its present turn."""
+
+    def __init__(self, service: str) -> None:
+        self.service = service
+        self.proven = False  # a probe of it has come back by this connection
+        self.missed = 0  # turns in a row in which every probe went to other replicas
+        self.begin_turn()
+
+    def begin_turn(self) -> None:
+        self.refused = 0
+        self.tries = 0
+        self.anonymous = 0
+        self.others: set[bytes] = set()
+
+
+class Prober:
+    """One connection's probes: each service in its turn, and all of them at each interval.
+
+    Whoever owns it guards it.
+
+    :param services: what the connection registered.
+    :param interval: seconds between two rounds.
+    :param patience: seconds that a probe may stay unanswered.
+    :param token: of this connection; unique everywhere, 32 letters and digits.
+    :param astray: services for whose sake the last connection was given up. Unless this one is
+        reached by such a service it is not given up for it: that would not help.
+    """
+
+    def __init__(
+        self,
+        services: Iterable[str],
+        interval: float,
+        patience: float,
+        token: bytes,
+        astray: Collection[str] = (),
+    ) -> None:
+        self.token = token
+        self._routes = [_Route(service) for service in services]
+        self._astray = frozenset(astray)
+        self._turns: deque[_Route] = deque()
+        self._interval = interval
+        self.patience = patience
+        self._due: float | None = None
+        self._next_round = 0.0
+        self._asked: dict[str, float] = {}  # copies of the probe that is on its way, and since when
+        self._patient_until = 0.0
+        self._doubted = False
+        self._arrived = False  # it came to us, and has our answer
+        self._heard = False  # anything else came since it was asked
+        self.round_trip = 0.0
+
+    @property
+    def service(self) -> str:
+        """Whose turn it is."""
+        return self._turns[0].service if self._turns else ""
+
+    def start(self, now: float) -> None:
+        """The connection is established: the first round is due."""
+        self._begin_round(now)
+
+    # Asking
+
+    def is_due(self, now: float) -> bool:
+        """Whether to :meth:`ask` now."""
+        return self._due is not None and now >= self._due
+
+    def ask(self, request_id: str, now: float) -> ForwardRequest:
+        """A probe, which is on its way from now on. The id is unique everywhere."""
+        if not self._asked:
+            self._patient_until = now + self.patience
+            self._doubted = self._arrived = self._heard = False
+        self._asked[request_id] = now
+        self._due = now + self.patience / _COPIES if len(self._asked) < _COPIES else None
+        return ForwardRequest(
+            request_id=request_id,
+            method_path=f"/{self.service}{PROBE_METHOD}",
+            timeout_seconds=ceil(self.patience),
+        )
+
+    def look_by(self) -> float | None:
+        """The next instant at which there may be something to do."""
+        patient_until = self._patient_until if self._asked else None
+        return min((each for each in (self._due, patient_until) if each is not None), default=None)
+
+    # What comes
+
+    def arrived(self, request_id: str) -> None:
+        """A probe came by this connection, and is answered."""
+        if request_id in self._asked:
+            self._arrived = True
+
+    def heard(self) -> None:
+        """Something else came: the gateway works, whatever became of a probe."""
+        self._heard = True
+
+    def answered(self, response: ForwardResponse, now: float) -> Verdict:
+        """An answer has come."""
+        asked_at = self._asked.get(response.request_id)
+        if asked_at is None:  # to a copy of one that is settled
+            self._heard = True
+            return Verdict.UNKNOWN
+        self._asked.clear()
+        self._due = now
+        route = self._turns[0]
+        token = response.payload[-_TOKEN_LENGTH:] if is_success(response.status_code) else b""
+        if token == self.token:
+            self.round_trip = now - asked_at
+            route.proven = True
+            route.missed = 0
+            self._end_turn(now)
+            return Verdict.ALIVE
+        if len(token) == _TOKEN_LENGTH:
+            return self._answered_by_other(route, token, now)
+        return self._refused(route, response, now)
+
+    def _answered_by_other(self, route: _Route, token: bytes, now: float) -> Verdict:
+        route.refused = 0
+        route.tries += 1
+        if len(route.others) < _MOST_REPLICAS:
+            route.others.add(token)
+        if route.anonymous or route.tries < _TRIES_PER_REPLICA * (len(route.others) + 1):
+            return self._look_out(route, now)
+        route.missed += 1
+        lost = route.proven and route.missed > 1
+        self._end_turn(now)
+        return Verdict.LOST if lost else Verdict.UNKNOWN
+
+    def _refused(self, route: _Route, response: ForwardResponse, now: float) -> Verdict:
+        words = response.error_message
+        code = _REFERENCE_GATEWAYS_WORDS.get(words) or status_code(response.status_code)
+        if words.startswith(_NO_ROUTE):
+            route.refused += 1
+            if route.refused > 1:
+                return self._without_route(route, now)
+            self._due = now + min(_RECHECK, self._interval)
+            return Verdict.UNKNOWN
+        route.refused = 0
+        if code in _SAYS_NOTHING:
+            self._end_turn(now)
+            return Verdict.UNKNOWN
+        route.anonymous += 1
+        if route.anonymous >= _MOST_ANONYMOUS and not (route.proven or route.others):
+            return self._drop(route, now)
+        return self._look_out(route, now)
+
+    def _without_route(self, route: _Route, now: float) -> Verdict:
+        if route.proven or route.others or route.service not in self._astray:
+            return Verdict.LOST
+        self._end_turn(now)
+        return Verdict.ASTRAY
+
+    def _look_out(self, route: _Route, now: float) -> Verdict:
+        """Ask again at once, unless there are answers that do not say how many replicas there are.
+
+        Those prove nothing, however often it is asked.
+        """
+        if route.anonymous and route.tries + route.anonymous >= _MOST_ANONYMOUS:
+            self._end_turn(now)
+        return Verdict.UNKNOWN
+
+    # Time
+
+    def excuse(self, now: float) -> None:
+        """No answer can come at present: this side does not read."""
+        self._patient_until = now + self.patience
+        self._doubted = False
+        if self._asked and self._due is not None:
+            self._due = now + self.patience / _COPIES
+
+    def skip(self, seconds: float) -> None:
+        """So many seconds have passed in which this machine did not run: they do not count."""
+        self._patient_until += seconds
+        if self._asked:
+            self._asked = {each: at + seconds for each, at in self._asked.items()}
+            if self._due is not None:
+                self._due += seconds
+
+    def is_lost(self, now: float) -> bool:
+        """Whether a probe has been unanswered for too long, and was so at the last look already.
+
+        In between a thread that was kept from running has had time to take in the answer. One
+        that did not come to us is excused if anything else came: a replica may be stuck.
+        """
+        if not self._asked or now < self._patient_until:
+            return False
+        if self._heard and not self._arrived:
+            self._asked.clear()
+            self._end_turn(now)
+            return False
+        lost = self._doubted
+        if not lost:
+            self._doubted = True
+            self._patient_until = now + min(_RECHECK, self.patience)
+        return lost
+
+    # Turns
+
+    def _begin_round(self, when: float) -> None:
+        self._next_round = when + self._interval
+        self._turns.extend(self._routes)
+        self._due = when if self._turns else None
+
+    def _end_turn(self, now: float) -> None:
+        self._turns.popleft().begin_turn()
+        if self._turns:
+            self._due = now
+        else:
+            self._begin_round(max(now, self._next_round))
+
+    def _drop(self, route: _Route, now: float) -> Verdict:
+        """Probe it no more."""
+        self._routes.remove(route)
+        self._end_turn(now)
+        return Verdict.UNABLE
