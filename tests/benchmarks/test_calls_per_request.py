@@ -10,12 +10,13 @@ from revconn import Request
 from tests.support.call_counts import KINDS, calls_of_one_request, echo, numbers
 
 # In Python, in C: at most. The same on Python 3.9 to 3.13, and with the oldest and the newest
-# dependencies but for pings, which take h2 4.0 some ten calls fewer than 4.3.
+# dependencies, but for pings: they take h2 4.0 some ten calls fewer than 4.4, and which thread finds
+# what another one left to it differs a little.
 BARS = {
     "inline": (82, 102),
     "pool": (99, 115),
-    "inline-pinged": (195, 184),
-    "pool-pinged": (212, 197),
+    "inline-pinged": (170, 168),
+    "pool-pinged": (192, 188),
 }
 
 

@@ -32,7 +32,7 @@ from revconn._proto.registry_pb2 import ConnectionMessage, ConnectionStatus, For
 __all__ = ["KINDS", "Call", "Kind", "calls_of_one_request", "echo", "numbers"]
 
 _TIMEOUT = 60.0
-_WARM_UP, _REQUESTS = 10, 51
+_WARM_UP, _REQUESTS = 10, 21
 # Whoever was woken has to be seen awake, on a busy machine too.
 _LOOKS, _BETWEEN_LOOKS = 3, 0.001
 
@@ -45,8 +45,8 @@ _PAYLOAD = b"\x0a" + b"x" * 63
 class Kind:
     """How a request is served: by an inline handler or the pool, by a gateway that pings or not.
 
-    One that pings does so for its bandwidth estimate, as grpc-go's defaults have it: PING and
-    WINDOW_UPDATE follow every lone answer.
+    One that pings does so for its bandwidth estimate, as grpc-go's defaults have it: WINDOW_UPDATE
+    and PING follow every lone answer, and the next request comes in the same segment.
     """
 
     inline: bool
@@ -127,11 +127,11 @@ def _measure(kind: Kind, wire: _MemoryWire, recorder: _Recorder, number: int) ->
     recorder.settle()
     recorder.calls.clear()
     if kind.pings:
-        wire.feed(_ping(), _window_update())
-        wire.await_written(_PING_ANSWER)
-        recorder.settle()
-    wire.feed(_request(request_id))
-    wire.await_written(request_id.encode())
+        wire.feed(_window_update(), _ping(), _request(request_id))
+        wire.await_written(request_id.encode(), _PING_ANSWER)
+    else:
+        wire.feed(_request(request_id))
+        wire.await_written(request_id.encode())
     recorder.settle()
     return recorder.calls.copy()
 
@@ -153,10 +153,12 @@ class _MemoryWire:
         """Frames that arrive together."""
         self._fed.put(b"".join(frames))
 
-    def await_written(self, words: bytes) -> None:
-        """Wait until the connector has written these bytes; they are in one write."""
-        while words not in self._written.get(timeout=_TIMEOUT):
-            pass
+    def await_written(self, *pieces: bytes) -> None:
+        """Wait until the connector has written all of these, each in one write."""
+        missing = set(pieces)
+        while missing:
+            written = self._written.get(timeout=_TIMEOUT)
+            missing = {piece for piece in missing if piece not in written}
 
     # What a connector calls: each stands for one system call
 
