@@ -68,7 +68,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _cases(options: argparse.Namespace) -> list[Case]:
     if options.in_flight:
-        loads = [Load(number, options.payload, options.seconds) for number in options.in_flight]
+        loads = [
+            Load(number, options.payload, options.seconds, dynamic_windows=options.dynamic_windows)
+            for number in options.in_flight
+        ]
         return [Case(load, tuple(options.peers or PEERS)) for load in loads]
     seconds = 120.0 if options.long else 10.0
     return [
@@ -134,6 +137,9 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--payload", type=int, default=64, help="with --in-flight: bytes (64)")
     parser.add_argument("--seconds", type=float, default=2.5, help="with --in-flight: window (2.5)")
+    parser.add_argument(
+        "--dynamic-windows", action="store_true", help="with --in-flight: a gateway that pings"
+    )
     parser.add_argument("--rounds", type=int, default=3, help="rounds to take the median of (3)")
     parser.add_argument("--long", action="store_true", help="120 s where 10 s are the default")
     parser.add_argument("--loadgen", choices=["go", "python"], default="go", help="default: go")

@@ -17,17 +17,17 @@ __all__ = [
     "MANY",
     "MIB",
     "MIB_LONE",
-    "MODERATE",
+    "PINGED",
     "Case",
 ]
 
 LONE = Load(1)
-MODERATE = Load(64)
+PINGED = Load(1, dynamic_windows=True)
 MANY = Load(256)
 KIB_64 = Load(64, payload=64 << 10)
 MIB = Load(64, payload=1 << 20, warmup=1.0)
 MIB_LONE = Load(1, payload=1 << 20)
-LARGEST = Load(1, payload=64 << 20, seconds=8.0, warmup=1.0)
+LARGEST = Load(1, payload=64 << 20, seconds=4.0, warmup=1.0)
 BUSY = Load(32, seconds=10.0)
 FLEET = Load(100, warmup=1.0)
 FLOOD = Load(1000, payload=256 << 10, seconds=10.0)
@@ -47,7 +47,7 @@ _LARGE = ("revconn", "revconn-inline", "go", "revconn-tls", "go-tls")
 
 CASES = (
     Case(LONE, _SMALL),
-    Case(MODERATE, _SMALL),
+    Case(PINGED, ("revconn", "revconn-inline", "bare", "go")),
     Case(MANY, _SMALL),
     Case(KIB_64, _LARGE),
     Case(MIB, _LARGE),

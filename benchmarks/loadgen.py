@@ -29,6 +29,7 @@ CONNECTION_ID = "6f0f1f9e-3c59-4f0c-9d6e-2b1a7c5d8e43"
 HEADERS = {"content-type": "application/grpc", "te": "trailers", "user-agent": "grpc-python"}
 CONNECT_TIMEOUT = 10.0
 DRAIN_TIMEOUT = 5.0
+STATIC_WINDOW = 1 << 20
 READING_TIME = 0.2  # a peer may end with its stream: it is looked at before
 
 
@@ -156,7 +157,7 @@ class Gateway:
 
 def drive_connector(options: argparse.Namespace, payload: bytes, meter: Meter) -> None:
     gateway = Gateway(options, payload, meter)
-    server = grpc.server(ThreadPoolExecutor(max_workers=2))
+    server = grpc.server(ThreadPoolExecutor(max_workers=2), options=_windows(options))
     handler = grpc.stream_stream_rpc_method_handler(
         gateway.establish,
         request_deserializer=ConnectionMessage.FromString,
@@ -193,7 +194,7 @@ def call_server(options: argparse.Namespace, payload: bytes, meter: Meter) -> No
             if answer != payload:
                 meter.errors.append("wrong payload")
 
-    with grpc.insecure_channel(options.connect) as channel:
+    with grpc.insecure_channel(options.connect, options=_windows(options)) as channel:
         say: grpc.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(METHOD_PATH)
         callers = [threading.Thread(target=repeat) for _ in range(options.in_flight)]
         for caller in callers:
@@ -201,6 +202,13 @@ def call_server(options: argparse.Namespace, payload: bytes, meter: Meter) -> No
         meter.run()
         for caller in callers:
             caller.join()
+
+
+def _windows(options: argparse.Namespace) -> list[tuple[str, int]]:
+    """grpc's own windows, which it adapts with pings, or one that stays as it is."""
+    if options.dynamic_windows:
+        return []
+    return [("grpc.http2.bdp_probe", 0), ("grpc.http2.lookahead_bytes", STATIC_WINDOW)]
 
 
 def emit(event: dict[str, object]) -> None:
@@ -216,6 +224,7 @@ def main() -> None:
     parser.add_argument("--warmup", type=float, default=0.5)
     parser.add_argument("--seconds", type=float, default=3.0)
     parser.add_argument("--heartbeat-interval", type=float, default=1.0)
+    parser.add_argument("--dynamic-windows", action="store_true")
     options = parser.parse_args()
     # Begins like a protobuf: 0x00 or 0x01 would be taken for gRPC's prefix.
     payload = (b"\x0a" + b"x" * options.payload)[: options.payload]

@@ -40,17 +40,23 @@ class PeerFailed(Exception):
 
 @dataclass(frozen=True)
 class Load:
-    """What is asked of a peer. Times are seconds, ``payload`` is bytes per request."""
+    """What is asked of a peer. Times are seconds, ``payload`` is bytes per request.
+
+    With ``dynamic_windows`` the gateway estimates the bandwidth to adapt its windows to it, as
+    grpc-go and grpc-java do by default: PING and WINDOW_UPDATE follow every lone answer.
+    """
 
     in_flight: int
     payload: int = 64
     seconds: float = 2.5
     warmup: float = 0.5
+    dynamic_windows: bool = False
 
     @property
     def title(self) -> str:
         """Such as "64 in flight, 64 KiB"; two loads of one title are compared."""
-        return f"{self.in_flight} in flight, {readable(self.payload)}"
+        title = f"{self.in_flight} in flight, {readable(self.payload)}"
+        return f"{title}, a gateway that pings" if self.dynamic_windows else title
 
     def flags(self) -> list[str]:
         return [
@@ -59,6 +65,7 @@ class Load:
             f"--seconds={self.seconds}",
             f"--warmup={self.warmup}",
             f"--heartbeat-interval={HEARTBEAT_INTERVAL}",
+            *(["--dynamic-windows"] if self.dynamic_windows else []),
         ]
 
 

@@ -14,12 +14,15 @@ import (
 // runClient calls an ordinary gRPC server over one connection, from one goroutine per request in
 // flight.
 func runClient(o options) (result, error) {
-	connection, err := grpc.NewClient(o.connect,
+	settings := []grpc.DialOption{
 		grpc.WithTransportCredentials(insecure.NewCredentials()),
 		grpc.WithDefaultCallOptions(grpc.ForceCodecV2(rawCodec{})),
-		grpc.WithInitialWindowSize(1<<20),
-		grpc.WithInitialConnWindowSize(1<<20),
-	)
+	}
+	if !o.dynamicWindows {
+		settings = append(settings, grpc.WithInitialWindowSize(staticWindow),
+			grpc.WithInitialConnWindowSize(staticWindow))
+	}
+	connection, err := grpc.NewClient(o.connect, settings...)
 	if err != nil {
 		return result{}, err
 	}

@@ -119,13 +119,15 @@ func serve(o options, establish grpc.StreamHandler) (*grpc.Server, error) {
 		grpc.ForceServerCodecV2(rawCodec{}),
 		grpc.MaxConcurrentStreams(16),
 		grpc.MaxRecvMsgSize(256 << 20),
-		grpc.InitialWindowSize(1 << 20),
-		grpc.InitialConnWindowSize(1 << 20),
 		grpc.WriteBufferSize(128 << 10),
 		grpc.ReadBufferSize(128 << 10),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{
 			MinTime: 500 * time.Millisecond, PermitWithoutStream: true,
 		}),
+	}
+	if !o.dynamicWindows {
+		settings = append(settings, grpc.InitialWindowSize(staticWindow),
+			grpc.InitialConnWindowSize(staticWindow))
 	}
 	if o.certificate != "" {
 		certificate, err := makeCertificate(o.certificate)

@@ -20,6 +20,9 @@ const (
 	methodPath     = "/echo.Echo/Say"
 	connectTimeout = 10 * time.Second
 	drainTimeout   = 5 * time.Second
+	// A window that is given switches grpc-go's bandwidth estimate off, and with it the PING and
+	// the WINDOW_UPDATE that follow every lone request.
+	staticWindow = 1 << 20
 )
 
 type options struct {
@@ -32,6 +35,7 @@ type options struct {
 	warmup            time.Duration
 	window            time.Duration
 	heartbeatInterval time.Duration
+	dynamicWindows    bool
 }
 
 func main() {
@@ -49,6 +53,8 @@ func main() {
 	seconds := flag.Float64("seconds", 3, "length of the measured window")
 	heartbeat := flag.Float64("heartbeat-interval", 1,
 		"seconds between heartbeats, as the connector was told")
+	flag.BoolVar(&o.dynamicWindows, "dynamic-windows", false,
+		"grpc-go's own windows, which it adapts to bandwidth that it estimates with pings")
 	flag.Parse()
 	o.payload = protobufBytes(payloadBytes)
 	o.warmup, o.window = duration(*warmup), duration(*seconds)
