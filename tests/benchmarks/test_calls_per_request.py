@@ -10,8 +10,8 @@ from revconn import Request
 from tests.support.call_counts import KINDS, calls_of_one_request, echo, numbers
 
 # In Python, in C: at most. The same on Python 3.9 to 3.13, and with the oldest and the newest
-# dependencies, but for pings: they take h2 4.0 some ten calls fewer than 4.4, and which thread finds
-# what another one left to it differs a little.
+# dependencies, but for pings: they take h2 4.0 some ten calls fewer than 4.4, and a few more or
+# fewer by which thread finds what another one left to it.
 BARS = {
     "inline": (82, 102),
     "pool": (99, 115),
