@@ -1,4 +1,10 @@
-"""A connector's side of one tunnel connection: what its gateway says, and what it says itself."""
+"""A connector's side of one tunnel connection: what its gateway says, and what it says itself.
+
+A session guards it with one lock of its own. The thread that receives calls ``receive`` with each
+batch, and acts on what that meant outside the lock. The timer's thread waits until ``due``, calls
+``tick``, and sends what that gives; it is woken when ``due`` comes nearer: by the registration, by
+CONNECTED, and by what came of a probe. Any thread may say something.
+"""
 
 from __future__ import annotations
 
