@@ -172,10 +172,16 @@ def programs() -> Iterator[Callable[..., subprocess.Popen[str]]]:
 
 
 def memory(pid: int) -> int:
-    """The most bytes of memory that a process held so far; elsewhere than on Linux: holds now."""
+    """The most bytes of memory that a process held so far; elsewhere than on Linux: holds now.
+
+    Raises :class:`OSError` when it has ended.
+    """
     if sys.platform == "linux":
         status = pathlib.Path(f"/proc/{pid}/status").read_text()
-        (peak,) = (line.split()[1] for line in status.splitlines() if line.startswith("VmHWM"))
+        peaks = [line.split()[1] for line in status.splitlines() if line.startswith("VmHWM")]
+        if not peaks:  # nobody has waited for it yet
+            raise ProcessLookupError(f"process {pid} has ended")
+        (peak,) = peaks
     else:
         ps = ["ps", "-o", "rss=", "-p", str(pid)]
         peak = subprocess.run(ps, capture_output=True, text=True, check=True).stdout

@@ -21,12 +21,19 @@ def test_a_ratio_is_the_median_of_what_each_round_gave():
     assert row(render(run, {}, {}), "revconn")[:3] == ["revconn", "200.0", "2.00"]
 
 
-def test_loads_of_different_payloads_have_tables_of_their_own():
-    run = [figures("revconn", MANY), figures("revconn", Load(64, 64 << 10))]
+def test_loads_of_different_payloads_or_gateways_have_tables_of_their_own():
+    run = [
+        figures("revconn", MANY),
+        figures("revconn", Load(64, 64 << 10)),
+        figures("revconn", Load(1)),
+        figures("revconn", Load(1, dynamic_windows=True)),
+    ]
     text = render(run, {}, {})
     assert [line for line in text.splitlines() if line.startswith("##")] == [
         "## 256 in flight, 64 B",
         "## 64 in flight, 64 KiB",
+        "## 1 in flight, 64 B",
+        "## 1 in flight, 64 B, a gateway that pings",
     ]
 
 

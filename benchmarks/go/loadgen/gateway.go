@@ -58,6 +58,7 @@ func runGateway(o options) (result, error) {
 	var m meter
 	gateways := make([]*gateway, o.connections)
 	waiting := make(chan *gateway, o.connections)
+	lookedAt := make(chan struct{}) // closed when the harness has read what the peers took
 	for i := range gateways {
 		g, err := newGateway(o, &m)
 		if err != nil {
@@ -69,7 +70,12 @@ func runGateway(o options) (result, error) {
 	server, err := serve(o, func(_ any, stream grpc.ServerStream) error {
 		select {
 		case g := <-waiting:
-			return g.establish(stream)
+			err := g.establish(stream)
+			select { // a peer may end with its stream
+			case <-lookedAt:
+			case <-stream.Context().Done():
+			}
+			return err
 		default:
 			if m.phase.Load() != over { // later the first to be done may come again
 				for _, g := range gateways {
@@ -95,6 +101,7 @@ func runGateway(o options) (result, error) {
 		}
 	}
 	m.run(o)
+	close(lookedAt)
 
 	var total tally
 	timeout = time.After(drainTimeout)

@@ -38,7 +38,7 @@ func (m *meter) run(o options) {
 	time.Sleep(readingTime)
 }
 
-// A peer may end with its stream: it is looked at before.
+// How long the harness may take to look at the peer, which may end with its stream.
 const readingTime = 200 * time.Millisecond
 
 func cpuSeconds() float64 {
