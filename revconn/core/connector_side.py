@@ -255,9 +255,7 @@ class ConnectorConnection(Connection):
         for data in batch:
             try:
                 message = ConnectionMessage.FromString(data)
-            # What garbage raises depends on protobuf's release and implementation, and on the
-            # application's filter for warnings: DecodeError, UnicodeDecodeError, SystemError...
-            except Exception:  # noqa: BLE001
+            except Exception:  # noqa: BLE001 - whatever garbage raises, as in decode()
                 self._end(inbound, Step.VIOLATE, no_message(data))
                 break
             kind = message.WhichOneof("message_type")

@@ -50,7 +50,7 @@ class Goodbye(NamedTuple):
     """A connector is leaving.
 
     :ivar departure: how it said so.
-    :ivar reason: its words, quoted; empty if it had none.
+    :ivar reason: for a log: its words, quoted; none if it had none.
     """
 
     departure: str
@@ -137,9 +137,11 @@ class GatewayConnection(Connection):
         return ConnectionMessage(response=response).SerializeToString()
 
     def cancel(self, request_id: str, reason: str) -> bytes | None:
-        """Say that a request need not be answered; ``None`` to a connector that cannot be told."""
-        self._require(self.established, "cancel")
-        if CANCEL not in self.features:
+        """Say that a request need not be answered; ``None`` to a connector that cannot be told.
+
+        That is one that does not know what a cancel is, or that is gone.
+        """
+        if CANCEL not in self.features or not self.established:
             return None
         cancel = CancelRequest(request_id=request_id, reason=reason)
         return ConnectionMessage(cancel=cancel).SerializeToString()
@@ -231,7 +233,8 @@ class GatewayConnection(Connection):
             self._end(inbound, Step.VIOLATE, problem)
         elif self.phase is Phase.READY:
             self._take(Step.DISCONNECT)
-            inbound.goodbye = Goodbye("it closed its side of the stream", "")
+            departure = "it closed its side of the stream"
+            inbound.goodbye = Goodbye(departure, departure)
         return inbound
 
     def _receive_first(

@@ -6,9 +6,12 @@ Everything here belongs to the gateway's thread.
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Iterable
 from typing import Callable
 
+from revconn.core.gateway_side import GatewayConnection
+from revconn.core.liveness import GatewayLiveness
 from revconn.core.routing import Wanted
 from revconn.gateway.limits import Limits
 from revconn.gateway.outbound import Outbound
@@ -40,6 +43,9 @@ class Absences:
             services=(),
             peer="",
             connected_at=0.0,
+            protocol=GatewayConnection(
+                GatewayLiveness(0.0, math.inf, math.inf), features=frozenset(), max_message_bytes=0
+            ),
             outbound=Outbound(limits),
             end=lambda code, reason: None,
             max_pending=limits.max_pending_per_connection,

@@ -21,7 +21,6 @@ from revconn.core.status import StatusCode
 from revconn.gateway.addresses import Address, quoted
 from revconn.gateway.counters import Counters
 from revconn.gateway.failures import NobodyServes, Refused, over_limit
-from revconn.gateway.handshake import check_services
 from revconn.gateway.journal import Journal
 from revconn.gateway.keys import ApiKeys
 from revconn.gateway.limits import Limits
@@ -147,7 +146,7 @@ class Backends:
         key = self._keys.identify(request.api_key)
         if key is None:
             raise Refused(StatusCode.UNAUTHENTICATED, "Invalid token")
-        services = check_services(request.services, key, self._keys)
+        services = self._keys.check_services(key, request.services)
         address = Address.parse(request.address)
         if address is None or not services or not self._dials:
             self._journal.not_dialled(peer, self._why_not(request, address))

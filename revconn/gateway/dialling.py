@@ -15,8 +15,8 @@ from revconn.core.status import StatusCode, encode_message, http_status
 from revconn.gateway.backends import Reply, Unreachable
 from revconn.gateway.failures import Refused
 from revconn.gateway.metadata import headers_from_metadata, metadata_from_headers
+from revconn.gateway.pending import Settle
 from revconn.gateway.registry import Connection
-from revconn.gateway.responding import respond
 from revconn.gateway.shared import Shared
 from revconn.logger import get_logger
 
@@ -33,10 +33,15 @@ class DialledCalls:
         self._shared = shared
         self._tasks: dict[str, asyncio.Task[None]] = {}
 
-    def start(self, request: ForwardRequest, wanted: Wanted, deadline: float) -> None:
-        """Make a call that was admitted, until ``deadline`` on the loop's clock."""
+    def start(
+        self, request: ForwardRequest, wanted: Wanted, deadline: float, settle: Settle
+    ) -> None:
+        """Make a call that was admitted, until ``deadline`` on the loop's clock.
+
+        ``settle`` gets the answer, unless the call is given up before.
+        """
         request_id = request.request_id
-        task = asyncio.ensure_future(self._call(request, wanted, deadline))
+        task = asyncio.ensure_future(self._call(request, wanted, deadline, settle))
         self._tasks[request_id] = task
         self._connection.asked.add(request_id)
         task.add_done_callback(lambda _: self._done(request_id))
@@ -56,7 +61,9 @@ class DialledCalls:
         self._connection.asked.discard(request_id)
         self._connection.end_if_drained()
 
-    async def _call(self, request: ForwardRequest, wanted: Wanted, deadline: float) -> None:
+    async def _call(
+        self, request: ForwardRequest, wanted: Wanted, deadline: float, settle: Settle
+    ) -> None:
         try:
             response = await self._response(request, wanted, deadline)
         except Refused as refused:
@@ -67,7 +74,7 @@ class DialledCalls:
             logger.exception("%.200r for a backend: a bug in the gateway", request.method_path)
             problem = "the gateway failed; its log says how"
             response = Refused(StatusCode.INTERNAL, problem).response(request.request_id)
-        respond(self._connection, response, self._shared.counters, request.method_path)
+        settle(response)
 
     async def _response(
         self, request: ForwardRequest, wanted: Wanted, deadline: float

@@ -11,14 +11,12 @@ from collections.abc import Iterator
 from typing import Any, TypeVar
 
 from revconn._proto.registry_pb2 import (
-    CancelRequest,
     ConnectionMessage,
     ForwardRequest,
     ForwardResponse,
     StreamingInfo,
 )
 from revconn.core.deadline import shorten_timeouts
-from revconn.core.features import CANCEL
 from revconn.core.routing import Wanted
 from revconn.core.status import StatusCode
 from revconn.gateway.absences import Absences
@@ -428,9 +426,10 @@ class Forwarding:
     def _tell(self, request: PendingRequest, reason: str) -> None:
         """Tell the connector that need not answer any more, if it has the request and can hear."""
         connection = request.connection
-        if request.unsent is None and CANCEL in connection.features:
-            cancel = CancelRequest(request_id=request.id, reason=reason)
-            connection.outbound.put(ConnectionMessage(cancel=cancel).SerializeToString())
+        if request.unsent is None:
+            cancel = connection.protocol.cancel(request.id, reason)
+            if cancel is not None:
+                connection.outbound.put(cancel)
 
 
 def _is_pending_already(request_id: str) -> Refused:

@@ -5,11 +5,14 @@ from __future__ import annotations
 import hmac
 import re
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Union
 
+from revconn.core.routing import LONGEST_SERVICE
+from revconn.core.status import StatusCode
 from revconn.core.text import Mask
+from revconn.gateway.failures import Refused
 from revconn.validation import refuse, require_api_key
 
 __all__ = ["PATTERN_REMEDY", "UNCHECKED", "ApiKeys", "ApiKeysGiven", "is_pattern"]
@@ -19,6 +22,7 @@ ApiKeysGiven = Union[str, Iterable[str], Mapping[str, Union[Iterable[str], None]
 UNCHECKED = 0  # the number of whatever key is shown to a gateway that checks none
 PATTERN_REMEDY = "write echo.Echo for one service, echo.* for all below echo, * for all"
 
+_MOST_SERVICES = 10_000  # looking at more would hold up everybody else
 _NAME = r"[A-Za-z_][A-Za-z0-9_]*"
 _PATTERN = re.compile(rf"(?:{_NAME}\.)*(?:{_NAME}|\*)")
 
@@ -103,6 +107,25 @@ class ApiKeys:
             return False
         return key.patterns is None or any(_matches(each, service) for each in key.patterns)
 
+    def check_services(self, number: int, names: Sequence[str]) -> tuple[str, ...]:
+        """The services' names, each once, which the key of that number may register.
+
+        Raises :class:`Refused`.
+        """
+        if len(names) > _MOST_SERVICES:
+            problem = f"{len(names):,} services; register {_MOST_SERVICES:,} at most"
+            raise Refused(StatusCode.INVALID_ARGUMENT, problem)
+        services = tuple(dict.fromkeys(names))
+        for name in services:
+            if not _is_service_name(name):
+                problem = f"{name[:200]!r} is not a service name; register package.Service"
+                raise Refused(StatusCode.INVALID_ARGUMENT, problem)
+        for name in services:
+            if not self.allows(number, name):
+                problem = f"the API key may not register {name[:200]!r}"
+                raise Refused(StatusCode.PERMISSION_DENIED, problem)
+        return services
+
     def mask(self, text: str) -> str:
         """``text``, which a peer chose, without any of the keys in it.
 
@@ -115,6 +138,12 @@ class ApiKeys:
     def __repr__(self) -> str:
         keys = self._keys
         return "ApiKeys(unchecked)" if keys is None else f"ApiKeys({len(keys)} keys)"
+
+
+def _is_service_name(name: str) -> bool:
+    if not 0 < len(name) <= LONGEST_SERVICE:
+        return False
+    return name.isprintable() and "/" not in name and " " not in name
 
 
 def is_pattern(text: str) -> bool:

@@ -9,7 +9,7 @@ from collections import Counter, deque
 from dataclasses import dataclass, field
 from typing import Callable
 
-from revconn._proto.registry_pb2 import ConnectionMessage, ConnectionStatus
+from revconn.core.gateway_side import GatewayConnection
 from revconn.core.routing import Wanted
 from revconn.core.status import StatusCode
 from revconn.gateway.journal import Journal
@@ -54,11 +54,11 @@ class ConnectionInfo:
 class Connection:
     """One connector's stream.
 
-    ``key`` says which API key it showed (never the key itself). ``outbound`` takes what is to be
+    ``protocol`` says what may be said to it, and what it has said. ``key`` says which API key it
+    showed (never the key itself). ``outbound`` takes what is to be
     sent to it; ``end`` ends the stream with a status and a reason, the first call counts.
     ``max_pending`` bounds the requests that wait for it, ``max_message_bytes`` is the largest
-    message that may be sent to it. ``departure`` says how it takes its leave, once it does,
-    ``foreign_heartbeat`` the id in the last of its heartbeats that did not name this connection.
+    message that may be sent to it. ``departure`` says how it takes its leave, once it does.
     Times are monotonic seconds.
     """
 
@@ -67,6 +67,7 @@ class Connection:
     services: tuple[str, ...]
     peer: str
     connected_at: float
+    protocol: GatewayConnection
     outbound: Outbound
     end: Callable[[StatusCode, str], None]
     max_pending: int
@@ -77,14 +78,9 @@ class Connection:
     asked: set[str] = field(default_factory=set)
     subscriptions: set[str] = field(default_factory=set)
     departure: str = ""
-    foreign_heartbeat: str | None = None
     unmatched: int = 0
     events_dropped: int = 0
-    last_heartbeat: float = field(init=False)
     _noted: set[str] = field(init=False, default_factory=set)
-
-    def __post_init__(self) -> None:
-        self.last_heartbeat = self.connected_at
 
     @property
     def draining(self) -> bool:
@@ -117,9 +113,8 @@ class Connection:
 
     def dismiss(self, reason: str) -> None:
         """Send it away: what waits is still written, DISCONNECTED last."""
-        status = ConnectionStatus.DISCONNECTED
-        farewell = ConnectionStatus(connection_id=self.id, status=status, message=reason)
-        self.outbound.put(ConnectionMessage(status=farewell).SerializeToString())
+        if self.protocol.established:  # not twice
+            self.outbound.put(self.protocol.dismiss(reason))
         self.outbound.close()
         self.end(StatusCode.UNAVAILABLE, reason)
 
@@ -130,7 +125,7 @@ class Connection:
             services=self.services,
             peer=self.peer,
             age=now - self.connected_at,
-            heartbeat_age=now - self.last_heartbeat,
+            heartbeat_age=now - self.protocol.last_heartbeat,
             pending=len(self.pending),
             draining=self.draining,
             unmatched=self.unmatched,
@@ -228,14 +223,6 @@ class Registry:
             if ring is not None:
                 return _next_of(ring, now)
         return None
-
-    def expired(self, now: float, heartbeat_timeout: float) -> list[Connection]:
-        """The connections whose last heartbeat is ``heartbeat_timeout`` seconds old or older."""
-        return [
-            connection
-            for connection in self._connections
-            if now - connection.last_heartbeat >= heartbeat_timeout
-        ]
 
 
 def _do_nothing(names: list[str]) -> None:

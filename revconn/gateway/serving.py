@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Any, Callable
 import grpc
 import grpc.aio
 
+from revconn.core.gateway_side import End
 from revconn.core.reminders import Reminder
 from revconn.core.status import StatusCode
+from revconn.gateway.connectors import ConnectorStreams
 from revconn.gateway.door import STOPPING, Door
 from revconn.gateway.hooks import Hooks
 from revconn.gateway.keys import ApiKeys
@@ -21,7 +23,6 @@ from revconn.gateway.proxy import Proxy
 from revconn.gateway.registrations import Registrations
 from revconn.gateway.registry import Connection
 from revconn.gateway.shared import Shared
-from revconn.gateway.stream import ConnectorStreams
 from revconn.gateway.tls import ServerTLS, server_credentials
 from revconn.logger import get_logger
 
@@ -190,17 +191,19 @@ class Serving:
             await asyncio.sleep(min(LONGEST_EXPIRY_INTERVAL, timeout / 4))
 
     def _expire_connections(self) -> None:
-        timeout = self._settings.heartbeat_timeout
-        for connection in self.registry.expired(time.monotonic(), timeout):
-            self._end_silent(connection, f"no heartbeat for {timeout:g} seconds")
+        now = time.monotonic()
+        for connection in self.registry.connections:
+            end = connection.protocol.tick(now)
+            if end is not None:
+                self._end_silent(connection, end)
 
-    def _end_silent(self, connection: Connection, reason: str) -> None:
+    def _end_silent(self, connection: Connection, end: End) -> None:
         self.shared.counters.connections_expired += 1
-        said = reason
-        if connection.foreign_heartbeat is not None:
-            said = f"{reason} with its id; the last one named {connection.foreign_heartbeat!r}"
+        said, foreign = end.reason, connection.protocol.foreign_heartbeat
+        if foreign is not None:
+            said = f"{said} with its id; the last one named {foreign!r}"
         self.shared.journal.expired(connection, said)
-        connection.end(StatusCode.UNAVAILABLE, reason)
+        connection.end(*end)
 
 
 def _introspection(

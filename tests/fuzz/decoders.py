@@ -11,6 +11,7 @@ from typing import Callable
 
 from revconn._proto.registry_pb2 import (
     ConnectionMessage,
+    ConnectionRegister,
     ConnectionStatus,
     ForwardRequest,
     ForwardResponse,
@@ -19,17 +20,19 @@ from revconn.core.chunking import ChunkJoiner
 from revconn.core.deadline import request_deadline
 from revconn.core.decoding import decode
 from revconn.core.errors import ProtocolError
+from revconn.core.features import SUPPORTED
 from revconn.core.frames import FrameSplitter, parse_goaway, parse_window_update, unpad
 from revconn.core.framing import GzipInflater, MessageReader, is_framed, unframe
+from revconn.core.gateway_side import GatewayConnection
 from revconn.core.http import decode_metadata, end_by_trailers, refusal
-from revconn.core.liveness import Prober
+from revconn.core.liveness import GatewayLiveness, Prober
 from revconn.core.protocol import Conversation
 from revconn.core.routing import Routes
 from revconn.core.status import decode_message, response_code
 from revconn.core.terms import Terms
 from revconn.core.text import presentable
+from revconn.gateway.connectors import check_registration
 from revconn.gateway.failures import Refused
-from revconn.gateway.handshake import check_registration
 from revconn.gateway.keys import ApiKeys
 from revconn.gateway.metadata import metadata_from_headers, truncate_message
 from revconn.messages import Request
@@ -44,6 +47,9 @@ OWN_ERRORS = (ProtocolError, Refused, OSError)  # OSError: of a proxy that gives
 _LIMIT = 1000
 _CONNECTED = ConnectionMessage(
     status=ConnectionStatus(connection_id="id", status=ConnectionStatus.CONNECTED)
+).SerializeToString()
+_REGISTER = ConnectionMessage(
+    register=ConnectionRegister(api_key="key", services=["a.B"])
 ).SerializeToString()
 _KEYS = ApiKeys({"key": ["a.*"]})
 _PROXY = Proxy.parse("http://proxy.example.com:3128")
@@ -108,6 +114,21 @@ def _request(message: ForwardRequest) -> None:
     assert isinstance(request.payload, bytes)
 
 
+def _registration(data: bytes) -> None:
+    """What a stranger says to a gateway, and a connector that was accepted."""
+    for accepted in (False, True):
+        connection = GatewayConnection(
+            GatewayLiveness(0.0, 10.0, 120.0), features=SUPPORTED, max_message_bytes=_LIMIT
+        )
+        if accepted:
+            connection.receive([_REGISTER], 0.0)
+            connection.accept("id", 0.0)
+        inbound = connection.receive([data], 0.0)
+        assert inbound.end is None or inbound.end.reason.isprintable()
+        if inbound.registration is not None:
+            check_registration(inbound.registration, _KEYS)
+
+
 def _answer(data: bytes) -> None:
     """What a connector answers a gateway."""
     response: ForwardResponse = decode(ConnectionMessage, data).response
@@ -145,7 +166,7 @@ DECODERS: dict[str, Callable[[bytes], object]] = {
     "payloads": _payload,
     "texts": _text,
     "a proxy's answer": lambda data: tunnel._check(data, _PROXY),
-    "registrations": lambda data: check_registration(data, _KEYS),
+    "registrations": _registration,
     "answers": _answer,
 }
 

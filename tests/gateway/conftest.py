@@ -14,12 +14,11 @@ import pytest
 from revconn._proto.registry_pb2 import ConnectionRegister
 from revconn.gateway import (
     Gateway,
-    conversation,
+    connectors,
     forwarding,
     journal,
     outbound,
     serving,
-    stream,
     thread,
 )
 from tests.support.scripted_connector import ScriptedConnector
@@ -78,7 +77,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     running = [thread.name for thread in threading.enumerate() if thread.name == "revconn-gateway"]
     assert not running, "a gateway runs already, and would go by this clock too"
     clock = Clock()
-    for module in (conversation, forwarding, journal, outbound, serving, stream, thread):
+    for module in (connectors, forwarding, journal, outbound, serving, thread):
         monkeypatch.setattr(module, "time", clock)
     monkeypatch.setattr(serving, "LONGEST_EXPIRY_INTERVAL", 0.01)
     return clock

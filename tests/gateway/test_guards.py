@@ -14,10 +14,10 @@ import pytest
 
 from revconn._proto.registry_pb2 import ForwardRequest
 from revconn.cli.gateway import _Watch
+from revconn.core.gateway_side import GatewayConnection
 from revconn.gateway import Gateway
 from revconn.gateway.backends import Backends
 from revconn.gateway.forwarding import Forwarding
-from revconn.gateway.registry import Registry
 from tests.gateway.test_backends import register
 from tests.support.backend import Backend
 from tests.support.threads import in_thread
@@ -141,10 +141,10 @@ def test_an_error_on_its_loop_that_cannot_be_logged_leaves_it_serving(
 
 
 def test_expiry_outlives_a_step_that_fails_and_takes_the_others(
-    run_gateway, clock, monkeypatch, caplog
+    run_gateway, clock, connect, monkeypatch, caplog
 ) -> None:
-    run_gateway()
-    monkeypatch.setattr(Registry, "expired", raising(Peculiar))
+    connect(run_gateway())
+    monkeypatch.setattr(GatewayConnection, "tick", raising(Peculiar))
     eventually(lambda: "expiry: a bug in the gateway" in caplog.text)
     looked: list[float] = []
     monkeypatch.setattr(Backends, "expire", lambda self, now, timeout: looked.append(now))

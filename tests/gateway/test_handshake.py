@@ -1,21 +1,18 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from revconn._proto.registry_pb2 import ConnectionMessage, ConnectionRegister, Heartbeat
+from revconn._proto.registry_pb2 import ConnectionRegister
 from revconn.core.status import StatusCode
+from revconn.gateway.connectors import Registration, check_registration
 from revconn.gateway.failures import Refused
-from revconn.gateway.handshake import Registration, check_registration
 from revconn.gateway.keys import ApiKeys
 
 KEYS = ApiKeys(["first", "second"])
 
 
-def register(*services: str, api_key: str = "first") -> bytes:
-    message = ConnectionRegister(api_key=api_key, services=services)
-    return ConnectionMessage(register=message).SerializeToString()
+def register(*services: str, api_key: str = "first") -> ConnectionRegister:
+    return ConnectionRegister(api_key=api_key, services=services)
 
 
 @pytest.mark.parametrize("services", [(), ("echo.Echo",), ("a", "b.C"), ("测试.Сервис",)])
@@ -49,23 +46,3 @@ def test_a_key_that_does_not_exist_is_refused_in_the_protocols_words() -> None:
     with pytest.raises(Refused, match="^Invalid token$") as refused:
         check_registration(register("echo.Echo", api_key="third"), KEYS)
     assert refused.value.code is StatusCode.UNAUTHENTICATED
-
-
-@pytest.mark.parametrize(
-    ("message", "said"),
-    [
-        (ConnectionMessage(heartbeat=Heartbeat()).SerializeToString(), "not heartbeat"),
-        (b"", "not an unset one"),
-        (b"\xfa\x7f\x00", "not an unset one"),  # a type newer than this schema
-    ],
-)
-def test_any_other_first_message_is_refused(message: bytes, said: str) -> None:
-    with pytest.raises(Refused, match=said) as refused:
-        check_registration(message, KEYS)
-    assert refused.value.code is StatusCode.INVALID_ARGUMENT
-
-
-@given(st.binary())
-def test_garbage_is_refused_and_nothing_worse(garbage: bytes) -> None:
-    with pytest.raises(Refused):
-        check_registration(garbage, KEYS)

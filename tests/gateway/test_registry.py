@@ -4,11 +4,13 @@ from typing import Any
 
 import pytest
 
+from revconn._proto.registry_pb2 import ConnectionMessage, Heartbeat
 from revconn.core.routing import Wanted
 from revconn.core.status import StatusCode
 from revconn.gateway.limits import Limits
 from revconn.gateway.outbound import STALL_AFTER, Outbound
 from revconn.gateway.registry import Connection, ConnectionInfo, Registry
+from tests.support.connections import accepted
 
 LIMITS = Limits()
 
@@ -32,6 +34,7 @@ def make(
         services=services,
         peer=f"ipv4:{name}",
         connected_at=now,
+        protocol=accepted(name, now),
         outbound=Outbound(limits),
         end=Ends(),
         max_pending=limits.max_pending_per_connection,
@@ -193,19 +196,12 @@ def test_a_removed_connection_leaves_nothing_behind() -> None:
     assert turns(registry, "y", 1) == "-"
 
 
-def test_a_connection_expires_when_its_last_heartbeat_is_as_old_as_the_timeout() -> None:
-    registry = Registry()
-    silent = register(registry, "a", now=100.0)
-    alive = register(registry, "b", now=100.0)
-    alive.last_heartbeat = 190.0
-    assert registry.expired(219.9, 120.0) == []
-    assert registry.expired(220.0, 120.0) == [silent]
-
-
 def test_a_picture_of_a_connection_says_where_it_stands() -> None:
     registry = Registry()
     connection = register(registry, "a", "x", now=10.0)
-    connection.last_heartbeat = 15.0
+    heartbeat = Heartbeat(connection_id=connection.id)
+    beat = ConnectionMessage(heartbeat=heartbeat).SerializeToString()
+    connection.protocol.receive([beat], 15.0)
     connection.pending.add("1")
     connection.unmatched = 2
     connection.asked.add("2")

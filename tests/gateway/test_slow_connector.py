@@ -6,7 +6,7 @@ import grpc
 import pytest
 
 from revconn._proto.registry_pb2 import ConnectionStatus, ForwardRequest
-from revconn.gateway import stream
+from revconn.gateway import connectors
 from tests.gateway.conftest import LARGE, stuck, unwritten
 from tests.support.waiting import eventually
 
@@ -74,7 +74,7 @@ def test_its_breaking_once_it_has_expired_is_no_error(clock, gateway, stall, cal
 def test_a_leaving_one_gets_what_is_queued_for_it_once_it_reads(
     gateway, stall, ask, monkeypatch
 ) -> None:
-    monkeypatch.setattr(stream, "FLUSH_TIMEOUT", 60.0)
+    monkeypatch.setattr(connectors, "FLUSH_TIMEOUT", 60.0)
     connector = stall(gateway)
     ids = ask(gateway, connector, 10)
     connector.disconnect()
@@ -86,7 +86,7 @@ def test_a_leaving_one_gets_what_is_queued_for_it_once_it_reads(
 
 
 def test_a_leaving_one_that_does_not_read_is_given_up(gateway, stall, ask, monkeypatch) -> None:
-    monkeypatch.setattr(stream, "FLUSH_TIMEOUT", 0.0)
+    monkeypatch.setattr(connectors, "FLUSH_TIMEOUT", 0.0)
     connector = stall(gateway)
     ask(gateway, connector, 10)
     connector.disconnect()

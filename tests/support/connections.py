@@ -9,11 +9,13 @@ from typing import Any
 from revconn._proto.registry_pb2 import (
     CancelRequest,
     ConnectionMessage,
+    ConnectionRegister,
     ConnectionStatus,
     ForwardRequest,
 )
 from revconn.core.connector_side import ConnectorConnection, FromGateway
-from revconn.core.liveness import ConnectorLiveness, Prober
+from revconn.core.gateway_side import GatewayConnection
+from revconn.core.liveness import ConnectorLiveness, GatewayLiveness, Prober
 from revconn.core.terms import Terms
 
 CONNECTED = ConnectionStatus.CONNECTED
@@ -97,3 +99,15 @@ def said(inbound: FromGateway) -> dict[str, Any]:
 
 def ids(inbound: FromGateway) -> list[str]:
     return [message.request_id for message, _ in inbound.requests]
+
+
+def accepted(connection_id: str = "id-1", now: float = 0.0, *features: str) -> GatewayConnection:
+    """A gateway's side of a connection that it has accepted."""
+    liveness = GatewayLiveness(now, 10.0, 120.0)
+    connection = GatewayConnection(
+        liveness, features=frozenset(features), max_message_bytes=4 << 20
+    )
+    register = ConnectionMessage(register=ConnectionRegister(api_key="key"))
+    connection.receive([register.SerializeToString()], now)
+    connection.accept(connection_id, now)
+    return connection

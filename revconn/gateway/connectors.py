@@ -1,0 +1,411 @@
+"""EstablishConnection: one connector's stream, an asyncio task around a core connection."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import math
+import time
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Iterator, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import grpc.aio
+
+from revconn._proto.registry_pb2 import (
+    ConnectionMessage,
+    ConnectionRegister,
+    ForwardRequest,
+    ForwardResponse,
+    SubscriptionRequest,
+)
+from revconn.core.chunking import split
+from revconn.core.deadline import request_deadline
+from revconn.core.decoding import decode
+from revconn.core.errors import ProtocolError
+from revconn.core.features import CHUNKS, FEATURES_HEADER, SUPPORTED, Announcement
+from revconn.core.gateway_side import End, FromConnector, GatewayConnection
+from revconn.core.liveness import GatewayLiveness
+from revconn.core.routing import Wanted, split_method_path
+from revconn.core.status import StatusCode
+from revconn.gateway.dialling import DialledCalls
+from revconn.gateway.failures import Refused, failure, over_limit
+from revconn.gateway.keys import ApiKeys
+from revconn.gateway.metadata import require_small_headers
+from revconn.gateway.registry import Connection
+from revconn.gateway.shared import Shared
+from revconn.gateway.statuses import fail
+from revconn.logger import get_logger
+
+__all__ = ["ConnectorStreams", "Registration", "check_registration"]
+
+logger = get_logger(__name__)
+
+FLUSH_TIMEOUT = 5.0  # seconds a leaving connector has to read what is still queued for it
+
+# What a peer that announced no limit takes: gRPC's own default, in every language.
+_USUAL_LIMIT = 4 * 1024 * 1024
+_LONGEST_METHOD = 200  # characters, of those that are named in errors
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+
+class Registration(NamedTuple):
+    """Who registered what: the number of the API key, and the services' names, each once."""
+
+    key: int
+    services: tuple[str, ...]
+
+
+def check_registration(register: ConnectionRegister, keys: ApiKeys) -> Registration:
+    """What a connector registers. Raises :class:`Refused`."""
+    key = keys.identify(register.api_key)
+    if key is None:
+        raise Refused(StatusCode.UNAUTHENTICATED, "Invalid token")
+    return Registration(key, keys.check_services(key, register.services))
+
+
+class ConnectorStreams:
+    """Takes connectors' streams: registers each, serves it, and cleans up after it."""
+
+    def __init__(self, shared: Shared) -> None:
+        self._shared = shared
+        self._open = 0
+
+    async def establish(self, _requests: AsyncIterator[bytes], context: Context) -> None:
+        """The rpc; messages are encoded, so that garbage gets an answer of ours."""
+        self._open += 1
+        try:
+            await self._establish(context)
+        finally:
+            self._open -= 1
+
+    async def _establish(self, context: Context) -> None:
+        protocol = self._new_protocol(context)
+        try:
+            self._require_room()
+            registration = await self._receive_registration(context, protocol)
+            self._require_room_for(registration.key)
+            self._shared.hooks.admit()
+        except Refused as error:
+            code, problem = error.code, error.message
+        else:
+            return await _Stream(context, protocol, registration, self._shared).run()
+        self._shared.counters.connections_refused += 1
+        self._shared.journal.refused(context.peer(), code, problem)
+        # A connector takes the word of who announces itself for the gateway's, not for a proxy's.
+        announced = Announcement(SUPPORTED).metadata() if _announces(context) else ()
+        return await fail(context, code, problem, initial=announced)
+
+    def _new_protocol(self, context: Context) -> GatewayConnection:
+        shared = self._shared
+        # The monotonic clock, not the one that goes on while this machine sleeps: a gateway that
+        # slept heard nothing meanwhile, which is no fault of its connectors.
+        opened_at, handshake_timeout = time.monotonic(), shared.limits.handshake_timeout
+        announced = Announcement.from_metadata(context.invocation_metadata() or ())
+        return GatewayConnection(
+            GatewayLiveness(opened_at, handshake_timeout, shared.heartbeat_timeout),
+            features=announced.features & SUPPORTED,
+            max_message_bytes=shared.limits.max_message_bytes,
+        )
+
+    async def _receive_registration(
+        self, context: Context, protocol: GatewayConnection
+    ) -> Registration:
+        """Wait for a stream's first message and check it. Raises :class:`Refused`."""
+        shared = self._shared
+        timeout = shared.limits.handshake_timeout
+        try:
+            received = await asyncio.wait_for(context.read(), timeout)
+        except asyncio.TimeoutError:
+            shared.counters.refused["handshake_timeout"] += 1
+            end = protocol.tick(math.inf)  # by this clock too it is time
+            assert end is not None
+            raise Refused(*end) from None
+        if isinstance(received, bytes):
+            inbound = protocol.receive((received,), time.monotonic())
+        else:
+            inbound = protocol.half_close()
+        if inbound.too_large is not None:
+            problem = f"a message of {len(inbound.too_large):,} bytes exceeds"
+            limit = f"{shared.limits.max_message_bytes:,}"
+            raise over_limit(shared.counters, "max_message_bytes", f"{problem} {limit}")
+        if inbound.registration is None:
+            assert inbound.end is not None
+            raise Refused(*inbound.end)
+        return check_registration(inbound.registration, shared.keys)
+
+    def _require_room(self) -> None:
+        limit = self._shared.limits.max_connections
+        if self._open > limit:
+            problem = f"{limit:,} connections are open"
+            raise over_limit(self._shared.counters, "max_connections", problem)
+
+    def _require_room_for(self, key: int) -> None:
+        limit = self._shared.limits.max_connections_per_key
+        if self._shared.registry.count(key) >= limit:
+            problem = f"{limit:,} connections with that API key are open"
+            raise over_limit(self._shared.counters, "max_connections_per_key", problem)
+
+
+class _End:
+    """The end of a stream, which may be brought about from outside.
+
+    An object of its own: what a connection holds must not lead back to the stream that holds it.
+    """
+
+    def __init__(self) -> None:
+        self.came: asyncio.Future[End] = asyncio.get_running_loop().create_future()
+
+    def bring(self, code: StatusCode, reason: str) -> None:
+        if not self.came.done():
+            self.came.set_result(End(code, reason))
+
+
+class _Stream:
+    """The stream of a registered connector: a reader, a writer, and whatever ends them."""
+
+    def __init__(
+        self,
+        context: Context,
+        protocol: GatewayConnection,
+        registration: Registration,
+        shared: Shared,
+    ) -> None:
+        self._context = context
+        self._protocol = protocol
+        self._shared = shared
+        self._end = _End()
+        announced = Announcement.from_metadata(context.invocation_metadata() or ())
+        limit = shared.limits.max_sent_message_bytes
+        self._connection = Connection(
+            id=str(uuid.uuid4()),
+            key=registration.key,
+            services=registration.services,
+            peer=context.peer(),
+            connected_at=time.monotonic(),
+            protocol=protocol,
+            outbound=shared.hooks.new_outbound(shared.limits),
+            end=self._end.bring,
+            max_pending=shared.limits.max_pending_per_connection,
+            max_message_bytes=min(limit, announced.max_message_bytes or limit),
+            features=protocol.features,
+            journal=shared.journal,
+        )
+        self._dialled = DialledCalls(self._connection, shared)
+
+    async def run(self) -> None:
+        """Serve until something ends the stream."""
+        connection = self._connection
+        # Queued before anybody can route a request to it: CONNECTED goes out first.
+        connection.outbound.put(self._protocol.accept(connection.id, connection.connected_at))
+        self._shared.registry.add(connection)
+        self._shared.counters.connections_opened += 1
+        self._shared.journal.connected(connection)
+        reader = asyncio.ensure_future(self._guard(self._read()))
+        writer = asyncio.ensure_future(self._guard(self._write()))
+        ending = End(StatusCode.UNAVAILABLE, "the stream broke")
+        try:
+            try:
+                ending = await self._end.came
+            finally:
+                reader.cancel()
+                self._forget(ending)
+            await self._flush(writer, ending)
+        finally:
+            writer.cancel()
+        if ending.code is not StatusCode.OK:
+            await fail(self._context, ending.code, ending.reason)
+
+    async def _flush(self, writer: asyncio.Future[None], ending: End) -> None:
+        outbound = self._connection.outbound
+        if ending.code is StatusCode.OK:
+            outbound.close()
+        if outbound.is_closed:
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(asyncio.shield(writer), FLUSH_TIMEOUT)
+        # Whatever the ending, a status cannot follow until the message on its way is out.
+        outbound.discard()
+        await asyncio.shield(writer)
+
+    def _forget(self, ending: End) -> None:
+        shared, connection = self._shared, self._connection
+        shared.registry.remove(connection)
+        shared.events.forget(connection)
+        if ending.code is not StatusCode.OK and not connection.outbound.is_closed:
+            connection.outbound.discard()
+        shared.forwarding.connection_ended(connection, ending.reason)
+        self._dialled.cancel_all()
+        # Last: the calls that were failed just now are still answered, and sent if there is time.
+        self._protocol.end()
+        shared.journal.ended(connection, ending.reason)
+
+    async def _guard(self, work: Awaitable[None]) -> None:
+        try:
+            await work
+        except grpc.aio.BaseError:
+            self._end.bring(StatusCode.UNAVAILABLE, "the stream broke")
+        except asyncio.CancelledError:
+            raise
+        except BaseException:  # noqa: BLE001 - whatever it is, it ends one stream, and is logged
+            self._shared.journal.failed(self._connection)
+            self._end.bring(StatusCode.INTERNAL, "the gateway failed; its log says how")
+
+    async def _write(self) -> None:
+        if _announces(self._context):
+            announcement = Announcement(
+                SUPPORTED, self._shared.heartbeat_timeout, self._shared.limits.max_message_bytes
+            )
+            await self._context.send_initial_metadata(announcement.metadata())
+        outbound = self._connection.outbound
+        while (message := await outbound.next()) is not None:
+            await self._context.write(message)
+
+    # What the connector says
+
+    async def _read(self) -> None:
+        batch: Sequence[bytes] = ()  # at first what came behind the registration, if anything did
+        while not await self._take_in(self._protocol.receive(batch, time.monotonic())):
+            received = await self._context.read()
+            if not isinstance(received, bytes):
+                # A stream that breaks looks like this at first; grpc cancels run() soon after.
+                await self._take_in(self._protocol.half_close())
+                return
+            batch = (received,)
+
+    async def _take_in(self, inbound: FromConnector) -> bool:
+        """Do what it asks for; no more is read before that is done. Whether that was the end."""
+        shared, connection = self._shared, self._connection
+        for response in inbound.responses:
+            shared.forwarding.answer(response, connection)
+        for kind, message in inbound.rest:
+            if kind == "request":
+                self._receive_request(message)
+                # Who calls and does not read the answers is not read either.
+                await connection.outbound.room()
+            elif kind == "cancel":
+                self._receive_cancel(message.cancel.request_id)
+            elif kind == "event":
+                shared.events.publish(message.event)
+            else:
+                self._receive_subscription(message.subscription)
+        for what, detail in inbound.ignored:
+            connection.note(what, detail)
+        if inbound.goodbye is not None:
+            departure, reason = inbound.goodbye
+            shared.journal.draining(connection, reason)
+            shared.forwarding.drain(connection, departure)
+        if inbound.too_large is not None:
+            self._refuse_large(inbound.too_large)
+        if inbound.end is not None:
+            self._end.bring(*inbound.end)
+        return inbound.end is not None or inbound.too_large is not None
+
+    def _refuse_large(self, received: bytes) -> None:
+        response = ForwardResponse()
+        with contextlib.suppress(ProtocolError):
+            response = decode(ConnectionMessage, received).response
+        forwarding = self._shared.forwarding
+        refused = forwarding.refuse_too_large(response, self._connection, len(received))
+        self._end.bring(refused.code, refused.message)
+
+    def _receive_request(self, message: ConnectionMessage) -> None:
+        try:
+            self._forward(message)
+        except Refused as refused:
+            request = message.request
+            self._respond(refused.response(request.request_id), request.method_path)
+
+    def _forward(self, message: ConnectionMessage) -> None:
+        request, shared, connection = message.request, self._shared, self._connection
+        wanted = Wanted.by_connector(self._service(request))
+        shared.forwarding.admit(request.request_id, connection)
+        require_small_headers(request.headers, shared.limits, shared.counters)
+        longest = shared.request_timeout
+        own = request_deadline(request.timeout_seconds, request.headers, 0.0)
+        # Not taken from two instants: these are rounded, and could make a second more of it.
+        seconds = longest if own is None else min(longest, own)
+        request.timeout_seconds = max(1, math.ceil(seconds))
+        deadline = asyncio.get_running_loop().time() + seconds
+        settle = partial(self._respond, method=request.method_path[:_LONGEST_METHOD])
+        dial = partial(self._dialled.start, wanted=wanted, deadline=deadline, settle=settle)
+        shared.forwarding.submit(message, wanted, deadline, settle, dial=dial, asker=connection)
+
+    def _service(self, request: ForwardRequest) -> str:
+        try:
+            service, _ = split_method_path(request.method_path)
+        except ValueError as error:
+            raise Refused(StatusCode.INVALID_ARGUMENT, str(error)) from None
+        if not self._shared.keys.allows(self._connection.key, service):
+            problem = f"the API key may not call {service[:200]!r}"
+            raise Refused(StatusCode.PERMISSION_DENIED, problem)
+        return service
+
+    def _receive_cancel(self, request_id: str) -> None:
+        if self._dialled.cancel(request_id):
+            return
+        if not self._shared.forwarding.cancel(request_id, self._connection):
+            # The answer and the cancel met on the way, as they may.
+            logger.debug(
+                "connection %s cancelled %.64r, which is not a pending call of its own",
+                self._connection.id,
+                request_id,
+            )
+
+    def _receive_subscription(self, subscription: SubscriptionRequest) -> None:
+        events = self._shared.events
+        if subscription.action == SubscriptionRequest.UNSUBSCRIBE:
+            events.unsubscribe(self._connection, subscription.event_types)
+        elif subscription.action != SubscriptionRequest.SUBSCRIBE:
+            self._connection.note("a subscription of unknown action")
+        else:
+            try:
+                events.subscribe(self._connection, subscription.event_types)
+            except Refused as refused:
+                self._refuse_subscription(refused)
+
+    def _refuse_subscription(self, refused: Refused) -> None:
+        """Tell the connector, once: there is no answer to a subscription to be told in."""
+        what = f"a subscription ({refused.code.name})"
+        if self._connection.note(what, f": {refused.message}"):
+            self._connection.outbound.put(self._protocol.report_error(refused.message))
+
+    # What it is answered
+
+    def _respond(self, response: ForwardResponse, method: str) -> None:
+        """Send the response to its call of ``method``, or why it cannot have it."""
+        if not self._protocol.established:  # it was sent away just now
+            return
+        try:
+            messages = list(self._messages(response))
+        except Refused as refused:
+            problem = f"{method[:_LONGEST_METHOD]}: {refused.message}"
+            told = failure(refused.code, problem, response.request_id)
+            messages = [self._protocol.respond(told)]
+        for message in messages:
+            self._connection.outbound.put(message)
+
+    def _messages(self, response: ForwardResponse) -> Iterator[bytes]:
+        protocol, connection = self._protocol, self._connection
+        counters, limit = self._shared.counters, connection.max_message_bytes
+        data = protocol.respond(response)
+        if connection.outbound.is_full and response.payload:
+            problem = "the response cannot be delivered: what was sent before it is not being read"
+            raise over_limit(counters, "max_queued_bytes", problem)
+        if CHUNKS in connection.features and len(data) > min(limit, _USUAL_LIMIT):
+            try:
+                chunks = split(response, min(limit, _USUAL_LIMIT))
+            except ValueError as error:
+                raise over_limit(counters, "max_sent_message_bytes", str(error)) from None
+            yield from (protocol.respond(chunk) for chunk in chunks)
+        elif len(data) > limit:
+            problem = f"a response of {len(data):,} bytes exceeds the {limit:,} that may be sent"
+            raise over_limit(counters, "max_sent_message_bytes", problem)
+        else:
+            yield data
+
+
+def _announces(context: Context) -> bool:
+    """Whether the connector said what it supports: only then is it told what the gateway does."""
+    return any(name == FEATURES_HEADER for name, _ in context.invocation_metadata() or ())
