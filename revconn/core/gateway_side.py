@@ -74,14 +74,13 @@ class FromConnector:
 
     __slots__ = ("end", "goodbye", "ignored", "registration", "responses", "rest", "too_large")
 
-    def __init__(self) -> None:
-        self.registration: ConnectionRegister | None = None
-        self.responses: list[ForwardResponse] = []
-        self.rest: list[tuple[str, ConnectionMessage]] = []
-        self.ignored: list[tuple[str, str]] = []
-        self.goodbye: Goodbye | None = None
-        self.too_large: bytes | None = None
-        self.end: End | None = None
+    registration: ConnectionRegister | None
+    responses: list[ForwardResponse]
+    rest: list[tuple[str, ConnectionMessage]]
+    ignored: list[tuple[str, str]]
+    goodbye: Goodbye | None
+    too_large: bytes | None
+    end: End | None
 
 
 class GatewayConnection(Connection):
@@ -190,8 +189,11 @@ class GatewayConnection(Connection):
 
     def receive(self, batch: Sequence[bytes], now: float) -> FromConnector:
         """Take in what arrived, in order. Never raises: ``end`` names a rule that was broken."""
-        inbound = FromConnector()
-        responses = inbound.responses
+        inbound = FromConnector()  # filled here: a method of its own would be another call
+        responses = inbound.responses = []
+        inbound.rest = []
+        inbound.ignored = []
+        inbound.registration = inbound.goodbye = inbound.too_large = inbound.end = None
         if self.phase is _ENDED:
             return inbound
         if self.phase is _REGISTERING:
@@ -222,12 +224,12 @@ class GatewayConnection(Connection):
                 self._receive_rare(kind, message, inbound, now)
         return inbound
 
-    def half_close(self) -> FromConnector:
+    def half_close(self, now: float) -> FromConnector:
         """The connector has ended its half of the stream, which is a goodbye too.
 
-        Comes after all that was received is dealt with, a registration too.
+        A registration that came before has to be accepted first.
         """
-        inbound = FromConnector()
+        inbound = self.receive((), now)
         if self.phase is Phase.OPENED:
             problem = "the stream ended before a register message"
             self._end(inbound, Step.VIOLATE, problem)

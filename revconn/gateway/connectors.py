@@ -126,7 +126,7 @@ class ConnectorStreams:
         if isinstance(received, bytes):
             inbound = protocol.receive((received,), time.monotonic())
         else:
-            inbound = protocol.half_close()
+            inbound = protocol.half_close(time.monotonic())
         if inbound.too_large is not None:
             problem = f"a message of {len(inbound.too_large):,} bytes exceeds"
             limit = f"{shared.limits.max_message_bytes:,}"
@@ -270,7 +270,7 @@ class _Stream:
             received = await self._context.read()
             if not isinstance(received, bytes):
                 # A stream that breaks looks like this at first; grpc cancels run() soon after.
-                await self._take_in(self._protocol.half_close())
+                await self._take_in(self._protocol.half_close(time.monotonic()))
                 return
             batch = (received,)
 

@@ -255,7 +255,7 @@ class PairMachine(RuleBasedStateMachine):
         self._gateway_hears(tunnel, gateway.receive(batch, self.now), before)
         if tunnel.half_closed and not tunnel.up.messages and gateway.phase is not Phase.REGISTERING:
             tunnel.half_closed = False
-            self._gateway_hears(tunnel, gateway.half_close(), gateway.phase)
+            self._gateway_hears(tunnel, gateway.half_close(self.now), gateway.phase)
 
     def _gateway_hears(self, tunnel: Tunnel, inbound: FromConnector, before: Phase) -> None:
         gateway = tunnel.gateway

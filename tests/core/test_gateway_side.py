@@ -226,16 +226,16 @@ def test_a_goodbye_is_heard_once_with_its_words(words: str, reason: str | None) 
 def test_the_end_of_its_half_is_a_goodbye_too_and_no_second_one() -> None:
     connection = ready()
     said = "it closed its side of the stream"
-    assert connection.half_close().goodbye == Goodbye(said, said)
+    assert connection.half_close(0.0).goodbye == Goodbye(said, said)
     assert connection.phase is Phase.LEAVING
-    assert nothing(connection.half_close())
-    assert nothing(leaving().half_close())
+    assert nothing(connection.half_close(0.0))
+    assert nothing(leaving().half_close(0.0))
 
 
 def test_the_end_of_its_half_before_it_registered_ends_the_connection() -> None:
     connection = opened()
     said = "the stream ended before a register message"
-    assert connection.half_close().end == End(StatusCode.INVALID_ARGUMENT, said)
+    assert connection.half_close(0.0).end == End(StatusCode.INVALID_ARGUMENT, said)
     assert connection.phase is Phase.ENDED
 
 
@@ -368,3 +368,13 @@ def test_heartbeats_are_worth_a_line_for_whoever_debugs(caplog: pytest.LogCaptur
     with caplog.at_level(logging.DEBUG, "revconn"):
         ready().receive([heartbeat()], 0.0)
     assert "connection id-1: heartbeat" in caplog.text
+
+
+def test_the_end_of_its_half_comes_after_what_came_behind_the_registration() -> None:
+    connection = opened()
+    connection.receive([REGISTER.SerializeToString(), response("r1"), heartbeat()], 0.0)
+    connection.accept("id-1", 1.0)
+    inbound = connection.half_close(7.0)
+    assert answered(inbound) == ["r1"]
+    assert inbound.goodbye is not None
+    assert connection.last_heartbeat == 7.0

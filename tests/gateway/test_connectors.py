@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import re
 import uuid
@@ -15,9 +16,15 @@ from revconn._proto.registry_pb2 import (
     ConnectionRegister,
     ConnectionStatus,
     ForwardRequest,
+    ForwardResponse,
     Heartbeat,
     SubscriptionRequest,
 )
+from revconn.gateway.connectors import Registration, _Stream
+from revconn.gateway.keys import ApiKeys
+from revconn.gateway.limits import Limits
+from revconn.gateway.shared import Shared
+from tests.support.connections import accepted
 from tests.support.waiting import eventually
 
 GATEWAY_LOG = "revconn.gateway"
@@ -309,3 +316,41 @@ def test_a_message_over_the_limit_ends_the_stream(run_gateway, connect, size) ->
     assert code is grpc.StatusCode.RESOURCE_EXHAUSTED
     assert re.search("exceeds 10,000|larger than max", details)
     eventually(lambda: not gateway.connections())
+
+
+def test_a_registration_over_the_limit_is_refused_and_the_limit_named(run_gateway, dial) -> None:
+    gateway = run_gateway(max_message_bytes=10_000)
+    stranger = dial(gateway)
+    services = [f"echo.Echo{number:1000}" for number in range(11)]
+    stranger.send(register=ConnectionRegister(api_key="key", services=services))
+    code, details = stranger.ended()
+    assert code is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert details.endswith("exceeds 10,000 (the gateway's max_message_bytes)")
+    assert gateway.connections() == ()
+    assert gateway.stats()["refused_max_message_bytes"] == 1
+
+
+class Context:
+    """As much of grpc's as a stream needs before it runs."""
+
+    def invocation_metadata(self) -> tuple[()]:
+        return ()
+
+    def peer(self) -> str:
+        return "ipv4:192.0.2.1:1"
+
+
+def test_a_response_to_who_was_sent_away_just_now_is_dropped() -> None:
+    async def play() -> None:
+        shared = Shared(ApiKeys(None), Limits())
+        stream = _Stream(Context(), accepted(), Registration(0, ()), shared)
+        connection = stream._connection
+        connection.dismiss("stopping")
+        connection.dismiss("stopping")
+        stream._respond(ForwardResponse(request_id="r1"), "/a.B/C")
+        said = await connection.outbound.next()
+        assert said is not None
+        assert ConnectionMessage.FromString(said).status.message == "stopping"
+        assert await connection.outbound.next() is None
+
+    asyncio.run(play())
