@@ -30,16 +30,18 @@ type gateway struct {
 	tally     tally
 	lastBeat  time.Time
 	connected chan struct{}
+	start     <-chan struct{} // closed when every connector of the run is connected
 	ended     chan error
 }
 
-func newGateway(o options, m *meter) (*gateway, error) {
+func newGateway(o options, m *meter, start <-chan struct{}) (*gateway, error) {
 	g := &gateway{
 		options:   o,
 		meter:     m,
 		sentAt:    make([]time.Time, o.inFlight),
 		free:      make(chan int, o.inFlight),
 		connected: make(chan struct{}),
+		start:     start,
 		ended:     make(chan error, 1),
 	}
 	g.tally.latencies = make([]time.Duration, 0, (1<<20)/o.connections)
@@ -58,9 +60,10 @@ func runGateway(o options) (result, error) {
 	var m meter
 	gateways := make([]*gateway, o.connections)
 	waiting := make(chan *gateway, o.connections)
+	start := make(chan struct{})
 	lookedAt := make(chan struct{}) // closed when the harness has read what the peers took
 	for i := range gateways {
-		g, err := newGateway(o, &m)
+		g, err := newGateway(o, &m, start)
 		if err != nil {
 			return result{}, err
 		}
@@ -100,6 +103,7 @@ func runGateway(o options) (result, error) {
 			return result{}, fmt.Errorf("not every connector registered within %v", connectTimeout)
 		}
 	}
+	close(start)
 	m.run(o)
 	close(lookedAt)
 
@@ -208,6 +212,11 @@ func (g *gateway) handshake(stream grpc.ServerStream) error {
 }
 
 func (g *gateway) send(stream grpc.ServerStream) {
+	select { // a process that is busy with the first of its connectors is slow to connect the others
+	case <-g.start:
+	case <-stream.Context().Done():
+		return
+	}
 	for slot := range g.free {
 		request := g.requests[slot]
 		request.renew()
