@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import queue
 import threading
 import uuid
 from typing import Any, Callable
@@ -68,18 +67,6 @@ def test_a_probe_is_a_call_of_what_is_served_and_no_handler_sees_it(serve, gatew
     assert connector.stats()["accepted"] == 0
     assert connector.stats()["connections"] == 1
     assert not seen
-
-
-def test_each_registered_service_is_probed_in_turn(serve, gateway) -> None:
-    serve(gateway.address, services=["a.A", "b.B"])
-    peer = gateway.accept_ready()
-    paths = []
-    for _ in range(6):
-        probe = peer.hears("request")
-        paths.append(probe.method_path.split("/")[1])
-        forward(peer, probe)
-    assert sorted(paths[:3]) == ["a.A", "b.B", "echo.Echo"]
-    assert paths[3:] == paths[:3]
 
 
 def test_a_connector_that_does_not_probe_answers_others_that_do(serve, gateway) -> None:
@@ -185,27 +172,6 @@ def test_while_requests_are_held_back_the_gateway_is_not_blamed(serve, gateway) 
         assert not message.HasField("status"), "a copy of the probe, at most"
     assert message.response.request_id == "r1"
     assert connector.connection_id == "id-1"
-
-
-def test_no_probe_leaves_after_the_goodbye(serve, gateway) -> None:
-    connector = serve(gateway.address, probe_interval=0.02, heartbeat_interval=30.0)
-    peer = gateway.accept_ready()
-    forward(peer, peer.hears("request"))
-    stopping = threading.Thread(target=connector.stop)
-    stopping.start()
-    while (message := peer.hears_any()).WhichOneof("message_type") != "status":
-        if message.HasField("request"):
-            peer.say(ConnectionMessage(request=message.request))
-        elif message.HasField("response"):
-            peer.say(message)
-    said = []
-    with contextlib.suppress(queue.Empty):
-        while True:
-            said.append(peer.hears_any(timeout=0.2).WhichOneof("message_type"))
-    assert "request" not in said
-    peer.end()
-    stopping.join(TIMEOUT)
-    assert not stopping.is_alive()
 
 
 # At whole gateways
