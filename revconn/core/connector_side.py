@@ -32,11 +32,10 @@ from revconn.core.connection import (
     no_message,
 )
 from revconn.core.errors import ProtocolError
-from revconn.core.features import CANCEL
 from revconn.core.liveness import PROBE_METHOD, ConnectorLiveness, Prober, Verdict
 from revconn.core.reminders import Reminders
 from revconn.core.status import is_success
-from revconn.core.terms import Terms
+from revconn.core.terms import CANCEL, Terms
 from revconn.core.text import Mask, presentable
 from revconn.logger import get_logger
 

@@ -22,9 +22,9 @@ from revconn.core.connection import (
     is_possible_id,
     no_message,
 )
-from revconn.core.features import CANCEL
 from revconn.core.liveness import GatewayLiveness
 from revconn.core.status import StatusCode
+from revconn.core.terms import CANCEL
 from revconn.logger import get_logger
 
 __all__ = ["End", "FromConnector", "GatewayConnection", "Goodbye"]

@@ -24,11 +24,11 @@ from revconn.core.chunking import split
 from revconn.core.deadline import request_deadline
 from revconn.core.decoding import decode
 from revconn.core.errors import ProtocolError
-from revconn.core.features import CHUNKS, FEATURES_HEADER, SUPPORTED, Announcement
 from revconn.core.gateway_side import End, FromConnector, GatewayConnection
 from revconn.core.liveness import GatewayLiveness
 from revconn.core.routing import Wanted, split_method_path
 from revconn.core.status import StatusCode
+from revconn.core.terms import CHUNKS, FEATURES_HEADER, SUPPORTED, Announcement
 from revconn.gateway.dialling import DialledCalls
 from revconn.gateway.failures import Refused, failure, over_limit
 from revconn.gateway.keys import ApiKeys

@@ -29,7 +29,6 @@ from revconn._proto.registry_pb2 import (
 )
 from revconn.core.connection import Connection, Phase, Step
 from revconn.core.connector_side import ConnectorConnection, FromGateway
-from revconn.core.features import CANCEL, CHUNKS, DRAIN
 from revconn.core.gateway_side import FromConnector, GatewayConnection
 from revconn.core.liveness import (
     PROBE_METHOD,
@@ -38,7 +37,7 @@ from revconn.core.liveness import (
     Prober,
     Verdict,
 )
-from revconn.core.terms import Terms
+from revconn.core.terms import CANCEL, CHUNKS, DRAIN, Terms
 
 HANDSHAKE = 10.0
 INTERVAL, SILENCE, GATEWAYS_PATIENCE = 30.0, 90.0, 120.0

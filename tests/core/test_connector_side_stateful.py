@@ -20,8 +20,7 @@ from revconn._proto.registry_pb2 import (
 )
 from revconn.core.connection import Phase
 from revconn.core.errors import ProtocolError
-from revconn.core.features import CANCEL, CHUNKS, DRAIN
-from revconn.core.terms import Terms
+from revconn.core.terms import CANCEL, CHUNKS, DRAIN, Terms
 from tests.support.connections import opened, said
 from tests.support.texts import texts
 

@@ -20,7 +20,6 @@ from revconn.core.chunking import ChunkJoiner
 from revconn.core.deadline import request_deadline
 from revconn.core.decoding import decode
 from revconn.core.errors import ProtocolError
-from revconn.core.features import SUPPORTED
 from revconn.core.frames import FrameSplitter, parse_goaway, parse_window_update, unpad
 from revconn.core.framing import GzipInflater, MessageReader, is_framed, unframe
 from revconn.core.gateway_side import GatewayConnection
@@ -29,7 +28,7 @@ from revconn.core.liveness import GatewayLiveness, Prober
 from revconn.core.protocol import Conversation
 from revconn.core.routing import Routes
 from revconn.core.status import decode_message, response_code
-from revconn.core.terms import Terms
+from revconn.core.terms import SUPPORTED, Terms
 from revconn.core.text import presentable
 from revconn.gateway.connectors import check_registration
 from revconn.gateway.failures import Refused
