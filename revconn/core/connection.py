@@ -75,6 +75,8 @@ class Step(Enum):
 
 Transitions = Mapping[tuple[Phase, Step], Phase]
 
+# What a gateway sends, a connector hears, and the other way round: most steps are both sides'. Each
+# side adds what only it can find out. A test lists what is declared and never taken.
 EITHER_SIDE: Final[Transitions] = {
     (Phase.OPENED, Step.REGISTER): Phase.REGISTERING,
     (Phase.OPENED, Step.VIOLATE): Phase.ENDED,

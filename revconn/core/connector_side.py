@@ -129,6 +129,7 @@ class ConnectorConnection(Connection):
 
     transitions: ClassVar[Transitions] = {
         **EITHER_SIDE,
+        # Only a connector hears anything while it registers: the gateway's answer, good or bad.
         (Phase.REGISTERING, Step.DISMISS): Phase.ENDED,
         (Phase.REGISTERING, Step.VIOLATE): Phase.ENDED,
         (Phase.REGISTERING, Step.EXPIRE): Phase.ENDED,
@@ -153,8 +154,10 @@ class ConnectorConnection(Connection):
         From now on the handshake's limit counts. ``prober`` says what to probe once it is over.
         """
         self._require(self.phase is Phase.OPENED, Step.REGISTER.value)
+        # From here on whatever the gateway says may be an echo of the key.
         self._mask = Mask(api_key)
         registration = ConnectionRegister(api_key=api_key, services=services)
+        # Before the step: a key that cannot be encoded (a lone surrogate) leaves all as it was.
         message = ConnectionMessage(register=registration).SerializeToString()
         self._take(Step.REGISTER)
         self._liveness.registered(now, prober)
@@ -182,6 +185,7 @@ class ConnectorConnection(Connection):
     def disconnect(self) -> bytes:
         """Say goodbye. Requests already on their way are still to be answered."""
         self._take(Step.DISCONNECT)
+        # A gateway that routes nothing here any more does not route a probe either.
         self._liveness.leave()
         status = ConnectionStatus(
             connection_id=self.connection_id, status=ConnectionStatus.DISCONNECTED

@@ -95,7 +95,11 @@ class GatewayConnection(Connection):
     :ivar foreign_heartbeat: the id in the last heartbeat that did not name this connection.
     """
 
-    transitions: ClassVar[Transitions] = {**EITHER_SIDE, (Phase.OPENED, Step.EXPIRE): Phase.ENDED}
+    transitions: ClassVar[Transitions] = {
+        **EITHER_SIDE,
+        # A gateway hears nothing while it looks at the key, and refuses it by failing the stream.
+        (Phase.OPENED, Step.EXPIRE): Phase.ENDED,
+    }
 
     def __init__(
         self,
@@ -197,6 +201,7 @@ class GatewayConnection(Connection):
         if self.phase is _ENDED:
             return inbound
         if self.phase is _REGISTERING:
+            # There is no id yet that a heartbeat could name, and nobody yet who may call anything.
             self._behind += batch
             return inbound
         if self._behind:
@@ -271,6 +276,8 @@ class GatewayConnection(Connection):
             inbound.ignored.append((kind or "a message of unknown type", ""))
 
     def _receive_heartbeat(self, heartbeat: Heartbeat, inbound: FromConnector, now: float) -> None:
+        # Some connectors send a service's name, or an id of their own making. The protocol cannot
+        # tell them, so the last such heartbeat is named in the log when silence ends them.
         if heartbeat.connection_id == self.connection_id:
             self._liveness.heard(now)
             logger.debug("connection %s: heartbeat", self.connection_id)
@@ -289,7 +296,7 @@ class GatewayConnection(Connection):
             name = _STATUSES.get(status.status, "of unknown type")
             said = f": {status.message[:_LONGEST_QUOTE]!r}"
             inbound.ignored.append((f"status {name}", said))
-        elif self.phase is Phase.READY:
+        elif self.phase is Phase.READY:  # else it has said so before, which changes nothing
             self._take(Step.DISCONNECT)
             reason = repr(status.message[:_LONGEST_QUOTE]) if status.message else ""
             inbound.goodbye = Goodbye("it left", reason)

@@ -120,7 +120,8 @@ class ConnectorStreams:
             received = await asyncio.wait_for(context.read(), timeout)
         except asyncio.TimeoutError:
             shared.counters.refused["handshake_timeout"] += 1
-            end = protocol.tick(math.inf)  # by this clock too it is time
+            # The loop's clock and time.monotonic() may differ by a moment: it is time by both.
+            end = protocol.tick(math.inf)
             assert end is not None
             raise Refused(*end) from None
         if isinstance(received, bytes):
@@ -198,7 +199,7 @@ class _Stream:
     async def run(self) -> None:
         """Serve until something ends the stream."""
         connection = self._connection
-        # Queued before anybody can route a request to it: CONNECTED goes out first.
+        # CONNECTED is queued before anybody can route a request to it, and so goes out first.
         connection.outbound.put(self._protocol.accept(connection.id, connection.connected_at))
         self._shared.registry.add(connection)
         self._shared.counters.connections_opened += 1
@@ -209,7 +210,7 @@ class _Stream:
         try:
             try:
                 ending = await self._end.came
-            finally:
+            finally:  # grpc cancels this task when the stream breaks
                 reader.cancel()
                 self._forget(ending)
             await self._flush(writer, ending)
