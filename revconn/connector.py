@@ -25,8 +25,8 @@ from revconn.runtime.handlers import Handler, require_handler
 from revconn.runtime.registered import Handlers, require_method_path
 from revconn.runtime.signals import obey_signals, signals_into
 from revconn.runtime.state import LinkStatus, State, StateBoard
-from revconn.runtime.supervisor import Supervisor
 from revconn.runtime.threads import aside, is_own_thread
+from revconn.supervisor import Supervisor
 from revconn.target import Target, parse_targets
 from revconn.transport.base import Transport
 from revconn.validation import (

@@ -17,7 +17,7 @@ from revconn import (
     RevconnError,
     State,
 )
-from revconn.runtime.link import Link
+from revconn.link.link import Link
 from tests.support.connectors import NEVER
 from tests.support.scripted_gateway import ScriptedGateway
 from tests.support.threads import in_thread

@@ -39,7 +39,7 @@ def test_a_gateway_that_announced_nothing_hears_the_published_protocol_byte_for_
     connector.wait_ready(10.0)
     monkeypatch.setattr(time, "time", lambda: 1_700_000_000.0)
     (link,) = connector._supervisor.links
-    link._roster.serving.beat()
+    next(iter(link._sessions)).beat()
     peer.hears("heartbeat")
     peer.request("r1", payload=b"hello")
     peer.answer("r1")

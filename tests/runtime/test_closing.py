@@ -312,8 +312,8 @@ LOCKS: dict[str, Callable[[Connector], threading.Lock]] = {
     "Supervisor": lambda connector: connector._supervisor._lock,
     "Dispatcher": lambda connector: connector._supervisor._dispatcher._lock,
     "Workers": lambda connector: connector._supervisor._dispatcher._workers._lock,
-    "Roster": lambda connector: connector._supervisor.links[0]._roster._lock,
-    "Session": lambda connector: connector._supervisor.links[0]._roster.serving._lock,
+    "Link": lambda connector: connector._supervisor.links[0]._lock,
+    "Session": lambda connector: next(iter(connector._supervisor.links[0]._sessions))._lock,
     "Outbox": lambda connector: connector._supervisor.links[0]._outbox._lock,
     "Unanswered": lambda connector: connector._supervisor.unanswered._lock,
 }

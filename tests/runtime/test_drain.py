@@ -10,9 +10,9 @@ from typing import Callable
 import grpc
 import pytest
 
-from revconn import Backoff, Connector, Request, State
+from revconn import Backoff, Connector, Request, State, supervisor
 from revconn._proto.registry_pb2 import ConnectionStatus
-from revconn.runtime import farewell, supervisor
+from revconn.link import records
 from tests.support.connectors import NEVER
 from tests.support.scripted_gateway import Peer, ScriptedGateway
 from tests.support.threads import in_thread
@@ -20,7 +20,6 @@ from tests.support.waiting import eventually
 
 TIMEOUT = 60.0
 LONG_BEFORE_A_QUIET_WAIT = 30.0
-A_GOODBYES_TIME = 5.0  # before the end of a stop it is said, whatever is in flight
 
 
 class Handler:
@@ -60,7 +59,7 @@ def connect(new_connector, handler) -> Callable[..., Connector]:
 def test_the_goodbye_is_said_at_once_and_what_is_in_flight_is_answered_after_it(
     connect, handler, gateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(farewell, "_QUIET_WAIT", TIMEOUT)
+    monkeypatch.setattr(records, "_QUIET_WAIT", TIMEOUT)
     gateway.announces = {"revconn-features": "drain"}
     connector, (peer,) = connect(gateway)
     peer.request("in flight")
@@ -81,7 +80,7 @@ def test_the_goodbye_is_said_at_once_and_what_is_in_flight_is_answered_after_it(
 def test_an_idle_connector_is_gone_as_soon_as_the_gateway_lets_it_go(
     connect, gateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(farewell, "_QUIET_WAIT", TIMEOUT)
+    monkeypatch.setattr(records, "_QUIET_WAIT", TIMEOUT)
     gateway.announces = {"revconn-features": "drain"}
     connector, (peer,) = connect(gateway)
     began = time.monotonic()
@@ -127,25 +126,6 @@ def test_what_came_before_a_break_is_answered_before_the_goodbye_on_the_next(
     handler.let_go.set()
     following.answer("came before")
     following.hears_goodbye()
-    stopping.result(TIMEOUT)
-
-
-def test_what_came_before_a_break_is_answered_though_the_gateway_is_done_with_the_next(
-    connect, handler, gateway
-) -> None:
-    gateway.announces = {"revconn-features": "drain"}
-    connector, (peer,) = connect(gateway)
-    peer.request("came before")
-    eventually(lambda: handler.entered == ["came before"])
-    peer.end(grpc.StatusCode.UNAVAILABLE, "the network is to blame")
-    following = gateway.accept_ready("id-2")
-    eventually(lambda: connector.connection_id == "id-2")
-    stopping = in_thread(connector.stop, A_GOODBYES_TIME)
-    following.hears_goodbye()
-    last = gateway.accept_ready("id-3")
-    handler.let_go.set()
-    last.answer("came before")
-    last.hears_goodbye()
     stopping.result(TIMEOUT)
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from revconn import Connector, Request
 from revconn.gateway import ConnectionInfo
-from revconn.runtime import farewell
+from revconn.link import records
 from revconn.testing import TestGateway
 from tests.support.waiting import eventually
 
@@ -53,7 +53,7 @@ def test_a_caller_that_gives_up_stops_the_handler(revconn_gateway, new_connector
 def test_a_connector_leaves_under_load_at_once_and_loses_nothing(
     revconn_gateway, new_connector, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(farewell, "_QUIET_WAIT", TIMEOUT)
+    monkeypatch.setattr(records, "_QUIET_WAIT", TIMEOUT)
 
     def handle(request: Request) -> bytes:
         time.sleep(0.01)  # so that there is always something in flight
@@ -97,7 +97,7 @@ def test_the_gateways_patience_is_met(make_revconn_gateway, new_connector) -> No
     gateway = make_revconn_gateway(heartbeat_timeout=4.5)
     connector = serve(new_connector, gateway, lambda request: b"")
     (link,) = connector._supervisor.links
-    assert link._roster.serving.terms.heartbeat_interval == pytest.approx(1.5)
+    assert next(iter(link._sessions)).terms.heartbeat_interval == pytest.approx(1.5)
     first = connector.connection_id
     heard = eventually(lambda: [each for each in gateway.connections() if has_beaten(each)])
     assert [each.connection_id for each in heard] == [first]

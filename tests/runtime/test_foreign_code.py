@@ -207,8 +207,8 @@ def test_a_link_that_fails_while_it_waits_ends_the_connector(
     connector = new_connector(gateway.address)
     connector.start(block=False)
     peer = gateway.accept_ready()
-    monkeypatch.setattr("revconn.runtime.link.Link._end_sessions", raising(Peculiar("unforeseen")))
-    monkeypatch.setattr("revconn.runtime.attempts.Attempts.delay", raising(Peculiar("unforeseen")))
+    monkeypatch.setattr("revconn.link.link.Link._end_sessions", raising(Peculiar("unforeseen")))
+    monkeypatch.setattr("revconn.link.link.Link._judge", raising(Peculiar("unforeseen")))
     peer.end()
     cannot_go_on(connector)
 

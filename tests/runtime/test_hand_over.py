@@ -17,7 +17,7 @@ from revconn._proto.registry_pb2 import (
     ForwardRequest,
     ForwardResponse,
 )
-from tests.support.connectors import NEVER, QUICK
+from tests.support.connectors import QUICK
 from tests.support.scripted_http2 import Http2Peer, ScriptedHttp2
 from tests.support.threads import TIMEOUT, in_thread
 from tests.support.waiting import eventually
@@ -221,22 +221,6 @@ def test_a_first_one_that_never_ends_is_ended(server) -> None:
         connector.abort()
 
 
-def test_a_gateway_that_wants_every_connection_replaced_is_not_asked_without_pause(server) -> None:
-    options = {**QUICK, "backoff": Backoff(**NEVER, stable_after=1e6)}
-    connector = Connector(server.address, transport="http2", **options)
-    connector.start(block=False)
-    first, _ = welcome(server, "id-1")
-    first.goaway(0, EVERY_STREAM)
-    second, _ = welcome(server, "id-2")  # at once: it may have been a planned restart
-    assert is_goodbye(hears(first, "status"), "id-1")
-    first.trailers(("grpc-status", "0"))
-    second.goaway(0, EVERY_STREAM)
-    link = connector._supervisor.links[0]
-    eventually(lambda: link._roster._phase is State.BACKING_OFF)
-    assert connector.state is State.READY
-    connector.abort()
-
-
 def refuse(server: ScriptedHttp2, code: int) -> None:
     refused = server.accept_stream()
     hears(refused, "register")
@@ -284,24 +268,6 @@ def test_one_that_cannot_be_replaced_serves_on_until_it_ends_and_then_it_is_lost
     assert connector.state is State.CLOSED
 
 
-def test_one_that_cannot_be_replaced_is_left_in_order_all_the_same(server, start, caplog) -> None:
-    connector = start()
-    first, _ = welcome(server, "id-1")
-    connector.wait_ready(TIMEOUT)
-    first.goaway(0, EVERY_STREAM)
-    refuse(server, UNAUTHENTICATED)
-    eventually(lambda: "serves on" in caplog.text)
-    stopping = in_thread(connector.stop)
-    stand_in, _ = welcome(server, "stand-in")
-    assert is_goodbye(hears(first, "status"), "id-1")
-    ask(first, "r1")
-    answer(stand_in, "r1")
-    first.trailers(("grpc-status", "0"))
-    assert is_goodbye(hears(stand_in, "status"), "stand-in")
-    stand_in.trailers(("grpc-status", "0"))
-    stopping.result(TIMEOUT)
-
-
 def test_if_the_second_breaks_before_the_first_was_told_goodbye_the_first_serves_on(
     server, connector, let_handler_end, caplog
 ) -> None:
@@ -347,20 +313,6 @@ def test_if_the_second_breaks_after_the_first_was_told_goodbye_the_first_is_read
     first.hears_hang_up()
     ask(third, "r3")
     answer(third, "r3")
-
-
-def test_one_that_was_told_goodbye_and_never_ends_is_ended_though_its_successor_broke(
-    server, start
-) -> None:
-    connector = start(drain_timeout=0.2)
-    first, _ = welcome(server, "id-1")
-    first.goaway(0, EVERY_STREAM)
-    second, _ = welcome(server, "id-2")
-    assert is_goodbye(hears(first, "status"), "id-1")
-    second.hang_up()
-    welcome(server, "id-3")
-    first.hears_hang_up()
-    eventually(lambda: connector.connection_id == "id-3")
 
 
 def test_an_answer_that_is_ready_before_the_second_is_accepted_leaves_on_the_first(
@@ -460,7 +412,7 @@ def test_stopping_while_there_is_no_key_for_a_second_leaves_the_first_in_order(s
     assert asked_again.wait(TIMEOUT)
     stopping = in_thread(connector.stop)
     eventually(lambda: connector.state is State.DRAINING)
-    eventually(lambda: connector._supervisor.links[0]._roster.leaving)
+    eventually(lambda: connector._supervisor.links[0]._plan.is_leaving)
     go_on.set()
     let_handler_end.set()
     assert answer(first, "r1").payload == b"done"

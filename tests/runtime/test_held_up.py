@@ -9,9 +9,8 @@ from typing import Any, Callable
 
 import pytest
 
-from revconn import Connector, Request, State
+from revconn import Connector, Request, State, supervisor
 from revconn._proto.registry_pb2 import ForwardRequest
-from revconn.runtime import supervisor
 from tests.support.scripted_gateway import Peer
 from tests.support.threads import in_thread
 from tests.support.waiting import eventually

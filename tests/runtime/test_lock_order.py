@@ -33,4 +33,7 @@ def test_locks_nest_in_the_documented_order_alone(tmp_path: Path) -> None:
                 for method in ("Pooled", "Inline", "Failing"):
                     call = channel.unary_unary(f"/a.A/{method}").future(b"x" * 100_000, timeout=60)
                     assert (call.exception(30) is None) == (method != "Failing")
+        without_gateway = Connector("127.0.0.1:1", api_key="key", services=["a.A"])
+        without_gateway.start(block=False)
+        without_gateway.stop()
     assert nestings == documented

@@ -21,7 +21,6 @@ from revconn import (
     StatusCode,
 )
 from revconn._proto.registry_pb2 import ConnectionStatus
-from revconn.core import outages
 from revconn.testing import Fault, FaultProxy
 from tests.support.scripted_gateway import Peer, ScriptedGateway
 from tests.support.waiting import eventually
@@ -82,9 +81,7 @@ def cut(peer: Peer, proxy: FaultProxy) -> None:
 LOSSES = {
     "the stream ends with OK": (end_with(grpc.StatusCode.OK), "the gateway ended the stream"),
     "the stream ends with UNAVAILABLE": (end_with(grpc.StatusCode.UNAVAILABLE), "some reason"),
-    "the stream ends with INTERNAL": (end_with(grpc.StatusCode.INTERNAL), "some reason"),
     "the key is refused later": (end_with(grpc.StatusCode.UNAUTHENTICATED), "some reason"),
-    "INVALID_ARGUMENT later": (end_with(grpc.StatusCode.INVALID_ARGUMENT), "some reason"),
     "the gateway says DISCONNECTED": (
         say_disconnected,
         "the gateway said DISCONNECTED: 'moving house'",
@@ -174,8 +171,6 @@ def test_a_refused_handshake_ends_it_with_an_error_that_says_what_to_fix(
     [
         grpc.StatusCode.OK,
         grpc.StatusCode.UNAVAILABLE,
-        grpc.StatusCode.INTERNAL,
-        grpc.StatusCode.RESOURCE_EXHAUSTED,
         grpc.StatusCode.UNKNOWN,
     ],
 )
@@ -243,17 +238,6 @@ def test_is_fatal_can_try_again_what_would_be_given_up(serve, gateway) -> None:
     assert_serves(second)
 
 
-def test_an_is_fatal_that_fails_is_logged_and_taken_for_no(serve, gateway, caplog) -> None:
-    def is_fatal(error: Exception) -> bool:
-        raise LookupError("no idea")
-
-    serve(gateway.address, is_fatal=is_fatal)
-    gateway.accept().end(grpc.StatusCode.UNAUTHENTICATED)
-    assert_serves(gateway.accept_ready())
-    assert "is_fatal failed" in caplog.text
-    assert "no idea" in caplog.text
-
-
 # Attempts and waits
 
 
@@ -276,15 +260,6 @@ def test_the_waits_grow_until_a_connection_was_stable(serve, gateway) -> None:
     gateway.accept().end(grpc.StatusCode.UNAVAILABLE)
     gateway.accept_ready()
     assert backoff.asked == [1, 2, 3, 1, 2]
-
-
-def test_a_connection_that_breaks_at_once_counts_as_a_failed_attempt(serve, gateway) -> None:
-    backoff = NoPause(stable_after=1e6)
-    serve(gateway.address, backoff=backoff)
-    for _ in range(3):
-        gateway.accept_ready().end()
-    gateway.accept()
-    assert backoff.asked == [1, 2, 3]
 
 
 # The key
@@ -450,31 +425,3 @@ def test_an_outage_is_one_line_when_it_begins_and_one_when_it_ends(serve, gatewa
         " last error: UNAVAILABLE: .*",
         last[0],
     )
-
-
-def test_an_outage_that_lasts_is_brought_to_mind(serve, caplog, monkeypatch) -> None:
-    monkeypatch.setattr(outages, "_FIRST_REMINDER", 0.2)
-    with socket.socket() as reserved:
-        reserved.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{reserved.getsockname()[1]}"
-        connector = serve(address)
-        eventually(lambda: len(link_lines(caplog)) >= 3)
-        connector.abort()
-    reminder = ("WARNING", "no connection for")
-    assert link_lines(caplog)[:3] == [("WARNING", "no connection"), reminder, reminder]
-    assert re.search(
-        rf"no connection for 0\.\d s, \d+ attempts: {address}: .*; trying again in \d\.\d s",
-        caplog.text,
-    )
-
-
-def test_a_key_callable_that_fails_is_asked_less_and_less_often(gateway, new_connector) -> None:
-    def no_key() -> str:
-        raise OSError("the vault is sealed")
-
-    backoff = NoPause()
-    connector = new_connector(gateway.address, api_key=no_key, backoff=backoff)
-    connector.start(block=False)
-    eventually(lambda: len(vars(backoff).get("asked", ())) > 3)
-    connector.abort()
-    assert backoff.asked[:4] == [1, 2, 3, 4]

@@ -11,9 +11,9 @@ from typing import Callable
 
 import pytest
 
-from revconn import Connector, Request
+from revconn import Connector, Request, supervisor
 from revconn._proto.registry_pb2 import ForwardRequest
-from revconn.runtime import supervisor, troubles, watchdog
+from revconn.runtime import troubles, watchdog
 from revconn.runtime.runs import Runs
 from revconn.runtime.watchdog import Watchdog
 from revconn.testing import Fault

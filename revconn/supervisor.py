@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Collection
 from concurrent.futures import Executor, ThreadPoolExecutor
 from typing import Callable
 
@@ -12,12 +11,12 @@ from revconn.config import Options
 from revconn.core.protocol import Arrival
 from revconn.exceptions import RevconnError
 from revconn.guard import guarded_thread
+from revconn.link.link import Link
 from revconn.logger import get_logger
 from revconn.runtime.dispatch import Dispatcher
 from revconn.runtime.executor import DaemonExecutor
 from revconn.runtime.handlers import Answering
 from revconn.runtime.inline import InlineRunner
-from revconn.runtime.link import Link
 from revconn.runtime.registered import Handlers
 from revconn.runtime.runs import Runs
 from revconn.runtime.state import State, StateBoard, combine
@@ -30,7 +29,7 @@ from revconn.transport.base import Transport
 
 __all__ = ["Supervisor"]
 
-logger = get_logger(__name__)
+logger = get_logger("revconn.runtime.supervisor")  # as users have it in their configuration
 
 _LINGER = 5.0
 _FLUSH_WAIT = 1.0
@@ -56,8 +55,22 @@ class Supervisor:
         on_end: Callable[[], None],
     ) -> None:
         self.services = services
+        self.unanswered = Unanswered()
         self.links = tuple(
-            Link(target, transport(target), self, options) for target in options.targets
+            Link(
+                target,
+                transport(target),
+                options,
+                services,
+                self.unanswered,
+                saturated=lambda: self._dispatcher.saturated,
+                on_requests=self.requests_arrived,
+                on_cancelled=lambda link, ids: self._dispatcher.cancel(link, ids),
+                on_relief=lambda link: self._dispatcher.resume(link),
+                on_change=self._show_state,
+                on_end=self._link_ended,
+            )
+            for target in options.targets
         )
         self._board = board
         self._on_end = on_end
@@ -66,7 +79,6 @@ class Supervisor:
         if executor is None:
             executor = self._own_executor = DaemonExecutor(options.max_workers, "revconn-handler")
         runs = Runs()
-        self.unanswered = Unanswered()
         self._dispatcher = Dispatcher(
             Answering(handlers.all, options.max_message_bytes),
             executor,
@@ -258,11 +270,6 @@ class Supervisor:
         for link in self.links:
             link.forsake()
 
-    @property
-    def saturated(self) -> bool:
-        """Whether so much is in flight that gateways should send no more for now."""
-        return self._dispatcher.saturated
-
     def _relieve(self) -> None:
         for link in self.links:
             link.relieve()
@@ -280,15 +287,7 @@ class Supervisor:
                 if left:
                     self._dispatcher.accept(link, left, arrived)
 
-    def link_relieved(self, link: Link) -> None:
-        """A link's answers have piled up no longer."""
-        self._dispatcher.resume(link)
-
-    def requests_cancelled(self, link: Link, request_ids: Collection[str]) -> None:
-        """Nobody waits for these any more."""
-        self._dispatcher.cancel(link, request_ids)
-
-    def link_changed(self, link: Link) -> None:
+    def _show_state(self) -> None:
         """A link's state is another."""
         self._board.update(self._combined)
 
@@ -296,9 +295,9 @@ class Supervisor:
         if state in (State.DRAINING, State.CLOSED):
             return state
         combined = combine(link.state for link in self.links)
-        return state if combined is State.CLOSED else combined  # link_ended says when it is over
+        return state if combined is State.CLOSED else combined  # _link_ended says when it is over
 
-    def link_ended(self, link: Link, error: BaseException | None) -> None:
+    def _link_ended(self, link: Link, error: BaseException | None) -> None:
         """A link's thread is about to end; the last one ends everything."""
         if error is not None:
             unforeseen = not isinstance(error, RevconnError)

@@ -6,7 +6,7 @@ from typing import Callable
 
 from revconn.environment import KeyFile
 from revconn.exceptions import ConfigurationError, HandshakeError
-from revconn.runtime import journal
+from revconn.link import report
 from revconn.target import Target
 from revconn.validation import require_api_key
 
@@ -30,7 +30,7 @@ class ApiKey:
         except SystemExit:
             raise
         except BaseException as error:  # a green thread's timeout is no Exception
-            journal.api_key_failed(self._target)
+            report.api_key_failed(self._target)
             reason = f"the api_key callable raised {type(error).__name__}"
             raise HandshakeError(str(self._target), reason) from error
         return self._shown

@@ -1,0 +1,473 @@
+"""The lasting tie to one gateway: the thread that carries out its plan, and what comes and goes."""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Callable
+
+import tenacity
+
+from revconn import spares
+from revconn.config import Options
+from revconn.core.addresses import patience
+from revconn.core.large import LargeAnswer
+from revconn.core.outbound import Answer
+from revconn.core.protocol import Arrival
+from revconn.exceptions import ConnectionLost, HandshakeError
+from revconn.guard import guarded_thread
+from revconn.link import report
+from revconn.link.api_key import ApiKey
+from revconn.link.decisions import (
+    Connected,
+    Decision,
+    End,
+    Judge,
+    LookAtKey,
+    News,
+    Open,
+    Retire,
+    SayGoodbye,
+    Shows,
+    Wait,
+)
+from revconn.link.plan import Phase, Plan
+from revconn.link.records import reason
+from revconn.runtime.outbox import Outbox
+from revconn.runtime.session import Session
+from revconn.runtime.state import State
+from revconn.runtime.threads import own_thread
+from revconn.runtime.unanswered import Unanswered
+from revconn.target import Target
+from revconn.transport.base import Transport
+
+__all__ = ["Link"]
+
+_JOIN_TIMEOUT = 5.0
+_THREADS_TO_LEAVE = 6  # close, drain; a resolver, receiver, heartbeat, sender
+
+_STATES = {
+    Phase.IDLE: State.IDLE,
+    Phase.CONNECTING: State.CONNECTING,
+    Phase.SERVING: State.READY,
+    Phase.BACKING_OFF: State.BACKING_OFF,
+    Phase.CLOSED: State.CLOSED,
+}
+
+
+class _Traffic:
+    """What came by a link and is still to be answered, or to leave: what its plan asks.
+
+    Each predicate takes the lock of what it asks inside the link's lock.
+    """
+
+    POLL = 0.1
+    """Seconds: nobody tells the link's condition when one of these changes."""
+
+    def __init__(self, link: Link, outbox: Outbox, unanswered: Unanswered) -> None:
+        self._link = link
+        self._outbox = outbox
+        self._unanswered = unanswered
+
+    def is_quiet(self) -> bool:
+        """Whether nothing is unanswered and every answer has left."""
+        # In this order: what is answered between the two looks would be queued after the second.
+        return self.is_answered(math.inf) and self.is_flushed()
+
+    def is_answered(self, came_by: float) -> bool:
+        """Whether all that had come by then (monotonic) is answered."""
+        return self._unanswered.wait_answered(self._link, 0.0, came_by)
+
+    def is_flushed(self) -> bool:
+        """Whether every answer that was queued has left."""
+        return self._outbox.wait_flushed(0.0)
+
+
+class Link:
+    """Keeps one gateway connected, in a thread of its own; the only one that opens a stream.
+
+    The :class:`~revconn.link.plan.Plan` decides; the link's thread carries out. Sessions' threads
+    and whoever ends the link tell the plan what happens, which wakes that thread, and tell in turn
+    what the plan has to tell: a state does not wait for a user's ``api_key`` or ``is_fatal``, which
+    the link's thread may be calling.
+
+    ``_lock`` guards the plan, ``_sessions`` and ``_over``; ``_changed`` is its condition. Nothing
+    is called under it but the plan, and what that asks of :class:`_Traffic`.
+
+    :param services: the names to register.
+    :param on_change: called without the lock, in any thread: the state may be another.
+    :param on_end: called as the link's thread is about to end: with an error, or because it was
+        told to.
+    """
+
+    def __init__(
+        self,
+        target: Target,
+        transport: Transport,
+        options: Options,
+        services: tuple[str, ...],
+        unanswered: Unanswered,
+        *,
+        saturated: Callable[[], bool],
+        on_requests: Callable[[Link, list[Arrival]], object],
+        on_cancelled: Callable[[Link, Collection[str]], object],
+        on_relief: Callable[[Link], object],
+        on_change: Callable[[], object],
+        on_end: Callable[[Link, BaseException | None], object],
+    ) -> None:
+        self.target = target
+        self._name = str(target)
+        self._transport = transport
+        self._options = options
+        self._services = services
+        self._on_requests = on_requests
+        self._on_cancelled = on_cancelled
+        self._on_change = on_change
+        self._on_end = on_end
+        self._outbox = Outbox(
+            saturated,
+            on_relief=lambda: on_relief(self),
+            replay_bytes=options.replay_bytes,
+            # By then a heartbeat would have followed, and not been acknowledged.
+            doubt=options.heartbeat_interval + options.keepalive_timeout,
+        )
+        self._traffic = _Traffic(self, self._outbox, unanswered)
+        self._api_key = ApiKey(options.api_key, target)
+        self._plan = Plan(
+            time.monotonic(),
+            stable_after=options.backoff.stable_after,
+            patience=options.drain_timeout,
+            look_at_key_every=options.heartbeat_interval if self._api_key.is_watched else math.inf,
+        )
+        self._retrying = self._make_retrying(options)
+        self._lock = threading.Lock()
+        self._changed = threading.Condition(self._lock)
+        self._sessions: dict[Session, int] = {}  # with the numbers that the plan knows them by
+        self._over: list[Session] = []  # whose threads are about to end
+        self._unprobed: set[str] = set()  # services that the gateway does not route our calls of
+        self._astray: dict[str, bool] = {}  # without a route, and whether that was said
+        self._probe_round_trip: float | None = None
+        self._notes: tuple[str, ...] = ()
+        self._gave_up: str | None = None
+        self._spares = 0  # set as sessions become ready, one at a time
+        self._thread = guarded_thread(f"revconn-link-{self._name}", self._run)
+
+    def _make_retrying(self, options: Options) -> tenacity.Retrying:
+        """Tenacity's strategies. Its loop stays outside: the plan says when there is an attempt."""
+        most = options.backoff.max_attempts
+        return tenacity.Retrying(
+            retry=tenacity.retry_if_exception(self._passes),
+            stop=tenacity.stop_never if most is None else tenacity.stop_after_attempt(most),
+            wait=lambda retry_state: options.backoff.delay(retry_state.attempt_number),
+        )
+
+    @property
+    def state(self) -> State:
+        """What it is doing now."""
+        return _STATES[self._plan.shown]
+
+    @property
+    def congested(self) -> bool:
+        """Whether so many answers wait to leave that there should be no more for now."""
+        return self._outbox.congested
+
+    @property
+    def connection_id(self) -> str | None:
+        """The id of the connection that serves now; ``None`` without one."""
+        serving = self._plan.serving
+        return serving.connection_id if serving is not None else None
+
+    @property
+    def last_error(self) -> str | None:
+        """Why there is no connection; ``None`` while there is one, and before the first failure."""
+        outage = self._plan.outage
+        return self._gave_up or (None if outage is None else outage.last_error)
+
+    @property
+    def next_attempt_in(self) -> float | None:
+        """Seconds until it tries again; ``None`` while it does not wait for that."""
+        due = self._plan.next_attempt
+        return None if due is None else max(0.0, due - time.monotonic())
+
+    @property
+    def probe_round_trip(self) -> float | None:
+        """Seconds that the last probe took; ``None`` before the first came back."""
+        return self._probe_round_trip
+
+    @property
+    def is_running(self) -> bool:
+        """Whether the link's thread still runs."""
+        return self._thread.is_alive()
+
+    def stats(self) -> dict[str, int]:
+        """Counters since the start."""
+        return {
+            "connections": self._plan.connections,
+            "replayed": self._outbox.replayed,
+            "undelivered": self._outbox.undelivered,
+        }
+
+    # Any thread
+
+    def start(self) -> None:
+        """Start the link's thread."""
+        self._thread.start()
+
+    def answer(self, answers: Iterable[Answer | LargeAnswer], *, alone: bool = False) -> None:
+        """Queue answers for this gateway. Does not block."""
+        self._outbox.put(answers, alone=alone)
+
+    def relieve(self) -> None:
+        """Nothing is saturated any more: the gateway may send again."""
+        self._outbox.nudge()
+
+    def unsent(self) -> dict[object, int]:
+        """The streams with something to send, each with how many batches have been begun."""
+        return self._outbox.unsent()
+
+    def wait_flushed(self, timeout: float) -> bool:
+        """Wait, at most ``timeout`` seconds, until every queued answer has left."""
+        return self._outbox.wait_flushed(timeout)
+
+    def leave(self, deadline: float) -> None:
+        """Take leave of the gateway once all that it sent is answered; then the thread ends.
+
+        Goodbye is said by ``deadline`` (monotonic). Without an established connection, and
+        nothing left to deliver on the next one, it ends at once.
+        """
+        with self._happening() as plan:
+            plan.leave(deadline, time.monotonic())
+
+    def abort(self) -> None:
+        """End the streams, or the wait for the next one, at once. Idempotent."""
+        with self._happening() as plan:
+            plan.stop()
+            sessions = list(self._sessions)
+        for session in sessions:  # here and now: the link's thread may be in a user's function
+            session.retire("stopped")
+
+    def forsake(self) -> None:
+        """In a forked child: open no other stream. Takes no lock: its owner may be gone."""
+        self._plan.stop()
+
+    @contextmanager
+    def _happening(self) -> Iterator[Plan]:
+        """While inside, under the lock, the plan can be told of what happens. Then it is acted on.
+
+        The link's thread wakes before anything else: it must not miss it, whatever telling the
+        rest runs into.
+        """
+        with self._lock:
+            try:
+                yield self._plan
+            finally:
+                news = self._plan.take_news()
+                self._changed.notify_all()
+        self._tell(news)
+
+    def _tell(self, all_news: list[News]) -> None:
+        for news in all_news:
+            report.tell(self.target, self.state, news)
+            if isinstance(news, Connected):
+                self._note_terms(news)
+            elif isinstance(news, Shows):
+                self._on_change()
+
+    def _note_terms(self, news: Connected) -> None:
+        """Say what the gateway's limits changed; not again on every connection."""
+        (session,) = self._by_number((news.session,))
+        notes = session.terms.notes
+        if notes != self._notes:
+            self._notes = notes
+            for note in notes:
+                report.note(self.target, note)
+
+    def _by_number(self, numbers: Collection[int]) -> list[Session]:
+        with self._lock:
+            return [each for each, number in self._sessions.items() if number in numbers]
+
+    # The link's thread
+
+    def _run(self) -> None:
+        with own_thread():
+            error = None
+            try:
+                error = self._carry_out_plan()
+                self._gave_up = None if error is None else reason(error)
+                self._end_sessions()
+                self._outbox.close()
+                with self._happening() as plan:
+                    plan.closed()
+            except BaseException as failure:  # noqa: BLE001 - it is raised from start() and wait()
+                error = error or failure
+            finally:
+                spares.drop(self._spares)
+                self._on_end(self, error)
+
+    def _carry_out_plan(self) -> BaseException | None:
+        """Until the plan is at its end, with an error or without."""
+        try:
+            while True:
+                decision = self._decide()
+                if isinstance(decision, End):
+                    return decision.error
+                self._carry_out(decision)
+        except BaseException as error:  # noqa: BLE001 - it is raised from start() and wait()
+            return None if self._plan.is_stopping else error
+
+    def _decide(self) -> Decision:
+        """What to do next; waits for it."""
+        while True:
+            with self._lock:
+                now = time.monotonic()
+                decision = self._plan.decide(now, self._traffic)
+                news = self._plan.take_news()
+                if not news and isinstance(decision, Wait):
+                    timeout = min(decision.until - now, threading.TIMEOUT_MAX)
+                    self._changed.wait(
+                        min(timeout, _Traffic.POLL) if decision.for_traffic else timeout
+                    )
+                    continue
+            self._tell(news)
+            if not isinstance(decision, Wait):
+                return decision
+
+    def _carry_out(self, decision: Decision) -> None:
+        if isinstance(decision, Open):
+            self._open(decision)
+        elif isinstance(decision, SayGoodbye):
+            for session in self._by_number(decision.sessions):
+                session.say_goodbye(last=decision.last)
+        elif isinstance(decision, Retire):
+            for session in self._by_number(decision.sessions):
+                session.retire(decision.why)
+        elif isinstance(decision, Judge):
+            delay = self._judge(decision)
+            with self._happening() as plan:
+                plan.judged(delay)
+        elif isinstance(decision, LookAtKey) and self._api_key.is_another():
+            with self._happening() as plan:
+                plan.another_key()
+
+    def _open(self, decision: Open) -> None:
+        """Another session, which registers the services or only takes answers along."""
+        try:
+            api_key = self._api_key.show()
+        except HandshakeError as error:
+            with self._happening() as plan:
+                plan.ended(decision.session, error, time.monotonic())
+            return
+        self._join_sessions_that_are_over()
+        most, addresses = self._options.connect_timeout, self._transport.addresses
+        connect_timeout = patience(most, decision.failures, addresses)
+        session = Session(
+            str(self.target),
+            self._name,
+            lambda line: self._transport.stream(line, self._name),
+            self._outbox.open_line(),
+            replace(self._options, connect_timeout=connect_timeout),
+            self,
+        )
+        with self._lock:
+            self._sessions[session] = decision.session
+            is_stopping = self._plan.is_stopping  # else abort() finds the session
+        if is_stopping:
+            session.retire("stopped")
+        services = self._services if decision.registers else ()
+        probed = tuple(service for service in services if service not in self._unprobed)
+        session.start(api_key, services, probed=probed, astray=tuple(self._astray))
+
+    def _join_sessions_that_are_over(self) -> None:
+        with self._lock:
+            over, self._over = self._over, []
+        for session in over:
+            session.join(_JOIN_TIMEOUT)
+
+    def _judge(self, decision: Judge) -> float | None:
+        """Seconds until the next attempt; ``None``: it would be useless, or one too many."""
+        state = tenacity.RetryCallState(self._retrying, None, (), {})
+        state.attempt_number = decision.failures
+        error = decision.error
+        if error is not None:
+            state.set_exception((type(error), error, error.__traceback__))
+            if not self._retrying.retry(state) or self._retrying.stop(state):
+                return None
+        return self._retrying.wait(state)
+
+    def _passes(self, error: BaseException) -> bool:
+        """Whether the failure is one of those that pass; the user has the last word."""
+        if not isinstance(error, ConnectionLost):
+            return False
+        try:
+            return not self._options.is_fatal(error)
+        except SystemExit:
+            raise
+        except BaseException:  # noqa: BLE001 - it is the user's
+            report.is_fatal_failed(error)
+            return True
+
+    def _end_sessions(self) -> None:
+        with self._lock:
+            sessions, over = list(self._sessions), self._over
+        for session in sessions:
+            session.retire("stopped")
+        for session in sessions + over:
+            session.join(None)  # users' code may hold it up: whoever waits for us has a limit
+
+    # The sessions, in their threads
+
+    def session_ready(self, session: Session) -> None:
+        """CONNECTED arrived."""
+        if session.services and not session.drains and not self._spares:
+            # To leave without losing anything takes a second connection there.
+            self._spares = spares.keep(_THREADS_TO_LEAVE)
+        now, connection_id, drains = time.monotonic(), session.connection_id, session.drains
+        with self._happening() as plan:
+            plan.accepted(self._sessions[session], now, connection_id=connection_id, drains=drains)
+
+    def session_going_away(self, session: Session) -> None:
+        """The gateway wants another connection in the place of this one."""
+        with self._happening() as plan:
+            plan.going_away(self._sessions[session])
+
+    def session_over(self, session: Session) -> None:
+        """A session has ended."""
+        error, in_peace = session.error, session.ended_in_peace
+        assert error is not None
+        with self._happening() as plan:
+            self._over.append(session)
+            plan.ended(self._sessions.pop(session), error, time.monotonic(), in_peace=in_peace)
+
+    def requests_arrived(self, requests: list[Arrival]) -> None:
+        """A batch of requests arrived."""
+        self._on_requests(self, requests)
+
+    def requests_cancelled(self, request_ids: Collection[str]) -> None:
+        """Nobody waits for these any more."""
+        self._outbox.withdraw(request_ids)
+        self._on_cancelled(self, request_ids)
+
+    def answer_probe(self, answer: Answer) -> None:
+        """Queue an answer, for the session that was asked or another that takes its place."""
+        self.answer((answer,), alone=True)
+
+    def probe_returned(self, service: str, round_trip: float) -> None:
+        """A call to itself came back after so many seconds."""
+        self._astray.pop(service, None)
+        self._probe_round_trip = round_trip
+
+    def probe_astray(self, service: str, reason: str | None) -> None:
+        """The gateway has no route of a service: on a new connection either, if not ``None``."""
+        said = self._astray.setdefault(service, False)
+        if reason is not None and not said:
+            self._astray[service] = True
+            report.astray(self.target, reason)
+
+    def probe_refused(self, service: str, reason: str) -> None:
+        """The gateway does not route our calls of a service: there will be no others."""
+        self._unprobed.add(service)
+        report.no_probes(self.target, reason)

@@ -1,0 +1,499 @@
+"""Which sessions one link is to have: connect, replace, hand over, back off, leave, give up.
+
+Pure: the link tells what happens, and its thread asks :meth:`Plan.decide` what to do next. Time
+comes in as an argument, what is still to be answered as :class:`Traffic`, the drawn waits and the
+user's ``is_fatal`` by :meth:`Plan.judged`. The link's lock guards a plan.
+
+What the link's thread is about, and what ends that::
+
+    IDLE          the thread has not begun; it does                       -> CONNECTING
+    CONNECTING    a session is being opened, in the place of others maybe
+                    CONNECTED came                                        -> HANDING_OVER
+                    the session ended first, or there was no key to show  -> FAILED
+    HANDING_OVER  the older sessions are told goodbye, each in a calm moment, and read to their end
+                    they are over, or were retired after drain_timeout    -> SERVING
+                    the new session ended (an older one may serve on)     -> FAILED
+    SERVING       one session serves
+                    it ended                                              -> FAILED
+                    GOAWAY, or another key: it is to be replaced          -> CONNECTING
+                    the same, but it served for less than stable_after    -> FAILED
+    FAILED        the thread judges whether to try again, and after how many seconds
+                    yes                                                   -> BACKING_OFF
+                    no, but a session serves that is kept until it ends   -> SERVING
+                    no: gives up                                          -> CLOSED
+    BACKING_OFF   the wait is over, or leave() came                       -> CONNECTING
+
+    In any of these, after leave():
+                    a session serves, and its gateway does not drain      -> STANDING_IN
+                    a session serves, and its gateway drains              -> PARTING
+                    none serves, and all is answered and has left         -> CLOSED
+    STANDING_IN   a session that registers nothing is opened, for the answers after the goodbye
+                    CONNECTED came, or it took too long                   -> PARTING
+    PARTING       waits for a calm moment to say goodbye
+                    it has come, or goodbye_by has                        -> SAID_GOODBYE
+    SAID_GOODBYE  reads what is on its way, until the gateway ends each stream
+                    they are over, and there is a stand-in                -> SETTLING
+    SETTLING      the stand-in takes what is still to be answered
+                    all is answered and has left                          -> FINISHING
+    FINISHING     the stand-in was told goodbye; the gateway has a moment to end it
+    From the last three, when there is nothing to wait for any more:
+                    all ended in peace, or nothing is left to deliver     -> CLOSED
+                    a stream broke with answers left for another one      -> FAILED
+                    the gateway let go, and older answers are left        -> CONNECTING
+
+    CLOSED        final; stop() leads here from everywhere.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from enum import Enum
+
+from revconn.link.decisions import (
+    AnotherKey,
+    Connected,
+    Decision,
+    End,
+    Failed,
+    GaveUpReplacing,
+    Judge,
+    LookAtKey,
+    Lost,
+    News,
+    Open,
+    Retire,
+    SayGoodbye,
+    ServesOn,
+    Shows,
+    Wait,
+)
+from revconn.link.records import Calm, Failures, Life, Outage, PlannedSession, Traffic, reason
+
+__all__ = ["TRANSITIONS", "Phase", "Plan"]
+
+_STAND_IN_WAIT = 2.0  # for CONNECTED on it, before the goodbye is said without it
+_GOODBYE_WAIT = 2.0  # at least, for the gateway to end a stream that was told goodbye
+
+
+class Phase(Enum):
+    """What the link's thread is about; see the top of this file."""
+
+    IDLE = "idle"
+    CONNECTING = "connecting"
+    HANDING_OVER = "handing over"
+    SERVING = "serving"
+    FAILED = "failed"
+    BACKING_OFF = "backing off"
+    STANDING_IN = "standing in"
+    PARTING = "parting"
+    SAID_GOODBYE = "said goodbye"
+    SETTLING = "settling"
+    FINISHING = "finishing"
+    CLOSED = "closed"
+
+
+_LEAVES = {Phase.STANDING_IN, Phase.PARTING, Phase.CLOSED}
+_CONCLUDES = {Phase.CONNECTING, Phase.FAILED, Phase.CLOSED}
+
+TRANSITIONS: dict[Phase, set[Phase]] = {
+    Phase.IDLE: {Phase.CONNECTING, Phase.CLOSED},
+    Phase.CONNECTING: {Phase.HANDING_OVER, Phase.FAILED} | _LEAVES,
+    Phase.HANDING_OVER: {Phase.SERVING, Phase.FAILED} | _LEAVES,
+    Phase.SERVING: {Phase.FAILED, Phase.CONNECTING} | _LEAVES,
+    Phase.FAILED: {Phase.BACKING_OFF, Phase.SERVING} | _LEAVES,
+    Phase.BACKING_OFF: {Phase.CONNECTING} | _LEAVES,
+    Phase.STANDING_IN: {Phase.PARTING, Phase.CLOSED},
+    Phase.PARTING: {Phase.SAID_GOODBYE, Phase.CLOSED},
+    Phase.SAID_GOODBYE: {Phase.SETTLING} | _CONCLUDES,
+    Phase.SETTLING: {Phase.FINISHING} | _CONCLUDES,
+    Phase.FINISHING: _CONCLUDES,
+    Phase.CLOSED: set(),
+}
+_ENDING = {Phase.SAID_GOODBYE, Phase.SETTLING, Phase.FINISHING}
+_LEAVING = {Phase.STANDING_IN, Phase.PARTING} | _ENDING
+
+
+class Plan:
+    """Decides what one link does, until it was told to end or gives up.
+
+    The public attributes are for reading, without the link's lock too.
+
+    :param stable_after: seconds that a session has to serve for failures to count afresh.
+    :param patience: seconds that a session which is replaced has for its last answers.
+    :param look_at_key_every: seconds between looks at the key; infinite: it is not watched.
+    """
+
+    def __init__(
+        self, now: float, *, stable_after: float, patience: float, look_at_key_every: float
+    ) -> None:
+        self._patience = patience
+        self._look_at_key_every = look_at_key_every
+        self.phase = Phase.IDLE
+        self.shown = Phase.IDLE  # IDLE, CONNECTING, SERVING, BACKING_OFF or CLOSED
+        self.serving: PlannedSession | None = None
+        self.connections = 0  # so many sessions have served
+        self.next_attempt: float | None = None  # when it is due (monotonic)
+        self.is_leaving = False
+        self.is_stopping = False
+        self._news: list[News] = []
+        self._sessions: dict[int, PlannedSession] = {}  # those that are not over, the newest last
+        self._opened = 0
+        self._current = PlannedSession(0, registers=False)  # that the thread is concerned with
+        self._last_break = -math.inf  # when a session ended otherwise than in peace
+        self.outage: Outage | None = Outage(now)  # since there has been no session that serves
+        self._failures = Failures(stable_after)
+        self._error: BaseException | None = None  # that FAILED is about
+        self._delay: float | None = None  # until the next attempt, by the last judgement
+        self._look_at_key = math.inf
+        self._others: list[PlannedSession] = []  # the replaced ones; when leaving, all
+        self._calm: Calm | None = None  # before the next of them is told goodbye
+        self._patience_ends = math.inf
+        self._until: float | None = None  # the end of what is waited for now, once that has begun
+        self._goodbye_by = math.inf
+        self._was_calm = False  # as goodbye was said to all
+        self._stand_in: PlannedSession | None = None
+        self._steps = {
+            Phase.IDLE: lambda _now, _traffic: self._connect(),
+            Phase.CONNECTING: self._await_accepted,
+            Phase.HANDING_OVER: self._hand_over,
+            Phase.SERVING: self._serve,
+            Phase.FAILED: self._fail,
+            Phase.BACKING_OFF: self._back_off,
+            Phase.STANDING_IN: self._await_stand_in,
+            Phase.PARTING: self._part,
+            Phase.SAID_GOODBYE: self._read_to_the_end,
+            Phase.SETTLING: self._settle,
+            Phase.FINISHING: self._finish,
+        }
+
+    def take_news(self) -> list[News]:
+        """What has not been told yet, in its order."""
+        news, self._news = self._news, []
+        return news
+
+    # Events
+
+    def accepted(self, number: int, now: float, *, connection_id: str, drains: bool) -> None:
+        """The gateway said CONNECTED: the session serves, or stands in for one that is left."""
+        session = self._sessions[number]
+        session.life = Life.ACCEPTED
+        session.accepted_at, session.connection_id, session.drains = now, connection_id, drains
+        predecessor = self.serving
+        if self.is_stopping or (self.is_leaving and predecessor is not None):
+            return
+        self.serving = session
+        self.connections += 1
+        replaced = None if predecessor is None else predecessor.connection_id
+        outage, self.outage = self.outage, None
+        self._news.append(Connected(number, connection_id, self.connections, replaced, outage, now))
+        self._show(Phase.SERVING)
+
+    def going_away(self, number: int) -> None:
+        """The gateway wants another session in the place of this one."""
+        self._sessions[number].going_away = True
+
+    def ended(
+        self, number: int, error: BaseException, now: float, *, in_peace: bool = False
+    ) -> None:
+        """A session is over: ``in_peace`` if the gateway, told goodbye, ended it as settled."""
+        session = self._sessions.pop(number)
+        session.life, session.error, session.in_peace = Life.OVER, error, in_peace
+        if not in_peace:
+            self._last_break = now
+        if self.serving is not session:
+            return
+        # One that it had replaced may be there yet, and was not told goodbye.
+        older = (each for each in self._sessions.values() if each.number < number and each.serves)
+        self.serving = next(older, None)
+        if self.is_leaving or self.is_stopping:
+            return
+        if self.serving is not None:
+            self._news.append(ServesOn(session.connection_id, error, self.serving.connection_id))
+        elif session is not self._current or self.phase in (Phase.FAILED, Phase.BACKING_OFF):
+            # Another one is being opened anyway. Else the loss is told with what becomes of it.
+            self._lose(error, now)
+            self._show(Phase.BACKING_OFF if self.phase is Phase.BACKING_OFF else Phase.CONNECTING)
+
+    def another_key(self) -> None:
+        """The key that was shown is not the one to show any more: replace the session."""
+        if not (self.is_leaving or self.is_stopping):
+            self._news.append(AnotherKey())
+            self._current.going_away, self._current.is_kept = True, False
+
+    def judged(self, delay: float | None) -> None:
+        """The answer to :class:`Judge`: try again after so many seconds; ``None``: do not."""
+        self._delay = delay
+
+    def leave(self, goodbye_by: float, now: float) -> None:
+        """Take leave of the gateway; say goodbye by then (monotonic), unless that loses answers."""
+        self.is_leaving, self._goodbye_by = True, goodbye_by
+        if self.phase is Phase.BACKING_OFF:
+            self.next_attempt = now  # at once: what is left has its deadlines
+
+    def stop(self) -> None:
+        """End at once. A forked child calls this without the lock: its owner may be gone."""
+        self.is_stopping = True
+
+    def closed(self) -> None:
+        """All has ended."""
+        self._show(Phase.CLOSED)
+
+    # Decisions
+
+    def decide(self, now: float, traffic: Traffic) -> Decision:
+        """What the link's thread is to do now. Not to be asked again after :class:`End`."""
+        while True:
+            decision = self._decide(now, traffic)
+            if decision is not None:
+                return decision
+
+    def _decide(self, now: float, traffic: Traffic) -> Decision | None:
+        """One step; ``None``: the next one decides."""
+        if self.is_stopping:
+            return self._end(None)
+        if self.is_leaving and self.phase not in _LEAVING:
+            if self.serving is not None:
+                return self._begin_to_leave(self.serving)
+            if traffic.is_quiet():
+                return self._end(None)
+        return self._steps[self.phase](now, traffic)
+
+    def _enter(self, phase: Phase) -> None:
+        assert phase in TRANSITIONS[self.phase], (self.phase, phase)
+        self.phase = phase
+        if phase is not Phase.BACKING_OFF:
+            self.next_attempt = None
+
+    def _show(self, phase: Phase) -> None:
+        connects = phase in (Phase.CONNECTING, Phase.BACKING_OFF)
+        self.shown = Phase.SERVING if connects and self.serving is not None else phase
+        self._news.append(Shows())
+
+    def _end(self, error: BaseException | None) -> End:
+        self._enter(Phase.CLOSED)
+        return End(error)
+
+    def _connect(self) -> Decision:
+        self._enter(Phase.CONNECTING)
+        self._show(Phase.CONNECTING)
+        self._current = self._new_session(registers=not self.is_leaving)
+        return Open(self._current.number, self._current.registers, self._failures.in_a_row)
+
+    def _new_session(self, *, registers: bool) -> PlannedSession:
+        self._opened += 1
+        self._sessions[self._opened] = PlannedSession(self._opened, registers=registers)
+        return self._sessions[self._opened]
+
+    def _await_accepted(self, now: float, _traffic: Traffic) -> Decision | None:
+        if self._current.is_over:
+            return self._judge_loss(now)
+        if self._current.life is Life.OPENING:
+            return Wait(for_traffic=self.is_leaving)
+        self._others = [each for each in self._established() if each is not self._current]
+        self._patience_ends = now + self._patience
+        self._calm = self._until = None
+        self._enter(Phase.HANDING_OVER)
+        return None
+
+    def _established(self) -> list[PlannedSession]:
+        return [each for each in self._sessions.values() if each.life is not Life.OPENING]
+
+    def _hand_over(self, now: float, traffic: Traffic) -> Decision | None:
+        if self._current.is_over:
+            return self._judge_loss(now)
+        for other in self._others:
+            if other.life is Life.ACCEPTED:
+                return self._replace(other, now, traffic)
+        if self._until is None:
+            self._until = max(now + _GOODBYE_WAIT, self._patience_ends)
+        left = _numbers(self._others)
+        if left and now < self._until:
+            return Wait(self._until)
+        self._serve_from(now)
+        return Retire(left, "another connection has taken its place") if left else None
+
+    def _replace(self, other: PlannedSession, now: float, traffic: Traffic) -> Decision:
+        if self._calm is None or self._calm.session is not other:
+            self._calm = self._await_calm(other, now)
+        calm = self._calm.has_come(now, traffic, self._patience_ends)
+        if calm is None:
+            return Wait(self._calm.until, for_traffic=True)
+        other.life = Life.TOLD_GOODBYE
+        return SayGoodbye((other.number,), last=calm)
+
+    def _await_calm(self, session: PlannedSession, now: float) -> Calm:
+        """What ``session`` brings its gateway takes care of, if that drains: not what came before.
+
+        That cannot be anything by the first session that served.
+        """
+        assert session.accepted_at is not None
+        came_by = None if self.connections == 1 else max(session.accepted_at, self._last_break)
+        return Calm(session, now, came_by)
+
+    def _serve_from(self, now: float) -> None:
+        self._enter(Phase.SERVING)
+        self._look_at_key = now + self._look_at_key_every
+
+    def _serve(self, now: float, _traffic: Traffic) -> Decision | None:
+        session = self._current
+        if session.is_over:
+            return self._judge_loss(now)
+        if session.going_away and not session.is_kept:
+            self._failures.count(now, session.accepted_at)
+            if self._failures.in_a_row == 1:
+                return self._connect()
+            return self._judge(None)  # it did not last: the next one may have to be replaced too
+        if now >= self._look_at_key:
+            self._look_at_key = now + self._look_at_key_every
+            return LookAtKey()
+        return Wait(self._look_at_key)
+
+    # Failures
+
+    def _judge_loss(self, now: float) -> Decision:
+        """The current session is over."""
+        session = self._current
+        self._failures.count(now, session.accepted_at)
+        self._failures.judge_refusal(session.error, now)
+        return self._judge(session.error)
+
+    def _judge(self, error: BaseException | None) -> Decision:
+        self._error = error
+        self._enter(Phase.FAILED)
+        return Judge(error, self._failures.in_a_row)
+
+    def _fail(self, now: float, _traffic: Traffic) -> Decision | None:
+        if self._delay is None:
+            return self._give_up(now)
+        if self._error is not None:
+            self._tell_of(self._error, self._delay, now)
+        self.next_attempt = now + self._delay
+        self._enter(Phase.BACKING_OFF)
+        self._show(Phase.BACKING_OFF)
+        return None
+
+    def _give_up(self, now: float) -> Decision | None:
+        if self.serving is None or not isinstance(self._error, Exception):
+            return self._end(self._error)
+        self._current = self.serving
+        self._current.is_kept = True
+        self._news.append(GaveUpReplacing(self._current.connection_id, self._error))
+        self._serve_from(now)
+        return None
+
+    def _tell_of(self, error: BaseException, wait: float, now: float) -> None:
+        if self._current.accepted_at is not None:
+            self._lose(error, now)
+            return
+        outage = self.outage
+        worth_a_line = outage is not None and outage.failed(reason(error), now)
+        self._news.append(Failed(error, outage, worth_a_line, wait, now))
+
+    def _lose(self, error: BaseException, now: float) -> None:
+        """No session serves any more, unless one does, or that was told already."""
+        if self.outage is None and self.serving is None:
+            self.outage = Outage(now, reason(error))
+            self._news.append(Lost(error))
+
+    def _back_off(self, now: float, _traffic: Traffic) -> Decision:
+        assert self.next_attempt is not None
+        if now < self.next_attempt:
+            return Wait(self.next_attempt, for_traffic=self.is_leaving)
+        return self._connect()
+
+    # Leaving
+
+    def _begin_to_leave(self, serving: PlannedSession) -> Decision | None:
+        """Part from all, and lose nothing of what the gateway has sent, or sends until it knows."""
+        opening = _numbers(e for e in self._sessions.values() if e.life is Life.OPENING)
+        self._current, self._others = serving, self._established()
+        self._stand_in = self._until = self._calm = None
+        self._enter(Phase.STANDING_IN if self._needs_stand_in() else Phase.PARTING)
+        return Retire(opening, "stopped") if opening else None
+
+    def _needs_stand_in(self) -> bool:
+        """Whether a gateway reads no answers where it was told goodbye, but elsewhere."""
+        return any(each.registers and not each.drains for each in self._others)
+
+    def _has_stand_in(self) -> bool:
+        return self._stand_in is not None and self._stand_in.life is Life.ACCEPTED
+
+    def _await_stand_in(self, now: float, _traffic: Traffic) -> Decision | None:
+        if self._stand_in is None:
+            self._stand_in = self._new_session(registers=False)
+            return Open(self._stand_in.number, registers=False, failures=0)
+        if self._until is None:
+            self._until = now + _STAND_IN_WAIT
+        is_opening = self._stand_in.life is Life.OPENING
+        if is_opening and not self._current.is_over and now < self._until:
+            return Wait(self._until)
+        self._enter(Phase.PARTING)
+        return None
+
+    def _part(self, now: float, traffic: Traffic) -> Decision | None:
+        """Say goodbye in a calm moment, or when there is only so much time for what is on its way.
+
+        There is no such hurry where nothing new comes. Nor is there without the stand-in that it
+        takes: then all that came after the goodbye would be lost, and the end of the time to leave
+        answers what is left.
+        """
+        if self._calm is None:
+            self._calm = self._await_calm(self._current, now)
+        loses_answers = self._needs_stand_in() and not self._has_stand_in()
+        in_a_hurry = self._current.registers and not loses_answers
+        calm = self._calm.has_come(now, traffic, self._goodbye_by if in_a_hurry else math.inf)
+        if calm is None:
+            return Wait(self._calm.until, for_traffic=True)
+        self._was_calm = calm
+        self._enter(Phase.SAID_GOODBYE)
+        untold = [each for each in self._others if each.life is Life.ACCEPTED]
+        for each in untold:
+            each.life = Life.TOLD_GOODBYE
+        last = calm and len(self._others) == 1
+        return SayGoodbye(_numbers(untold), last) if untold else None
+
+    def _read_to_the_end(self, now: float, traffic: Traffic) -> Decision | None:
+        if _numbers(self._others):
+            return Wait()
+        if not self._has_stand_in():
+            return self._conclude(now, traffic)
+        self._enter(Phase.SETTLING)
+        return None
+
+    def _settle(self, now: float, traffic: Traffic) -> Decision | None:
+        """A stream may have broken off: the stand-in takes what is still to be answered."""
+        assert self._stand_in is not None
+        if self._stand_in.is_over:
+            return self._conclude(now, traffic)
+        if not traffic.is_quiet():
+            return Wait(for_traffic=True)
+        self._stand_in.life = Life.TOLD_GOODBYE
+        self._until = now + _GOODBYE_WAIT
+        self._enter(Phase.FINISHING)
+        return SayGoodbye((self._stand_in.number,), last=True)
+
+    def _finish(self, now: float, traffic: Traffic) -> Decision | None:
+        assert self._stand_in is not None
+        assert self._until is not None
+        if not self._stand_in.is_over and now < self._until:
+            return Wait(self._until)
+        return self._conclude(now, traffic)
+
+    def _conclude(self, now: float, traffic: Traffic) -> Decision:
+        """All are over. What they left goes out on another session, which registers nothing."""
+        if (self._was_calm and all(each.in_peace for each in self._others)) or traffic.is_quiet():
+            return self._end(None)
+        left = self._current
+        if left.in_peace and left.registers:
+            return self._connect()
+        if not left.in_peace:
+            self._failures.count(now, left.accepted_at)
+            assert left.error is not None
+            self._lose(left.error, now)
+        return self._judge(None)
+
+
+def _numbers(sessions: Iterable[PlannedSession]) -> tuple[int, ...]:
+    """Of those that are not over."""
+    return tuple(each.number for each in sessions if not each.is_over)
