@@ -59,7 +59,7 @@ coverage: $(VENV)/dev.stamp  ## the tests under coverage, and its floors
 	@$(MAKE) --no-print-directory test COVERAGE=yes
 	@$(MAKE) --no-print-directory floors
 
-floors: $(VENV)/dev.stamp  ## hold what the tests covered to 95 % of revconn, 100 % of revconn.core
+floors: $(VENV)/dev.stamp  ## hold what the tests covered to 95 % of revconn, 100 % of revconn.core and of what links decide
 	@echo "make floors: branch coverage"
 	@$(BIN)/coverage combine -q
 	@$(BIN)/coverage report --fail-under=95

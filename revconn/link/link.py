@@ -35,8 +35,8 @@ from revconn.link.decisions import (
     Shows,
     Wait,
 )
-from revconn.link.plan import Phase, Plan
-from revconn.link.records import reason
+from revconn.link.plan import Plan
+from revconn.link.records import Phase, reason
 from revconn.runtime.outbox import Outbox
 from revconn.runtime.session import Session
 from revconn.runtime.state import State
@@ -264,9 +264,10 @@ class Link:
         with self._lock:
             try:
                 yield self._plan
-            finally:
+            finally:  # news go with whoever brought their cause: none is told twice, or too early
                 news = self._plan.take_news()
                 self._changed.notify_all()
+        # Without the lock: logging runs the application's handlers, the supervisor its callbacks.
         self._tell(news)
 
     def _tell(self, all_news: list[News]) -> None:
@@ -299,7 +300,7 @@ class Link:
                 error = self._carry_out_plan()
                 self._gave_up = None if error is None else reason(error)
                 self._end_sessions()
-                self._outbox.close()
+                self._outbox.close()  # not before: sessions put back what they could not deliver
                 with self._happening() as plan:
                     plan.closed()
             except BaseException as failure:  # noqa: BLE001 - it is raised from start() and wait()
@@ -317,6 +318,7 @@ class Link:
                     return decision.error
                 self._carry_out(decision)
         except BaseException as error:  # noqa: BLE001 - it is raised from start() and wait()
+            # After abort() a user's function may fail because its process is about to end.
             return None if self._plan.is_stopping else error
 
     def _decide(self) -> Decision:
@@ -326,6 +328,7 @@ class Link:
                 now = time.monotonic()
                 decision = self._plan.decide(now, self._traffic)
                 news = self._plan.take_news()
+                # Decided and asleep under one lock: what happens in between wakes this thread.
                 if not news and isinstance(decision, Wait):
                     timeout = min(decision.until - now, threading.TIMEOUT_MAX)
                     self._changed.wait(
@@ -355,7 +358,7 @@ class Link:
 
     def _open(self, decision: Open) -> None:
         """Another session, which registers the services or only takes answers along."""
-        try:
+        try:  # the key first: a stream that is open while a user's function takes its time is late
             api_key = self._api_key.show()
         except HandshakeError as error:
             with self._happening() as plan:
@@ -372,9 +375,11 @@ class Link:
             replace(self._options, connect_timeout=connect_timeout),
             self,
         )
+        # abort() may have come while the key was asked for, or come now: either it finds the
+        # session, or it is found here to have come.
         with self._lock:
             self._sessions[session] = decision.session
-            is_stopping = self._plan.is_stopping  # else abort() finds the session
+            is_stopping = self._plan.is_stopping
         if is_stopping:
             session.retire("stopped")
         services = self._services if decision.registers else ()
@@ -389,6 +394,7 @@ class Link:
 
     def _judge(self, decision: Judge) -> float | None:
         """Seconds until the next attempt; ``None``: it would be useless, or one too many."""
+        # There is no call that tenacity makes: what it is asked about is a session's whole life.
         state = tenacity.RetryCallState(self._retrying, None, (), {})
         state.attempt_number = decision.failures
         error = decision.error
@@ -423,7 +429,8 @@ class Link:
     def session_ready(self, session: Session) -> None:
         """CONNECTED arrived."""
         if session.services and not session.drains and not self._spares:
-            # To leave without losing anything takes a second connection there.
+            # To leave without losing anything takes a second connection there. Before the state is
+            # READY: whoever waits for that may end the interpreter next.
             self._spares = spares.keep(_THREADS_TO_LEAVE)
         now, connection_id, drains = time.monotonic(), session.connection_id, session.drains
         with self._happening() as plan:
@@ -438,7 +445,7 @@ class Link:
         """A session has ended."""
         error, in_peace = session.error, session.ended_in_peace
         assert error is not None
-        with self._happening() as plan:
+        with self._happening() as plan:  # which wakes the link's thread, whatever telling does
             self._over.append(session)
             plan.ended(self._sessions.pop(session), error, time.monotonic(), in_peace=in_peace)
 

@@ -48,7 +48,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from enum import Enum
 
 from revconn.link.decisions import (
     AnotherKey,
@@ -68,48 +67,24 @@ from revconn.link.decisions import (
     Shows,
     Wait,
 )
-from revconn.link.records import Calm, Failures, Life, Outage, PlannedSession, Traffic, reason
+from revconn.link.records import (
+    TRANSITIONS,
+    Calm,
+    Failures,
+    Life,
+    Outage,
+    Phase,
+    PlannedSession,
+    Traffic,
+    reason,
+)
 
-__all__ = ["TRANSITIONS", "Phase", "Plan"]
+__all__ = ["Plan"]
 
 _STAND_IN_WAIT = 2.0  # for CONNECTED on it, before the goodbye is said without it
 _GOODBYE_WAIT = 2.0  # at least, for the gateway to end a stream that was told goodbye
 
 
-class Phase(Enum):
-    """What the link's thread is about; see the top of this file."""
-
-    IDLE = "idle"
-    CONNECTING = "connecting"
-    HANDING_OVER = "handing over"
-    SERVING = "serving"
-    FAILED = "failed"
-    BACKING_OFF = "backing off"
-    STANDING_IN = "standing in"
-    PARTING = "parting"
-    SAID_GOODBYE = "said goodbye"
-    SETTLING = "settling"
-    FINISHING = "finishing"
-    CLOSED = "closed"
-
-
-_LEAVES = {Phase.STANDING_IN, Phase.PARTING, Phase.CLOSED}
-_CONCLUDES = {Phase.CONNECTING, Phase.FAILED, Phase.CLOSED}
-
-TRANSITIONS: dict[Phase, set[Phase]] = {
-    Phase.IDLE: {Phase.CONNECTING, Phase.CLOSED},
-    Phase.CONNECTING: {Phase.HANDING_OVER, Phase.FAILED} | _LEAVES,
-    Phase.HANDING_OVER: {Phase.SERVING, Phase.FAILED} | _LEAVES,
-    Phase.SERVING: {Phase.FAILED, Phase.CONNECTING} | _LEAVES,
-    Phase.FAILED: {Phase.BACKING_OFF, Phase.SERVING} | _LEAVES,
-    Phase.BACKING_OFF: {Phase.CONNECTING} | _LEAVES,
-    Phase.STANDING_IN: {Phase.PARTING, Phase.CLOSED},
-    Phase.PARTING: {Phase.SAID_GOODBYE, Phase.CLOSED},
-    Phase.SAID_GOODBYE: {Phase.SETTLING} | _CONCLUDES,
-    Phase.SETTLING: {Phase.FINISHING} | _CONCLUDES,
-    Phase.FINISHING: _CONCLUDES,
-    Phase.CLOSED: set(),
-}
 _ENDING = {Phase.SAID_GOODBYE, Phase.SETTLING, Phase.FINISHING}
 _LEAVING = {Phase.STANDING_IN, Phase.PARTING} | _ENDING
 
@@ -177,9 +152,12 @@ class Plan:
     def accepted(self, number: int, now: float, *, connection_id: str, drains: bool) -> None:
         """The gateway said CONNECTED: the session serves, or stands in for one that is left."""
         session = self._sessions[number]
+        # Here and now, not when the link's thread comes to it: that may be in the user's api_key
+        # or is_fatal, and requests come by this session meanwhile.
         session.life = Life.ACCEPTED
         session.accepted_at, session.connection_id, session.drains = now, connection_id, drains
         predecessor = self.serving
+        # After stop() the session is retired already: CONNECTED crossed that on its way.
         if self.is_stopping or (self.is_leaving and predecessor is not None):
             return
         self.serving = session
@@ -200,6 +178,7 @@ class Plan:
         session = self._sessions.pop(number)
         session.life, session.error, session.in_peace = Life.OVER, error, in_peace
         if not in_peace:
+            # Its gateway does not wait for the answers to what came by it. Calm has to.
             self._last_break = now
         if self.serving is not session:
             return
@@ -211,7 +190,8 @@ class Plan:
         if self.serving is not None:
             self._news.append(ServesOn(session.connection_id, error, self.serving.connection_id))
         elif session is not self._current or self.phase in (Phase.FAILED, Phase.BACKING_OFF):
-            # Another one is being opened anyway. Else the loss is told with what becomes of it.
+            # Another one is being opened, or waited for, anyway. Else the loss is told with what
+            # becomes of it: if is_fatal says that it is useless, "connecting again" is no truth.
             self._lose(error, now)
             self._show(Phase.BACKING_OFF if self.phase is Phase.BACKING_OFF else Phase.CONNECTING)
 
@@ -250,6 +230,8 @@ class Plan:
 
     def _decide(self, now: float, traffic: Traffic) -> Decision | None:
         """One step; ``None``: the next one decides."""
+        # First of all, in every phase: whatever the thread was woken by, or came back from, it
+        # opens nothing more after stop(), and nothing that registers after leave().
         if self.is_stopping:
             return self._end(None)
         if self.is_leaving and self.phase not in _LEAVING:
@@ -290,6 +272,7 @@ class Plan:
             return self._judge_loss(now)
         if self._current.life is Life.OPENING:
             return Wait(for_traffic=self.is_leaving)
+        # Not only the one before: a successor may have ended before it had parted from its own.
         self._others = [each for each in self._established() if each is not self._current]
         self._patience_ends = now + self._patience
         self._calm = self._until = None
@@ -303,9 +286,10 @@ class Plan:
         if self._current.is_over:
             return self._judge_loss(now)
         for other in self._others:
-            if other.life is Life.ACCEPTED:
+            if other.life is Life.ACCEPTED:  # the others have heard their goodbye
                 return self._replace(other, now, traffic)
         if self._until is None:
+            # Patience is for the answers. What is on its way takes a moment after the goodbye.
             self._until = max(now + _GOODBYE_WAIT, self._patience_ends)
         left = _numbers(self._others)
         if left and now < self._until:
@@ -341,7 +325,7 @@ class Plan:
             return self._judge_loss(now)
         if session.going_away and not session.is_kept:
             self._failures.count(now, session.accepted_at)
-            if self._failures.in_a_row == 1:
+            if self._failures.in_a_row == 1:  # at once: most often a restart that was planned
                 return self._connect()
             return self._judge(None)  # it did not last: the next one may have to be replaced too
         if now >= self._look_at_key:
@@ -374,6 +358,7 @@ class Plan:
         return None
 
     def _give_up(self, now: float) -> Decision | None:
+        # SystemExit, from a function of the user's, is an order and no failure to connect.
         if self.serving is None or not isinstance(self._error, Exception):
             return self._end(self._error)
         self._current = self.serving
@@ -406,6 +391,7 @@ class Plan:
 
     def _begin_to_leave(self, serving: PlannedSession) -> Decision | None:
         """Part from all, and lose nothing of what the gateway has sent, or sends until it knows."""
+        # Those would register at a gateway that is about to be left.
         opening = _numbers(e for e in self._sessions.values() if e.life is Life.OPENING)
         self._current, self._others = serving, self._established()
         self._stand_in = self._until = self._calm = None
@@ -425,6 +411,7 @@ class Plan:
             return Open(self._stand_in.number, registers=False, failures=0)
         if self._until is None:
             self._until = now + _STAND_IN_WAIT
+        # Where the key is refused by now, or the gateway is gone, the goodbye cannot wait for it.
         is_opening = self._stand_in.life is Life.OPENING
         if is_opening and not self._current.is_over and now < self._until:
             return Wait(self._until)
@@ -450,12 +437,14 @@ class Plan:
         untold = [each for each in self._others if each.life is Life.ACCEPTED]
         for each in untold:
             each.life = Life.TOLD_GOODBYE
+        # On one of several there are answers to requests of another one, which its gateway does
+        # not wait for: those that may not have arrived go out again elsewhere.
         last = calm and len(self._others) == 1
         return SayGoodbye(_numbers(untold), last) if untold else None
 
     def _read_to_the_end(self, now: float, traffic: Traffic) -> Decision | None:
         if _numbers(self._others):
-            return Wait()
+            return Wait()  # however long: who called leave() calls stop() when the time is up
         if not self._has_stand_in():
             return self._conclude(now, traffic)
         self._enter(Phase.SETTLING)
@@ -485,7 +474,7 @@ class Plan:
         if (self._was_calm and all(each.in_peace for each in self._others)) or traffic.is_quiet():
             return self._end(None)
         left = self._current
-        if left.in_peace and left.registers:
+        if left.in_peace and left.registers:  # the gateway is there, and was not to blame
             return self._connect()
         if not left.in_peace:
             self._failures.count(now, left.accepted_at)

@@ -1,4 +1,4 @@
-"""What a plan knows: its sessions, when to part from one, and how long and often there was none.
+"""What a plan knows: its phases, its sessions, when to part from one, since when there is none.
 
 Pure. Times are monotonic.
 """
@@ -13,10 +13,57 @@ from revconn.core.refusals import Refusals
 from revconn.core.reminders import Reminder
 from revconn.exceptions import ConnectionLost, HandshakeError
 
-__all__ = ["Calm", "Failures", "Life", "Outage", "PlannedSession", "Traffic", "reason"]
+__all__ = [
+    "TRANSITIONS",
+    "Calm",
+    "Failures",
+    "Life",
+    "Outage",
+    "Phase",
+    "PlannedSession",
+    "Traffic",
+    "reason",
+]
 
 _QUIET_WAIT = 2.0  # for a moment in which nothing is unanswered; and for answers to leave
 _FIRST_REMINDER = 10.0
+
+
+class Phase(Enum):
+    """What the link's thread is about; see the top of ``plan.py``."""
+
+    IDLE = "idle"
+    CONNECTING = "connecting"
+    HANDING_OVER = "handing over"
+    SERVING = "serving"
+    FAILED = "failed"
+    BACKING_OFF = "backing off"
+    STANDING_IN = "standing in"
+    PARTING = "parting"
+    SAID_GOODBYE = "said goodbye"
+    SETTLING = "settling"
+    FINISHING = "finishing"
+    CLOSED = "closed"
+
+
+_LEAVES = {Phase.STANDING_IN, Phase.PARTING, Phase.CLOSED}
+_CONCLUDES = {Phase.CONNECTING, Phase.FAILED, Phase.CLOSED}
+
+TRANSITIONS: dict[Phase, set[Phase]] = {
+    Phase.IDLE: {Phase.CONNECTING, Phase.CLOSED},
+    Phase.CONNECTING: {Phase.HANDING_OVER, Phase.FAILED} | _LEAVES,
+    Phase.HANDING_OVER: {Phase.SERVING, Phase.FAILED} | _LEAVES,
+    Phase.SERVING: {Phase.FAILED, Phase.CONNECTING} | _LEAVES,
+    Phase.FAILED: {Phase.BACKING_OFF, Phase.SERVING} | _LEAVES,
+    Phase.BACKING_OFF: {Phase.CONNECTING} | _LEAVES,
+    Phase.STANDING_IN: {Phase.PARTING, Phase.CLOSED},
+    Phase.PARTING: {Phase.SAID_GOODBYE, Phase.CLOSED},
+    Phase.SAID_GOODBYE: {Phase.SETTLING} | _CONCLUDES,
+    Phase.SETTLING: {Phase.FINISHING} | _CONCLUDES,
+    Phase.FINISHING: _CONCLUDES,
+    Phase.CLOSED: set(),
+}
+"""From which phase to which a plan may go; it asserts that, and the tests take each of them."""
 
 
 class Traffic(Protocol):
@@ -89,13 +136,14 @@ class Calm:
     def has_come(self, now: float, traffic: Traffic, deadline: float) -> bool | None:
         """Whether all that has to be answered was, and has left; ``None``: wait ``until`` then."""
         session = self.session
-        if session.is_over:
+        if session.is_over:  # what it brought may be unanswered, and nobody will ask for it there
             return False
         if self._nothing_came_before:
             return True
         if not session.drains:
             if traffic.is_quiet():
                 return True
+            # Under load there is no quiet moment. After a while what came until now is enough.
             if now < min(self._quiet_by, deadline):
                 return self._wait(now, min(self._quiet_by, deadline))
         if self._answered_at is None:

@@ -22,7 +22,7 @@ from revconn.link.decisions import (
     ServesOn,
     Wait,
 )
-from revconn.link.plan import Phase
+from revconn.link.records import Phase
 from tests.link.plans import BROKEN, PATIENCE, STABLE_AFTER, Play
 
 REFUSED = HandshakeError("gw:1", "refused")

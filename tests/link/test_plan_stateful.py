@@ -26,7 +26,8 @@ from revconn.link.decisions import (
     Shows,
     Wait,
 )
-from revconn.link.plan import TRANSITIONS, Phase, Plan
+from revconn.link.plan import Plan
+from revconn.link.records import TRANSITIONS, Phase
 from tests.link.plans import BROKEN, DONE, Traffic
 
 LONGEST_WAIT = 60.0
