@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from revconn.gateway.registry import ConnectionInfo
-from revconn.gateway.server import Gateway
+from revconn.gateway.gateway import Gateway
+from revconn.gateway.routes import ConnectionInfo
 from revconn.gateway.tls import ServerTLS
 
 __all__ = ["ConnectionInfo", "Gateway", "ServerTLS"]

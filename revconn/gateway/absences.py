@@ -14,8 +14,7 @@ from revconn.core.gateway_side import GatewayConnection
 from revconn.core.liveness import GatewayLiveness
 from revconn.core.routing import Wanted
 from revconn.gateway.limits import Limits
-from revconn.gateway.outbound import Outbound
-from revconn.gateway.registry import Connection
+from revconn.gateway.routes import Connection, Outbound
 
 __all__ = ["Absences"]
 

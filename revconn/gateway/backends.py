@@ -6,28 +6,32 @@ Everything here belongs to the gateway's thread.
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 import uuid
 from collections import Counter, deque
+from collections.abc import AsyncIterator
 from typing import Any, Callable, NamedTuple
 
 import grpc
 import grpc.aio
 
-from revconn._proto.registry_pb2 import RegisterRequest
+from revconn._proto.registry_pb2 import RegisterRequest, RegisterResponse
+from revconn.core.decoding import decode
+from revconn.core.errors import ProtocolError
 from revconn.core.features import VIA_HEADER
+from revconn.core.metadata import Metadata
 from revconn.core.routing import Wanted
 from revconn.core.status import StatusCode
-from revconn.gateway.addresses import Address, quoted
-from revconn.gateway.counters import Counters
-from revconn.gateway.failures import NobodyServes, Refused, over_limit
-from revconn.gateway.journal import Journal
+from revconn.exceptions import ConfigurationError
 from revconn.gateway.keys import ApiKeys
-from revconn.gateway.limits import Limits
-from revconn.gateway.metadata import Metadata
+from revconn.gateway.limits import Counters, Limits
+from revconn.gateway.refusals import NobodyServes, Refused, answer, fail, over_limit
+from revconn.gateway.report import Journal
 from revconn.gateway.watch import Watch
+from revconn.target import Target, bare_host
 
-__all__ = ["Backends", "Reply", "Unreachable"]
+__all__ = ["Address", "Backends", "Registrations", "Reply", "Unreachable", "quoted"]
 
 # Seconds from the first message of a backend's answer to its end. A unary method sends them
 # together: for it this is no limit.
@@ -301,3 +305,105 @@ async def _only_message(call: grpc.aio.UnaryStreamCall[bytes, bytes]) -> bytes |
 
 def _pairs(metadata: grpc.aio.Metadata | None) -> Metadata:
     return tuple((str(name), value) for name, value in metadata or ())
+
+
+_LONGEST = 300  # characters: a name of DNS has 253 at most
+_PORTS = {"http": 80, "https": 443}
+_USER_INFO = re.compile(r"^([a-z]+://)?.*@", re.DOTALL | re.IGNORECASE)
+
+
+class Address(NamedTuple):
+    """An address that can be dialled: ``host:port``, over TLS or in plaintext."""
+
+    host_port: str
+    is_tls: bool
+
+    @classmethod
+    def parse(cls, text: str) -> Address | None:
+        """``host:port``, or a URL of HTTP's without a path; ``None`` for anything else."""
+        if len(text) > _LONGEST:
+            return None
+        scheme, separator, rest = text.partition("://")
+        if not separator:
+            return cls._of(text, is_tls=False)
+        port = _PORTS.get(scheme.lower())
+        if port is None:
+            return None
+        host = rest[:-1] if rest.endswith("/") else rest
+        is_tls = scheme.lower() == "https"
+        return cls._of(host, is_tls) or cls._of(f"{host}:{port}", is_tls)
+
+    @classmethod
+    def _of(cls, host_port: str, is_tls: bool) -> Address | None:
+        try:
+            target = Target.parse(host_port)
+        except ConfigurationError:
+            return None
+        if target.port is None or target.address != host_port or "/" in host_port:
+            return None
+        if not host_port.isascii():  # gRPC's resolver knows no internationalized names
+            host_port = f"{bare_host(target.host)}:{target.port}"
+        return cls(host_port, is_tls) if host_port.isascii() else None
+
+    def __str__(self) -> str:
+        return f"https://{self.host_port}" if self.is_tls else self.host_port
+
+
+def quoted(text: str) -> str:
+    """Whatever was given for an address, for a log: without a password that may be in it."""
+    return repr(_USER_INFO.sub(r"\1***@", text)[:200])
+
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+
+class Registrations:
+    """Takes backends' registrations; each has to be repeated within the heartbeat timeout."""
+
+    def __init__(
+        self,
+        backends: Backends,
+        limits: Limits,
+        counters: Counters,
+        journal: Journal,
+        heartbeat_timeout: float,
+    ) -> None:
+        self._backends = backends
+        self._limits = limits
+        self._counters = counters
+        self._journal = journal
+        self._heartbeat_timeout = heartbeat_timeout
+
+    async def register(self, _requests: AsyncIterator[bytes], context: Context) -> None:
+        """The rpc; its message is encoded, so that garbage gets an answer of ours."""
+        peer = context.peer()
+        try:
+            address = self._backends.register(await self._receive(context), peer)
+        except Refused as error:
+            code, problem = error.code, error.message
+        else:
+            registered = RegisterResponse(success=True, message=self._message(address))
+            return await answer(context, registered.SerializeToString())
+        self._journal.refused_backend(peer, code, problem)
+        return await fail(context, code, problem)
+
+    def _message(self, address: Address | None) -> str:
+        if address is None:
+            return "registered, and not dialled: open EstablishConnection to be called"
+        timeout = self._heartbeat_timeout
+        return f"{address} is registered; repeat this within {timeout:g} seconds"
+
+    async def _receive(self, context: Context) -> RegisterRequest:
+        timeout = self._limits.handshake_timeout
+        try:
+            received = await asyncio.wait_for(context.read(), timeout)
+        except asyncio.TimeoutError:
+            self._counters.refused["handshake_timeout"] += 1
+            problem = f"no request came within {timeout:g} seconds"
+            raise Refused(StatusCode.DEADLINE_EXCEEDED, problem) from None
+        if not isinstance(received, bytes):
+            raise Refused(StatusCode.INVALID_ARGUMENT, "the stream ended without a RegisterRequest")
+        try:
+            return decode(RegisterRequest, received)
+        except ProtocolError as error:
+            raise Refused(StatusCode.INVALID_ARGUMENT, str(error)) from None

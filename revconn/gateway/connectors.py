@@ -30,12 +30,10 @@ from revconn.core.routing import Wanted, split_method_path
 from revconn.core.status import StatusCode
 from revconn.core.terms import CHUNKS, FEATURES_HEADER, SUPPORTED, Announcement
 from revconn.gateway.dialling import DialledCalls
-from revconn.gateway.failures import Refused, failure, over_limit
 from revconn.gateway.keys import ApiKeys
-from revconn.gateway.metadata import require_small_headers
-from revconn.gateway.registry import Connection
+from revconn.gateway.refusals import Refused, fail, failure, over_limit, require_small_headers
+from revconn.gateway.routes import Connection
 from revconn.gateway.shared import Shared
-from revconn.gateway.statuses import fail
 from revconn.logger import get_logger
 
 __all__ = ["ConnectorStreams", "Registration", "check_registration"]

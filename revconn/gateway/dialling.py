@@ -10,13 +10,13 @@ import asyncio
 from revconn._proto.registry_pb2 import ConnectionMessage, ForwardRequest, ForwardResponse
 from revconn.core.errors import ProtocolError
 from revconn.core.framing import is_framed, pack, unframe
+from revconn.core.metadata import headers_from_metadata, metadata_from_headers
 from revconn.core.routing import Wanted
 from revconn.core.status import StatusCode, encode_message, http_status
 from revconn.gateway.backends import Reply, Unreachable
-from revconn.gateway.failures import Refused
-from revconn.gateway.metadata import headers_from_metadata, metadata_from_headers
 from revconn.gateway.pending import Settle
-from revconn.gateway.registry import Connection
+from revconn.gateway.refusals import Refused
+from revconn.gateway.routes import Connection
 from revconn.gateway.shared import Shared
 from revconn.logger import get_logger
 

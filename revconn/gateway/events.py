@@ -8,10 +8,9 @@ from collections.abc import Iterable
 
 from revconn._proto.registry_pb2 import ConnectionMessage, EventMessage
 from revconn.core.status import StatusCode
-from revconn.gateway.counters import Counters
-from revconn.gateway.failures import Refused, over_limit
-from revconn.gateway.limits import Limits
-from revconn.gateway.registry import Connection
+from revconn.gateway.limits import Counters, Limits
+from revconn.gateway.refusals import Refused, over_limit
+from revconn.gateway.routes import Connection
 
 __all__ = ["Events"]
 

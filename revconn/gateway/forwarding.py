@@ -21,13 +21,11 @@ from revconn.core.routing import Wanted
 from revconn.core.status import StatusCode
 from revconn.gateway.absences import Absences
 from revconn.gateway.backends import Backends
-from revconn.gateway.counters import Counters
-from revconn.gateway.door import STOPPING
-from revconn.gateway.failures import NobodyServes, Refused, failure, over_limit
 from revconn.gateway.joining import ChunkedAnswers
-from revconn.gateway.limits import Limits
+from revconn.gateway.limits import Counters, Limits
 from revconn.gateway.pending import Dial, PendingRequest, PendingRequests, Settle
-from revconn.gateway.registry import Connection, Registry
+from revconn.gateway.refusals import STOPPING, NobodyServes, Refused, failure, over_limit
+from revconn.gateway.routes import Connection, Registry
 
 __all__ = ["Forwarding"]
 

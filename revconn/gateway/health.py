@@ -13,10 +13,8 @@ from revconn.core.decoding import decode
 from revconn.core.errors import ProtocolError
 from revconn.core.routing import Wanted
 from revconn.core.status import StatusCode
-from revconn.gateway.door import STOPPING
-from revconn.gateway.failures import Refused, over_limit
+from revconn.gateway.refusals import STOPPING, Refused, fail, over_limit
 from revconn.gateway.shared import Shared
-from revconn.gateway.statuses import fail
 
 __all__ = ["HEALTH_SERVICE", "Health"]
 

@@ -7,10 +7,9 @@ from revconn.core.chunking import ChunkJoiner, ResponseTooLarge
 from revconn.core.errors import ProtocolError
 from revconn.core.features import CHUNKS
 from revconn.core.status import StatusCode
-from revconn.gateway.counters import Counters
-from revconn.gateway.failures import Refused, over_limit
-from revconn.gateway.limits import Limits
-from revconn.gateway.registry import Connection
+from revconn.gateway.limits import Counters, Limits
+from revconn.gateway.refusals import Refused, over_limit
+from revconn.gateway.routes import Connection
 
 __all__ = ["ChunkedAnswers"]
 

@@ -12,7 +12,7 @@ from typing import Any, Union
 from revconn.core.routing import LONGEST_SERVICE
 from revconn.core.status import StatusCode
 from revconn.core.text import Mask
-from revconn.gateway.failures import Refused
+from revconn.gateway.refusals import Refused
 from revconn.validation import refuse, require_api_key
 
 __all__ = ["PATTERN_REMEDY", "UNCHECKED", "ApiKeys", "ApiKeysGiven", "is_pattern"]

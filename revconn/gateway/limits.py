@@ -1,14 +1,14 @@
-"""How much of everything a gateway puts up with."""
+"""How much of everything a gateway puts up with, and how much there was."""
 
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from revconn.validation import refuse, require_count, require_seconds
 
-__all__ = ["Limits"]
+__all__ = ["Counters", "Limits"]
 
 _LARGEST = {"max_message_bytes": 2**30 - 1, "max_sent_message_bytes": 2**31 - 1}
 _SMALLEST = {"max_metadata_bytes": 1024}  # less has no room for what gRPC itself adds
@@ -51,3 +51,62 @@ def _require_within_bounds(name: str, value: Any) -> None:
         refuse(name, value, "more than gRPC can count", f"give at most {largest:,}")
     if value < smallest:
         refuse(name, value, "less than gRPC itself needs", f"give at least {smallest:,}")
+
+
+@dataclass
+class Counters:
+    """Numbers that only grow. They belong to the gateway's thread; any thread may read them.
+
+    :ivar connections_opened: connectors that registered.
+    :ivar connections_refused: streams refused before that, whatever the reason.
+    :ivar connections_expired: connections ended because they sent no heartbeat.
+    :ivar calls: calls sent on to a connector, those of connectors included.
+    :ivar calls_answered: calls that a connector answered, whatever with.
+    :ivar calls_unserved: calls refused because nobody serves what they ask for.
+    :ivar calls_held: calls that had to wait for a service to come back, whatever came of it.
+    :ivar calls_expired: calls whose deadline passed while they waited for an answer.
+    :ivar calls_given_up: calls whose caller did not wait for the answer.
+    :ivar calls_rerouted: calls moved to another connector before the first had been sent them.
+    :ivar calls_lost: calls failed because their connector was gone before it was sent them.
+    :ivar answers_late: answers to calls settled before, second answers included.
+    :ivar answers_unknown: answers to what nobody asked.
+    :ivar answers_foreign: answers from a connector with another key than the one that was asked.
+    :ivar answers_broken: answers in chunks that do not make one.
+    :ivar events_published: events that connectors published.
+    :ivar events_delivered: events queued for a subscriber, once for each.
+    :ivar events_unwanted: events that nobody had subscribed to.
+    :ivar events_dropped: events that a slow subscriber lost.
+    :ivar refused: how often each limit was met, by the name of its option.
+    """
+
+    connections_opened: int = 0
+    connections_refused: int = 0
+    connections_expired: int = 0
+    calls: int = 0
+    calls_answered: int = 0
+    calls_unserved: int = 0
+    calls_held: int = 0
+    calls_expired: int = 0
+    calls_given_up: int = 0
+    calls_rerouted: int = 0
+    calls_lost: int = 0
+    answers_late: int = 0
+    answers_unknown: int = 0
+    answers_foreign: int = 0
+    answers_broken: int = 0
+    events_published: int = 0
+    events_delivered: int = 0
+    events_unwanted: int = 0
+    events_dropped: int = 0
+    refused: dict[str, int] = field(
+        default_factory=lambda: {limit.name: 0 for limit in dataclasses.fields(Limits)}
+    )
+
+    def snapshot(self) -> dict[str, int]:
+        """All of them as they are now; limits as ``refused_max_pending`` and so on."""
+        counts = {
+            each.name: getattr(self, each.name)
+            for each in dataclasses.fields(self)
+            if each.name != "refused"
+        }
+        return counts | {f"refused_{name}": count for name, count in self.refused.items()}

@@ -11,11 +11,9 @@ from typing import Callable
 
 from revconn._proto.registry_pb2 import ForwardRequest, ForwardResponse
 from revconn.core.routing import Wanted
-from revconn.gateway.counters import Counters
-from revconn.gateway.failures import over_limit
-from revconn.gateway.limits import Limits
-from revconn.gateway.outbound import Outgoing
-from revconn.gateway.registry import Connection
+from revconn.gateway.limits import Counters, Limits
+from revconn.gateway.refusals import over_limit
+from revconn.gateway.routes import Connection, Outgoing
 
 __all__ = ["Dial", "PendingRequest", "PendingRequests", "Settle"]
 

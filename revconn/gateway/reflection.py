@@ -16,8 +16,8 @@ from revconn._proto import registry_pb2
 from revconn.core.decoding import decode
 from revconn.core.errors import ProtocolError
 from revconn.core.status import StatusCode
-from revconn.gateway.arrivals import Arrivals
-from revconn.gateway.statuses import fail
+from revconn.gateway.refusals import fail
+from revconn.gateway.tls import Arrivals
 
 __all__ = ["reflection_handlers"]
 

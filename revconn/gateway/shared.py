@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from revconn.gateway.arrivals import Arrivals
 from revconn.gateway.backends import Backends
-from revconn.gateway.counters import Counters
 from revconn.gateway.events import Events
 from revconn.gateway.forwarding import Forwarding
-from revconn.gateway.hooks import Hooks
-from revconn.gateway.journal import Journal
 from revconn.gateway.keys import ApiKeys
-from revconn.gateway.limits import Limits
-from revconn.gateway.registry import Registry
+from revconn.gateway.limits import Counters, Limits
+from revconn.gateway.report import Journal
+from revconn.gateway.routes import Outbound, Registry
+from revconn.gateway.tls import Arrivals
 
-__all__ = ["Shared"]
+__all__ = ["Hooks", "Shared"]
 
 
 class Shared:
@@ -53,3 +51,17 @@ class Shared:
         pending = len(self.forwarding) + len(self.backends)
         now = {"connections": len(self.registry.connections), "pending": pending}
         return now | self.counters.snapshot()
+
+
+class Hooks:
+    """What :mod:`revconn.testing` replaces in order to make a gateway misbehave.
+
+    Called on the gateway's thread.
+    """
+
+    def admit(self) -> None:
+        """A connector has shown a key that is accepted. Raises :class:`Refused` to refuse it."""
+
+    def new_outbound(self, limits: Limits) -> Outbound:
+        """What takes the messages for a connector that has been admitted."""
+        return Outbound(limits)

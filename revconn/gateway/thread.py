@@ -9,8 +9,8 @@ import threading
 import time
 from typing import Any, Callable
 
-from revconn.gateway.registry import ConnectionInfo
-from revconn.gateway.serving import Serving, Settings
+from revconn.gateway.listening import Serving, Settings
+from revconn.gateway.routes import ConnectionInfo
 from revconn.gateway.shared import Shared
 from revconn.logger import get_logger
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from revconn.gateway import Gateway
-from revconn.gateway.serving import Serving
+from revconn.gateway.listening import Serving
 from revconn.testing.request_faults import RequestFaults
 
 __all__ = ["FaultyGateway"]

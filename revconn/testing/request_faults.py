@@ -7,10 +7,10 @@ from collections import deque
 
 from revconn._proto.registry_pb2 import ConnectionMessage, ForwardRequest
 from revconn.core.status import StatusCode
-from revconn.gateway.failures import Refused
-from revconn.gateway.hooks import Hooks
 from revconn.gateway.limits import Limits
-from revconn.gateway.outbound import Outbound
+from revconn.gateway.refusals import Refused
+from revconn.gateway.routes import Outbound
+from revconn.gateway.shared import Hooks
 
 __all__ = ["RequestFaults"]
 

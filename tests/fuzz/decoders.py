@@ -25,15 +25,15 @@ from revconn.core.framing import GzipInflater, MessageReader, is_framed, unframe
 from revconn.core.gateway_side import GatewayConnection
 from revconn.core.http import decode_metadata, end_by_trailers, refusal
 from revconn.core.liveness import GatewayLiveness, Prober
+from revconn.core.metadata import metadata_from_headers, truncate_message
 from revconn.core.protocol import Conversation
 from revconn.core.routing import Routes
 from revconn.core.status import decode_message, response_code
 from revconn.core.terms import SUPPORTED, Terms
 from revconn.core.text import presentable
 from revconn.gateway.connectors import check_registration
-from revconn.gateway.failures import Refused
 from revconn.gateway.keys import ApiKeys
-from revconn.gateway.metadata import metadata_from_headers, truncate_message
+from revconn.gateway.refusals import Refused
 from revconn.messages import Request
 from revconn.proxy import Proxy
 from revconn.transport.grpcio import explain

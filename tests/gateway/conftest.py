@@ -16,9 +16,9 @@ from revconn.gateway import (
     Gateway,
     connectors,
     forwarding,
-    journal,
-    outbound,
-    serving,
+    listening,
+    report,
+    routes,
     thread,
 )
 from tests.support.scripted_connector import ScriptedConnector
@@ -77,9 +77,9 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     running = [thread.name for thread in threading.enumerate() if thread.name == "revconn-gateway"]
     assert not running, "a gateway runs already, and would go by this clock too"
     clock = Clock()
-    for module in (connectors, forwarding, journal, outbound, serving, thread):
+    for module in (connectors, forwarding, listening, report, routes, thread):
         monkeypatch.setattr(module, "time", clock)
-    monkeypatch.setattr(serving, "LONGEST_EXPIRY_INTERVAL", 0.01)
+    monkeypatch.setattr(listening, "LONGEST_EXPIRY_INTERVAL", 0.01)
     return clock
 
 

@@ -9,8 +9,8 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
-from revconn.gateway import ServerTLS, arrivals, tls
-from revconn.gateway.arrivals import Arrivals
+from revconn.gateway import ServerTLS, tls
+from revconn.gateway.tls import Arrivals
 from tests.support.certificates import Authority
 from tests.support.waiting import eventually
 
@@ -57,7 +57,7 @@ def test_one_that_is_heard_again_and_again_hides_no_other(seen) -> None:
 
 
 def test_what_is_counted_is_bounded(monkeypatch) -> None:
-    monkeypatch.setattr(arrivals, "_MOST", 3)
+    monkeypatch.setattr(tls, "_MOST", 3)
     watched = Arrivals()
     for number in range(5):
         watched.begun(0.0)
@@ -72,8 +72,7 @@ def test_where_there_is_no_tls_nobody_is_asked_for() -> None:
 def test_a_handshake_that_fails_is_told_of_and_calls_of_any_kind_are_not(
     clock, run_gateway, connect, tmp_path, monkeypatch, caplog
 ) -> None:
-    for module in (arrivals, tls):
-        monkeypatch.setattr(module, "time", clock)
+    monkeypatch.setattr(tls, "time", clock)
     authority = Authority()
     gateway = run_gateway(tls=ServerTLS(*authority.issue_files(tmp_path)))
     watched = gateway._thread._serving.shared.arrivals

@@ -10,14 +10,13 @@ from revconn._proto.registry_pb2 import ConnectionMessage, ForwardRequest, Forwa
 from revconn.core.routing import Wanted
 from revconn.core.status import StatusCode, response_code
 from revconn.gateway.backends import Backends
-from revconn.gateway.counters import Counters
-from revconn.gateway.failures import Refused
 from revconn.gateway.forwarding import Forwarding
-from revconn.gateway.journal import Journal
 from revconn.gateway.keys import ApiKeys
-from revconn.gateway.limits import Limits
-from revconn.gateway.registry import Connection, Registry
-from tests.gateway.test_registry import make
+from revconn.gateway.limits import Counters, Limits
+from revconn.gateway.refusals import Refused
+from revconn.gateway.report import Journal
+from revconn.gateway.routes import Connection, Registry
+from tests.gateway.test_routes import make
 
 ECHO = Wanted.by_connector("echo.Echo")
 LIMITS = Limits(max_pending_per_connection=2)

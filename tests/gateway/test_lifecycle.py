@@ -19,7 +19,8 @@ import pytest
 import trustme
 
 from revconn.exceptions import ConfigurationError
-from revconn.gateway import Gateway, server, thread
+from revconn.gateway import Gateway, thread
+from revconn.gateway import gateway as facade
 from revconn.gateway.limits import Limits
 from tests.support.scripted_connector import ScriptedConnector
 from tests.support.waiting import eventually
@@ -120,7 +121,7 @@ def test_whatever_else_makes_starting_fail_is_raised(monkeypatch) -> None:
     async def fail(_serving):
         raise MemoryError("no room")
 
-    monkeypatch.setattr("revconn.gateway.serving.Serving.start", fail)
+    monkeypatch.setattr("revconn.gateway.listening.Serving.start", fail)
     with pytest.raises(MemoryError, match="no room"):
         Gateway(api_keys="key").start()
 
@@ -136,12 +137,12 @@ def test_a_thread_that_cannot_even_make_its_loop_says_so(monkeypatch) -> None:
 
 
 def test_an_interrupted_start_leaves_nothing_running(monkeypatch) -> None:
-    class Interrupted(server.GatewayThread):
+    class Interrupted(facade.GatewayThread):
         def start(self) -> str:
             super().start()
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(server, "GatewayThread", Interrupted)
+    monkeypatch.setattr(facade, "GatewayThread", Interrupted)
     gateway = Gateway(api_keys="key")
     with pytest.raises(KeyboardInterrupt):
         gateway.start()

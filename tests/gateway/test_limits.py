@@ -192,7 +192,7 @@ def test_a_response_to_an_asker_that_does_not_read_becomes_a_short_one(
     reason="grpcio's asyncio server did not look at maximum_concurrent_rpcs",
 )
 def test_calls_of_every_kind_are_limited_together(run_gateway, resources, monkeypatch) -> None:
-    monkeypatch.setattr("revconn.gateway.serving._most_calls", lambda limits: 5)
+    monkeypatch.setattr("revconn.gateway.listening._most_calls", lambda limits: 5)
     gateway = run_gateway()
     channel = resources.enter_context(grpc.insecure_channel(gateway.address))
     over = threading.Event()

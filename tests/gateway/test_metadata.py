@@ -4,14 +4,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from revconn.core.status import encode_message
-from revconn.gateway.metadata import (
+from revconn.core.metadata import (
     HEADER_BUDGET,
     MESSAGE_BUDGET,
     headers_from_metadata,
     metadata_from_headers,
     truncate_message,
 )
+from revconn.core.status import encode_message
 
 
 def test_text_metadata_becomes_headers() -> None:

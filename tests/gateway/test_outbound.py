@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from revconn.gateway.limits import Limits
-from revconn.gateway.outbound import Outbound
+from revconn.gateway.routes import Outbound
 
 
 def make(**limits: int) -> Outbound:

@@ -6,12 +6,11 @@ from revconn._proto.registry_pb2 import ForwardResponse
 from revconn.core.routing import Wanted
 from revconn.core.status import StatusCode
 from revconn.gateway import pending as pending_module
-from revconn.gateway.counters import Counters
-from revconn.gateway.failures import Refused
-from revconn.gateway.limits import Limits
+from revconn.gateway.limits import Counters, Limits
 from revconn.gateway.pending import PendingRequest, PendingRequests
-from revconn.gateway.registry import Connection
-from tests.gateway.test_registry import make
+from revconn.gateway.refusals import Refused
+from revconn.gateway.routes import Connection
+from tests.gateway.test_routes import make
 
 ECHO = Wanted.by_connector("echo.Echo")
 

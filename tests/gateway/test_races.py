@@ -12,12 +12,12 @@ import pytest
 
 from revconn._proto.registry_pb2 import ForwardResponse
 from revconn.core.status import StatusCode
+from revconn.gateway.callers import Proxy
 from revconn.gateway.keys import ApiKeys
 from revconn.gateway.limits import Limits
-from revconn.gateway.proxy import Proxy
+from revconn.gateway.refusals import answer, begin, fail
 from revconn.gateway.shared import Shared
-from revconn.gateway.statuses import answer, begin, fail
-from tests.gateway.test_registry import make
+from tests.gateway.test_routes import make
 
 
 class GoneContext:

@@ -14,8 +14,7 @@ from cryptography.hazmat.primitives import serialization
 from revconn import TLS, Connector
 from revconn.exceptions import ConfigurationError
 from revconn.gateway import Gateway, ServerTLS
-from revconn.gateway.arrivals import Arrivals
-from revconn.gateway.tls import _Source
+from revconn.gateway.tls import Arrivals, _Source
 from tests.support.certificates import Authority
 
 NOBODY_SERVES = "no connector serves echo.Echo"

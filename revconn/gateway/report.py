@@ -10,7 +10,7 @@ What a peer can repeat has a line at first, and then at growing intervals, with 
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from revconn.core.reminders import Reminders
 from revconn.core.status import StatusCode
@@ -18,15 +18,24 @@ from revconn.core.text import presentable
 from revconn.gateway.keys import ApiKeys
 from revconn.logger import get_logger
 
-if TYPE_CHECKING:
-    from revconn.gateway.registry import Connection
-
 __all__ = ["Journal"]
 
-logger = get_logger(__name__)
+# Its name is what applications configure: it stays, whatever the file is called.
+logger = get_logger("revconn.gateway.journal")
 
 _MOST_SERVICES = 100  # that are listed
 _LONGEST_NAME = 200
+
+
+class Reported(Protocol):
+    """A connection, as far as the log tells of it."""
+
+    id: str
+    key: int
+    services: tuple[str, ...]
+    peer: str
+    connected_at: float
+    events_dropped: int
 
 
 class Journal:
@@ -42,7 +51,7 @@ class Journal:
 
     # The life of a connection
 
-    def connected(self, connection: Connection) -> None:
+    def connected(self, connection: Reported) -> None:
         """It has registered."""
         fields = self._fields("connected", connection)
         services = presentable(", ".join(fields["services"])) or "no services"
@@ -54,20 +63,20 @@ class Journal:
             extra=fields,
         )
 
-    def draining(self, connection: Connection, reason: str) -> None:
+    def draining(self, connection: Reported, reason: str) -> None:
         """It is leaving: it finishes what it has and gets nothing new."""
         reason = self._quotable(reason)
         said = f": {reason}" if reason else ""
         fields = self._fields("draining", connection, reason)
         logger.info("connection %s is leaving%s", connection.id, said, extra=fields)
 
-    def expired(self, connection: Connection, reason: str) -> None:
+    def expired(self, connection: Reported, reason: str) -> None:
         """It fell silent."""
         reason = self._quotable(reason)
         fields = self._fields("expired", connection, reason)
         logger.warning("connection %s expired: %s", connection.id, reason, extra=fields)
 
-    def ended(self, connection: Connection, reason: str) -> None:
+    def ended(self, connection: Reported, reason: str) -> None:
         """Its stream is over."""
         reason = self._quotable(reason)
         fields = self._fields("ended", connection, reason)
@@ -84,7 +93,7 @@ class Journal:
             again = _again(times)
             logger.warning("refused a connector at %s: %s%s", peer, reason, again, extra=fields)
 
-    def ignored(self, connection: Connection, what: str, detail: str = "") -> None:
+    def ignored(self, connection: Reported, what: str, detail: str = "") -> None:
         """It said something in vain. What a peer can vary as it likes belongs into ``detail``."""
         times = self._count("ignored", connection.peer, what)
         if times:
@@ -93,7 +102,7 @@ class Journal:
             again = _again(times)
             logger.warning("connection %s: ignored %s%s", connection.id, said, again, extra=fields)
 
-    def lost_events(self, connection: Connection) -> None:
+    def lost_events(self, connection: Reported) -> None:
         """It did not read its events in time."""
         if self._count("lost events", connection.peer):
             logger.warning(
@@ -102,7 +111,7 @@ class Journal:
                 connection.events_dropped,
             )
 
-    def failed(self, connection: Connection) -> None:
+    def failed(self, connection: Reported) -> None:
         """An exception that nobody foresaw is being handled, and ends the connection."""
         times = self._count("failed", connection.peer)
         if times:
@@ -152,7 +161,7 @@ class Journal:
         return self._keys.mask(presentable(text))
 
     def _fields(
-        self, event: str, connection: Connection, reason: str | None = None
+        self, event: str, connection: Reported, reason: str | None = None
     ) -> dict[str, Any]:
         fields = {
             "event": event,

@@ -13,8 +13,8 @@ import grpc
 
 from revconn.gateway.keys import ApiKeys, ApiKeysGiven
 from revconn.gateway.limits import Limits
-from revconn.gateway.registry import ConnectionInfo
-from revconn.gateway.serving import Settings
+from revconn.gateway.listening import Settings
+from revconn.gateway.routes import ConnectionInfo
 from revconn.gateway.thread import GatewayThread
 from revconn.gateway.tls import ServerTLS
 from revconn.logger import get_logger
@@ -22,7 +22,8 @@ from revconn.validation import refuse, require_attribute, require_flag, require_
 
 __all__ = ["Gateway"]
 
-logger = get_logger(__name__)
+# Its name is what applications configure: it stays, whatever the file is called.
+logger = get_logger("revconn.gateway.server")
 
 _HOST_PORT = re.compile(r"(?P<host>\[[0-9A-Fa-f:.%\w]+\]|[^\s:/\[\]@]+):(?P<port>\d{1,5})")
 

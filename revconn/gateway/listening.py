@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import time
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Callable
 
@@ -14,24 +15,24 @@ import grpc.aio
 from revconn.core.gateway_side import End
 from revconn.core.reminders import Reminder
 from revconn.core.status import StatusCode
+from revconn.gateway.backends import Registrations
+from revconn.gateway.callers import Proxy
 from revconn.gateway.connectors import ConnectorStreams
-from revconn.gateway.door import STOPPING, Door
-from revconn.gateway.hooks import Hooks
 from revconn.gateway.keys import ApiKeys
 from revconn.gateway.limits import Limits
-from revconn.gateway.proxy import Proxy
-from revconn.gateway.registrations import Registrations
-from revconn.gateway.registry import Connection
-from revconn.gateway.shared import Shared
-from revconn.gateway.tls import ServerTLS, server_credentials
+from revconn.gateway.refusals import STOPPING, fail
+from revconn.gateway.routes import Connection
+from revconn.gateway.shared import Hooks, Shared
+from revconn.gateway.tls import Arrivals, ServerTLS, server_credentials
 from revconn.logger import get_logger
 
 if TYPE_CHECKING:
     from revconn.gateway.health import Health
 
-__all__ = ["Serving", "Settings"]
+__all__ = ["Door", "Serving", "Settings"]
 
-logger = get_logger(__name__)
+# Its name is what applications configure: it stays, whatever the file is called.
+logger = get_logger("revconn.gateway.serving")
 
 _SERVICE = "registry.RegistryService"
 _POLL_INTERVAL = 0.02  # seconds
@@ -80,7 +81,13 @@ class Serving:
             options=_options(settings), maximum_concurrent_rpcs=_most_calls(settings.limits)
         )
         streams = ConnectorStreams(self.shared)
-        registrations = Registrations(self.shared)
+        registrations = Registrations(
+            shared.backends,
+            shared.limits,
+            shared.counters,
+            shared.journal,
+            shared.heartbeat_timeout,
+        )
         handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
             "EstablishConnection": grpc.stream_stream_rpc_method_handler(streams.establish),
             "Register": grpc.stream_stream_rpc_method_handler(registrations.register),
@@ -248,3 +255,45 @@ def _options(settings: Settings) -> list[tuple[str, int]]:
         ("grpc.keepalive_time_ms", max(10_000, int(settings.heartbeat_timeout * 500))),
         ("grpc.http2.max_pings_without_data", 0),
     ]
+
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+
+class Door(grpc.GenericRpcHandler):
+    """Stands before a handler whose methods all take streams of requests; counts the calls inside.
+
+    It belongs to the gateway's thread.
+    """
+
+    def __init__(self, behind: grpc.GenericRpcHandler, arrivals: Arrivals) -> None:
+        self._behind = behind
+        self._arrivals = arrivals
+        self._is_closed = False
+        self.inside = 0
+
+    def close(self) -> None:
+        """Refuse every call from now on. Those inside go on."""
+        self._is_closed = True
+
+    def service(self, handler_call_details: grpc.HandlerCallDetails) -> Any:
+        """The handler behind the door, if it takes that method."""
+        handler: Any = self._behind.service(handler_call_details)
+        if handler is None:
+            return None
+
+        behind = handler.stream_stream or handler.stream_unary
+
+        async def enter(messages: AsyncIterator[bytes], context: Context) -> Any:
+            self._arrivals.called(context.peer)
+            if self._is_closed:
+                return await fail(context, StatusCode.UNAVAILABLE, STOPPING)
+            self.inside += 1
+            try:
+                return await behind(messages, context)
+            finally:
+                self.inside -= 1
+
+        if handler.response_streaming:
+            return grpc.stream_stream_rpc_method_handler(enter)
+        return grpc.stream_unary_rpc_method_handler(enter)

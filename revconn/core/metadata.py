@@ -9,17 +9,14 @@ from typing import Union
 from urllib.parse import unquote
 
 from revconn.core.status import encode_message
-from revconn.gateway.counters import Counters
-from revconn.gateway.failures import over_limit
-from revconn.gateway.limits import Limits
 
 __all__ = [
     "HEADER_BUDGET",
     "Metadata",
     "application_metadata",
     "headers_from_metadata",
+    "headers_size",
     "metadata_from_headers",
-    "require_small_headers",
     "truncate_message",
 ]
 
@@ -69,12 +66,9 @@ def headers_from_metadata(metadata: Iterable[tuple[str, str | bytes]]) -> dict[s
     return headers
 
 
-def require_small_headers(headers: Mapping[str, str], limits: Limits, counters: Counters) -> None:
-    """Refuse (raise :class:`Refused`) a request whose headers, as HTTP/2 counts, are too large."""
-    size = sum(len(name) + len(text) + _PER_HEADER for name, text in headers.items())
-    if size > limits.max_metadata_bytes:
-        problem = f"{size:,} bytes of metadata exceed {limits.max_metadata_bytes:,}"
-        raise over_limit(counters, "max_metadata_bytes", problem)
+def headers_size(headers: Mapping[str, str]) -> int:
+    """The bytes of a request's headers, as HTTP/2 counts them."""
+    return sum(len(name) + len(text) + _PER_HEADER for name, text in headers.items())
 
 
 def application_metadata(metadata: Iterable[tuple[str, str | bytes]]) -> Metadata:

@@ -9,8 +9,9 @@ import grpc
 import pytest
 
 from revconn._proto.registry_pb2 import ConnectionStatus
-from revconn.gateway import journal
 from tests.support.waiting import eventually
+
+LOGGER = "revconn.gateway.journal"  # which the guides name
 
 STANDARD = set(vars(logging.makeLogRecord({}))) | {"message", "taskName"}
 
@@ -18,13 +19,13 @@ STANDARD = set(vars(logging.makeLogRecord({}))) | {"message", "taskName"}
 @pytest.fixture
 def events(caplog) -> Any:
     """The fields of every event so far."""
-    caplog.set_level(logging.INFO, journal.__name__)
+    caplog.set_level(logging.INFO, LOGGER)
 
     def events() -> list[dict[str, Any]]:
         return [
             {name: value for name, value in vars(record).items() if name not in STANDARD}
             for record in caplog.records
-            if record.name == journal.__name__
+            if record.name == LOGGER
         ]
 
     return events

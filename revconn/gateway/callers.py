@@ -1,4 +1,4 @@
-"""The transparent proxy: any unary gRPC call, forwarded to a connector that serves it."""
+"""Any unary gRPC call from outside, as a call that a connector or a backend answers."""
 
 from __future__ import annotations
 
@@ -16,24 +16,23 @@ from revconn._proto.registry_pb2 import ConnectionMessage, ForwardRequest, Forwa
 from revconn.core.deadline import format_grpc_timeout
 from revconn.core.errors import ProtocolError
 from revconn.core.framing import is_framed, pack, unframe
-from revconn.core.routing import Wanted, split_method_path
-from revconn.core.status import StatusCode, decode_message, response_code
-from revconn.gateway.backends import Reply, Unreachable
-from revconn.gateway.failures import Refused, over_limit
-from revconn.gateway.metadata import (
+from revconn.core.metadata import (
     application_metadata,
     headers_from_metadata,
     metadata_from_headers,
-    require_small_headers,
 )
+from revconn.core.routing import Wanted, split_method_path
+from revconn.core.status import StatusCode, decode_message, response_code
+from revconn.gateway.backends import Reply, Unreachable
+from revconn.gateway.refusals import Refused, begin, fail, over_limit, require_small_headers
 from revconn.gateway.shared import Shared
-from revconn.gateway.statuses import begin, fail
 from revconn.gateway.watch import Watch
 from revconn.logger import get_logger
 
 __all__ = ["Proxy"]
 
-logger = get_logger(__name__)
+# Its name is what applications configure: it stays, whatever the file is called.
+logger = get_logger("revconn.gateway.proxy")
 
 # Seconds from the first message of a call to its end. A unary call sends them together: for it
 # this is no limit.

@@ -13,7 +13,7 @@ from revconn._proto.registry_pb2 import ResponseStreamInfo, StreamingInfo
 from revconn.core.deadline import parse_grpc_timeout
 from revconn.core.framing import frame
 from revconn.core.status import StatusCode, encode_message, http_status
-from revconn.gateway import Gateway, proxy
+from revconn.gateway import Gateway, callers
 from tests.support.waiting import eventually
 
 SAY = "/echo.Echo/Say"
@@ -360,7 +360,7 @@ def test_a_request_without_a_message_is_refused(gateway, connector, stream) -> N
 def test_a_stream_that_is_never_half_closed_is_refused_long_before_its_deadline(
     gateway, connector, stream, monkeypatch
 ) -> None:
-    monkeypatch.setattr(proxy, "_END_TIMEOUT", 0.2)
+    monkeypatch.setattr(callers, "_END_TIMEOUT", 0.2)
     caller = stream(gateway)
     caller.say(b"1")
     assert caller.call.code() is grpc.StatusCode.UNIMPLEMENTED
