@@ -16,22 +16,40 @@ from typing import Any, Callable, NamedTuple
 import grpc
 import grpc.aio
 
-from revconn._proto.registry_pb2 import RegisterRequest, RegisterResponse
+from revconn._proto.registry_pb2 import (
+    ForwardRequest,
+    ForwardResponse,
+    RegisterRequest,
+    RegisterResponse,
+)
 from revconn.core.decoding import decode
 from revconn.core.errors import ProtocolError
 from revconn.core.features import VIA_HEADER
-from revconn.core.metadata import Metadata
+from revconn.core.framing import pack
+from revconn.core.metadata import Metadata, headers_from_metadata
 from revconn.core.routing import Wanted
-from revconn.core.status import StatusCode
+from revconn.core.status import StatusCode, encode_message, http_status
 from revconn.exceptions import ConfigurationError
 from revconn.gateway.keys import ApiKeys
 from revconn.gateway.limits import Counters, Limits
 from revconn.gateway.refusals import NobodyServes, Refused, answer, fail, over_limit
 from revconn.gateway.report import Journal
 from revconn.gateway.watch import Watch
+from revconn.logger import get_logger
 from revconn.target import Target, bare_host
 
-__all__ = ["Address", "Backends", "Registrations", "Reply", "Unreachable", "quoted"]
+__all__ = [
+    "Address",
+    "BackendRequest",
+    "Backends",
+    "Registrations",
+    "Reply",
+    "Unreachable",
+    "quoted",
+]
+
+# Its name is what applications configure: it stays, whatever the file is called.
+logger = get_logger("revconn.gateway.dialling")
 
 # Seconds from the first message of a backend's answer to its end. A unary method sends them
 # together: for it this is no limit.
@@ -55,6 +73,28 @@ class Reply(NamedTuple):
     payload: bytes = b""
     initial: Metadata = ()
     trailing: Metadata = ()
+
+    def response(self, request_id: str, *, framed: bool) -> ForwardResponse:
+        """The same, as a connector that asked is answered."""
+        headers = headers_from_metadata((*self.initial, *self.trailing))
+        headers.update({"content-type": "application/grpc", "grpc-status": str(int(self.code))})
+        if self.message:
+            headers["grpc-message"] = encode_message(self.message)
+        return ForwardResponse(
+            request_id=request_id,
+            status_code=http_status(self.code),
+            headers=headers,
+            payload=pack(self.payload, framed=framed and not self.code),
+            error_message=self.message,
+        )
+
+
+class BackendRequest(NamedTuple):
+    """What a backend is sent: one message, metadata, and how many seconds it may take."""
+
+    payload: bytes
+    metadata: Metadata
+    timeout: float
 
 
 class Unreachable(Refused):
@@ -133,14 +173,9 @@ class Backends:
         self._backends: dict[tuple[int, Address], _Backend] = {}
         self._rings: dict[str, deque[_Backend]] = {}
         self._per_key: Counter[int] = Counter()
-        self._pending = 0
         self._name = uuid.uuid4().hex
         self._closing: set[asyncio.Task[None]] = set()
         self.on_change: list[Callable[[], None]] = []  # called when a service comes or goes
-
-    def __len__(self) -> int:
-        """How many calls wait for a backend's answer."""
-        return self._pending
 
     def register(self, request: RegisterRequest, peer: str) -> Address | None:
         """Route the services to the address, for another while; ``None`` if it is not dialled.
@@ -198,7 +233,6 @@ class Backends:
             raise Refused(StatusCode.FAILED_PRECONDITION, problem)
         backend = self._take_turn(wanted)
         backend.pending += 1
-        self._pending += 1
         self._counters.calls += 1
         try:
             reply = await backend.call(
@@ -209,10 +243,35 @@ class Backends:
             raise
         finally:
             backend.pending -= 1
-            self._pending -= 1
             self._close_if_done(backend)
         self._counters.calls_answered += 1
         return reply
+
+    async def exchange(
+        self,
+        wanted: Wanted,
+        request: ForwardRequest,
+        prepare: Callable[[ForwardRequest], BackendRequest],
+        tell: Callable[[Reply | Refused], None],
+    ) -> None:
+        """Call a backend with what ``prepare`` makes of a request, and tell what came of it.
+
+        Cancelling this cancels the call, and nothing is told.
+        """
+        outcome: Reply | Refused
+        path = request.method_path
+        try:
+            payload, metadata, timeout = prepare(request)
+            outcome = await self.call(wanted, path, payload, metadata, timeout)
+        except Refused as refused:
+            outcome = refused
+        except asyncio.CancelledError:
+            raise
+        except BaseException:
+            logger.exception("%.200r for a backend: a bug in the gateway", path)
+            problem = "the gateway failed; its log says how"
+            outcome = Refused(StatusCode.INTERNAL, problem)
+        tell(outcome)
 
     def _take_turn(self, wanted: Wanted) -> _Backend:
         found = (self._rings[name] for name in wanted.names if name in self._rings)
@@ -220,9 +279,6 @@ class Backends:
         if ring is None:
             self._counters.calls_unserved += 1
             raise NobodyServes(wanted.service)
-        if self._pending >= self._limits.max_pending:
-            problem = f"{self._pending:,} calls wait for a backend's answer"
-            raise over_limit(self._counters, "max_pending", problem)
         ring.rotate(-1)
         backend = next((each for each in ring if each.is_ready), ring[0])
         if backend.pending >= self._limits.max_pending_per_connection:

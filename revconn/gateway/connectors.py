@@ -8,8 +8,7 @@ import math
 import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Iterator, Sequence
-from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, Callable, NamedTuple
 
 import grpc.aio
 
@@ -24,19 +23,22 @@ from revconn.core.chunking import split
 from revconn.core.deadline import request_deadline
 from revconn.core.decoding import decode
 from revconn.core.errors import ProtocolError
+from revconn.core.framing import is_framed, unframe
 from revconn.core.gateway_side import End, FromConnector, GatewayConnection
 from revconn.core.liveness import GatewayLiveness
+from revconn.core.metadata import headers_size, metadata_from_headers
 from revconn.core.routing import Wanted, split_method_path
 from revconn.core.status import StatusCode
 from revconn.core.terms import CHUNKS, FEATURES_HEADER, SUPPORTED, Announcement
-from revconn.gateway.dialling import DialledCalls
+from revconn.gateway.backends import BackendRequest, Reply
+from revconn.gateway.calls import Call
 from revconn.gateway.keys import ApiKeys
-from revconn.gateway.refusals import Refused, fail, failure, over_limit, require_small_headers
+from revconn.gateway.refusals import Refused, fail, failure, over_limit
 from revconn.gateway.routes import Connection
 from revconn.gateway.shared import Shared
 from revconn.logger import get_logger
 
-__all__ = ["ConnectorStreams", "Registration", "check_registration"]
+__all__ = ["ConnectorCall", "ConnectorStreams", "Registration", "check_registration"]
 
 logger = get_logger(__name__)
 
@@ -148,6 +150,44 @@ class ConnectorStreams:
             raise over_limit(self._shared.counters, "max_connections_per_key", problem)
 
 
+class ConnectorCall(Call):
+    """A call that a connector makes; ``respond`` sends it the answer, and is told the method."""
+
+    def __init__(
+        self,
+        request: ForwardRequest,
+        wanted: Wanted,
+        deadline: float,
+        asker: Connection,
+        respond: Callable[[ForwardResponse, str], None],
+        limit: int,
+    ) -> None:
+        super().__init__(request.request_id, request.method_path, wanted, deadline, asker)
+        self._respond = respond
+        self._framed = is_framed(request.payload)
+        self._limit = limit
+
+    def respond(self, response: ForwardResponse) -> None:
+        """From another connector, or from the gateway itself."""
+        self._respond(response, self.method)
+
+    def relay(self, reply: Reply) -> None:
+        """From a backend, in the shape of the request."""
+        self.respond(reply.response(self.id, framed=self._framed))
+
+    def for_backend(self, request: ForwardRequest) -> BackendRequest:
+        """The message alone, and what of the headers is metadata."""
+        payload = request.payload
+        if self._framed:
+            encoding = request.headers.get("grpc-encoding", "")
+            try:
+                payload = unframe(payload, encoding, self._limit)
+            except ProtocolError as error:
+                raise Refused(StatusCode.INVALID_ARGUMENT, f"the payload: {error}") from None
+        timeout = self.deadline - asyncio.get_running_loop().time()
+        return BackendRequest(payload, metadata_from_headers(request.headers), timeout)
+
+
 class _End:
     """The end of a stream, which may be brought about from outside.
 
@@ -192,7 +232,6 @@ class _Stream:
             features=protocol.features,
             journal=shared.journal,
         )
-        self._dialled = DialledCalls(self._connection, shared)
 
     async def run(self) -> None:
         """Serve until something ends the stream."""
@@ -234,8 +273,7 @@ class _Stream:
         shared.events.forget(connection)
         if ending.code is not StatusCode.OK and not connection.outbound.is_closed:
             connection.outbound.discard()
-        shared.forwarding.connection_ended(connection, ending.reason)
-        self._dialled.cancel_all()
+        shared.rerouting.connection_ended(connection, ending.reason)
         # Last: the calls that were failed just now are still answered, and sent if there is time.
         self._protocol.end()
         shared.journal.ended(connection, ending.reason)
@@ -277,7 +315,7 @@ class _Stream:
         """Do what it asks for; no more is read before that is done. Whether that was the end."""
         shared, connection = self._shared, self._connection
         for response in inbound.responses:
-            shared.forwarding.answer(response, connection)
+            shared.calls.answer(response, connection)
         for kind, message in inbound.rest:
             if kind == "request":
                 self._receive_request(message)
@@ -294,7 +332,7 @@ class _Stream:
         if inbound.goodbye is not None:
             departure, reason = inbound.goodbye
             shared.journal.draining(connection, reason)
-            shared.forwarding.drain(connection, departure)
+            shared.rerouting.drain(connection, departure)
         if inbound.too_large is not None:
             self._refuse_large(inbound.too_large)
         if inbound.end is not None:
@@ -305,8 +343,8 @@ class _Stream:
         response = ForwardResponse()
         with contextlib.suppress(ProtocolError):
             response = decode(ConnectionMessage, received).response
-        forwarding = self._shared.forwarding
-        refused = forwarding.refuse_too_large(response, self._connection, len(received))
+        calls = self._shared.calls
+        refused = calls.refuse_too_large(response, self._connection, len(received))
         self._end.bring(refused.code, refused.message)
 
     def _receive_request(self, message: ConnectionMessage) -> None:
@@ -319,17 +357,17 @@ class _Stream:
     def _forward(self, message: ConnectionMessage) -> None:
         request, shared, connection = message.request, self._shared, self._connection
         wanted = Wanted.by_connector(self._service(request))
-        shared.forwarding.admit(request.request_id, connection)
-        require_small_headers(request.headers, shared.limits, shared.counters)
+        size = headers_size(request.headers)
+        shared.calls.admit(wanted, size, connection, request.request_id)
         longest = shared.request_timeout
         own = request_deadline(request.timeout_seconds, request.headers, 0.0)
         # Not taken from two instants: these are rounded, and could make a second more of it.
         seconds = longest if own is None else min(longest, own)
-        request.timeout_seconds = max(1, math.ceil(seconds))
         deadline = asyncio.get_running_loop().time() + seconds
-        settle = partial(self._respond, method=request.method_path[:_LONGEST_METHOD])
-        dial = partial(self._dialled.start, wanted=wanted, deadline=deadline, settle=settle)
-        shared.forwarding.submit(message, wanted, deadline, settle, dial=dial, asker=connection)
+        limit = shared.limits.max_sent_message_bytes
+        call = ConnectorCall(request, wanted, deadline, connection, self._respond, limit)
+        request.timeout_seconds = max(1, math.ceil(seconds))
+        shared.calls.submit(call, message)
 
     def _service(self, request: ForwardRequest) -> str:
         try:
@@ -342,9 +380,7 @@ class _Stream:
         return service
 
     def _receive_cancel(self, request_id: str) -> None:
-        if self._dialled.cancel(request_id):
-            return
-        if not self._shared.forwarding.cancel(request_id, self._connection):
+        if not self._shared.calls.cancel(request_id, self._connection):
             # The answer and the cancel met on the way, as they may.
             logger.debug(
                 "connection %s cancelled %.64r, which is not a pending call of its own",

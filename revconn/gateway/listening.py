@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Callable
 
@@ -16,7 +16,7 @@ from revconn.core.gateway_side import End
 from revconn.core.reminders import Reminder
 from revconn.core.status import StatusCode
 from revconn.gateway.backends import Registrations
-from revconn.gateway.callers import Proxy
+from revconn.gateway.callers import Callers
 from revconn.gateway.connectors import ConnectorStreams
 from revconn.gateway.keys import ApiKeys
 from revconn.gateway.limits import Limits
@@ -88,19 +88,19 @@ class Serving:
             shared.journal,
             shared.heartbeat_timeout,
         )
-        handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
-            "EstablishConnection": grpc.stream_stream_rpc_method_handler(streams.establish),
-            "Register": grpc.stream_stream_rpc_method_handler(registrations.register),
-        }
-        proxy = Proxy(self.shared)
-        self._registration = Door(
-            grpc.method_handlers_generic_handler(_SERVICE, handlers), shared.arrivals
+        self._registry_door = Door(shared.arrivals)
+        registry_service = grpc.method_handlers_generic_handler(
+            _SERVICE,
+            {
+                "EstablishConnection": self._registry_door.before(streams.establish),
+                "Register": self._registry_door.before(registrations.register),
+            },
         )
-        self._calls = Door(proxy, shared.arrivals)
+        self._callers = Callers(shared)
         self._deadline = math.inf  # on the loop's clock
         self._health, about = _introspection(self.shared)
-        # Asked in this order: the proxy takes what nobody before it took.
-        self._server.add_generic_rpc_handlers((*about, self._registration, self._calls))
+        # Asked in this order: callers take what nobody before it took.
+        self._server.add_generic_rpc_handlers((*about, registry_service, self._callers))
 
     async def start(self) -> str:
         """Listen; the address, with the real port. Raises :class:`OSError` when that fails."""
@@ -131,15 +131,15 @@ class Serving:
         """Take nothing new, give calls ``grace`` seconds to be answered, end everything."""
         loop = asyncio.get_running_loop()
         self.hurry(grace)
-        for door in (self._registration, self._calls):
-            door.close()
-        self.shared.forwarding.leave()
+        self._registry_door.close()
+        self._callers.close()
+        self.shared.calls.leave()
         if self._health is not None:
             self._health.leave()
         while self._is_busy() and loop.time() < self._deadline:
             self._dismiss_idle()
             await asyncio.sleep(_POLL_INTERVAL)
-        self.shared.forwarding.fail_all(StatusCode.UNAVAILABLE, STOPPING)
+        self.shared.calls.fail_all(StatusCode.UNAVAILABLE, STOPPING)
         for connection in self.registry.connections:
             connection.dismiss(STOPPING)
         if self._health is not None:
@@ -156,11 +156,11 @@ class Serving:
         self._deadline = min(self._deadline, asyncio.get_running_loop().time() + grace)
 
     def _is_busy(self) -> bool:
-        return self._calls.inside > 0 or len(self.shared.forwarding) + len(self.shared.backends) > 0
+        return self._callers.inside > 0 or len(self.shared.calls) > 0
 
     def _dismiss_idle(self) -> None:
         """Send away the connectors that have nothing left to do, and will get nothing more."""
-        if self._calls.inside > self.shared.forwarding.waiting_callers:
+        if self._callers.inside > self.shared.calls.waiting_callers:
             return  # a call is still being received, and anybody's turn it may be
         for connection in self.registry.connections:
             if not connection.pending and not connection.asked:
@@ -184,7 +184,7 @@ class Serving:
                 self._expire_connections,
                 lambda: self.shared.backends.expire(time.monotonic(), timeout),
                 lambda: self.shared.arrivals.look(time.monotonic()),
-                self.shared.forwarding.relieve_stalled,
+                self.shared.rerouting.relieve_stalled,
                 self.end_withdrawn,  # of those, too, that registered just when the keys changed
             )
         }
@@ -258,42 +258,32 @@ def _options(settings: Settings) -> list[tuple[str, int]]:
 
 
 Context = grpc.aio.ServicerContext[Any, Any]
+Method = Callable[[AsyncIterator[bytes], Context], Awaitable[None]]
 
 
-class Door(grpc.GenericRpcHandler):
-    """Stands before a handler whose methods all take streams of requests; counts the calls inside.
+class Door:
+    """Stands before methods that are stream to stream: closed, it lets nobody in.
 
     It belongs to the gateway's thread.
     """
 
-    def __init__(self, behind: grpc.GenericRpcHandler, arrivals: Arrivals) -> None:
-        self._behind = behind
+    def __init__(self, arrivals: Arrivals) -> None:
         self._arrivals = arrivals
         self._is_closed = False
-        self.inside = 0
 
     def close(self) -> None:
         """Refuse every call from now on. Those inside go on."""
         self._is_closed = True
 
-    def service(self, handler_call_details: grpc.HandlerCallDetails) -> Any:
-        """The handler behind the door, if it takes that method."""
-        handler: Any = self._behind.service(handler_call_details)
-        if handler is None:
-            return None
+    def before(self, method: Method) -> grpc.RpcMethodHandler[Any, Any]:
+        """The handler of a method behind the door."""
 
-        behind = handler.stream_stream or handler.stream_unary
-
-        async def enter(messages: AsyncIterator[bytes], context: Context) -> Any:
+        async def enter(messages: AsyncIterator[bytes], context: Context) -> None:
             self._arrivals.called(context.peer)
             if self._is_closed:
-                return await fail(context, StatusCode.UNAVAILABLE, STOPPING)
-            self.inside += 1
-            try:
-                return await behind(messages, context)
-            finally:
-                self.inside -= 1
+                await fail(context, StatusCode.UNAVAILABLE, STOPPING)
+            else:
+                await method(messages, context)
 
-        if handler.response_streaming:
-            return grpc.stream_stream_rpc_method_handler(enter)
-        return grpc.stream_unary_rpc_method_handler(enter)
+        handler: grpc.RpcMethodHandler[Any, Any] = grpc.stream_stream_rpc_method_handler(enter)
+        return handler

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
 from typing import Any
 
 import grpc
 import grpc.aio
 
 from revconn._proto.registry_pb2 import ForwardResponse
-from revconn.core.metadata import Metadata, headers_size, truncate_message
+from revconn.core.metadata import Metadata, truncate_message
 from revconn.core.status import StatusCode, encode_message, http_status
-from revconn.gateway.limits import Counters, Limits
+from revconn.gateway.limits import Counters
 
 __all__ = [
     "STOPPING",
@@ -22,8 +21,9 @@ __all__ = [
     "begin",
     "fail",
     "failure",
+    "is_pending_already",
     "over_limit",
-    "require_small_headers",
+    "require_size",
 ]
 
 STOPPING = "the gateway is stopping"
@@ -59,12 +59,17 @@ def over_limit(counters: Counters, option: str, problem: str) -> Refused:
     return Refused(StatusCode.RESOURCE_EXHAUSTED, f"{problem} (the gateway's {option})")
 
 
-def require_small_headers(headers: Mapping[str, str], limits: Limits, counters: Counters) -> None:
-    """Refuse (raise :class:`Refused`) a request whose headers, as HTTP/2 counts, are too large."""
-    size = headers_size(headers)
-    if size > limits.max_metadata_bytes:
-        problem = f"{size:,} bytes of metadata exceed {limits.max_metadata_bytes:,}"
-        raise over_limit(counters, "max_metadata_bytes", problem)
+def is_pending_already(request_id: str) -> Refused:
+    """A refusal of a second call by the id of one that is not settled."""
+    problem = f"a request with the id {request_id[:64]!r} is pending already"
+    return Refused(StatusCode.ALREADY_EXISTS, problem)
+
+
+def require_size(data: bytes, limit: int, counters: Counters) -> None:
+    """Raises :class:`Refused` for a request that no connector, or not that one, takes."""
+    if len(data) > limit:
+        problem = f"a request of {len(data):,} bytes exceeds the connector's {limit:,}"
+        raise over_limit(counters, "max_sent_message_bytes", problem)
 
 
 def failure(code: StatusCode, message: str, request_id: str = "") -> ForwardResponse:

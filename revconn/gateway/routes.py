@@ -11,10 +11,12 @@ from collections import Counter, deque
 from dataclasses import dataclass, field
 from typing import Callable
 
+from revconn._proto.registry_pb2 import ConnectionMessage
 from revconn.core.gateway_side import GatewayConnection
 from revconn.core.routing import Wanted
 from revconn.core.status import StatusCode
-from revconn.gateway.limits import Limits
+from revconn.gateway.limits import Counters, Limits
+from revconn.gateway.refusals import Refused, over_limit, require_size
 from revconn.gateway.report import Journal
 
 __all__ = ["Connection", "ConnectionInfo", "Outbound", "Outgoing", "Registry"]
@@ -57,10 +59,12 @@ class Connection:
     """One connector's stream.
 
     ``protocol`` says what may be said to it, and what it has said. ``key`` says which API key it
-    showed (never the key itself). ``outbound`` takes what is to be
-    sent to it; ``end`` ends the stream with a status and a reason, the first call counts.
-    ``max_pending`` bounds the requests that wait for it, ``max_message_bytes`` is the largest
-    message that may be sent to it. ``departure`` says how it takes its leave, once it does.
+    showed (never the key itself). ``outbound`` takes what is to be sent to it; ``end`` ends the
+    stream with a status and a reason, the first call counts. ``max_pending`` bounds the requests
+    that wait for it, ``max_message_bytes`` is the largest message that may be sent to it.
+    ``pending`` and ``asked`` are the ids of the calls that it is to answer, and of those that it
+    asks: :class:`revconn.gateway.calls.Call` keeps them. ``departure`` says how it takes its leave,
+    once it does.
     Times are monotonic seconds.
     """
 
@@ -96,7 +100,18 @@ class Connection:
 
     def is_ready(self, now: float) -> bool:
         """Whether one more request would be sent to it without delay."""
-        return self.has_room and not self.outbound.is_stalled(now)
+        return len(self.pending) < self.max_pending and self.outbound.is_ready(now)
+
+    def encode(self, message: ConnectionMessage, counters: Counters) -> bytes:
+        """What is to be sent to it. Raises :class:`Refused` for more than it takes."""
+        data = message.SerializeToString()
+        if len(data) > self.max_message_bytes:
+            require_size(data, self.max_message_bytes, counters)
+        return data
+
+    def count_unmatched(self) -> None:
+        """It answered what no call waits for."""
+        self.unmatched += 1
 
     def note(self, what: str, detail: str = "") -> bool:
         """Log what it says in vain, as often as that is worth it.
@@ -213,10 +228,10 @@ class Registry:
 
     def serves(self, wanted: Wanted) -> bool:
         """Whether anybody serves that."""
-        return any(name in self._rings for name in wanted.names)
+        return not self._rings.keys().isdisjoint(wanted.names)  # any() would be a generator more
 
     def take_turn(self, wanted: Wanted, now: float) -> Connection | None:
-        """The connection whose turn it is to serve that; ``None`` when nobody does.
+        """The connection whose turn it is to serve that; ``None`` when nobody does, or has room.
 
         One that does not keep up with what it was sent is passed over, unless all are like that.
         """
@@ -226,19 +241,28 @@ class Registry:
                 return _next_of(ring, now)
         return None
 
+    def no_room(self, wanted: Wanted, counters: Counters) -> Refused:
+        """Why a call is refused that is served, and that no connector has room for."""
+        connection = next(self._rings[name][0] for name in wanted.names if name in self._rings)
+        problem = "the connectors of the service do not keep up"
+        if connection.outbound.is_full:
+            return over_limit(counters, "max_queued_bytes", problem)
+        problem = f"{problem}: {connection.max_pending:,} calls wait for each"
+        return over_limit(counters, "max_pending_per_connection", problem)
+
 
 def _do_nothing(names: list[str]) -> None:
     pass
 
 
-def _next_of(ring: deque[Connection], now: float) -> Connection:
+def _next_of(ring: deque[Connection], now: float) -> Connection | None:
     for _ in range(len(ring)):
         connection = ring[0]
         ring.rotate(-1)
         if connection.is_ready(now):
             return connection
     # A stalled one may get going again before the caller's deadline; a full one may not take more.
-    return next((connection for connection in ring if connection.has_room), ring[0])
+    return next((connection for connection in ring if connection.has_room), None)
 
 
 STALL_AFTER = 1.0  # seconds that a write may take before others are sent what comes next
@@ -293,6 +317,12 @@ class Outbound:
     def is_stalled(self, now: float) -> bool:
         """Whether the connector has not taken what is being written to it for a while."""
         return self._writing_since is not None and now - self._writing_since > STALL_AFTER
+
+    def is_ready(self, now: float) -> bool:
+        """Whether more would be written without delay."""
+        since = self._writing_since
+        is_stalled = since is not None and now - since > STALL_AFTER
+        return self._bytes < self._limits.max_queued_bytes and not is_stalled
 
     def put(self, data: bytes) -> Outgoing:
         """Queue a request, a response or a word of the gateway's own."""

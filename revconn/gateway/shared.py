@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from revconn.gateway.absences import Absences
 from revconn.gateway.backends import Backends
+from revconn.gateway.calls import Calls
 from revconn.gateway.events import Events
-from revconn.gateway.forwarding import Forwarding
 from revconn.gateway.keys import ApiKeys
 from revconn.gateway.limits import Counters, Limits
 from revconn.gateway.report import Journal
+from revconn.gateway.rerouting import Rerouting
 from revconn.gateway.routes import Outbound, Registry
 from revconn.gateway.tls import Arrivals
 
@@ -41,15 +43,16 @@ class Shared:
         self.arrivals = Arrivals()
         self.journal = Journal(keys)
         self.backends = Backends(keys, limits, self.counters, self.journal, dials=dial_backends)
-        self.forwarding = Forwarding(
-            self.registry, self.backends, limits, self.counters, reconnect_grace
+        self.absences = Absences(reconnect_grace, limits, self.counters)
+        self.calls = Calls(self.registry, self.backends, self.absences, limits, self.counters)
+        self.rerouting = Rerouting(
+            self.calls, self.registry, self.backends, self.absences, self.counters
         )
         self.events = Events(limits, self.counters)
 
     def stats(self) -> dict[str, int]:
         """What was counted since the start, and how much there is now. Safe from any thread."""
-        pending = len(self.forwarding) + len(self.backends)
-        now = {"connections": len(self.registry.connections), "pending": pending}
+        now = {"connections": len(self.registry.connections), "pending": len(self.calls)}
         return now | self.counters.snapshot()
 
 

@@ -7,6 +7,7 @@ import concurrent.futures
 import contextlib
 import threading
 import time
+from collections.abc import Coroutine
 from typing import Any, Callable
 
 from revconn.gateway.listening import Serving, Settings
@@ -20,6 +21,7 @@ logger = get_logger(__name__)
 
 _START_TIMEOUT = 30.0
 _GLANCE = 1.0  # seconds
+_UNWIND_TIMEOUT = 2.0  # seconds
 _STOP_MARGIN = 10.0  # seconds that ending takes at most, beyond the grace given to calls
 
 
@@ -96,7 +98,7 @@ class GatewayThread:
 
     def _run(self) -> None:
         try:
-            asyncio.run(self._serve())
+            _run_to_the_end(self._serve)
         except BaseException as error:
             # Its traceback would keep the server, and grpc's thread with it, for a while.
             if self._started.done():
@@ -121,6 +123,37 @@ class GatewayThread:
             expiry.cancel()
             await serving.stop(grace)
             self._serving = None  # grpc's thread ends with the server
+
+
+def _run_to_the_end(serve: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    """Run on a loop of its own, as :func:`asyncio.run` does, but for what ends the loop untimely.
+
+    That cancels every task at once, grpc's own included, whose C core goes on to write into what
+    they leave behind: a server has to be shut down before.
+    """
+    loop = asyncio.new_event_loop()
+    asyncio.set_event_loop(loop)
+    try:
+        serving = loop.create_task(serve())
+        try:
+            loop.run_until_complete(serving)
+        except BaseException:  # SystemExit or the like, raised by whatever ran on the loop
+            if not serving.done():
+                serving.cancel()
+                with contextlib.suppress(asyncio.CancelledError):
+                    loop.run_until_complete(serving)
+            raise
+    finally:
+        try:
+            left = asyncio.all_tasks(loop)
+            for task in left:
+                task.cancel()
+            if left:
+                loop.run_until_complete(asyncio.wait(left, timeout=_UNWIND_TIMEOUT))
+            loop.run_until_complete(loop.shutdown_asyncgens())
+        finally:
+            asyncio.set_event_loop(None)
+            loop.close()
 
 
 def _report_loop_error(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:

@@ -182,18 +182,18 @@ class Arrivals:
     def __init__(self) -> None:
         self._begun: deque[float] = deque(maxlen=_MOST)
         self._heard: dict[str, float] = {}
-        self._is_used = False
+        self.is_used = False
         self._unsaid = 0
         self._reminder = Reminder()
 
     def begun(self, now: float) -> None:
         """A connection is about to be secured."""
-        self._is_used = True
+        self.is_used = True
         self._begun.append(now)
 
     def called(self, get_peer: Callable[[], str]) -> None:
         """A call came; whose it is is asked only where there is TLS: an address with its port."""
-        if self._is_used:
+        if self.is_used:
             self._hear(get_peer(), time.monotonic())
 
     def _hear(self, peer: str, now: float) -> None:

@@ -14,10 +14,11 @@ import pytest
 from revconn._proto.registry_pb2 import ConnectionRegister
 from revconn.gateway import (
     Gateway,
+    calls,
     connectors,
-    forwarding,
     listening,
     report,
+    rerouting,
     routes,
     thread,
 )
@@ -77,7 +78,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     running = [thread.name for thread in threading.enumerate() if thread.name == "revconn-gateway"]
     assert not running, "a gateway runs already, and would go by this clock too"
     clock = Clock()
-    for module in (connectors, forwarding, listening, report, routes, thread):
+    for module in (calls, connectors, rerouting, listening, report, routes, thread):
         monkeypatch.setattr(module, "time", clock)
     monkeypatch.setattr(listening, "LONGEST_EXPIRY_INTERVAL", 0.01)
     return clock

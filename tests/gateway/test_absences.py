@@ -14,10 +14,10 @@ from revconn._proto.registry_pb2 import CancelRequest
 from revconn.core.routing import Wanted
 from revconn.gateway import absences, backends
 from revconn.gateway.absences import Absences
-from revconn.gateway.limits import Limits
+from revconn.gateway.limits import Counters, Limits
 from tests.gateway.conftest import counted
 from tests.gateway.test_backends import register
-from tests.gateway.test_forwarding import Scene
+from tests.gateway.test_calls import Scene
 from tests.gateway.test_limits import EXHAUSTED
 from tests.support.backend import Backend
 from tests.support.waiting import eventually
@@ -145,25 +145,23 @@ def test_a_call_that_was_not_written_when_its_connection_broke_waits_too() -> No
         following = scene.add("c")
         assert following.pending == {"1", "2"}
         assert scene.counters.calls_rerouted == 2
-        assert len(scene.forwarding) == 2
+        assert len(scene.calls) == 2
 
     asyncio.run(scenario())
 
 
 def test_what_was_not_written_is_lost_when_nobody_comes() -> None:
-    async def scenario() -> None:
-        scene = Scene(grace=0.05)
-        scene.registry.remove(scene.b)
-        scene.end_a()
-        while len(scene.settled) < 2:
-            await asyncio.sleep(0.01)
-        said = {response.error_message for response in scene.settled}
-        assert said == {
-            "its connection ended: the stream broke; no other connector serves echo.Echo now"
-        }
-        assert scene.counters.calls_lost == 2
-
-    asyncio.run(scenario())
+    scene = Scene(grace=5.0)
+    scene.registry.remove(scene.b)
+    scene.end_a()
+    scene.loop.advance(4.9)
+    assert scene.settled == []
+    scene.loop.advance(0.2)
+    said = {response.error_message for response in scene.settled}
+    assert said == {
+        "its connection ended: the stream broke; no other connector serves echo.Echo now"
+    }
+    assert scene.counters.calls_lost == 2
 
 
 # Who asks, and who comes
@@ -338,7 +336,7 @@ def test_only_so_many_names_are_expected_back(monkeypatch) -> None:
     monkeypatch.setattr(absences, "_MOST_NAMES", 2)
 
     async def scenario() -> list[bool]:
-        expected = Absences(LONG, Limits(), lambda: None)
+        expected = Absences(LONG, Limits(), Counters())
         for name in ("a", "b", "a", "c"):
             expected.begin([name])
         return [expected.expects(Wanted.by_connector(name)) for name in "abc"]
@@ -349,7 +347,8 @@ def test_only_so_many_names_are_expected_back(monkeypatch) -> None:
 def test_one_that_left_again_is_expected_for_as_long_again() -> None:
     async def scenario() -> None:
         over = asyncio.Event()
-        expected = Absences(0.2, Limits(), over.set)
+        expected = Absences(0.2, Limits(), Counters())
+        expected.on_end.append(over.set)
         expected.begin(["a", "b"])
         await asyncio.sleep(0.1)
         expected.begin(["a"])

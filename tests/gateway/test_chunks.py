@@ -49,7 +49,7 @@ def test_chunks_are_joined_for_the_caller(gateway, connector, call) -> None:
         connector.send(response=each)
     assert pending.result() == payload
     assert ("x-kept", "yes") in pending.trailing_metadata()
-    assert gateway._thread._serving.shared.forwarding._chunked.held_bytes == 0
+    assert gateway._thread._serving.shared.calls.joining.held_bytes == 0
 
 
 def test_status_headers_and_message_are_the_final_chunks(gateway, connector, call) -> None:
@@ -98,7 +98,7 @@ def test_chunks_that_do_not_fit_together_fail_that_call_alone(
     assert cancel.request_id == bad_id
     assert said in cancel.reason
     assert counted(gateway, "answers_broken") == 1
-    assert gateway._thread._serving.shared.forwarding._chunked.held_bytes == 0
+    assert gateway._thread._serving.shared.calls.joining.held_bytes == 0
 
 
 def test_a_missing_final_chunk_ends_with_the_deadline(run_gateway, connect, call) -> None:
@@ -154,19 +154,19 @@ def test_chunks_that_take_turns_on_two_connections_are_joined_apart(
     gateway, connector, connect, call
 ) -> None:
     """A connector whose connection is replaced sends what it answers on both."""
-    chunked = gateway._thread._serving.shared.forwarding._chunked
+    calls = gateway._thread._serving.shared.calls
     following = connect(gateway, features="chunks")
     pending = call(gateway, SAY)
     request_id = connector.receive_request().request_id
     chunk(connector, request_id, 0, b"an")
-    eventually(lambda: chunked.held_bytes == 2)
+    eventually(lambda: calls.joining.held_bytes == 2)
     chunk(following, request_id, 0, b"an")
-    eventually(lambda: chunked.held_bytes == 4)
+    eventually(lambda: calls.joining.held_bytes == 4)
     chunk(connector, request_id, 1, b"sw")
-    eventually(lambda: chunked.held_bytes == 6)
+    eventually(lambda: calls.joining.held_bytes == 6)
     chunk(following, request_id, 1, b"swer", final=True)
     assert pending.result() == b"answer"
-    assert chunked.held_bytes == 0
+    assert calls.joining.held_bytes == 0
 
 
 def test_a_whole_answer_in_the_midst_of_chunks_is_the_answer(gateway, connector, call) -> None:
@@ -181,10 +181,10 @@ def test_a_whole_answer_in_the_midst_of_chunks_is_the_answer(gateway, connector,
 def test_a_caller_that_gives_up_frees_what_had_come(gateway, connector, call) -> None:
     pending = call(gateway, SAY)
     chunk(connector, connector.receive_request().request_id, 0, b"x" * 1000)
-    chunked = gateway._thread._serving.shared.forwarding._chunked
-    eventually(lambda: chunked.held_bytes == 1000)
+    calls = gateway._thread._serving.shared.calls
+    eventually(lambda: calls.joining.held_bytes == 1000)
     pending.cancel()
-    eventually(lambda: chunked.held_bytes == 0)
+    eventually(lambda: calls.joining.held_bytes == 0)
 
 
 # To a connector that asked

@@ -187,7 +187,7 @@ def test_garbage_ends_the_stream(gateway, connect) -> None:
 
 def test_a_bug_in_the_gateway_ends_only_that_stream(gateway, connect, monkeypatch, caplog) -> None:
     broken, sound = connect(gateway), connect(gateway)
-    monkeypatch.setattr("revconn.gateway.forwarding.Forwarding.answer", None)
+    monkeypatch.setattr("revconn.gateway.calls.Calls.answer", None)
     broken.respond("1")
     code, details = broken.ended()
     assert code is grpc.StatusCode.INTERNAL

@@ -17,7 +17,7 @@ from revconn.cli.gateway import _Watch
 from revconn.core.gateway_side import GatewayConnection
 from revconn.gateway import Gateway
 from revconn.gateway.backends import Backends
-from revconn.gateway.forwarding import Forwarding
+from revconn.gateway.calls import Calls
 from tests.gateway.test_backends import register
 from tests.support.backend import Backend
 from tests.support.threads import in_thread
@@ -158,7 +158,7 @@ def test_whatever_a_stream_runs_into_ends_that_stream(
     gateway, connect, monkeypatch, caplog, error: type[BaseException]
 ) -> None:
     broken, sound = connect(gateway), connect(gateway)
-    monkeypatch.setattr(Forwarding, "answer", raising(error))
+    monkeypatch.setattr(Calls, "answer", raising(error))
     broken.respond("1")
     assert broken.ended()[0] is grpc.StatusCode.INTERNAL
     assert [info.connection_id for info in gateway.connections()] == [sound.connection_id]

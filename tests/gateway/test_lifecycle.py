@@ -127,11 +127,10 @@ def test_whatever_else_makes_starting_fail_is_raised(monkeypatch) -> None:
 
 
 def test_a_thread_that_cannot_even_make_its_loop_says_so(monkeypatch) -> None:
-    def fail(coroutine) -> None:
-        coroutine.close()
+    def fail() -> None:
         raise OSError("Too many open files")
 
-    monkeypatch.setattr(thread.asyncio, "run", fail)
+    monkeypatch.setattr(thread.asyncio, "new_event_loop", fail)
     with pytest.raises(OSError, match="Too many open files"):
         Gateway(api_keys="key").start()
 

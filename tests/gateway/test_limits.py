@@ -64,14 +64,14 @@ def test_max_pending_counts_calls_whose_request_does_not_come_too(
     resources.callback(over.set)
     say = channel.stream_unary(SAY)
     calls = [say.future(iter(over.wait, True)) for _ in range(2)]
-    proxy = gateway._thread._serving._calls
-    eventually(lambda: proxy.inside == 2)
+    callers = gateway._thread._serving._callers
+    eventually(lambda: callers.inside == 2)
     attempt = call(gateway, SAY)
     assert attempt.code() is EXHAUSTED
     assert "2 calls are still on their way (the gateway's max_pending)" in attempt.details()
     assert counted(gateway, "refused_max_pending") == 1
     calls[0].cancel()
-    eventually(lambda: proxy.inside == 1)
+    eventually(lambda: callers.inside == 1)
     call(gateway, SAY)
     connector.receive_request()
 

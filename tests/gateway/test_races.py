@@ -12,7 +12,7 @@ import pytest
 
 from revconn._proto.registry_pb2 import ForwardResponse
 from revconn.core.status import StatusCode
-from revconn.gateway.callers import Proxy
+from revconn.gateway.callers import Callers
 from revconn.gateway.keys import ApiKeys
 from revconn.gateway.limits import Limits
 from revconn.gateway.refusals import answer, begin, fail
@@ -79,7 +79,7 @@ class Call:
         self.shared.registry.add(self.connection)
         self.context = Context()
         details = type("Details", (), {"method": "/echo.Echo/Say"})()
-        handler = Proxy(self.shared).service(details).stream_unary
+        handler = Callers(self.shared).service(details).stream_unary
         self.task = asyncio.ensure_future(handler(messages(self), self.context))
 
 
@@ -93,10 +93,10 @@ def test_an_answer_that_meets_a_cancelled_caller_is_dropped() -> None:
             await asyncio.sleep(0)
         (request_id,) = call.connection.pending
         call.task.cancel()  # which it learns when the loop comes round to it, after the answer:
-        call.shared.forwarding.answer(ForwardResponse(request_id=request_id), call.connection)
+        call.shared.calls.answer(ForwardResponse(request_id=request_id), call.connection)
         with pytest.raises(asyncio.CancelledError):
             await call.task
-        assert len(call.shared.forwarding) == 0
+        assert len(call.shared.calls) == 0
 
     asyncio.run(scenario())
 
@@ -104,7 +104,7 @@ def test_an_answer_that_meets_a_cancelled_caller_is_dropped() -> None:
 def test_a_connector_may_leave_while_a_request_is_still_arriving() -> None:
     async def message_and_farewell(call: Call) -> AsyncIterator[bytes]:
         yield b""
-        call.shared.forwarding.drain(call.connection, "it left")
+        call.shared.rerouting.drain(call.connection, "it left")
 
     async def scenario() -> None:
         call = Call(message_and_farewell)

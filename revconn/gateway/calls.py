@@ -1,0 +1,499 @@
+"""One table of calls: each is admitted, routed, its messages moved, and settled once.
+
+A call has two ends: who asks, a gRPC caller from outside or a connector, and who is to answer, a
+connector or a backend. Whoever the two are, its way is this one::
+
+    NEW --submit, a connector serves it-----------------------> QUEUED
+    NEW --submit, else a backend does-------------------------> DIALLED
+    NEW --submit, else its last connector has just left-------> HELD
+
+    QUEUED --its connector's stream was given the request-----> SENT
+    QUEUED --its connector ended or stalls, another serves it-> QUEUED, there
+    QUEUED --its connector ended, nobody else serves it-------> DIALLED, HELD or SETTLED
+    HELD --somebody has come----------------------------------> QUEUED, DIALLED
+    HELD --nobody has come within the grace-------------------> SETTLED
+    DIALLED --nothing was sent, a connector is expected back--> QUEUED, HELD
+
+    SENT --answered, whole or by the final chunk--------------> SETTLED
+    DIALLED --the backend replied, or failed------------------> SETTLED
+    every state --its time is up, its asker gave up or is gone,
+                  the gateway stops---------------------------> SETTLED
+
+SENT is where a call belongs to somebody: nobody else may be sent it, since it may have been acted
+upon. It outlives the connection that it was sent on: its answer may come on any connection of a
+connector with that API key, until its deadline.
+
+Everything here belongs to the gateway's thread.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import enum
+import time
+from abc import ABC, abstractmethod
+from collections import deque
+from functools import partial
+from typing import Callable
+
+from revconn._proto.registry_pb2 import (
+    ConnectionMessage,
+    ForwardRequest,
+    ForwardResponse,
+    StreamingInfo,
+)
+from revconn.core.routing import Wanted
+from revconn.core.status import StatusCode
+from revconn.gateway.absences import Absences
+from revconn.gateway.backends import BackendRequest, Backends, Reply, Unreachable
+from revconn.gateway.joining import Joiners, Joining
+from revconn.gateway.limits import Counters, Limits
+from revconn.gateway.refusals import (
+    STOPPING,
+    NobodyServes,
+    Refused,
+    failure,
+    is_pending_already,
+    over_limit,
+    require_size,
+)
+from revconn.gateway.routes import Connection, Outgoing, Registry
+
+__all__ = ["Call", "Calls", "State"]
+
+_LONGEST_METHOD = 200  # characters, of those that are named in errors
+_REMEMBERED = 10_000  # settled calls, by which a late answer is told from a made-up one
+_UNARY = StreamingInfo(stream_type=StreamingInfo.UNARY, is_stream_end=True)
+
+
+class State(enum.Enum):
+    """Where a call is; see above."""
+
+    NEW = enum.auto()
+    QUEUED = enum.auto()
+    SENT = enum.auto()
+    HELD = enum.auto()
+    DIALLED = enum.auto()
+    SETTLED = enum.auto()
+
+
+# Compared by identity; looked up once, because an enum's attribute costs a call before 3.12.
+_NEW, _QUEUED, _SENT = State.NEW, State.QUEUED, State.SENT
+_HELD, _DIALLED, _SETTLED = State.HELD, State.DIALLED, State.SETTLED
+
+
+class Call(ABC):
+    """One call. What differs by who asks, subclasses say; the rest is for :class:`Calls` to call.
+
+    :ivar asker: the connector that asks; ``None`` for any other caller.
+    :ivar deadline: on the loop's clock.
+    :ivar connection: who is to answer, from QUEUED on; it may have ended.
+    :ivar lost: how the connection ended that the call was sent on, or was to be, once it has.
+    """
+
+    def __init__(
+        self,
+        request_id: str,
+        method: str,
+        wanted: Wanted,
+        deadline: float,
+        asker: Connection | None = None,
+    ) -> None:
+        self.id = request_id
+        self.method = method[:_LONGEST_METHOD]
+        self.wanted = wanted
+        self.deadline = deadline
+        self.asker = asker
+        self._state = _NEW
+        self.connection: Connection | None = None
+        self.lost = ""
+        self.held_since = 0.0
+        self.may_dial = True  # a backend that was out of reach is not tried again
+        self.outgoing: Outgoing | None = None
+        self.timer: asyncio.TimerHandle | None = None
+        self.task: asyncio.Task[None] | None = None
+        self.joiners: Joiners = {}  # what has come of an answer in chunks
+
+    @abstractmethod
+    def respond(self, response: ForwardResponse) -> None:
+        """Give the asker what a connector, or the gateway itself, answered."""
+
+    @abstractmethod
+    def relay(self, reply: Reply) -> None:
+        """Give the asker what a backend answered."""
+
+    @abstractmethod
+    def for_backend(self, request: ForwardRequest) -> BackendRequest:
+        """What a backend is sent. Raises :class:`Refused` when there is no telling."""
+
+    @property
+    def state(self) -> State:
+        """Where it is. Its connector's writer takes a request without a word to the call."""
+        if self._state is _QUEUED and self.unsent is None:
+            return _SENT
+        return self._state
+
+    @property
+    def unsent(self) -> bytes | None:
+        """The message, as long as nothing of it was written; ``None`` from then on."""
+        return None if self.outgoing is None else self.outgoing.data
+
+    def queue(self, connection: Connection, data: bytes) -> None:
+        """Wait for ``connection`` to be sent ``data``, and for its answer."""
+        self._state = _QUEUED
+        self.connection = connection
+        connection.pending.add(self.id)
+        self.outgoing = connection.outbound.put(data)
+
+    def hold(self, data: bytes, now: float) -> None:
+        """Keep what is to be sent, until somebody comes who can be."""
+        self._state = _HELD
+        self.held_since = now
+        self.outgoing = Outgoing(data)
+
+    def dial(self, task: asyncio.Task[None]) -> None:
+        """Wait for what a backend answers to ``task``."""
+        self._state = _DIALLED
+        self.task = task
+
+    def leave(self) -> None:
+        """Expect nothing of where it is: nobody is to be sent what nobody was sent yet."""
+        connection, outgoing = self.connection, self.outgoing
+        self.outgoing = None
+        if connection is None:
+            return
+        self.connection = None
+        if outgoing is not None and outgoing.data is not None:
+            connection.outbound.withdraw(outgoing)
+        connection.pending.discard(self.id)
+        if connection.departure:
+            connection.end_if_drained()
+
+    def end(self) -> None:
+        """It is settled: no timer, task or part of an answer is left behind."""
+        self._state = _SETTLED
+        if self.timer is not None:
+            self.timer.cancel()
+            self.timer = None
+        if self.task is not None:
+            self.task.cancel()
+            self.task = None
+        if self.outgoing is not None:
+            self.leave()
+
+    def release_asker(self) -> None:
+        """After the answer: an asker that is leaving goes with its last."""
+        asker = self.asker
+        if asker is not None:
+            asker.asked.discard(self.id)
+            if asker.departure:
+                asker.end_if_drained()
+
+
+class Calls:
+    """The calls of one gateway; ``get_loop`` says whose clock and timers they go by."""
+
+    def __init__(
+        self,
+        registry: Registry,
+        backends: Backends,
+        absences: Absences,
+        limits: Limits,
+        counters: Counters,
+        get_loop: Callable[[], asyncio.AbstractEventLoop] = asyncio.get_running_loop,
+    ) -> None:
+        self._registry = registry
+        self._backends = backends
+        self._absences = absences
+        self._limits = limits
+        self._counters = counters
+        self._get_loop = get_loop
+        self._is_leaving = False
+        self._calls: dict[str, Call] = {}  # QUEUED, SENT and HELD, by the id that answers name
+        # By asker, too: a backend is not told the id, so that those of two askers may be the same.
+        self._dialled: dict[tuple[Connection | None, str], Call] = {}
+        self.joining = Joining(limits, counters)
+        self._settled: set[str] = set()
+        self._settled_order: deque[str] = deque()
+
+    def __len__(self) -> int:
+        """How many calls wait for an answer, or for somebody to answer them."""
+        return len(self._calls) + len(self._dialled)
+
+    @property
+    def waiting_callers(self) -> int:
+        """How many of those that connectors may answer do not come from a connector."""
+        return sum(call.asker is None for call in self._calls.values())
+
+    # Admission
+
+    def admit(
+        self, wanted: Wanted, headers_bytes: int, asker: Connection | None = None, own_id: str = ""
+    ) -> None:
+        """Raises :class:`Refused` unless a call of that may be made now.
+
+        :param headers_bytes: the size of its metadata, as HTTP/2 counts it.
+        :param own_id: which a connector that asks gave it.
+        """
+        if asker is not None:
+            if self._is_leaving:  # callers from outside are refused before they get here
+                raise Refused(StatusCode.UNAVAILABLE, STOPPING)
+            if own_id in asker.asked:
+                raise is_pending_already(own_id)
+            if len(asker.asked) >= asker.max_pending:
+                problem = f"the connector has {asker.max_pending:,} calls of its own under way"
+                raise over_limit(self._counters, "max_pending_per_connection", problem)
+        elif not (
+            self._registry.serves(wanted)
+            or self._backends.serves(wanted)
+            or self._absences.expects(wanted)
+        ):
+            self._counters.calls_unserved += 1
+            raise NobodyServes(wanted.service)
+        if headers_bytes > self._limits.max_metadata_bytes:
+            limit = self._limits.max_metadata_bytes
+            problem = f"{headers_bytes:,} bytes of metadata exceed {limit:,}"
+            raise over_limit(self._counters, "max_metadata_bytes", problem)
+
+    # The way there
+
+    def submit(self, call: Call, message: ConnectionMessage) -> None:
+        """Send an admitted call on: its asker gets an answer, or a failure, before long.
+
+        It goes to a connector, else to a backend; it waits for either where the last connector has
+        just left. Raises :class:`Refused` when it cannot be sent; :class:`NobodyServes` when
+        nobody is there to take it.
+        """
+        if call.id in self._calls:
+            raise is_pending_already(call.id)
+        # One that could not be sent to a backend is counted already.
+        if len(self._calls) + len(self._dialled) >= self._limits.max_pending and call.may_dial:
+            problem = f"{self._limits.max_pending:,} calls wait for an answer"
+            raise over_limit(self._counters, "max_pending", problem)
+        message.request.streaming_info.CopyFrom(_UNARY)
+        connection = self._registry.take_turn(call.wanted, time.monotonic())
+        if connection is not None:
+            data = connection.encode(message, self._counters)
+            self._add(call)
+            call.queue(connection, data)
+            self._counters.calls += 1
+        elif self._registry.serves(call.wanted):
+            raise self._registry.no_room(call.wanted, self._counters)
+        elif call.may_dial and self._backends.serves(call.wanted):
+            self.dial(call, message.request)
+        elif self._absences.expects(call.wanted):
+            self._absences.require_room()
+            data = message.SerializeToString()
+            require_size(data, self._limits.max_sent_message_bytes, self._counters)
+            self._add(call)
+            self.hold(call, data)
+        else:
+            raise self.nobody_serves(call)
+
+    def _add(self, call: Call) -> None:
+        if not call.may_dial:
+            del self._dialled[call.asker, call.id]
+        self._calls[call.id] = call
+        if call.asker is not None:
+            call.asker.asked.add(call.id)
+        call.timer = self._get_loop().call_at(call.deadline, self._expire, call)
+
+    def nobody_serves(self, call: Call) -> Refused:
+        """Why a call is refused that nobody is there to take."""
+        self._counters.calls_unserved += 1
+        # A service whose backend was out of reach is there: that is no 404 for connectors, either.
+        is_asked_by_connector = call.asker is not None and call.may_dial
+        return NobodyServes(call.wanted.service, is_asked_by_connector=is_asked_by_connector)
+
+    def hold(self, call: Call, data: bytes) -> None:
+        """Have a call of the table wait for somebody to come."""
+        call.hold(data, self._get_loop().time())
+        self._absences.hold(call.id, len(data))
+        self._counters.calls_held += 1
+
+    # The way back
+
+    def answer(self, response: ForwardResponse, sender: Connection) -> None:
+        """Take an answer, or a chunk of one, that came on ``sender``."""
+        call = self._calls.get(response.request_id)
+        if call is None or call.connection is None or call.connection.key != sender.key:
+            self._ignore(response, sender)
+            return
+        if response.HasField("response_stream_info") and response.response_stream_info.is_streamed:
+            try:
+                whole = self.joining.add(call.joiners, response, sender)
+            except Refused as refused:
+                self._tell(call, refused.message)
+                problem = f"{call.method}: {refused.message}"
+                self.settle(call, failure(refused.code, problem, call.id))
+                return
+            if whole is None:
+                return
+            response = whole
+        self._counters.calls_answered += 1
+        self.settle(call, response)
+
+    def refuse_too_large(self, response: ForwardResponse, sender: Connection, size: int) -> Refused:
+        """For an answer in a message over the limit: settled so, as far as anybody waits for it."""
+        limit = self._limits.max_message_bytes
+        problem = f"a message of {size:,} bytes exceeds {limit:,}"
+        call = self._calls.get(response.request_id)
+        if call is None or call.connection is None or call.connection.key != sender.key:
+            if response.request_id:
+                self._ignore(response, sender)
+            return over_limit(self._counters, "max_message_bytes", problem)
+        refused = over_limit(self._counters, "max_message_bytes", f"{call.method}: {problem}")
+        self.settle(call, refused.response(call.id))
+        return refused
+
+    def _ignore(self, response: ForwardResponse, sender: Connection) -> None:
+        """An answer that ``sender`` may not give, or need not.
+
+        It may come on another connection than the request went out on, as long as both showed the
+        same API key: so a connector hands over from one connection to the next.
+        """
+        sender.count_unmatched()
+        request_id = response.request_id
+        if request_id in self._calls:
+            self._counters.answers_foreign += 1
+            sender.note("an answer to what another key was asked", f": {request_id[:64]!r}")
+        elif request_id in self._settled:
+            self._counters.answers_late += 1
+        else:
+            self._counters.answers_unknown += 1
+            sender.note("an answer to what nobody asked", f": {request_id[:64]!r}")
+
+    def give_up(self, call: Call, reason: str) -> None:
+        """Nobody waits for that answer any more; one that has come is none of its business."""
+        if call.state is _SETTLED:
+            return
+        if call.state is not _DIALLED:  # of those the backends' own count says so, as they end
+            self._counters.calls_given_up += 1
+            self._tell(call, reason)
+        self._remove(call)
+        call.release_asker()
+
+    def cancel(self, request_id: str, asker: Connection) -> bool:
+        """Give up a call of ``asker``'s own, as it wishes; whether there is one."""
+        call = self._asked(request_id, asker)
+        if call is not None:
+            self.give_up(call, "the caller cancelled the call")
+        return call is not None
+
+    def _asked(self, request_id: str, asker: Connection) -> Call | None:
+        call = self._calls.get(request_id)
+        if call is not None and call.asker is asker:
+            return call
+        return self._dialled.get((asker, request_id))
+
+    def _expire(self, call: Call) -> None:
+        self._counters.calls_expired += 1
+        problem = "the connector did not answer in time"
+        if call.state is _HELD:
+            problem = "no connector of the service came back in time"
+        elif call.joiners:
+            problem = "the final chunk of the connector's answer did not come in time"
+        if call.lost:
+            problem = f"{problem}; {call.lost}"
+        self._tell(call, "the deadline has passed")
+        self.settle(call, failure(StatusCode.DEADLINE_EXCEEDED, problem, call.id))
+
+    def _tell(self, call: Call, reason: str) -> None:
+        """Tell the connector that need not answer any more, if it has the request and can hear."""
+        if call.state is _SENT and call.connection is not None:
+            cancel = call.connection.protocol.cancel(call.id, reason)
+            if cancel is not None:
+                call.connection.outbound.put(cancel)
+
+    def settle(self, call: Call, response: ForwardResponse) -> None:
+        """Give the asker the answer: once, since the call is out of the table before."""
+        self._remove(call)  # first: what the asker does now may lead back here
+        call.respond(response)
+        if call.asker is not None:
+            call.release_asker()
+
+    def _remove(self, call: Call) -> None:
+        """Out of the table, before anybody hears of it: that happens once."""
+        if call.state is _DIALLED:
+            del self._dialled[call.asker, call.id]
+        else:
+            del self._calls[call.id]
+        if call.joiners:
+            self.joining.drop(call.joiners, tuple(call.joiners))
+        if call.held_since:
+            self._absences.release(call.id)
+        call.end()
+        self._settled.add(call.id)
+        self._settled_order.append(call.id)
+        if len(self._settled_order) > _REMEMBERED:
+            self._settled.discard(self._settled_order.popleft())
+
+    # Connectors that end
+
+    def at(self, connection: Connection) -> list[Call]:
+        """The calls that ``connection`` is to answer."""
+        return [self._calls[request_id] for request_id in connection.pending]
+
+    def held(self) -> list[Call]:
+        """The calls that wait for somebody to come, first come first."""
+        return [self._calls[request_id] for request_id in self._absences.held]
+
+    def disconnected(self, connection: Connection) -> None:
+        """Nobody hears what ``connection`` asked, and what it answered in part is never whole."""
+        for request_id in tuple(connection.asked):
+            call = self._asked(request_id, connection)
+            if call is not None:
+                self.give_up(call, "the caller's connection ended")
+        for call in self._calls.values():
+            if call.joiners:
+                self.joining.drop(call.joiners, (connection,))
+
+    # Backends
+
+    def dial(self, call: Call, request: ForwardRequest) -> None:
+        """Have a backend answer, which keeps the time itself."""
+        if call.state is not _NEW:
+            self._remove(call)
+        if call.asker is not None:
+            call.asker.asked.add(call.id)
+        self._dialled[call.asker, call.id] = call
+        dialled = partial(self._backend_answered, call, request)
+        exchange = self._backends.exchange(call.wanted, request, call.for_backend, dialled)
+        call.dial(self._get_loop().create_task(exchange))
+
+    def _backend_answered(
+        self, call: Call, request: ForwardRequest, outcome: Reply | Refused
+    ) -> None:
+        call.task = None  # this runs in it: settling the call need not cancel it
+        is_unsent = isinstance(outcome, Unreachable) and outcome.is_unsent
+        if is_unsent and self._absences.expects(call.wanted):
+            call.may_dial = False
+            try:
+                self.submit(call, ConnectionMessage(request=request))
+            except Refused as refused:
+                outcome = refused
+            else:
+                return
+        if isinstance(outcome, Refused):
+            self.settle(call, outcome.response(call.id))
+            return
+        self._remove(call)
+        call.relay(outcome)
+        call.release_asker()
+
+    # The end of the gateway
+
+    def leave(self) -> None:
+        """Take no call of a connector any more; others are refused at the door.
+
+        Nobody is let in any more, so that what waits for somebody to come waits in vain.
+        """
+        self._is_leaving = True
+        self._absences.end_all()
+        for call in self.held():
+            self.settle(call, failure(StatusCode.UNAVAILABLE, STOPPING, call.id))
+
+    def fail_all(self, code: StatusCode, message: str) -> None:
+        """Settle everything that waits."""
+        for call in (*self._calls.values(), *self._dialled.values()):
+            self.settle(call, failure(code, message, call.id))
