@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import functools
-import threading
 import time
 from typing import Any, Callable
 
@@ -18,16 +17,19 @@ import h2.connection
 
 from revconn import Request
 from revconn._proto.registry_pb2 import ConnectionMessage, ConnectionStatus, ForwardRequest
+from revconn.core.connector_side import Arrival, ConnectorConnection
 from revconn.core.deadline import request_deadline
-from revconn.core.frames import data_header
 from revconn.core.framing import frame
 from revconn.core.large import LargeAnswer
-from revconn.core.outbound import Answer, Outbound
-from revconn.core.protocol import Arrival, Conversation
+from revconn.core.liveness import ConnectorLiveness
 from revconn.core.routing import Routes
-from revconn.runtime.handlers import Answering, Handler
+from revconn.core.sending import Answer, Outbound
+from revconn.http2.connection import Engine
+from revconn.http2.frames import data_header
+from revconn.messages import received
+from revconn.serving.handlers import Answering, Handler
+from revconn.serving.replies import Replies
 from revconn.transport.base import METHOD
-from revconn.transport.http2.engine import Engine
 
 _PATH = "/echo.Echo/Say"
 _PAYLOAD = b"\x0a" + b"x" * 63
@@ -41,22 +43,24 @@ class Path:
         self._engine = Engine(1 << 20)
         self._engine.open_stream("http", "gateway", METHOD, {"user-agent": "steps"})
         self._engine.receive(_greeting(self._engine.take_output()[0]))
-        self._conversation = Conversation(liveness_timeout=None)
-        self._conversation.register("key", ["echo.Echo"])
+        self._connection = ConnectorConnection(
+            ConnectorLiveness(10.0, 30.0, None, lambda: "probe"), token="0" * 32
+        )
+        self._connection.register("key", ["echo.Echo"], 0.0)
         status = ConnectionStatus(status=ConnectionStatus.CONNECTED, connection_id="id")
-        self._conversation.receive([ConnectionMessage(status=status).SerializeToString()])
+        self._connection.receive([ConnectionMessage(status=status).SerializeToString()], 0.0)
         routes: Routes[Handler] = Routes()
         routes.add_method(_PATH, lambda request: request.payload)
-        self._answering = Answering(routes, 4 << 20)
+        self._answer_one = Answering(routes, 4 << 20).answer
         self._outbound = Outbound()
-        self._lock = threading.Lock()
+        self._replies = Replies()
         self.read = b"".join(_request(number) for number in range(batch))
 
     def steps(self) -> list[tuple[str, Callable[[Any], Any]]]:
         """What is done one after the other; each takes what the one before gave."""
         return [
             ("HTTP/2 frames and gRPC messages taken apart", self._engine.receive),
-            ("protobuf decoded, the conversation's rules", self._decode),
+            ("protobuf decoded, the connection's rules", self._decode),
             ("request objects and deadlines", self._requests),
             ("handler found and run, answer encoded", self._answer),
             ("outbound queue", self._queue),
@@ -64,23 +68,23 @@ class Path:
         ]
 
     def _decode(self, messages: list[bytes]) -> list[Arrival]:
-        return self._conversation.receive(messages).requests
+        return self._connection.receive(messages, 0.0).requests
 
     def _requests(self, arrivals: list[Arrival]) -> list[Request]:
         return [self._request(*arrival, time.monotonic()) for arrival in arrivals]
 
-    def _request(self, message: ForwardRequest, size: int, now: float) -> Request:
-        headers = message.headers
-        deadline = request_deadline(message.timeout_seconds, headers, now)
-        return Request(message, deadline, self._lock, now, size + len(headers))
+    def _request(
+        self, message: ForwardRequest, request_id: str, method: str, size: int, now: float
+    ) -> Request:
+        deadline = request_deadline(message.timeout_seconds, message.headers, now)
+        return received(message, request_id, method, deadline, now, size, self._replies)
 
     def _answer(self, requests: list[Request]) -> list[Answer | LargeAnswer]:
-        return [self._answering(each) for each in requests]
+        return [self._answer_one(each) for each in requests]
 
     def _queue(self, answers: list[Answer | LargeAnswer]) -> list[bytes]:
-        for answer in answers:
-            self._outbound.put(answer)
-        return [answer.message for answer in self._outbound.take_answers(1 << 20)]
+        self._outbound.put_all(answers)
+        return [answer[0] for answer in self._outbound.take_answers(1 << 20)]
 
     def _frames(self, messages: list[bytes]) -> None:
         self._engine.put(messages)

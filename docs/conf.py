@@ -28,5 +28,5 @@ nitpicky = True
 nitpick_ignore_regex = [("py:.*", r"(?!revconn\b).*")]
 nitpick_ignore = [
     ("py:class", "revconn.connector.H"),  # a type variable
-    ("py:class", "revconn.runtime.handlers.Serializable"),  # what a protobuf message is, to Handler
+    ("py:class", "revconn.serving.handlers.Serializable"),  # what a protobuf message is, to Handler
 ]

@@ -21,8 +21,8 @@ from revconn.exceptions import (
 )
 from revconn.messages import Request, Response
 from revconn.runtime.failures import is_fatal
-from revconn.runtime.handlers import Handler
 from revconn.runtime.state import State
+from revconn.serving.handlers import Handler
 
 __all__ = [
     "TLS",

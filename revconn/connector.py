@@ -21,11 +21,10 @@ from revconn.logger import get_logger
 from revconn.proxy import proxy_for
 from revconn.runtime.claims import Claims
 from revconn.runtime.failures import is_fatal as default_is_fatal
-from revconn.runtime.handlers import Handler, require_handler
-from revconn.runtime.registered import Handlers, require_method_path
 from revconn.runtime.signals import obey_signals, signals_into
 from revconn.runtime.state import LinkStatus, State, StateBoard
 from revconn.runtime.threads import aside, is_own_thread
+from revconn.serving.handlers import Handler, Handlers, require_handler, require_method_path
 from revconn.supervisor import Supervisor
 from revconn.target import Target, parse_targets
 from revconn.transport.base import Transport

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Callable
+from typing import Any, Callable
 
 from revconn import clock
 from revconn._proto.registry_pb2 import ForwardRequest
@@ -35,7 +34,7 @@ class Request:
         "_cost",
         "_due",
         "_headers",
-        "_lock",
+        "_link",
         "_message",
         "_packed",
         "_payload",
@@ -51,32 +50,16 @@ class Request:
     framed: bool
     """Whether the payload came in gRPC's framing; the answer then goes out in it too."""
 
-    def __init__(
-        self,
-        message: ForwardRequest,
-        due: float | None,
-        lock: threading.Lock,
-        arrived: float = 0.0,
-        cost: int = 0,
-    ) -> None:
-        payload = message.payload  # once: protobuf makes a copy for everybody who asks
-        self._lock = lock  # of whoever settles it; guards _active and _callbacks
-        self._callbacks: tuple[Callable[[], object], ...] = ()
-        # All that begins otherwise is bare beyond doubt, without a call.
-        self.framed = payload[:1] < b"\x02" and is_framed(payload)
-        self._packed = payload if self.framed else None  # as it came, until somebody asks for it
-        self._payload = payload
-        self._message: ForwardRequest | None = message
-        self._headers: dict[str, str] | None = None
-        self.request_id = message.request_id
-        self._active = True
-        self._arrived = arrived
-        self._cost = cost  # bytes of memory, about, while it is in flight
-        self._due = due  # clock.with_suspend()
-        self.method = message.method_path
-        if len(payload) > _LARGE:  # worth more than the time it takes: not to hold it twice
-            self._headers = dict(message.headers)
-            self._message = None
+    _active: bool
+    _arrived: float
+    _callbacks: tuple[Callable[[], object], ...]
+    _cost: int
+    _due: float | None
+    _headers: dict[str, str] | None
+    _link: Any
+    _message: ForwardRequest | None
+    _packed: bytes | None
+    _payload: bytes
 
     @property
     def headers(self) -> Mapping[str, str]:
@@ -129,24 +112,66 @@ class Request:
         """
         if not self._active:
             return False
-        with self._lock:
+        with self._link.lock:
             if not self._active:
                 return False
             self._callbacks = (*self._callbacks, callback)
             return True
 
-    def _settle(self) -> None:
-        """Called once, by whoever owns ``_lock``, holding it."""
-        self._active = False
+    def _settle(self) -> bool:
+        """It is over from now on; whether it was not before. Requires holding the lock."""
+        was_active, self._active = self._active, False
+        return was_active
 
     def _take_callbacks(self) -> tuple[Callable[[], object], ...]:
         """Those still to be called, for the one who calls them."""
-        with self._lock:
+        with self._link.lock:
             callbacks, self._callbacks = self._callbacks, ()
         return callbacks
 
     def __repr__(self) -> str:
         return f"Request({self.method!r:.200}, request_id={self.request_id!r})"
+
+
+_new_request = object.__new__
+
+
+def received(
+    message: ForwardRequest,
+    request_id: str,
+    method: str,
+    due: float | None,
+    arrived: float,
+    size: int,
+    link: Any,
+) -> Request:
+    """The request that came in a message of ``size`` bytes, by the link whose replies those are.
+
+    ``due`` is :func:`~revconn.clock.with_suspend`'s, ``arrived`` monotonic. A function, because
+    there is one for each request: calling a class that has an ``__init__`` costs as much again.
+    """
+    request: Request = _new_request(Request)
+    payload = message.payload  # once: protobuf makes a copy for everybody who asks
+    # The replies' lock, which is that of the table of calls, guards _active and _callbacks.
+    request._link = link
+    request._callbacks = ()
+    # All that begins otherwise is bare beyond doubt, without a call.
+    request.framed = payload[:1] < b"\x02" and is_framed(payload)
+    request._packed = payload if request.framed else None  # as it came, until somebody asks for it
+    request._payload = payload
+    request._headers = None
+    request.request_id = request_id
+    request._active = True
+    request._arrived = arrived
+    request._cost = 0  # bytes of memory, about, that count while it is in flight
+    request._due = due
+    request.method = method
+    if size > _LARGE:  # worth more than the time it takes: not to hold the payload twice
+        request._headers = dict(message.headers)
+        request._message = None
+    else:
+        request._message = message
+    return request
 
 
 class Response:

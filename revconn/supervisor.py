@@ -8,22 +8,17 @@ from concurrent.futures import Executor, ThreadPoolExecutor
 from typing import Callable
 
 from revconn.config import Options
-from revconn.core.protocol import Arrival
 from revconn.exceptions import RevconnError
 from revconn.guard import guarded_thread
 from revconn.link.link import Link
 from revconn.logger import get_logger
-from revconn.runtime.dispatch import Dispatcher
-from revconn.runtime.executor import DaemonExecutor
-from revconn.runtime.handlers import Answering
-from revconn.runtime.inline import InlineRunner
-from revconn.runtime.registered import Handlers
-from revconn.runtime.runs import Runs
+from revconn.observing.watchdog import FullPool, SlowHandlers, SlowReader, Watchdog
 from revconn.runtime.state import State, StateBoard, combine
 from revconn.runtime.threads import in_background, is_own_thread, own_thread
-from revconn.runtime.troubles import FullPool, SlowHandlers, SlowReader
-from revconn.runtime.unanswered import Unanswered
-from revconn.runtime.watchdog import Watchdog
+from revconn.serving.calls import Calls
+from revconn.serving.executor import DaemonExecutor
+from revconn.serving.handlers import Handlers
+from revconn.serving.runs import Runs
 from revconn.target import Target
 from revconn.transport.base import Transport
 
@@ -38,7 +33,7 @@ _WATCH_INTERVAL = 1.0
 
 
 class Supervisor:
-    """Starts and ends what serves: links, dispatcher, executor. Lives once.
+    """Starts and ends what serves: links, calls, executor. Lives once.
 
     ``_lock`` guards ``_living``, ``_ending``, ``_finished``, ``_failure`` and ``_fatal``; nothing
     is called under it.
@@ -55,23 +50,6 @@ class Supervisor:
         on_end: Callable[[], None],
     ) -> None:
         self.services = services
-        self.unanswered = Unanswered()
-        self.links = tuple(
-            Link(
-                target,
-                transport(target),
-                options,
-                services,
-                self.unanswered,
-                saturated=lambda: self._dispatcher.saturated,
-                on_requests=self.requests_arrived,
-                on_cancelled=lambda link, ids: self._dispatcher.cancel(link, ids),
-                on_relief=lambda link: self._dispatcher.resume(link),
-                on_change=self._show_state,
-                on_end=self._link_ended,
-            )
-            for target in options.targets
-        )
         self._board = board
         self._on_end = on_end
         self._own_executor: DaemonExecutor | None = None
@@ -79,20 +57,28 @@ class Supervisor:
         if executor is None:
             executor = self._own_executor = DaemonExecutor(options.max_workers, "revconn-handler")
         runs = Runs()
-        self._dispatcher = Dispatcher(
-            Answering(handlers.all, options.max_message_bytes),
+        self.calls = Calls(
+            handlers,
             executor,
             runs,
-            self.unanswered,
             max_workers=options.max_workers,
             max_in_flight=options.max_in_flight,
             max_in_flight_bytes=options.max_in_flight_bytes,
+            max_message_bytes=options.max_message_bytes,
             executor_may_block=_may_block(options.executor),
-            on_relief=self._relieve,
             on_failure=self._fail,
         )
-        self._inline = InlineRunner(
-            handlers.inline, Answering(handlers.inline_ever, options.max_message_bytes), runs
+        self.links = tuple(
+            Link(
+                target,
+                transport(target),
+                options,
+                services,
+                self.calls,
+                on_change=self._show_state,
+                on_end=self._link_ended,
+            )
+            for target in options.targets
         )
         self._watchdog = self._make_watchdog(runs, options.slow_handler_after)
         self._lock = threading.Lock()
@@ -106,8 +92,12 @@ class Supervisor:
         self._ended = threading.Event()
 
     def _make_watchdog(self, runs: Runs, slow_handler_after: float | None) -> Watchdog:
-        readers = [SlowReader(str(link.target), link) for link in self.links]
-        looks = [self._inline.watch, FullPool(self._dispatcher).look, *(r.look for r in readers)]
+        readers = [SlowReader(str(link.target), link.unsent) for link in self.links]
+        looks = [
+            self.calls.inline.watch,
+            FullPool(self.calls.workers.backlog).look,
+            *(r.look for r in readers),
+        ]
         interval = _WATCH_INTERVAL
         if slow_handler_after is not None:
             looks.append(SlowHandlers(runs, slow_handler_after).look)
@@ -122,7 +112,7 @@ class Supervisor:
         try:
             if self._own_executor is not None:
                 self._own_executor.start()
-            self._dispatcher.start()
+            self.calls.start()
             self._watchdog.start()
             for link in self.links:
                 link.start()
@@ -134,8 +124,8 @@ class Supervisor:
 
     def stats(self) -> dict[str, float]:
         """The counters of everything that counts, added up, and the slowest link's round trip."""
-        totals: dict[str, float] = {**self._dispatcher.stats()}
-        for counters in (self._inline.stats(), *(link.stats() for link in self.links)):
+        totals: dict[str, float] = {**self.calls.stats()}
+        for counters in (link.stats() for link in self.links):
             for name, count in counters.items():
                 totals[name] = totals.get(name, 0) + count
         round_trips = [link.probe_round_trip for link in self.links]
@@ -234,7 +224,7 @@ class Supervisor:
         self._await_end()
 
     def _settle_the_rest(self) -> None:
-        self._dispatcher.give_up()
+        self.calls.give_up()
         if self._become_quiet(time.monotonic() + _FLUSH_WAIT):
             self._ended.wait(_FLUSH_WAIT)  # an abort could overtake the last answers
 
@@ -254,7 +244,7 @@ class Supervisor:
 
     def _become_quiet(self, deadline: float) -> bool:
         """Wait until nothing is unanswered and every answer has left, or until ``deadline``."""
-        quiet = self.unanswered.wait_idle(_clamp(deadline - time.monotonic()))
+        quiet = self.calls.wait_idle(_clamp(deadline - time.monotonic()))
         for link in self.links:
             quiet &= link.wait_flushed(_clamp(deadline - time.monotonic()))
         return quiet
@@ -265,27 +255,12 @@ class Supervisor:
         The threads are not there, and any lock may be held for ever. Green threads are there, and
         go on until they notice.
         """
-        self._dispatcher.forsake()
+        self.calls.forsake()
         self._watchdog.forsake()
         for link in self.links:
             link.forsake()
 
-    def _relieve(self) -> None:
-        for link in self.links:
-            link.relieve()
-
     # The links, in their threads
-
-    def requests_arrived(self, link: Link, requests: list[Arrival]) -> None:
-        """A batch of requests arrived."""
-        with self.unanswered.taking_in(link) as arrived:
-            inline, pooled = self._inline.split(requests)
-            if pooled:
-                self._dispatcher.accept(link, pooled, arrived)
-            if inline:
-                left = self._inline.serve(link, inline, arrived)
-                if left:
-                    self._dispatcher.accept(link, left, arrived)
 
     def _show_state(self) -> None:
         """A link's state is another."""
@@ -321,7 +296,7 @@ class Supervisor:
             self._finished = True
         try:
             leave_behind()
-            self._dispatcher.close()
+            self.calls.close()
             self._watchdog.stop()
             if self._own_executor is not None:
                 self._own_executor.shutdown(wait=False)

@@ -1,8 +1,8 @@
 from __future__ import annotations
 
 import gzip
-import threading
 import time
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,10 +12,11 @@ from revconn._proto.registry_pb2 import ForwardRequest
 from revconn.core.framing import frame
 from revconn.exceptions import ProtocolError
 from revconn.messages import Request, Response
+from tests.support.requests import request_of
 
 
 def request(due: float | None = None, **fields: Any) -> Request:
-    return Request(ForwardRequest(**fields), due, threading.Lock())
+    return request_of(ForwardRequest(**fields), due)
 
 
 # Requests
@@ -122,7 +123,7 @@ def test_a_request_that_ends_just_before_a_callback_is_added_does_not_take_it() 
         def __exit__(self, *exc_info: object) -> None:
             pass
 
-    made._lock = EndsMeanwhile()
+    made._link = SimpleNamespace(lock=EndsMeanwhile())
     assert made.is_active()
     assert not made.add_callback(object)
     assert made._take_callbacks() == ()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator
 
 import grpc
@@ -13,12 +12,13 @@ from hypothesis import strategies as st
 from revconn import Connector, Request, Response
 from revconn._proto.registry_pb2 import ConnectionMessage, ForwardRequest, ForwardResponse
 from revconn.core.framing import frame, is_framed, pack, unframe
-from revconn.core.outbound import Outbound
 from revconn.core.routing import Routes
+from revconn.core.sending import Outbound
 from revconn.gateway import Gateway
-from revconn.runtime.handlers import Answering
+from revconn.serving.handlers import Answering
 from tests.core.test_framing import LOOKALIKES
 from tests.support.connectors import QUICK
+from tests.support.requests import request_of
 from tests.support.scripted_connector import ScriptedConnector
 
 METHOD = "/echo.Echo/Say"
@@ -52,8 +52,8 @@ def answer(said: bytes, payload: bytes) -> tuple[bytes, ForwardResponse]:
     message = ForwardRequest(request_id="r1", method_path=METHOD, payload=payload)
     outbound = Outbound()
     outbound.agree(LIMIT, chunks=False)
-    outbound.put(Answering(routes, LIMIT)(Request(message, None, threading.Lock())))
-    response = ConnectionMessage.FromString(outbound.take_answers(1)[0].message).response
+    outbound.put(Answering(routes, LIMIT).answer(request_of(message)))
+    response = ConnectionMessage.FromString(outbound.take_answers(1)[0][0]).response
     return heard[0], response
 
 
@@ -120,6 +120,6 @@ def test_a_failures_payload_is_told_from_a_prefixed_one_too() -> None:
     routes: Routes = Routes()
     routes.add_method(METHOD, lambda request: Response(request.payload, status=409))
     message = ForwardRequest(request_id="r1", method_path=METHOD, payload=frame(frame(b"A")))
-    failure = Answering(routes, LIMIT)(Request(message, None, threading.Lock()))
-    payload = ConnectionMessage.FromString(failure.message).response.payload
+    failure, *_ = Answering(routes, LIMIT).answer(request_of(message))
+    payload = ConnectionMessage.FromString(failure).response.payload
     assert payload == frame(frame(b"A"))

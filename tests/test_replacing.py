@@ -14,7 +14,7 @@ import pytest
 
 from revconn import Connector
 from revconn.core.routing import Routes
-from revconn.runtime.registered import Handlers
+from revconn.serving.handlers import Handlers
 from tests.support.connectors import QUICK
 from tests.support.scripted_gateway import ScriptedGateway
 from tests.support.threads import TIMEOUT

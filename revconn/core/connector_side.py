@@ -46,13 +46,18 @@ logger = get_logger(__name__)
 _LONGEST_QUOTE = 200
 _MOST_ASKED = 10_000
 _PROBE_END = -len(PROBE_METHOD)
+_REQUEST_TAG = b"\x12"  # with which a ConnectionMessage begins that holds a request, and no other
 
 # Compared by identity, which costs a batch no call: up to Python 3.10 it is one of Python's to look
 # a member of an Enum up, and its hash is one everywhere.
 _OPENED, _ENDED = Phase.OPENED, Phase.ENDED
 
-Arrival = tuple[ForwardRequest, int]
-"""A request, and how many bytes it came in. A bare tuple, because there is one for each."""
+Arrival = tuple[ForwardRequest, str, str, int]
+"""A request, its id, its method, and how many bytes it came in.
+
+A bare tuple, because there is one for each; with what was read already, because each look into a
+message costs.
+"""
 
 
 class Probed(NamedTuple):
@@ -79,6 +84,7 @@ class FromGateway:
     :ivar probed: what came of its own probes. After ``LOST`` the stream is to be ended.
     :ivar probes: the next ones, to be sent ahead of all that waits. They are no signs of life.
     :ivar connection_id: of the batch that brought CONNECTED.
+    :ivar is_rare: whether there is anything at all but ``requests`` and ``end``.
     :ivar end: why the connection has ended, in the batch in which it did: a :class:`ProtocolError`
         when the gateway broke the protocol. All the rest holds even then: it came first.
     """
@@ -88,6 +94,7 @@ class FromGateway:
         "cancelled",
         "connection_id",
         "end",
+        "is_rare",
         "probed",
         "probes",
         "requests",
@@ -101,6 +108,7 @@ class FromGateway:
     probed: list[Probed]
     probes: list[bytes]
     connection_id: str | None
+    is_rare: bool
     end: ProtocolError | str | None
 
 
@@ -116,6 +124,10 @@ class Due(NamedTuple):
     heartbeat: bytes | None = None
     probe: bytes | None = None
     end: str = ""
+
+
+def _is_for_handler(request: ForwardRequest) -> bool:
+    return is_possible_id(request.request_id) and not request.method_path.endswith(PROBE_METHOD)
 
 
 class ConnectorConnection(Connection):
@@ -247,6 +259,7 @@ class ConnectorConnection(Connection):
         inbound.probed = []
         inbound.probes = []
         inbound.connection_id = inbound.end = None
+        inbound.is_rare = False
         self._now = now
         if self.phase is _OPENED and batch:
             problem = "the gateway spoke before it was spoken to"
@@ -261,21 +274,21 @@ class ConnectorConnection(Connection):
             except Exception:  # noqa: BLE001 - whatever garbage raises, as in decode()
                 self._end(inbound, Step.VIOLATE, no_message(data))
                 break
-            kind = message.WhichOneof("message_type")
             # Also before CONNECTED: a route exists from the moment the gateway registers it,
             # and a caller's request may overtake the status.
-            if kind == "request":
+            if data[:1] == _REQUEST_TAG:  # asking protobuf what it is costs a third of decoding it
                 request = message.request
-                request_id = request.request_id
+                request_id = request.request_id  # empty if another kind has followed
+                method = request.method_path
                 if (
                     request_id
                     and not request_id[LONGEST_ID:]
-                    and request.method_path[_PROBE_END:] != PROBE_METHOD
+                    and method[_PROBE_END:] != PROBE_METHOD
                 ):
-                    requests.append((request, len(data)))
+                    requests.append((request, request_id, method, len(data)))
                     continue
             try:
-                self._receive_rare(kind, message, inbound)
+                self._receive_rare(message, data, inbound)
             except ProtocolError as error:
                 self._end(inbound, Step.VIOLATE, error)
             if self.phase is _ENDED:
@@ -284,16 +297,20 @@ class ConnectorConnection(Connection):
             inbound.requests = [
                 arrival
                 for number, arrival in enumerate(requests)
-                if number >= inbound.cancelled.get(arrival[0].request_id, 0)
+                if number >= inbound.cancelled.get(arrival[1], 0)
             ]
         if inbound.requests and self._liveness.prober is not None:
             self._liveness.prober.heard()
         return inbound
 
-    def _receive_rare(
-        self, kind: str | None, message: ConnectionMessage, inbound: FromGateway
-    ) -> None:
-        """What is no request for a handler."""
+    def _receive_rare(self, message: ConnectionMessage, data: bytes, inbound: FromGateway) -> None:
+        """What is no request for a handler, as a rule."""
+        kind = message.WhichOneof("message_type")
+        if kind == "request" and _is_for_handler(message.request):
+            request = message.request
+            inbound.requests.append((request, request.request_id, request.method_path, len(data)))
+            return
+        inbound.is_rare = True
         if kind == "request":
             self._receive_odd_request(message.request, inbound)
         elif kind == "response" and message.response.request_id in self._asked:

@@ -8,7 +8,13 @@ from collections.abc import Mapping
 
 from revconn._proto.registry_pb2 import ForwardRequest
 
-__all__ = ["format_grpc_timeout", "parse_grpc_timeout", "request_deadline", "shorten_timeouts"]
+__all__ = [
+    "format_grpc_timeout",
+    "nearer_deadline",
+    "parse_grpc_timeout",
+    "request_deadline",
+    "shorten_timeouts",
+]
 
 _UNIT_SECONDS = {"H": 3600.0, "M": 60.0, "S": 1.0, "m": 1e-3, "u": 1e-6, "n": 1e-9}
 _MAX_DIGITS = 8
@@ -45,8 +51,13 @@ def request_deadline(timeout_seconds: int, headers: Mapping[str, str], now: floa
     deadline = now + timeout_seconds if timeout_seconds > 0 else None
     if "grpc-timeout" not in headers:
         return deadline
+    return nearer_deadline(deadline, headers["grpc-timeout"], now)
+
+
+def nearer_deadline(deadline: float | None, grpc_timeout: str, now: float) -> float | None:
+    """The nearer of a deadline and a ``grpc-timeout`` that counts from ``now``, if it parses."""
     try:
-        callers = now + parse_grpc_timeout(headers["grpc-timeout"])
+        callers = now + parse_grpc_timeout(grpc_timeout)
     except ValueError:
         return deadline
     return callers if deadline is None else min(deadline, callers)

@@ -4,18 +4,13 @@ from __future__ import annotations
 
 import struct
 import zlib
-from collections.abc import Iterable
-from typing import Callable
 
 from revconn.core.errors import ProtocolError
-from revconn.core.pieces import Pieces
 
 __all__ = [
     "PREFIX_BYTES",
     "GzipInflater",
-    "MessageReader",
     "frame",
-    "frame_all",
     "is_framed",
     "pack",
     "unframe",
@@ -24,8 +19,6 @@ __all__ = [
 PREFIX_BYTES = 5
 _PREFIX = struct.Struct(">BI")
 _PREFIX_STARTS = (b"\x00", b"\x01")
-_LARGE = 16 << 10
-_HEAD = 4 << 10
 _USUAL_RATIO = 32  # what gzip makes of text and of most else
 _EXCESS_PER_WEIGHT = 64 << 10
 
@@ -68,90 +61,6 @@ def unframe(payload: bytes, encoding: str = "", limit: int = 0) -> bytes:
             " use gzip, or send it uncompressed"
         )
     return GzipInflater(limit)(message)
-
-
-def frame_all(messages: Iterable[bytes]) -> list[memoryview]:
-    """Several messages, each with its prefix, as few runs of bytes; large ones are not copied."""
-    runs: list[memoryview] = []
-    run: list[bytes] = []
-    for message in messages:
-        run.append(_PREFIX.pack(0, len(message)))
-        if len(message) < _LARGE:
-            run.append(message)
-        else:
-            run.append(message[:_HEAD])  # the prefix does not travel alone
-            runs.append(memoryview(b"".join(run)))
-            runs.append(memoryview(message)[_HEAD:])
-            run.clear()
-    if run:
-        runs.append(memoryview(b"".join(run)))
-    return runs
-
-
-class MessageReader:
-    """Cuts the bytes of a gRPC stream into messages. Not thread-safe.
-
-    ``inflate`` undoes the stream's ``grpc-encoding``; ``None`` where none was announced. A message
-    longer than ``limit`` bytes is refused before it is stored.
-    """
-
-    def __init__(self, limit: int, inflate: Callable[[bytes], bytes] | None = None) -> None:
-        self._limit = limit
-        self.inflate = inflate
-        self._prefix = b""
-        self._compressed = False
-        self._pieces = Pieces()
-        self._missing = 0
-
-    def feed(self, data: bytes, start: int, end: int, messages: list[bytes]) -> None:
-        """Take ``data[start:end]``; append every message that is complete now to ``messages``.
-
-        Raises :class:`ProtocolError`, after what came before, for a message that is too long,
-        does not inflate, or is compressed unannounced.
-        """
-        if self._pieces:
-            start = self._continue(data, start, end, messages)
-        if self._prefix:
-            # Rare: the prefix itself was cut. Begin again with it put together.
-            data, self._prefix = self._prefix + data[start:end], b""
-            start, end = 0, len(data)
-        while end - start >= PREFIX_BYTES:
-            flag, length = _PREFIX.unpack_from(data, start)
-            if flag or length > self._limit:
-                self._check(flag, length)
-            start += PREFIX_BYTES
-            if length > end - start:
-                self._compressed = bool(flag)
-                self._missing = length - (end - start)
-                self._pieces.add(data, start, end)
-                return
-            message = data[start : start + length]
-            messages.append(self.inflate(message) if flag and self.inflate else message)
-            start += length
-        self._prefix = data[start:end]
-
-    @property
-    def mid_message(self) -> bool:
-        """Whether the bytes so far end inside a message."""
-        return bool(self._pieces or self._prefix)
-
-    def _continue(self, data: bytes, start: int, end: int, messages: list[bytes]) -> int:
-        """Go on with a message that has begun; where the next one begins."""
-        stop = min(end, start + self._missing)
-        self._missing -= stop - start
-        self._pieces.add(data, start, stop)
-        if not self._missing:
-            message = self._pieces.take()
-            messages.append(self.inflate(message) if self._compressed and self.inflate else message)
-        return stop
-
-    def _check(self, flag: int, length: int) -> None:
-        if length > self._limit:
-            raise ProtocolError(f"message longer than {self._limit:,} bytes", f"{length:,}")
-        if flag != 1:
-            raise ProtocolError("no gRPC message prefix", f"flag byte {flag:#04x}")
-        if self.inflate is None:
-            raise ProtocolError("compressed message on a stream without grpc-encoding")
 
 
 class GzipInflater:

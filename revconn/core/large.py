@@ -6,9 +6,9 @@ import copy
 from collections.abc import Iterator
 
 from revconn._proto.registry_pb2 import ConnectionMessage, ForwardResponse
-from revconn.core.answers import encode_failure
 from revconn.core.chunking import split
 from revconn.core.framing import is_framed
+from revconn.core.responses import encode_failure
 from revconn.core.status import StatusCode
 
 __all__ = ["LargeAnswer"]

@@ -79,6 +79,7 @@ class ConnectorLiveness:
     :param liveness_timeout: the longest silence, in seconds, that a gateway may not notice;
         ``None``: any.
     :param new_id: makes ids for probes, unique everywhere.
+    :ivar prober: what calls this connector through its gateway, while that is of use.
     """
 
     def __init__(
@@ -92,7 +93,7 @@ class ConnectorLiveness:
         self._interval = heartbeat_interval
         self._timeout = liveness_timeout
         self._new_id = new_id
-        self._prober: Prober | None = None
+        self.prober: Prober | None = None
         self._handshake_by: float | None = None
         self._next_beat: float | None = None
         self._next_look = 0.0
@@ -103,7 +104,7 @@ class ConnectorLiveness:
 
     def registered(self, now: float, prober: Prober | None) -> None:
         """The registration was said; ``prober`` is for the time after CONNECTED."""
-        self._prober = prober
+        self.prober = prober
         self._handshake_by = now + self._handshake_timeout
         self._next_look = now + _LONGEST_LOOK
 
@@ -120,8 +121,8 @@ class ConnectorLiveness:
         # Before it was accepted there was nothing to forget: the handshake's limit bounds that.
         self._left_at = self._next_look = now
         self._next_beat = now + self._interval
-        if self._prober is not None:
-            self._prober.start(now)
+        if self.prober is not None:
+            self.prober.start(now)
         return ""
 
     def heartbeat_left(self, at: float) -> None:
@@ -136,16 +137,11 @@ class ConnectorLiveness:
 
     def leave(self) -> None:
         """The goodbye was said: requests need not come here any more, so there are no probes."""
-        self._prober = None
+        self.prober = None
 
     def stop(self) -> None:
         """Nothing is due any more."""
-        self._handshake_by = self._next_beat = self._prober = None
-
-    @property
-    def prober(self) -> Prober | None:
-        """What calls this connector through its gateway, while that is of use."""
-        return self._prober
+        self._handshake_by = self._next_beat = self.prober = None
 
     def longest_silence(self, now: float) -> float:
         """The longest gap between two heartbeats, in seconds, and the one that lasts counts too."""
@@ -159,7 +155,7 @@ class ConnectorLiveness:
             return min(self._handshake_by, self._next_look)
         if self._next_beat is None:
             return None
-        probe_by = None if self._prober is None else self._prober.look_by()
+        probe_by = None if self.prober is None else self.prober.look_by()
         due = min(self._next_beat, self._next_look)
         return due if probe_by is None else min(due, probe_by)
 
@@ -180,9 +176,9 @@ class ConnectorLiveness:
 
     def next_probe(self, now: float) -> ForwardRequest | None:
         """The probe that is due, if one is; it is on its way from now on."""
-        if self._prober is None or not self._prober.is_due(now):
+        if self.prober is None or not self.prober.is_due(now):
             return None
-        return self._prober.ask(self._new_id(), now)
+        return self.prober.ask(self._new_id(), now)
 
     def _end(self, now: float, *, late: float, reading: bool) -> str:
         if self._handshake_by is not None:
@@ -193,7 +189,7 @@ class ConnectorLiveness:
                 f"no heartbeat left this machine for {silence:.0f} s: the gateway may have"
                 " forgotten the connection"
             )
-        prober = self._prober
+        prober = self.prober
         if prober is not None:
             if late > _LATE:
                 prober.skip(late)

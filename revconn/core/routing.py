@@ -60,11 +60,12 @@ class Wanted(NamedTuple):
 class Routes(Generic[T]):
     """Handlers by method, and catch-alls by service.
 
-    Changes need a lock of the owner's; :meth:`find` may be called by any thread meanwhile.
+    Changes need a lock of the owner's; :meth:`find` may be called by any thread meanwhile, and
+    ``methods`` read, where a path as it is written finds all that have one of their own.
     """
 
     def __init__(self) -> None:
-        self._methods: dict[str, T] = {}
+        self.methods: dict[str, T] = {}
         self._services: dict[str, T] = {}
 
     def add_method(self, path: str, handler: T, *, replace: bool = False) -> None:
@@ -74,9 +75,9 @@ class Routes(Generic[T]):
         """
         service, method = split_method_path(path)
         key = f"/{service}/{method}"
-        if key in self._methods and not replace:
+        if key in self.methods and not replace:
             raise ValueError(f"{path} already has a handler")
-        self._methods[key] = handler
+        self.methods[key] = handler
 
     def add_service(self, service: str, handler: T, *, replace: bool = False) -> None:
         """Register a catch-all. Raises :class:`ValueError` for a second one, as above."""
@@ -87,14 +88,14 @@ class Routes(Generic[T]):
     def discard_method(self, path: str) -> None:
         """Have one method no longer, if there is one of that path."""
         service, method = split_method_path(path)
-        self._methods.pop(f"/{service}/{method}", None)
+        self.methods.pop(f"/{service}/{method}", None)
 
     def __bool__(self) -> bool:
-        return bool(self._methods or self._services)
+        return bool(self.methods or self._services)
 
     def services(self) -> list[str]:
         """The names of all services that have a handler, sorted."""
-        return sorted({split_method_path(path)[0] for path in self._methods} | set(self._services))
+        return sorted({split_method_path(path)[0] for path in self.methods} | set(self._services))
 
     def find(self, path: str) -> T | None:
         """The handler of a path.
@@ -102,14 +103,14 @@ class Routes(Generic[T]):
         A gateway resolves a service by its dotted parents too, so a path may name a child of
         the service that was registered: the nearest parent's catch-all takes it.
         """
-        exact = self._methods.get(path)
+        exact = self.methods.get(path)
         if exact is not None:
             return exact
         try:
             service, method = split_method_path(path)
         except ValueError:
             return None
-        exact = self._methods.get(f"/{service}/{method}")
+        exact = self.methods.get(f"/{service}/{method}")
         if exact is not None:
             return exact
         for name in lookup_order(service):

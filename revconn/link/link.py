@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Callable
@@ -15,9 +15,6 @@ import tenacity
 from revconn import spares
 from revconn.config import Options
 from revconn.core.addresses import patience
-from revconn.core.large import LargeAnswer
-from revconn.core.outbound import Answer
-from revconn.core.protocol import Arrival
 from revconn.exceptions import ConnectionLost, HandshakeError
 from revconn.guard import guarded_thread
 from revconn.link import report
@@ -37,11 +34,11 @@ from revconn.link.decisions import (
 )
 from revconn.link.plan import Plan
 from revconn.link.records import Phase, reason
-from revconn.runtime.outbox import Outbox
-from revconn.runtime.session import Session
+from revconn.link.session import Session
 from revconn.runtime.state import State
 from revconn.runtime.threads import own_thread
-from revconn.runtime.unanswered import Unanswered
+from revconn.serving.calls import Calls
+from revconn.serving.replies import Replies
 from revconn.target import Target
 from revconn.transport.base import Transport
 
@@ -62,29 +59,25 @@ _STATES = {
 class _Traffic:
     """What came by a link and is still to be answered, or to leave: what its plan asks.
 
-    Each predicate takes the lock of what it asks inside the link's lock.
+    Each predicate requires the link's lock, which is that of the calls and of the replies: there is
+    no moment between two of them.
     """
 
-    POLL = 0.1
-    """Seconds: nobody tells the link's condition when one of these changes."""
-
-    def __init__(self, link: Link, outbox: Outbox, unanswered: Unanswered) -> None:
-        self._link = link
-        self._outbox = outbox
-        self._unanswered = unanswered
+    def __init__(self, calls: Calls, replies: Replies) -> None:
+        self._calls = calls
+        self._replies = replies
 
     def is_quiet(self) -> bool:
         """Whether nothing is unanswered and every answer has left."""
-        # In this order: what is answered between the two looks would be queued after the second.
         return self.is_answered(math.inf) and self.is_flushed()
 
     def is_answered(self, came_by: float) -> bool:
         """Whether all that had come by then (monotonic) is answered."""
-        return self._unanswered.wait_answered(self._link, 0.0, came_by)
+        return self._calls.is_answered(self._replies, came_by)
 
     def is_flushed(self) -> bool:
         """Whether every answer that was queued has left."""
-        return self._outbox.wait_flushed(0.0)
+        return self._replies.is_flushed()
 
 
 class Link:
@@ -95,8 +88,9 @@ class Link:
     what the plan has to tell: a state does not wait for a user's ``api_key`` or ``is_fatal``, which
     the link's thread may be calling.
 
-    ``_lock`` guards the plan, ``_sessions`` and ``_over``; ``_changed`` is its condition. Nothing
-    is called under it but the plan, and what that asks of :class:`_Traffic`.
+    ``_lock``, which is that of the table of calls, guards the plan, ``_sessions`` and ``_over``;
+    ``_changed`` is its condition, which the replies notify too while somebody waits for traffic.
+    Nothing is called under it but the plan, and what that asks of :class:`_Traffic`.
 
     :param services: the names to register.
     :param on_change: called without the lock, in any thread: the state may be another.
@@ -110,12 +104,8 @@ class Link:
         transport: Transport,
         options: Options,
         services: tuple[str, ...],
-        unanswered: Unanswered,
+        calls: Calls,
         *,
-        saturated: Callable[[], bool],
-        on_requests: Callable[[Link, list[Arrival]], object],
-        on_cancelled: Callable[[Link, Collection[str]], object],
-        on_relief: Callable[[Link], object],
         on_change: Callable[[], object],
         on_end: Callable[[Link, BaseException | None], object],
     ) -> None:
@@ -124,18 +114,15 @@ class Link:
         self._transport = transport
         self._options = options
         self._services = services
-        self._on_requests = on_requests
-        self._on_cancelled = on_cancelled
+        self._calls = calls
         self._on_change = on_change
         self._on_end = on_end
-        self._outbox = Outbox(
-            saturated,
-            on_relief=lambda: on_relief(self),
+        self._replies = calls.replies(
             replay_bytes=options.replay_bytes,
             # By then a heartbeat would have followed, and not been acknowledged.
             doubt=options.heartbeat_interval + options.keepalive_timeout,
         )
-        self._traffic = _Traffic(self, self._outbox, unanswered)
+        self._traffic = _Traffic(calls, self._replies)
         self._api_key = ApiKey(options.api_key, target)
         self._plan = Plan(
             time.monotonic(),
@@ -144,8 +131,8 @@ class Link:
             look_at_key_every=options.heartbeat_interval if self._api_key.is_watched else math.inf,
         )
         self._retrying = self._make_retrying(options)
-        self._lock = threading.Lock()
-        self._changed = threading.Condition(self._lock)
+        self._lock = self._replies.lock
+        self._changed = self._replies.changed
         self._sessions: dict[Session, int] = {}  # with the numbers that the plan knows them by
         self._over: list[Session] = []  # whose threads are about to end
         self._unprobed: set[str] = set()  # services that the gateway does not route our calls of
@@ -169,11 +156,6 @@ class Link:
     def state(self) -> State:
         """What it is doing now."""
         return _STATES[self._plan.shown]
-
-    @property
-    def congested(self) -> bool:
-        """Whether so many answers wait to leave that there should be no more for now."""
-        return self._outbox.congested
 
     @property
     def connection_id(self) -> str | None:
@@ -207,8 +189,8 @@ class Link:
         """Counters since the start."""
         return {
             "connections": self._plan.connections,
-            "replayed": self._outbox.replayed,
-            "undelivered": self._outbox.undelivered,
+            "replayed": self._replies.replayed,
+            "undelivered": self._replies.undelivered,
         }
 
     # Any thread
@@ -217,21 +199,13 @@ class Link:
         """Start the link's thread."""
         self._thread.start()
 
-    def answer(self, answers: Iterable[Answer | LargeAnswer], *, alone: bool = False) -> None:
-        """Queue answers for this gateway. Does not block."""
-        self._outbox.put(answers, alone=alone)
-
-    def relieve(self) -> None:
-        """Nothing is saturated any more: the gateway may send again."""
-        self._outbox.nudge()
-
     def unsent(self) -> dict[object, int]:
         """The streams with something to send, each with how many batches have been begun."""
-        return self._outbox.unsent()
+        return self._replies.unsent()
 
     def wait_flushed(self, timeout: float) -> bool:
         """Wait, at most ``timeout`` seconds, until every queued answer has left."""
-        return self._outbox.wait_flushed(timeout)
+        return self._replies.wait_flushed(timeout)
 
     def leave(self, deadline: float) -> None:
         """Take leave of the gateway once all that it sent is answered; then the thread ends.
@@ -300,7 +274,7 @@ class Link:
                 error = self._carry_out_plan()
                 self._gave_up = None if error is None else reason(error)
                 self._end_sessions()
-                self._outbox.close()  # not before: sessions put back what they could not deliver
+                self._replies.close()  # not before: sessions put back what they could not deliver
                 with self._happening() as plan:
                     plan.closed()
             except BaseException as failure:  # noqa: BLE001 - it is raised from start() and wait()
@@ -331,9 +305,9 @@ class Link:
                 # Decided and asleep under one lock: what happens in between wakes this thread.
                 if not news and isinstance(decision, Wait):
                     timeout = min(decision.until - now, threading.TIMEOUT_MAX)
-                    self._changed.wait(
-                        min(timeout, _Traffic.POLL) if decision.for_traffic else timeout
-                    )
+                    self._replies.awaited += decision.for_traffic
+                    self._changed.wait(timeout)
+                    self._replies.awaited -= decision.for_traffic
                     continue
             self._tell(news)
             if not isinstance(decision, Wait):
@@ -371,7 +345,8 @@ class Link:
             str(self.target),
             self._name,
             lambda line: self._transport.stream(line, self._name),
-            self._outbox.open_line(),
+            self._calls,
+            self._replies,
             replace(self._options, connect_timeout=connect_timeout),
             self,
         )
@@ -448,19 +423,6 @@ class Link:
         with self._happening() as plan:  # which wakes the link's thread, whatever telling does
             self._over.append(session)
             plan.ended(self._sessions.pop(session), error, time.monotonic(), in_peace=in_peace)
-
-    def requests_arrived(self, requests: list[Arrival]) -> None:
-        """A batch of requests arrived."""
-        self._on_requests(self, requests)
-
-    def requests_cancelled(self, request_ids: Collection[str]) -> None:
-        """Nobody waits for these any more."""
-        self._outbox.withdraw(request_ids)
-        self._on_cancelled(self, request_ids)
-
-    def answer_probe(self, answer: Answer) -> None:
-        """Queue an answer, for the session that was asked or another that takes its place."""
-        self.answer((answer,), alone=True)
 
     def probe_returned(self, service: str, round_trip: float) -> None:
         """A call to itself came back after so many seconds."""

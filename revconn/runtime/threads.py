@@ -22,19 +22,19 @@ class Condition(threading.Condition):
 
     def __init__(self, lock: threading.Lock) -> None:
         super().__init__(lock)
-        self._sleepers = 0  # guarded by the lock
+        self.sleepers = 0  # guarded by the lock; whoever is in a hurry looks before it notifies
 
     def wait(self, timeout: float | None = None) -> bool:
         """As the standard one's, which :meth:`wait_for` calls too."""
-        self._sleepers += 1
+        self.sleepers += 1
         try:
             return super().wait(timeout)
         finally:
-            self._sleepers -= 1
+            self.sleepers -= 1
 
     def notify_all(self) -> None:
         """As the standard one's."""
-        if self._sleepers:
+        if self.sleepers:
             super().notify_all()
 
 

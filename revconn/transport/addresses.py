@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import queue
 import socket
-import threading
+from collections import deque
 from collections.abc import Iterable
+from contextlib import suppress
 from typing import Any, Callable
 
 from revconn.core.addresses import Address, AddressOrder
@@ -19,14 +20,15 @@ _POLL = 0.1
 class Addresses:
     """The addresses of one host and port.
 
-    ``_lock`` guards the order: a link may open a stream while another of its streams ends.
+    The order belongs to whoever looks the name up. Failures, which any thread may tell of, wait in
+    a deque until then: a link may open a stream while another of its streams ends.
     """
 
     def __init__(self, host: str, port: int) -> None:
         self._host = host
         self._port = port
-        self._lock = threading.Lock()
         self._order = AddressOrder()
+        self._failures: deque[Address] = deque()
         self.count = 0  # at the last look; plain, set by whoever looks
 
     def find(self, cancelled: Callable[[], bool]) -> list[Address]:
@@ -35,16 +37,16 @@ class Addresses:
         ``cancelled`` is asked several times a second. Raises :class:`OSError`.
         """
         found = _resolve(self._host, self._port, cancelled)
-        with self._lock:
-            arranged = self._order.arrange(found)
-            self.count = len(arranged)
+        with suppress(IndexError):
+            while True:
+                self._order.failed(self._failures.popleft())
+        arranged = self._order.arrange(found)
+        self.count = len(arranged)
         return arranged
 
     def failed(self, addresses: Iterable[Address]) -> None:
         """An attempt, or a connection, came to a bad end there; to the last one last."""
-        with self._lock:
-            for address in addresses:
-                self._order.failed(address)
+        self._failures.extend(addresses)
 
 
 def _resolve(host: str, port: int, cancelled: Callable[[], bool]) -> list[Address]:

@@ -70,14 +70,14 @@ class Source(Protocol):
         For a sender that cannot take more yet: it says nothing about the previous batch.
         """
 
-    def has_room(self) -> bool:
-        """Whether the peer may send more: neither requests nor answers have piled up.
+    blocked: bool
+    """Whether the peer should send no more: requests or answers have piled up.
 
-        When room comes back :meth:`take` returns.
-        """
+    When that ends :meth:`take` returns. Read without a lock, for every batch that arrives.
+    """
 
     def wait_for_room(self) -> None:
-        """Block until :meth:`has_room`, or until the stream is to end."""
+        """Block while ``blocked``, or until the stream is to end."""
 
 
 class StreamEnded(Exception):
@@ -110,6 +110,12 @@ class Stream(ABC):
 
     mask = Mask("")
 
+    going_away = False
+    """Whether the peer wants the stream replaced, while it still works.
+
+    When that becomes so :meth:`receive` returns, with nothing if nothing has arrived.
+    """
+
     @abstractmethod
     def open(self) -> None:
         """Connect and begin to send. Blocks at most as long as its transport's timeouts say.
@@ -130,14 +136,6 @@ class Stream(ABC):
 
         No sooner: a gateway may send it only with its first message.
         """
-
-    @property
-    def going_away(self) -> bool:
-        """Whether the peer wants the stream replaced, while it still works.
-
-        When that becomes so :meth:`receive` returns, with nothing if nothing has arrived.
-        """
-        return False
 
     def send_now(self, messages: list[bytes]) -> bool:
         """Send ``messages`` in this thread if that needs no waiting; false: not done. Any thread.

@@ -13,10 +13,10 @@ from tests.support.call_counts import KINDS, calls_of_one_request, echo, numbers
 # dependencies, but for pings: they take h2 4.0 some ten calls fewer than 4.4, and a few more or
 # fewer by which thread finds what another one left to it.
 BARS = {
-    "inline": (82, 102),
-    "pool": (99, 115),
-    "inline-pinged": (170, 168),
-    "pool-pinged": (192, 188),
+    "inline": (24, 37),
+    "pool": (30, 49),
+    "inline-pinged": (26, 45),
+    "pool-pinged": (33, 57),
 }
 
 

@@ -38,6 +38,7 @@ from revconn.core.liveness import (
     Verdict,
 )
 from revconn.core.terms import CANCEL, CHUNKS, DRAIN, Terms
+from tests.support.connections import ids
 
 HANDSHAKE = 10.0
 INTERVAL, SILENCE, GATEWAYS_PATIENCE = 30.0, 90.0, 120.0
@@ -196,10 +197,10 @@ class PairMachine(RuleBasedStateMachine):
         if before is Phase.ENDED:
             assert not any(getattr(inbound, name) for name in FromGateway.__slots__)
             return
-        for request, _ in inbound.requests:
+        for request, *_ in inbound.requests:
             assert not request.method_path.endswith(PROBE_METHOD)
         tunnel.cancelled |= set(inbound.cancelled)
-        tunnel.heard += [request.request_id for request, _ in inbound.requests]
+        tunnel.heard += ids(inbound)
         tunnel.returned += [each.request_id for each in inbound.responses]
         for message in [*inbound.answers, *inbound.probes]:
             tunnel.up.send(message)

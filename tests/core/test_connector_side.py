@@ -79,6 +79,15 @@ def test_requests_come_out_in_the_order_they_arrived() -> None:
     assert inbound.end is None
 
 
+def test_of_a_message_that_holds_two_kinds_the_last_one_counts_as_protobuf_has_it() -> None:
+    connection = agreed(ready(), "cancel")
+    inbound = connection.receive([cancel("r0") + request("r1"), request("r2") + cancel("r1")])
+    assert ids(inbound) == []
+    assert list(inbound.cancelled) == ["r1"]
+    assert ids(connection.receive([status(CONNECTED, "id-1") + request("r3")])) == ["r3"]
+    assert ids(connection.receive([cancel("r0") + request("x" * 257)])) == []
+
+
 def test_requests_still_arrive_and_heartbeats_still_leave_after_the_goodbye() -> None:
     connection = leaving()
     assert connection.established

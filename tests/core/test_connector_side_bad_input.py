@@ -170,7 +170,12 @@ def test_what_is_odd_about_one_request_is_not_the_connections_business(
     made = ForwardRequest(request_id="r1", **odd)
     data = ConnectionMessage(request=made).SerializeToString()
     connection = ready()
-    assert connection.receive([data, request("r2")]).requests[0] == (made, len(data))
+    assert connection.receive([data, request("r2")]).requests[0] == (
+        made,
+        made.request_id,
+        made.method_path,
+        len(data),
+    )
     assert connection.established
 
 

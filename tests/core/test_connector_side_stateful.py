@@ -21,7 +21,7 @@ from revconn._proto.registry_pb2 import (
 from revconn.core.connection import Phase
 from revconn.core.errors import ProtocolError
 from revconn.core.terms import CANCEL, CHUNKS, DRAIN, Terms
-from tests.support.connections import opened, said
+from tests.support.connections import ids, opened, said
 from tests.support.texts import texts
 
 LIVENESS_TIMEOUT = 90.0
@@ -187,7 +187,7 @@ class ConnectorMachine(RuleBasedStateMachine):
                 responses.append(each.id)
             elif each.kind == "status":
                 self.model_status(each)
-        assert [message.request_id for message, _ in inbound.requests] == expected
+        assert ids(inbound) == expected
         assert [message.request_id for message in inbound.responses] == responses
         assert set(inbound.cancelled) == cancelled
         assert inbound.connection_id == (self.id if self.id != id_before else None)

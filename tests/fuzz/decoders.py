@@ -6,7 +6,6 @@ Each takes any bytes, and returns or raises an error of its own; whatever else i
 from __future__ import annotations
 
 import contextlib
-import threading
 from typing import Callable
 
 from revconn._proto.registry_pb2 import (
@@ -17,16 +16,14 @@ from revconn._proto.registry_pb2 import (
     ForwardResponse,
 )
 from revconn.core.chunking import ChunkJoiner
+from revconn.core.connector_side import ConnectorConnection
 from revconn.core.deadline import request_deadline
 from revconn.core.decoding import decode
 from revconn.core.errors import ProtocolError
-from revconn.core.frames import FrameSplitter, parse_goaway, parse_window_update, unpad
-from revconn.core.framing import GzipInflater, MessageReader, is_framed, unframe
+from revconn.core.framing import GzipInflater, is_framed, unframe
 from revconn.core.gateway_side import GatewayConnection
-from revconn.core.http import decode_metadata, end_by_trailers, refusal
-from revconn.core.liveness import GatewayLiveness, Prober
+from revconn.core.liveness import ConnectorLiveness, GatewayLiveness, Prober
 from revconn.core.metadata import metadata_from_headers, truncate_message
-from revconn.core.protocol import Conversation
 from revconn.core.routing import Routes
 from revconn.core.status import decode_message, response_code
 from revconn.core.terms import SUPPORTED, Terms
@@ -34,10 +31,14 @@ from revconn.core.text import presentable
 from revconn.gateway.connectors import check_registration
 from revconn.gateway.keys import ApiKeys
 from revconn.gateway.refusals import Refused
-from revconn.messages import Request
+from revconn.http2.frames import FrameSplitter, parse_goaway, parse_window_update, unpad
+from revconn.http2.headers import decode_metadata, end_by_trailers, refusal
+from revconn.http2.messages import MessageReader
+from revconn.messages import received
 from revconn.proxy import Proxy
+from revconn.serving.replies import Replies
+from revconn.transport import dial
 from revconn.transport.grpcio import explain
-from revconn.transport.http2 import tunnel
 
 __all__ = ["DECODERS", "OWN_ERRORS", "decode_all"]
 
@@ -87,16 +88,18 @@ def _headers(data: bytes) -> None:
     assert all(note.isprintable() for note in terms.notes)
 
 
-def _conversation(data: bytes) -> None:
+def _connection(data: bytes) -> None:
     """What a gateway says to a connector."""
-    conversation = Conversation(liveness_timeout=None)
-    conversation.register("key", ["a.B"])
-    conversation.receive([_CONNECTED])
-    conversation.request(ForwardRequest(request_id="probe"))
-    inbound = conversation.receive([data])
+    connection = ConnectorConnection(
+        ConnectorLiveness(10.0, 30.0, None, lambda: "probe"), token="1" * 32
+    )
+    connection.register("key", ["a.B"], 0.0)
+    connection.receive([_CONNECTED], 0.0)
+    connection.request(ForwardRequest(request_id="probe"))
+    inbound = connection.receive([data], 0.0)
     assert inbound.end is None or str(inbound.end).isprintable()
-    for request, _ in inbound.requests:
-        _request(request)
+    for request in inbound.requests:
+        _request(*request)
     for response in inbound.responses:
         prober = Prober(["a.B"], 60.0, 20.0, b"1" * 32)
         prober.start(0.0)
@@ -104,9 +107,9 @@ def _conversation(data: bytes) -> None:
         prober.answered(response, 1.0)
 
 
-def _request(message: ForwardRequest) -> None:
+def _request(message: ForwardRequest, request_id: str, method: str, size: int) -> None:
     deadline = request_deadline(message.timeout_seconds, message.headers, 0.0)
-    request = Request(message, deadline, threading.Lock())
+    request = received(message, request_id, method, deadline, 0.0, size, Replies())
     assert repr(request).isprintable()
     assert len(repr(request)) < 5000
     _ROUTES.find(request.method)
@@ -161,10 +164,10 @@ DECODERS: dict[str, Callable[[bytes], object]] = {
     "gRPC messages": _messages,
     "gzip": _gzip,
     "headers and trailers": _headers,
-    "the conversation": _conversation,
+    "the connection": _connection,
     "payloads": _payload,
     "texts": _text,
-    "a proxy's answer": lambda data: tunnel._check(data, _PROXY),
+    "a proxy's answer": lambda data: dial._check(data, _PROXY),
     "registrations": _registration,
     "answers": _answer,
 }

@@ -7,14 +7,15 @@ nothing goes on for ever, and what is kept stays in proportion to what was sent.
 from __future__ import annotations
 
 import contextlib
-import threading
 
-from revconn.core.answers import encode_response
-from revconn.core.protocol import Conversation
+from revconn.core.connector_side import ConnectorConnection
+from revconn.core.liveness import ConnectorLiveness
+from revconn.core.responses import encode_response
 from revconn.exceptions import ProtocolError
-from revconn.messages import Request
+from revconn.http2.connection import Engine
+from revconn.messages import Request, received
+from revconn.serving.replies import Replies
 from revconn.transport.base import METHOD
-from revconn.transport.http2.engine import Engine
 
 __all__ = ["converse"]
 
@@ -30,16 +31,20 @@ class Broken(AssertionError):
 def converse(data: bytes) -> Engine:
     """Let a gateway say ``data``; its first byte tells in which pieces it arrives."""
     engine = Engine(MESSAGE_LIMIT)
-    conversation = Conversation(liveness_timeout=None)
+    connection = ConnectorConnection(
+        ConnectorLiveness(10.0, 30.0, None, lambda: "probe"), token="0" * 32
+    )
     engine.open_stream("http", "gateway.example.com", METHOD, {"user-agent": "fuzz"})
-    engine.put([conversation.register("key", ["echo.Echo"])])
+    engine.put([connection.register("key", ["echo.Echo"], 0.0)])
     _write(engine)
     for piece in _pieces(data):
         messages = engine.receive(piece)
         _require(sum(map(len, messages)) <= len(data) + MESSAGE_LIMIT, "messages out of nothing")
-        inbound = conversation.receive(messages)
-        for message, _ in inbound.requests:
-            engine.put([_answer(Request(message, None, threading.Lock()))])
+        inbound = connection.receive(messages, 0.0)
+        link = Replies()
+        for message, request_id, method, size in inbound.requests:
+            request = received(message, request_id, method, None, 0.0, size, link)
+            engine.put([_answer(request)])
         engine.grant()
         engine.ping()
         _write(engine)

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from revconn.core.frames import HEADER_BYTES
 from revconn.core.status import StatusCode
+from revconn.http2.frames import HEADER_BYTES
 from tests.fuzz.record import RECORDINGS
 from tests.fuzz.target import converse
 

@@ -6,12 +6,12 @@ import logging
 from typing import Any, Callable
 
 import pytest
+from revconn.runtime.unanswered import Unanswered
 
 from revconn import Backoff
 from revconn.exceptions import AuthenticationError, ConnectionLost, HandshakeError
 from revconn.link.decisions import Judge
 from revconn.link.link import Link
-from revconn.runtime.unanswered import Unanswered
 from revconn.target import parse_targets
 from tests.support.options import make_options
 

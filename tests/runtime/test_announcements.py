@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from revconn import Connector
+from revconn import Connector, clock
 from revconn._proto.registry_pb2 import (
     ConnectionMessage,
     ConnectionRegister,
@@ -39,7 +39,8 @@ def test_a_gateway_that_announced_nothing_hears_the_published_protocol_byte_for_
     connector.wait_ready(10.0)
     monkeypatch.setattr(time, "time", lambda: 1_700_000_000.0)
     (link,) = connector._supervisor.links
-    next(iter(link._sessions)).beat()
+    session = next(iter(link._sessions))
+    session._look(clock.with_suspend() + 30.0)  # a heartbeat is due by then
     peer.hears("heartbeat")
     peer.request("r1", payload=b"hello")
     peer.answer("r1")

@@ -310,12 +310,9 @@ LOCKS: dict[str, Callable[[Connector], threading.Lock]] = {
     "Connector": lambda connector: connector._lock,
     "StateBoard": lambda connector: connector._board._lock,
     "Supervisor": lambda connector: connector._supervisor._lock,
-    "Dispatcher": lambda connector: connector._supervisor._dispatcher._lock,
-    "Workers": lambda connector: connector._supervisor._dispatcher._workers._lock,
-    "Link": lambda connector: connector._supervisor.links[0]._lock,
+    # Also the lock of the workers, the replies and the links.
+    "Calls": lambda connector: connector._supervisor.calls._lock,
     "Session": lambda connector: next(iter(connector._supervisor.links[0]._sessions))._lock,
-    "Outbox": lambda connector: connector._supervisor.links[0]._outbox._lock,
-    "Unanswered": lambda connector: connector._supervisor.unanswered._lock,
 }
 
 

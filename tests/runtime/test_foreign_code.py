@@ -13,15 +13,14 @@ import pytest
 
 from revconn import Connector, Request, State
 from revconn._proto.registry_pb2 import ForwardRequest
-from revconn.core.answers import encode_response
-from revconn.core.outbound import Answer
-from revconn.runtime.dispatch import Dispatcher
-from revconn.runtime.heartbeat import HeartbeatTimer
-from revconn.runtime.outbox import Line
-from revconn.runtime.runs import Runs
-from revconn.runtime.unanswered import Unanswered
-from revconn.runtime.watchdog import Watchdog
-from revconn.runtime.workers import Workers
+from revconn.link.session import Session
+from revconn.observing.watchdog import Watchdog
+from revconn.serving.calls import Calls
+from revconn.serving.replies import Line
+from revconn.serving.runs import Runs
+from revconn.serving.workers import Workers
+from tests.support.calls import CallsLink, arrival, handlers_of, open_calls
+from tests.support.requests import request_of
 from tests.support.scripted_gateway import Peer
 from tests.support.threads import in_thread
 from tests.support.waiting import eventually
@@ -193,10 +192,12 @@ def cannot_go_on(connector: Connector) -> None:
 
 
 def test_a_timer_that_fails_ends_the_connector(new_connector, gateway, monkeypatch, caplog) -> None:
-    monkeypatch.setattr(HeartbeatTimer, "_pause", raising(Peculiar("unforeseen")))
     connector = new_connector(gateway.address)
     connector.start(block=False)
     gateway.accept_ready()
+    connector.wait_ready(TIMEOUT)
+    monkeypatch.setattr(Session, "_wait", raising(Peculiar("unforeseen")))
+    connector._supervisor.links[0]._roster.serving._alarms.put(False)
     cannot_go_on(connector)
     assert "the thread revconn-heartbeat-" in caplog.text
 
@@ -215,7 +216,7 @@ def test_a_link_that_fails_while_it_waits_ends_the_connector(
 
 def test_deadlines_that_nobody_keeps_end_the_connector(connect, monkeypatch) -> None:
     connector, peer = connect(lambda request: b"served")
-    monkeypatch.setattr(Dispatcher, "_take_stock", raising(Peculiar("unforeseen")))
+    monkeypatch.setattr(Calls, "_take_stock", raising(Peculiar("unforeseen")))
     peer.request()
     assert peer.answer().payload == b"served", "what is in flight is still answered"
     peer.hears_goodbye()
@@ -235,7 +236,7 @@ def test_a_sender_that_fails_costs_the_connection_and_no_more(
         monkeypatch.setattr(Line, "take", fail_once)  # the request is here: nothing loses it
         return b"served"
 
-    monkeypatch.setattr(Line, "send_now", lambda line, answers: False)
+    monkeypatch.setattr(Line, "reserve", lambda line, answers: False)
     _, peer = connect(answer)
     peer.request()
     peer.hears_hang_up()
@@ -247,70 +248,51 @@ def test_a_sender_that_fails_costs_the_connection_and_no_more(
 # Workers
 
 
-class Origin:
-    """Takes no answer at first."""
+def test_a_worker_outlives_whatever_its_request_runs_into(monkeypatch: pytest.MonkeyPatch) -> None:
+    with open_calls(handlers_of(lambda request: b"served"), max_workers=1) as calls:
+        link = CallsLink(calls)
+        answer, put = calls._answer, link.replies.put
 
-    congested = False
-
-    def __init__(self) -> None:
-        self.answered: list[Any] = []
-        self.problem: BaseException | None = Peculiar("no room")
-
-    def answer(self, answers: Any, *, alone: bool = False) -> None:
-        problem, self.problem = self.problem, None
-        if problem is not None:
-            raise problem
-        self.answered += answers
-
-
-def test_a_worker_outlives_whatever_its_request_runs_into() -> None:
-    def answerer(request: Request) -> Answer:
-        if request.request_id == "r1":
+        def fail_to_answer(request: Request) -> Any:
+            monkeypatch.setattr(calls, "_answer", answer)
             raise Peculiar("a bug")
-        return Answer(encode_response(request.request_id, b"served"), None)
 
-    with ThreadPoolExecutor(1) as executor:
-        dispatcher = Dispatcher(
-            answerer,
-            executor,
-            Runs(),
-            Unanswered(),
-            max_workers=1,
-            max_in_flight=10,
-            max_in_flight_bytes=1000,
-            executor_may_block=False,
-            on_relief=lambda: None,
-            on_failure=pytest.fail,
-        )
-        dispatcher.start()
-        origin = Origin()
-        origin.problem = None
-        for request_id in ("r1", "r2"):
-            dispatcher.accept(origin, [(ForwardRequest(request_id=request_id), 0)], 0.0)
-        eventually(lambda: len(origin.answered) == 2)
-        origin.problem = Peculiar("no room")
-        for request_id in ("r3", "r4"):
-            dispatcher.accept(origin, [(ForwardRequest(request_id=request_id), 0)], 0.0)
-        eventually(lambda: len(origin.answered) == 3)
-        assert not dispatcher.stats()["in_flight"]
-        dispatcher.close()
+        def fail_to_put(*args: Any, **kwargs: Any) -> Any:
+            monkeypatch.setattr(link.replies, "put", put)
+            raise Peculiar("no room")
+
+        def statuses_of(*request_ids: str) -> dict[str, int]:
+            for request_id in request_ids:
+                link.brings(arrival(request_id))
+            eventually(lambda: calls.stats()["in_flight"] == 0)
+            return link.statuses()
+
+        monkeypatch.setattr(calls, "_answer", fail_to_answer)
+        assert statuses_of("r1", "r2") == {"r1": 500, "r2": 200}
+        monkeypatch.setattr(link.replies, "put", fail_to_put)
+        assert statuses_of("r3", "r4") == {"r4": 200}
 
 
 def test_a_worker_that_dies_is_replaced() -> None:
     served: list[str] = []
 
-    def serve(entry: Any, thread: int, now: float) -> None:
-        if entry[1].request_id == "r1":
+    def serve(request: Request, thread: int, now: float) -> float:
+        if request.request_id == "r1":
             raise Peculiar("a bug")
-        served.append(entry[1].request_id)
+        served.append(request.request_id)
+        return now
 
+    lock = threading.Lock()
     with ThreadPoolExecutor(1) as executor:
-        workers = Workers(executor, 1, serve, pytest.fail, pytest.fail)
+        workers = Workers(lock, executor, 1, serve, pytest.fail, pytest.fail)
         for request_id in ("r1", "r2"):
-            request = Request(ForwardRequest(request_id=request_id), None, threading.Lock())
-            workers.put([(Origin(), request)])
+            with lock:
+                hire = workers.put([request_of(ForwardRequest(request_id=request_id))])
+            if hire:
+                workers.hire()
         eventually(lambda: served == ["r2"])
-        workers.close()
+        with lock:
+            workers.close()
 
 
 # The watchdog

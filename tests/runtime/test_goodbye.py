@@ -1,53 +1,21 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 
 import pytest
 
 from revconn._proto.registry_pb2 import ConnectionMessage, ConnectionStatus
-from revconn.core.outbound import Answer
+from revconn.core.sending import answer
 from revconn.core.status import StatusCode
-from revconn.runtime.outbox import Line, Outbox
-from revconn.runtime.session import Session
-from revconn.transport.base import Stream, StreamEnded
+from revconn.link.session import Session
+from revconn.serving.handlers import Handlers
+from revconn.serving.replies import Line
+from revconn.transport.base import StreamEnded
+from tests.support.calls import open_calls
 from tests.support.options import make_options
+from tests.support.quiet_stream import QuietStream
 from tests.support.threads import TIMEOUT
-
-
-class Welcome(Stream):
-    """A stream on which the gateway says CONNECTED, and nothing else until it ends."""
-
-    def __init__(self) -> None:
-        status = ConnectionStatus(connection_id="id-1", status=ConnectionStatus.CONNECTED)
-        self._unheard = [[ConnectionMessage(status=status).SerializeToString()]]
-        self._closed = threading.Event()
-        self._end = StreamEnded(StatusCode.CANCELLED, "closed")
-
-    def open(self) -> None:
-        pass
-
-    def receive(self) -> list[bytes]:
-        if self._unheard:
-            return self._unheard.pop()
-        self._closed.wait(TIMEOUT)
-        raise self._end
-
-    def ends(self, end: StreamEnded) -> None:
-        self._end = end
-        self._closed.set()
-
-    def metadata(self) -> Iterable[tuple[str, str | bytes]]:
-        return ()
-
-    def blame(self) -> None:
-        pass
-
-    def close(self) -> None:
-        self._closed.set()
-
-    def join(self, timeout: float) -> None:
-        pass
 
 
 class Owner:
@@ -62,24 +30,27 @@ class Owner:
 
 
 @pytest.fixture
-def line() -> Line:
-    return Outbox().open_line()
+def stream() -> QuietStream:
+    return QuietStream()
 
 
 @pytest.fixture
-def stream() -> Welcome:
-    return Welcome()
-
-
-@pytest.fixture
-def session(line: Line, stream: Welcome) -> Iterator[Session]:
+def session(stream: QuietStream) -> Iterator[Session]:
     owner = Owner()
-    session = Session("gateway:1", "gateway", lambda _: stream, line, make_options(), owner)
-    session.start("key", ("echo.Echo",))
-    assert owner.ready.wait(TIMEOUT)
-    yield session
-    session.retire("the test is over")
-    session.join(TIMEOUT)
+    with open_calls(Handlers()) as calls:
+        replies = calls.replies(replay_bytes=1000, doubt=50.0)
+        options = make_options()
+        session = Session("gateway:1", "me", lambda _: stream, calls, replies, options, owner)
+        session.start("key", ("echo.Echo",))
+        assert owner.ready.wait(TIMEOUT)
+        yield session
+        session.retire("the test is over")
+        session.join(TIMEOUT)
+
+
+@pytest.fixture
+def line(session: Session) -> Line:
+    return session._line
 
 
 def test_no_answer_follows_the_goodbye_to_a_gateway_that_reads_none_after_it(
@@ -94,12 +65,12 @@ def test_no_answer_follows_the_goodbye_to_a_gateway_that_reads_none_after_it(
         batches.append(line.take())
 
     monkeypatch.setattr(line, "put_control", put_control_to_a_fast_sender)
-    line._outbox.put([Answer(b"answer", None)])
+    line._replies.answer([answer(b"answer", None)])
     session.say_goodbye()
     ((goodbye,),) = batches
     status = ConnectionMessage.FromString(goodbye).status
     assert status.status == ConnectionStatus.DISCONNECTED
-    another = line._outbox.open_line()
+    another = line._replies.open_line()
     another.let_answers_through()
     assert another.take() == [b"answer"]
 
@@ -116,7 +87,7 @@ def test_no_answer_follows_the_goodbye_to_a_gateway_that_reads_none_after_it(
 )
 def test_after_the_goodbye_a_lost_status_is_the_end_unless_something_is_unsent(
     session: Session,
-    stream: Welcome,
+    stream: QuietStream,
     line: Line,
     code: StatusCode,
     status_lost: bool,

@@ -13,7 +13,7 @@ import pytest
 
 from revconn import Connector, State
 from revconn.testing import Fault
-from revconn.transport.http2 import stream
+from revconn.transport import http2
 from tests.support.apps import App
 from tests.support.connectors import QUICK
 from tests.support.network_namespace import NetworkNamespace
@@ -99,7 +99,7 @@ def test_a_pulled_cable_is_found_in_time_and_the_link_is_back_with_it(
 def test_a_peer_that_reads_nothing_is_found_without_pings_and_heartbeats(
     gateway, proxy, monkeypatch, caplog
 ) -> None:
-    monkeypatch.setattr(stream, "_SEND_STALL", 0.5)
+    monkeypatch.setattr(http2, "_SEND_STALL", 0.5)
     options = {**QUICK, "heartbeat_interval": 0.2, "liveness_timeout": None}
     connector = Connector(proxy.address, transport="http2", keepalive_interval=None, **options)
     let_go = threading.Event()

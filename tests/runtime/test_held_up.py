@@ -9,8 +9,9 @@ from typing import Any, Callable
 
 import pytest
 
-from revconn import Connector, Request, State, supervisor
+from revconn import Connector, Request, State, clock, supervisor
 from revconn._proto.registry_pb2 import ForwardRequest
+from tests.support.requests import arrival
 from tests.support.scripted_gateway import Peer
 from tests.support.threads import in_thread
 from tests.support.waiting import eventually
@@ -114,10 +115,12 @@ def test_requests_for_the_pool_do_not_wait_for_an_inline_handler_that_came_befor
     peer = gateway.accept_ready()
     held_up.wait_ready(TIMEOUT)
     batch = [
-        (ForwardRequest(request_id="held", method_path="/echo.Echo/Hold"), 100),
-        (ForwardRequest(request_id="pooled", method_path="/echo.Echo/Say"), 100),
+        arrival(ForwardRequest(request_id="held", method_path="/echo.Echo/Hold")),
+        arrival(ForwardRequest(request_id="pooled", method_path="/echo.Echo/Say")),
     ]
-    arriving = in_thread(held_up._supervisor.requests_arrived, held_up._supervisor.links[0], batch)
+    (link,) = held_up._supervisor.links
+    now = time.monotonic(), clock.with_suspend()
+    arriving = in_thread(held_up._supervisor.calls.arrived, link._replies, batch, *now)
     assert peer.answer("pooled").payload == b"said"
     assert not arriving.done()
 

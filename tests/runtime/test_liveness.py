@@ -11,7 +11,7 @@ from unittest import mock
 import pytest
 
 from revconn import State, clock
-from revconn.runtime import dispatch
+from revconn.serving import calls
 from revconn.testing import Fault
 from tests.support.waiting import eventually
 
@@ -111,7 +111,8 @@ def suspend(monkeypatch):
     """Make so many seconds pass on the clock that goes on while the machine sleeps."""
     slept = [0.0]
     now = clock.with_suspend
-    monkeypatch.setattr(clock, "with_suspend", lambda: now() + sum(slept))
+    for module, name in ((clock, "with_suspend"), (calls, "_with_suspend")):
+        monkeypatch.setattr(module, name, lambda: now() + sum(slept))
     return slept.append
 
 
@@ -147,7 +148,7 @@ def test_a_shorter_sleep_changes_nothing(new_connector, gateway, suspend) -> Non
 def test_what_a_caller_no_longer_waits_for_after_a_sleep_is_not_run(
     new_connector, gateway, suspend, monkeypatch, woken_by
 ) -> None:
-    monkeypatch.setattr(dispatch, "_LONGEST_WAIT", 1e6 if woken_by == "the worker" else 0.01)
+    monkeypatch.setattr(calls, "_LONGEST_WAIT", 1e6 if woken_by == "the worker" else 0.01)
     ran, let_go = [], threading.Event()
 
     def handler(request) -> bytes:
@@ -180,7 +181,7 @@ def test_a_heartbeat_that_is_due_leaves_as_soon_as_the_machine_wakes(
 ) -> None:
     connector = new_connector(gateway.address, heartbeat_interval=60.0, liveness_timeout=None)
     # How often it looks at the clock.
-    with mock.patch("revconn.runtime.session._LONGEST_CHECK", 0.02):
+    with mock.patch("revconn.core.liveness._LONGEST_LOOK", 0.02):
         connector.start(block=False)
         peer = gateway.accept_ready()
         connector.wait_ready(TIMEOUT)

@@ -6,19 +6,17 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from hyperframe.frame import PingFrame
 
 from revconn._proto.registry_pb2 import ConnectionMessage, ConnectionStatus, ForwardRequest
-from revconn.core.outbound import Answer
-from revconn.runtime.dispatch import Dispatcher
-from revconn.runtime.runs import Runs
-from revconn.runtime.unanswered import Unanswered
+from revconn.serving.handlers import Handlers
 from revconn.transport.grpcio import _HAS_FIXED_WINDOWS
+from tests.support import requests
+from tests.support.calls import METHOD, CallsLink, open_calls
 from tests.support.programs import Program
 from tests.support.scripted_gateway import ScriptedGateway
 from tests.support.scripted_http2 import Http2Peer, ScriptedHttp2
@@ -77,15 +75,6 @@ def assert_grew_little(program: Program) -> None:
     program.hears("grew little")
 
 
-class Origin:
-    """A gateway that reads."""
-
-    congested = False
-
-    def answer(self, answers: Iterable[object], *, alone: bool = False) -> None:
-        assert list(answers)
-
-
 @pytest.mark.parametrize("field", ["headers", "method_path", "payload"])
 def test_all_of_a_request_counts_and_a_header_more_than_its_bytes(field) -> None:
     let_go = threading.Event()
@@ -94,28 +83,18 @@ def test_all_of_a_request_counts_and_a_header_more_than_its_bytes(field) -> None
         "method_path": "/echo.Echo/" + "x" * 10_000,
         "payload": bytes(10_000),
     }
-    message = ForwardRequest(request_id="r1", **{field: fields[field]})
-    with ThreadPoolExecutor(1) as executor:
-        dispatcher = Dispatcher(
-            lambda request: let_go.wait(30) and Answer(b"", None),
-            executor,
-            Runs(),
-            Unanswered(),
-            max_workers=1,
-            max_in_flight=10,
-            max_in_flight_bytes=10_000,
-            on_relief=lambda: None,
-            executor_may_block=False,
-            on_failure=lambda error: None,
-        )
+    handlers = Handlers()
+    handlers.add_service("echo.Echo", lambda request: let_go.wait(TIMEOUT) and b"", replace=False)
+    with open_calls(handlers, max_in_flight_bytes=10_000) as calls:
+        link = CallsLink(calls)
+        message = ForwardRequest(request_id="r1", method_path=METHOD)
+        message.MergeFrom(ForwardRequest(**{field: fields[field]}))
+        link.brings(requests.arrival(message))
         try:
-            dispatcher.accept(Origin(), [(message, message.ByteSize())], time.monotonic())
-            assert dispatcher.saturated
-            let_go.set()
-            eventually(lambda: not dispatcher.saturated)
+            assert calls.saturated
         finally:
             let_go.set()
-            dispatcher.close()
+        eventually(lambda: not calls.saturated)
 
 
 @pytest.mark.usefixtures("fixed_windows")

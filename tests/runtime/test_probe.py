@@ -209,7 +209,7 @@ def test_a_gateway_that_locked_up_is_found_though_it_answers_pings(serve, caplog
 
 
 def test_a_gateway_with_too_many_pending_requests_is_not_left_for_it(serve, caplog) -> None:
-    caplog.set_level(logging.DEBUG, "revconn.runtime.probe")
+    caplog.set_level(logging.DEBUG, "revconn.core.connector_side")
     with ReferenceGateway(max_pending=1) as gateway:
         connector = serve(gateway.address)
         eventually(lambda: connector.stats().get("probe_round_trip"))

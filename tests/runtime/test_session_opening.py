@@ -9,9 +9,11 @@ import pytest
 from revconn import is_fatal
 from revconn.config import TLS
 from revconn.exceptions import HandshakeError
-from revconn.runtime.outbox import Line, Outbox
-from revconn.runtime.session import Session
+from revconn.link.session import Session
+from revconn.serving.handlers import Handlers
+from revconn.serving.replies import Line
 from revconn.transport.base import Stream
+from tests.support.calls import open_calls
 from tests.support.options import make_options
 from tests.support.threads import TIMEOUT
 
@@ -62,11 +64,12 @@ def test_a_certificate_that_cannot_be_read_just_now_is_worth_another_attempt(
     def open_stream(line: Line) -> Stream:
         return StreamWithCertificate(tls)
 
-    session = Session(
-        "gateway:443", "gateway", open_stream, Outbox().open_line(), make_options(), Owner()
-    )
-    session.start("key", ("echo.Echo",))
-    session.join(TIMEOUT)
+    with open_calls(Handlers()) as calls:
+        replies = calls.replies(replay_bytes=1000, doubt=50.0)
+        options = make_options()
+        session = Session("gateway:443", "me", open_stream, calls, replies, options, Owner())
+        session.start("key", ("echo.Echo",))
+        session.join(TIMEOUT)
     error = session.error
     assert isinstance(error, HandshakeError)
     assert str(error).startswith("gateway:443: TLS(ca=): holds no PEM")
@@ -79,12 +82,14 @@ def test_without_a_thread_to_be_had_nothing_is_kept_for_a_stream_that_never_was(
     def start(thread: threading.Thread) -> None:
         raise RuntimeError("can't start new thread")
 
-    outbox = Outbox()
-    line = outbox.open_line()
     stream = StreamWithCertificate(TLS())
-    session = Session("gateway:443", "gateway", lambda _: stream, line, make_options(), Owner())
-    with monkeypatch.context() as patch:
-        patch.setattr(threading.Thread, "start", start)
-        session.start("key", ("echo.Echo",))
-    assert isinstance(session.error, HandshakeError)
-    assert outbox._opening == []
+    with open_calls(Handlers()) as calls:
+        replies = calls.replies(replay_bytes=1000, doubt=50.0)
+        options = make_options()
+        session = Session("gateway:443", "me", lambda _: stream, calls, replies, options, Owner())
+        assert replies._opening == [session._line]
+        with monkeypatch.context() as patch:
+            patch.setattr(threading.Thread, "start", start)
+            session.start("key", ("echo.Echo",))
+        assert isinstance(session.error, HandshakeError)
+        assert replies._opening == []

@@ -147,6 +147,7 @@ class _MemoryWire:
 
     def __init__(self) -> None:
         self._fed: queue.SimpleQueue[bytes] = queue.SimpleQueue()
+        self._awaited: bytes | None = None
         self._written: queue.SimpleQueue[bytes] = queue.SimpleQueue()
 
     def feed(self, *frames: bytes) -> None:
@@ -162,8 +163,14 @@ class _MemoryWire:
 
     # What a connector calls: each stands for one system call
 
+    def await_data(self, _seconds: float) -> bool:
+        """The next request comes in a moment, when the answer has been written."""
+        self._awaited = self._fed.get()
+        return True
+
     def read(self) -> bytes:
-        return self._fed.get()
+        data, self._awaited = self._awaited, None
+        return self._fed.get() if data is None else data
 
     def write(self, data: bytes) -> None:
         self._written.put(data)

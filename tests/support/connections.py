@@ -94,11 +94,14 @@ def ended() -> Connector:
 def said(inbound: FromGateway) -> dict[str, Any]:
     """What a batch meant, without what it did not mean."""
     parts = {name: getattr(inbound, name) for name in FromGateway.__slots__}
-    return {name: part for name, part in parts.items() if part}
+    is_rare = parts.pop("is_rare")
+    meant = {name: part for name, part in parts.items() if part}
+    assert is_rare or meant.keys() <= {"requests", "end"}, "nobody looks for anything else"
+    return meant
 
 
 def ids(inbound: FromGateway) -> list[str]:
-    return [message.request_id for message, _ in inbound.requests]
+    return [request_id for _, request_id, _, _ in inbound.requests]
 
 
 def accepted(connection_id: str = "id-1", now: float = 0.0, *features: str) -> GatewayConnection:

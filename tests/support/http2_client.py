@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import queue
 from concurrent.futures import Future
-from typing import Callable
 
 from revconn import TLS
-from revconn.core.outbound import Answer
+from revconn.core.sending import answer
 from revconn.proxy import Proxy
-from revconn.runtime.outbox import Outbox
+from revconn.serving.replies import Replies
 from revconn.target import Target
 from revconn.transport.base import StreamEnded
 from revconn.transport.http2 import Http2Transport
@@ -29,10 +28,9 @@ class Client:
         proxy: Proxy | None = None,
         keepalive_interval: float | None = None,
         keepalive_timeout: float = 20.0,
-        saturated: Callable[[], bool] = lambda: False,
     ) -> None:
-        self.outbox = Outbox(saturated)
-        self.line = self.outbox.open_line()
+        self.replies = Replies()
+        self.line = self.replies.open_line()
         self.line.let_answers_through()
         self.transport = Http2Transport(
             Target.parse(address),
@@ -59,7 +57,12 @@ class Client:
                 return
 
     def send(self, *messages: bytes) -> None:
-        self.outbox.put(Answer(message, None) for message in messages)
+        self.replies.answer([answer(message, None) for message in messages])
+
+    def saturate(self, saturated: bool) -> None:
+        """So much is in flight, or no longer, that the peer should send no more."""
+        with self.replies.lock:
+            self.replies.set_saturated(saturated)
 
     def receive(self, count: int = 1) -> list[bytes]:
         """The next messages, at least so many. Raises :class:`StreamEnded`."""
@@ -82,7 +85,7 @@ class Client:
     def unsent(self) -> list[bytes]:
         """After the stream's end: what would go out on the next one."""
         self.close()
-        line = self.outbox.open_line()
+        line = self.replies.open_line()
         line.let_answers_through()
         line.nudge()
         return line.take() or []

@@ -10,8 +10,8 @@ from hyperframe.frame import DataFrame, WindowUpdateFrame
 
 from revconn import Connector
 from revconn._proto.registry_pb2 import ConnectionMessage, ConnectionStatus, ForwardRequest
-from revconn.core.answers import encode_response
 from revconn.core.large import LargeAnswer
+from revconn.core.responses import encode_response
 from tests.support.connectors import QUICK
 from tests.support.scripted_gateway import ScriptedGateway
 from tests.support.scripted_http2 import Http2Peer, ScriptedHttp2, message
@@ -58,22 +58,37 @@ def test_a_client_that_is_held_back_goes_on_reading_and_opens_its_own_window(
     new_client, server
 ) -> None:
     """Two sides that each wait for the other's window would wait for ever."""
-    full = threading.Event()
-    client = new_client(server.address, saturated=full.is_set)
+    client = new_client(server.address)
     client.open()
     peer = server.accept_stream({4: 0})
     peer.ping()
     client.send(b"held back")
-    eventually(lambda: client.stream._engine.has_unsent)
-    full.set()
+    eventually(lambda: client.stream._engine.unsent)
+    client.saturate(True)
     peer.send(bytes(5 * MIB))
     assert len(client.receive()[0]) == 5 * MIB
     before = peer.window
     peer.ping()
     assert peer.window == before
-    full.clear()
-    client.outbox.nudge()
+    client.saturate(False)
     while peer.window == before:
+        peer.hears(WindowUpdateFrame)
+    peer.open_window(100)
+    assert peer.hears_message() == b"held back"
+
+
+def test_a_client_that_waits_for_the_peers_window_opens_its_own(new_client, server) -> None:
+    """A gateway that reads only when it may write would wait for ever, too."""
+    client = new_client(server.address)
+    client.open()
+    peer = server.accept_stream({4: 0})
+    peer.ping()
+    client.send(b"held back")
+    eventually(lambda: client.stream._engine.unsent and client.line.parked)
+    before = peer.window
+    peer.send(bytes(5 * MIB))
+    assert len(client.receive()[0]) == 5 * MIB
+    while peer.window <= before - 5 * MIB:
         peer.hears(WindowUpdateFrame)
     peer.open_window(100)
     assert peer.hears_message() == b"held back"
@@ -82,20 +97,20 @@ def test_a_client_that_is_held_back_goes_on_reading_and_opens_its_own_window(
 def test_cancelling_what_piled_up_opens_our_window_while_the_peers_is_closed(
     new_client, server, monkeypatch
 ) -> None:
-    monkeypatch.setattr("revconn.core.outbound._LARGE_ROOM_BYTES", MIB)
+    monkeypatch.setattr("revconn.core.sending._LARGE_ROOM_BYTES", MIB)
     client = new_client(server.address)
     client.line.outbound.agree(MIB, chunks=True)
     client.open()
     peer = server.accept_stream({4: 0})
     peer.ping()
-    client.outbox.put([LargeAnswer(encode_response("large", b""), None, bytes(5 * MIB))])
-    eventually(lambda: client.stream._engine.has_unsent)
+    client.replies.answer([LargeAnswer(encode_response("large", b""), None, bytes(5 * MIB))])
+    eventually(lambda: client.stream._engine.unsent)
     peer.send(bytes(5 * MIB))
     assert len(client.receive()[0]) == 5 * MIB
     before = peer.window
     peer.ping()
     assert peer.window == before
-    client.outbox.withdraw({"large"})
+    client.replies.withdraw({"large"})
     while peer.window == before:
         peer.hears(WindowUpdateFrame)
 
@@ -222,7 +237,7 @@ def test_closing_wakes_a_sender_that_waits_for_the_window(new_client, server) ->
     peer = server.accept_stream({4: 0})
     peer.ping()
     client.send(b"held back")
-    eventually(lambda: client.stream._engine.has_unsent)
+    eventually(lambda: client.stream._engine.unsent)
     client.close()
     assert not client.stream._sender.is_alive()
     peer.hears_hang_up()
@@ -236,7 +251,7 @@ def test_closing_wakes_a_sender_that_the_network_holds_up(new_client, server) ->
     peer.ping()
     sending = in_thread(client.send, *[bytes(4 * MIB)] * 8)
     sending.result(TIMEOUT)
-    eventually(lambda: client.stream._engine.has_unsent)
+    eventually(lambda: client.stream._engine.unsent)
     client.close()
     assert not client.stream._sender.is_alive()
     assert len(client.unsent()) >= 1

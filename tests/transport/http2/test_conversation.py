@@ -254,7 +254,8 @@ def test_a_gzip_bomb_ends_the_stream(client, peer) -> None:
 
 @pytest.mark.costly
 def test_many_gzip_bombs_together_are_one_while_nobody_takes_them_away(new_client, server) -> None:
-    client = new_client(server.address, saturated=lambda: True)
+    client = new_client(server.address)
+    client.hold_back(True)
     client.open()
     peer = server.accept()
     peer.begin()
@@ -359,7 +360,7 @@ def test_what_the_window_held_back_goes_out_on_the_next_stream(new_client, serve
 def test_a_sender_that_fails_for_whatever_reason_ends_the_stream(
     client, peer, caplog, monkeypatch
 ) -> None:
-    def fail() -> None:
+    def fail(messages: list[bytes]) -> None:
         raise RuntimeError("nobody foresaw this")
 
     peer.accept_stream()

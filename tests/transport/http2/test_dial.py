@@ -13,8 +13,8 @@ import pytest
 from revconn import TLS, HandshakeError
 from revconn.core.status import StatusCode
 from revconn.proxy import Proxy
+from revconn.transport import dial
 from revconn.transport.base import StreamEnded
-from revconn.transport.http2 import dial
 from tests.support.black_hole import BlackHole
 from tests.support.descriptors import open_descriptors
 from tests.support.http2_client import Client

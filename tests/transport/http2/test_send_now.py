@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 from hyperframe.frame import SettingsFrame
 
-from revconn.core.outbound import Answer
+from revconn.core.sending import answer
 from tests.support.http2_client import Client
 from tests.support.scripted_http2 import Http2Peer
 from tests.support.threads import TIMEOUT, in_thread
@@ -67,12 +67,12 @@ def test_one_that_the_peer_has_no_room_for_has_left_when_the_sender_has_sent_the
     peer.ping()
     eventually(lambda: client.stream._sending_since is None)
     monkeypatch.setattr(client.line, "_send_now", client.stream.send_now)
-    client.outbox.put([Answer(b"answer", None)], alone=True)
+    client.replies.answer([answer(b"answer", None)])
     peer.ping()
-    assert not client.outbox.wait_flushed(0)
+    assert not client.replies.wait_flushed(0)
     peer.open_window(100)
     assert peer.hears_message() == b"answer"
-    assert client.outbox.wait_flushed(TIMEOUT)
+    assert client.replies.wait_flushed(TIMEOUT)
     assert client.unsent() == [b"answer"], "it left a moment ago, and is in doubt once"
 
 
@@ -109,7 +109,7 @@ def test_a_sender_that_got_stuck_behind_it_is_noticed(client: Client, slow: Slow
 
     slow._wire.write = write  # the sender's
     client.line.put_control(b"heartbeat")
-    eventually(lambda: client.stream._engine.has_unsent)
+    eventually(lambda: client.line._sign_taken)
     slow.go_on.set()
     assert writer.result(TIMEOUT) is True
     assert stuck.wait(TIMEOUT)

@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives import serialization
 from revconn import TLS, ConfigurationError
 from revconn.core.status import StatusCode
 from revconn.transport.base import StreamEnded
-from revconn.transport.http2.tls import client_context, explain
+from revconn.transport.tls import client_context, explain
 from tests.support.certificates import Authority
 from tests.support.descriptors import open_descriptors
 from tests.support.http2_client import Client
@@ -321,7 +321,7 @@ def test_a_pair_is_shown_whether_it_is_in_files_or_not(
     elif not hasattr(os, "memfd_create"):
         pytest.skip("this system has no files in memory")
     if not descriptors:
-        monkeypatch.setattr("revconn.transport.http2.tls._DESCRIPTORS", str(tmp_path / "nowhere"))
+        monkeypatch.setattr("revconn.transport.tls._DESCRIPTORS", str(tmp_path / "nowhere"))
     own = tmp_path / "own"
     monkeypatch.setattr("tempfile.tempdir", str(own))
     if temporary_directory:

@@ -32,7 +32,7 @@ def look(client: Client, now: float) -> float | None:
 
 def held_back_since(client: Client) -> float:
     """When the sender was held back; it takes a message first, then looks at its clock."""
-    return eventually(lambda: client.stream._engine.has_unsent and client.stream._sending_since)
+    return eventually(lambda: client.stream._engine.unsent and client.stream._sending_since)
 
 
 def test_a_quiet_peer_is_pinged_after_the_interval_and_not_before(quiet) -> None:
@@ -179,7 +179,7 @@ def test_a_peer_that_reads_nothing_off_the_network_is_given_up(new_client, serve
     # The network's own buffers are full when nothing has moved for a while.
     stuck = held_back_since(client)
     client.stream.check(stuck + 40.0)
-    if client.stream._failure is None:
+    if not client.stream._failures:
         client.stream.check(client.stream._sending_since + 40.0)
     assert "the gateway has read nothing for" in client.end().details
 

@@ -1,0 +1,499 @@
+"""HTTP/2 without I/O: h2, gRPC's framing, and flow control."""
+
+from __future__ import annotations
+
+import struct
+import time
+from collections import deque
+from collections.abc import Mapping, Sequence
+
+import h2.events
+
+from revconn.core.errors import ProtocolError
+from revconn.core.framing import PREFIX_BYTES, GzipInflater
+from revconn.core.refusals import Speaker
+from revconn.core.status import StatusCode
+from revconn.http2.control import ControlFrames, Patience, initial_window_change
+from revconn.http2.frames import (
+    ACK,
+    DATA,
+    END_HEADERS,
+    END_STREAM,
+    GOAWAY,
+    HEADER,
+    HEADER_BYTES,
+    HEADERS,
+    PADDED,
+    PING,
+    PING_ACK,
+    PUSH_PROMISE,
+    WINDOW_UPDATE,
+    WORTHWHILE_BYTES,
+    FrameSplitter,
+    Goaway,
+    data_header,
+    parse_goaway,
+    parse_window_update,
+    ping,
+    unpad,
+    window_update,
+)
+from revconn.http2.headers import (
+    StreamEnd,
+    decode_metadata,
+    end_by_reset,
+    end_by_trailers,
+    refusal,
+    request_headers,
+    who_ended,
+)
+from revconn.http2.messages import MessageReader, frame_all
+
+__all__ = ["Engine", "ReceiveWindow", "SendWindow"]
+
+_STREAM_WINDOW = 8 << 20
+_CONNECTION_WINDOW = 16 << 20
+_DEFAULT_WINDOW = 65_535
+_LARGEST_WINDOW = (1 << 31) - 1
+_FRAME_BYTES = 1 << 18
+_MOST_GOAWAYS = 4
+_MOST_INFORMATIONAL = 10
+_MOST_UNSENT_CONTROL = 1 << 20
+_MOST_DATA_PER_WRITE = 1 << 18
+_PING_BYTES = 8
+_INCREMENT_BYTES = 4
+_SETTLED_EVERY = 500  # what frames cost; a fraction of what a peer is given at once
+
+# A frame's header and the prefix of the message that most begin with, in one step; without a
+# message the latter is whatever comes next.
+_START = struct.Struct(HEADER.format + "BI")
+_unpack_start = _START.unpack_from
+_pack_start = _START.pack
+_unpack_increment = struct.Struct(">I").unpack_from
+_INCREMENT_MASK = 0x7FFFFFFF
+_unpack_prefix = struct.Struct(">BI").unpack_from
+
+_NO_TRAILERS = StreamEnd(StatusCode.INTERNAL, "the gateway ended the stream without trailers")
+
+
+class SendWindow:
+    """How many bytes of DATA the peer takes: on the connection, and on the stream.
+
+    Two threads use it without a lock, because each number has one writer: what the peer opened is
+    the receiving thread's, what is spent is whoever's turn it is to write. The peer opens a window
+    again only for what it has read, so the receiving thread never finds ``_spent`` too small for
+    its check.
+    """
+
+    def __init__(self) -> None:
+        self._connection = _DEFAULT_WINDOW  # opened in all, as is the next
+        self._stream = _DEFAULT_WINDOW
+        self._spent = 0
+
+    @property
+    def room(self) -> int:
+        """Bytes that may be sent now; none when that is not positive."""
+        return min(self._connection, self._stream) - self._spent
+
+    def spend(self, size: int) -> None:
+        """So many bytes are sent."""
+        self._spent += size
+
+    def spend_all(self, size: int) -> bool:
+        """Whether so many bytes may be sent, which they are then."""
+        spent = self._spent + size
+        if spent > self._connection or spent > self._stream:
+            return False
+        self._spent = spent
+        return True
+
+    def open(self, stream_id: int, increment: int) -> None:
+        """The peer's WINDOW_UPDATE, for the connection (0) or the stream."""
+        if increment == 0:
+            raise ProtocolError("a WINDOW_UPDATE of 0 bytes")
+        if stream_id:
+            self.resize(increment)
+        else:
+            self._connection += increment
+            if self._connection - self._spent > _LARGEST_WINDOW:
+                raise _opened_too_far(self._connection - self._spent)
+
+    def resize(self, change: int) -> None:
+        """The peer's SETTINGS changed the stream's initial window by so many bytes."""
+        self._stream += change
+        if self._stream - self._spent > _LARGEST_WINDOW:
+            raise _opened_too_far(self._stream - self._spent)
+
+
+def _opened_too_far(window: int) -> ProtocolError:
+    return ProtocolError("the gateway opens its window too far", f"{window:,} bytes")
+
+
+class ReceiveWindow:
+    """How many bytes of DATA we take at once. What is used up is given back in large portions.
+
+    Without a lock, as :class:`SendWindow`: the receiving thread uses it, whoever's turn it is to
+    write gives back. ``is_half_used`` says that it is time to; either sets it, so it may come true
+    once in vain, and then nothing is given back.
+    """
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+        self._received = 0
+        self._given_back = 0
+        self.is_half_used = False
+
+    def use(self, size: int) -> None:
+        """So many bytes arrived."""
+        self._received += size
+        used = self._received - self._given_back
+        if used + used >= self._size:
+            self.is_half_used = True
+            if used > self._size:
+                raise ProtocolError("the gateway sends more than the window allows")
+
+    def give_back(self) -> int:
+        """By how much to open the peer's window again: by 0 until half of it is used."""
+        self.is_half_used = False
+        used = self._received - self._given_back
+        if used + used < self._size:
+            return 0
+        self._given_back += used
+        return used
+
+
+class Engine:
+    """One gRPC stream on one HTTP/2 connection, as bytes in and bytes out.
+
+    h2 speaks the protocol: settings, headers, resets. DATA and its flow control are ours, because
+    h2 needs many times longer for each frame than everything else that happens to a small message.
+    So is PING: a gateway that estimates its bandwidth (any grpc-go or grpc-java server as it comes)
+    sends one with every lone request. And so is GOAWAY, after which h2 would refuse everything,
+    while in gRPC's graceful shutdown an open stream goes on.
+
+    There is no lock. The receiving thread owns what comes in: :meth:`receive`, h2, ``end``,
+    ``speaker``, ``goaways`` and ``initial_metadata``, which others may read. Whoever has the
+    stream's turn to write owns what goes out: :meth:`put`, :meth:`grant`, :meth:`take_output`.
+    Between the two are ``control``, a deque that any thread appends to, and numbers with one
+    writer each.
+    """
+
+    def __init__(self, message_limit: int) -> None:
+        self._inflater = GzipInflater(message_limit)
+        self._message_limit = message_limit
+        self._splitter = FrameSplitter(_FRAME_BYTES)
+        self._reader = MessageReader(message_limit)
+        self._patience = Patience()
+        self._cost = 0  # of what came, less what it was worth; settled with _patience now and then
+        self.inbound = ReceiveWindow(_STREAM_WINDOW)
+        self._outbound = SendWindow()
+        self._control_frames = ControlFrames(_STREAM_WINDOW, _FRAME_BYTES)
+        self._longest_outbound = self._control_frames.longest_outbound  # no longer than one write
+        self._stream_id = 0
+        self._informational = 0
+        self._reading_id = -1  # the stream's, once its headers have come
+        self._is_plain = False  # nothing has come in part, so receive() may take it apart itself
+        self._in_headers = False  # a block of them, which nothing else may come between
+        self.unsent: deque[memoryview] = deque()
+        self.control: deque[bytes] = deque()
+        self._control_put = 0  # bytes that the peer made us say
+        self._control_taken = 0
+        self._worth_sent = 0.0  # of what went out; a peer answers it with window updates
+        self._worth_seen = 0.0
+        self.initial_metadata: Mapping[str, str | bytes] | None = None
+        self.end: StreamEnd | None = None
+        self.speaker = Speaker.STRANGER  # whose word the end is
+        self.goaways: list[Goaway] = []
+
+    # What we say: whoever has the turn to write
+
+    def open_stream(
+        self, scheme: str, authority: str, path: str, metadata: Mapping[str, str | bytes]
+    ) -> None:
+        """Begin the connection and the one stream on it. Before any other thread is there."""
+        self.control.append(self._control_frames.begin())
+        self.control.append(window_update(0, _CONNECTION_WINDOW - _DEFAULT_WINDOW))
+        self._stream_id = self._control_frames.open_stream(
+            request_headers(scheme, authority, path, metadata)
+        )
+        self.control.append(self._control_frames.output())
+
+    def put(self, messages: Sequence[bytes]) -> None:
+        """Queue messages behind those that still wait for the peer's window."""
+        size = 0
+        for run in frame_all(messages):
+            self.unsent.append(run)
+            size += len(run)
+        self._worth_sent += size / 1024 + 2 * len(messages)  # a window update each, of either kind
+
+    def grant(self) -> None:
+        """There is room: let the peer send as much again as was received since the last time."""
+        increment = self.inbound.give_back()
+        if increment:
+            for stream_id in (0, self._stream_id):
+                self.control.append(window_update(stream_id, increment))
+
+    def take_output(self, messages: Sequence[bytes] = ()) -> tuple[bytes, int]:
+        """The next bytes to write, and how many of them carry messages; none after the end.
+
+        ``messages`` are queued before.
+        """
+        if self.end is not None:
+            return b"", 0
+        control = self.control
+        parts: list[bytes | memoryview] = []
+        while control:
+            parts.append(control.popleft())
+            self._control_taken += len(parts[-1])
+        if len(messages) == 1 and not self.unsent:  # a lone answer, which fits as a rule
+            message = messages[0]
+            size = PREFIX_BYTES + len(message)
+            if size <= self._longest_outbound and self._outbound.spend_all(size):
+                self._worth_sent += 2 + size / 1024
+                head = _pack_start(
+                    size >> 8, size & 0xFF, DATA, 0, self._stream_id, 0, size - PREFIX_BYTES
+                )
+                return b"".join((*parts, head, message)), size
+        if messages:
+            self.put(messages)
+        carried = self._take_data(parts) if self.unsent else 0
+        return b"".join(parts), carried
+
+    def _take_data(self, parts: list[bytes | memoryview]) -> int:
+        """DATA frames, as far as the windows allow."""
+        budget = min(self._outbound.room, _MOST_DATA_PER_WRITE)
+        longest = self._longest_outbound
+        carried = 0
+        while self.unsent and carried < budget:
+            run = self.unsent[0]
+            size = min(len(run), budget - carried, longest)
+            parts.append(data_header(size, self._stream_id))
+            parts.append(run[:size])
+            carried += size
+            if size < len(run):
+                self.unsent[0] = run[size:]
+            else:
+                self.unsent.popleft()
+        self._outbound.spend(carried)
+        return carried
+
+    # Any thread
+
+    def ping(self) -> None:
+        """Queue a PING."""
+        if self.end is None:
+            self.control.append(ping(b"revconn\0"))
+
+    @property
+    def may_send(self) -> bool:
+        """Whether the peer's window has room for more."""
+        return self._outbound.room > 0
+
+    # What the peer says: the receiving thread
+
+    def receive(self, data: bytes) -> list[bytes]:
+        """The messages that are complete now.
+
+        ``end`` is set when the stream is over: because the peer says so, or because it does not
+        speak HTTP/2, or abuses it.
+
+        As a rule what was read is whole frames of whole messages, and now and then a PING or a
+        WINDOW_UPDATE: those are taken apart here, since a call for each of them would cost more
+        than all that is done about it. From the first byte that is something else the others see
+        to it.
+        """
+        messages: list[bytes] = []
+        if self.end is not None:
+            return messages
+        offset = weight = received = 0
+        size = len(data)
+        reading_id = self._reading_id
+        limit = self._message_limit
+        try:
+            if self._is_plain:
+                while size - offset >= _START.size:
+                    high, low, kind, flags, stream_id, flag, length = _unpack_start(data, offset)
+                    position = offset + HEADER_BYTES
+                    end = position + (high << 8 | low)
+                    if end > size or flags or end - position > _FRAME_BYTES:
+                        break
+                    if kind == DATA and stream_id == reading_id:
+                        offset = end
+                        received += end - position
+                        if end - position >= WORTHWHILE_BYTES:
+                            weight -= 1
+                        if position + PREFIX_BYTES + length == end and not flag and length <= limit:
+                            messages.append(data[position + PREFIX_BYTES : end])
+                            continue
+                        weight += 1
+                        while end - position >= PREFIX_BYTES:
+                            flag, length = _unpack_prefix(data, position)
+                            stop = position + PREFIX_BYTES + length
+                            if flag or stop > end or length > limit:
+                                break
+                            messages.append(data[position + PREFIX_BYTES : stop])
+                            position = stop
+                            weight -= 1
+                        if position < end:  # a message that goes on in the next frame
+                            self._is_plain = False
+                            self._reader.feed(data, position, end, messages)
+                            break
+                    elif (
+                        kind == WINDOW_UPDATE
+                        and end - position == _INCREMENT_BYTES
+                        and stream_id in (0, reading_id)
+                    ):
+                        (increment,) = _unpack_increment(data, position)
+                        self._outbound.open(stream_id, increment & _INCREMENT_MASK)
+                        weight += 1
+                        offset = end
+                    elif kind == PING and end - position == _PING_BYTES and stream_id == 0:
+                        self._say(PING_ACK + data[position:end])
+                        weight += 1
+                        offset = end
+                    else:
+                        break
+            if received:
+                self.inbound.use(received)
+            self._cost += weight
+            if offset < size:
+                self._take_in(data[offset:] if offset else data, messages)
+                self._is_plain = (
+                    self._reading_id > 0
+                    and self._splitter.is_between_frames
+                    and not self._reader.mid_message
+                    and not self._in_headers
+                )
+            if not -_SETTLED_EVERY < self._cost < _SETTLED_EVERY:
+                self._settle_cost()
+        except ProtocolError as error:
+            self._finish(StreamEnd(StatusCode.INTERNAL, str(error)))
+        return messages
+
+    @property
+    def inflates(self) -> bool:
+        """Whether the gateway compresses its messages."""
+        return self._reader.inflate is not None
+
+    def renew(self) -> None:
+        """What was received so far is out of the way: the next may inflate to as much again."""
+        self._inflater.renew()
+
+    def describe_end(self) -> str:
+        """What to add to words for a connection that broke here; often nothing."""
+        where = self._splitter.describe_end()
+        if self._reader.mid_message:
+            where = " in the middle of a message"
+        return f"{where} after {self.goaways[-1]}" if self.goaways else where
+
+    def _take_in(self, data: bytes, messages: list[bytes]) -> None:
+        plain_bytes = 0
+        before = len(messages)
+        for kind, flags, stream_id, buffer, start, end in self._splitter.feed(data):
+            if self._in_headers:  # h2 refuses what is no part of them
+                self._receive_other(buffer[start - HEADER_BYTES : end])
+                self._in_headers = not flags & END_HEADERS
+            elif kind == DATA and not flags and stream_id == self._reading_id:
+                plain_bytes += end - start
+                self._reader.feed(buffer, start, end, messages)
+            elif kind == DATA:
+                self.inbound.use(end - start)
+                self._receive_odd_data(flags, stream_id, buffer, start, end, messages)
+            elif kind == WINDOW_UPDATE and stream_id in (0, self._stream_id):
+                increment = parse_window_update(buffer[start:end])
+                self._outbound.open(stream_id, increment)
+            elif kind == PING and end - start == _PING_BYTES and stream_id == 0:
+                if not flags & ACK:
+                    self._say(PING_ACK + buffer[start:end])
+            elif kind == GOAWAY:
+                self._receive_goaway(parse_goaway(buffer[start:end]))
+            else:
+                self._receive_other(buffer[start - HEADER_BYTES : end])
+                self._in_headers = kind in (HEADERS, PUSH_PROMISE) and not flags & END_HEADERS
+            if self.end is not None:
+                return
+        self.inbound.use(plain_bytes)
+        self._cost += self._splitter.take_weight() + self._inflater.take_weight()
+        self._cost -= len(messages) - before
+
+    def _say(self, control: bytes) -> None:
+        """Queue what the peer asked for, as long as it reads the answers."""
+        self.control.append(control)
+        self._control_put += len(control)
+        if self._control_put - self._control_taken > _MOST_UNSENT_CONTROL:
+            raise ProtocolError("the gateway asks for answers and does not read them")
+
+    def _settle_cost(self) -> None:
+        """See whether the peer has cost more than it brought, and than we sent, for too long."""
+        sent, self._worth_seen = self._worth_sent - self._worth_seen, self._worth_sent
+        cost, self._cost = self._cost, 0
+        self._patience.earn(sent + max(0, -cost))
+        self._patience.spend(max(0, cost), time.monotonic())
+
+    def _receive_odd_data(
+        self,
+        flags: int,
+        stream_id: int,
+        buffer: bytes,
+        start: int,
+        end: int,
+        messages: list[bytes],
+    ) -> None:
+        if stream_id != self._reading_id:
+            raise ProtocolError("DATA where no stream is open", f"stream {stream_id}")
+        if flags & PADDED:
+            start, end = unpad(buffer, start, end)
+        self._reader.feed(buffer, start, end, messages)
+        if flags & END_STREAM:
+            self._finish(_NO_TRAILERS)
+
+    def _receive_other(self, frame: bytes) -> None:
+        """What h2 knows better."""
+        for event in self._control_frames.receive(frame):
+            if isinstance(event, h2.events.ResponseReceived):
+                self._receive_headers(decode_metadata(event.headers))
+            elif isinstance(event, h2.events.TrailersReceived):
+                trailers = decode_metadata(event.headers)
+                speaker = who_ended(self.initial_metadata or {}, trailers)
+                self._finish(end_by_trailers(trailers), speaker)
+            elif isinstance(event, h2.events.InformationalResponseReceived):
+                self._informational += 1
+                if self._informational > _MOST_INFORMATIONAL:
+                    raise ProtocolError(f"more than {_MOST_INFORMATIONAL} responses of status 1xx")
+            elif isinstance(event, h2.events.StreamReset):
+                self._finish(end_by_reset(int(event.error_code)))
+            elif isinstance(event, h2.events.StreamEnded):
+                self._finish(_NO_TRAILERS)
+            elif isinstance(event, h2.events.RemoteSettingsChanged):
+                self._outbound.resize(initial_window_change(event))
+                self._longest_outbound = min(
+                    self._control_frames.longest_outbound, _MOST_DATA_PER_WRITE
+                )
+        self._say(self._control_frames.output())
+
+    def _receive_headers(self, metadata: Mapping[str, str | bytes]) -> None:
+        self.initial_metadata = metadata
+        self._reading_id = self._stream_id
+        refused = refusal(metadata)
+        if refused is not None:
+            self._finish(refused, who_ended(metadata, None))
+        encoding = metadata.get("grpc-encoding", "identity")
+        if encoding == "gzip":
+            self._reader.inflate = self._inflater
+        elif encoding != "identity":
+            self._finish(
+                StreamEnd(StatusCode.UNIMPLEMENTED, f"unknown grpc-encoding {encoding!r:.60}")
+            )
+
+    def _receive_goaway(self, goaway: Goaway) -> None:
+        if len(self.goaways) < _MOST_GOAWAYS:
+            self.goaways.append(goaway)
+        if goaway.last_stream_id < self._stream_id:
+            reason = f"the gateway refused the stream ({goaway})"
+            self._finish(StreamEnd(StatusCode.UNAVAILABLE, reason))
+
+    def _finish(self, end: StreamEnd, speaker: Speaker = Speaker.STRANGER) -> None:
+        """The first end counts: what follows (an END_STREAM, a reset) only confirms it."""
+        if self.end is None:
+            self.speaker = speaker
+            self.end = end

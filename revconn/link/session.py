@@ -1,0 +1,390 @@
+"""One stream's life: the threads around a connection, from its opening to its end."""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+import uuid
+from collections.abc import Collection
+from typing import Callable, NoReturn, Protocol
+
+from revconn import clock
+from revconn.config import Options
+from revconn.core.connection import Phase
+from revconn.core.connector_side import ConnectorConnection, FromGateway
+from revconn.core.features import CHUNKS, DRAIN
+from revconn.core.liveness import ConnectorLiveness, Prober, Verdict
+from revconn.core.refusals import Speaker
+from revconn.core.sending import answer
+from revconn.core.status import StatusCode
+from revconn.core.terms import Terms
+from revconn.core.text import Mask, presentable
+from revconn.exceptions import (
+    AuthenticationError,
+    ConfigurationError,
+    ConnectionLost,
+    HandshakeError,
+)
+from revconn.guard import guarded_thread
+from revconn.logger import get_logger
+from revconn.runtime.failures import remedy
+from revconn.runtime.threads import own_thread
+from revconn.serving.calls import Calls
+from revconn.serving.replies import Line, Replies
+from revconn.transport.base import Stream, StreamEnded
+
+__all__ = ["Session", "SessionOwner"]
+
+logger = get_logger(__name__)
+
+_SHORTEST_PAUSE = 0.01  # seconds between two looks, however short a peer's silence may be
+_JOIN_TIMEOUT = 5.0
+
+
+class SessionOwner(Protocol):
+    """Whom a session tells, from its own thread."""
+
+    def session_ready(self, session: Session) -> None:
+        """CONNECTED arrived."""
+
+    def session_going_away(self, session: Session) -> None:
+        """The gateway wants it replaced; it serves on."""
+
+    def session_over(self, session: Session) -> None:
+        """It has ended; ``session.error`` says why."""
+
+    def probe_returned(self, service: str, round_trip: float) -> None:
+        """A call to itself came back after so many seconds."""
+
+    def probe_astray(self, service: str, reason: str | None) -> None:
+        """The gateway has no route of a service: on a new connection either, if not ``None``."""
+
+    def probe_refused(self, service: str, reason: str) -> None:
+        """The gateway does not route a connector's calls of a service."""
+
+
+class Session:
+    """One stream from its opening to its end, in a thread of its own.
+
+    ``terms`` are the connector's own until the gateway's first message has come. ``error`` says why
+    it ended, ``ended_in_peace`` that the gateway, told goodbye, ended it with nothing unsettled.
+
+    Three threads: the receiving one feeds the connection, the stream's sender takes from the line,
+    the timer's sleeps until something is due. ``_lock`` guards the connection, ``_retired`` and
+    ``_says_last``; no I/O happens under it.
+    """
+
+    def __init__(
+        self,
+        target: str,
+        name: str,
+        open_stream: Callable[[Line], Stream],
+        calls: Calls,
+        replies: Replies,
+        options: Options,
+        owner: SessionOwner,
+    ) -> None:
+        self._target = target
+        self._name = name
+        self._calls = calls
+        self._replies = replies
+        self._line = line = replies.open_line()
+        self._options = options
+        self._owner = owner
+        self._stream = open_stream(line)
+        self._lock = threading.Lock()
+        self._token = uuid.uuid4().hex  # what it answers probes with
+        self._connection = ConnectorConnection(
+            ConnectorLiveness(
+                options.connect_timeout,
+                options.heartbeat_interval,
+                options.liveness_timeout,
+                lambda: str(uuid.uuid4()),
+            ),
+            token=self._token,
+        )
+        self._introduced = False
+        self.terms = Terms(
+            options.heartbeat_interval, options.liveness_timeout, options.max_message_bytes
+        )
+        self._mask = Mask("")
+        self._retired: ConnectionLost | None = None
+        self._failure: BaseException | None = None  # of the timer's thread, which sets it
+        self.going_away = False
+        self.services: tuple[str, ...] = ()
+        self._prober: Prober | None = None
+        self.error: BaseException | None = None
+        self.ended_in_peace = False
+        self._says_last = False
+        self._alarms: queue.SimpleQueue[bool] = queue.SimpleQueue()  # true: the end
+        self._timer = guarded_thread(
+            f"revconn-heartbeat-{name}", self._keep_time, on_failure=self._fail
+        )
+        self._thread: threading.Thread | None = None
+        self.ready_since: float | None = None
+
+    @property
+    def connection_id(self) -> str:
+        """The id that the gateway gave, to be shown; empty before CONNECTED."""
+        return self._mask(self._connection.connection_id)
+
+    @property
+    def drains(self) -> bool:
+        """Whether the gateway, told goodbye, sends nothing new and still reads answers."""
+        return DRAIN in self.terms.features
+
+    @property
+    def serves(self) -> bool:
+        """Whether it is there for requests to come: accepted, and not told goodbye."""
+        return bool(self.services) and self._connection.phase is Phase.READY
+
+    @property
+    def is_over(self) -> bool:
+        """Whether it has ended."""
+        return self.error is not None
+
+    def start(
+        self,
+        api_key: str,
+        services: tuple[str, ...],
+        *,
+        probed: tuple[str, ...] = (),
+        astray: Collection[str] = (),
+    ) -> None:
+        """Register and serve until the stream ends. Returns at once; the owner is told.
+
+        The session calls the ``probed`` ones of its services through the gateway now and then. For
+        the sake of those that are ``astray`` the last one was given up.
+        """
+        self.services = services
+        self._mask = self._stream.mask = Mask(api_key)
+        interval = self._options.probe_interval
+        if probed and interval is not None:
+            patience = self._options.keepalive_timeout
+            self._prober = Prober(probed, interval, patience, self._token.encode(), astray)
+        self._thread = guarded_thread(f"revconn-receiver-{self._name}", lambda: self._run(api_key))
+        try:
+            self._thread.start()
+        except RuntimeError as error:  # no thread to be had: for now, or as the interpreter exits
+            self._line.close()
+            self._end(self._loss(str(error)))
+
+    def join(self, timeout: float | None) -> None:
+        """Wait, at most ``timeout`` seconds (``None``: no limit), for its thread to end."""
+        if self._thread is not None and self._thread.ident is not None:
+            self._thread.join(timeout)
+
+    # Its own thread
+
+    def _run(self, api_key: str) -> None:
+        error: BaseException
+        with own_thread():
+            try:
+                self._serve(api_key)
+            except StreamEnded as ended:
+                error = self._loss_by(ended)
+                self.ended_in_peace = self._left_in_peace(ended)
+            except ConfigurationError as problem:  # a certificate's file is being replaced, say
+                error = self._loss(str(problem))
+            except BaseException as failure:  # noqa: BLE001 - it is raised from start() and wait()
+                error = failure
+            error = self._failure or error
+            try:
+                if not self.ended_in_peace:
+                    self._stream.blame()
+                self._tear_down(settled=self.ended_in_peace and self._says_last)
+            finally:  # the link waits for that
+                self._end(error)
+
+    def _serve(self, api_key: str) -> NoReturn:
+        now = clock.with_suspend()
+        with self._lock:
+            registration = self._connection.register(api_key, self.services, now, self._prober)
+        self._line.put_control(registration)
+        try:
+            self._timer.start()
+            self._stream.open()
+        except RuntimeError as error:  # no thread to be had
+            raise self._loss(str(error)) from None
+        while True:
+            self._take_in(self._stream.receive())
+            if self._stream.going_away and not self.going_away:
+                self.going_away = True
+                self._owner.session_going_away(self)
+
+    def _left_in_peace(self, ended: StreamEnded) -> bool:
+        """Whether the gateway ended the stream because all it had sent there is settled."""
+        with self._lock:
+            if self._connection.phase is not Phase.LEAVING or self._retired is not None:
+                return False
+        return ended.code is StatusCode.OK or (ended.status_lost and self._line.is_flushed)
+
+    def _end(self, error: BaseException) -> None:
+        self.error = error
+        self._owner.session_over(self)
+
+    def _take_in(self, batch: list[bytes]) -> None:
+        if not self._introduced:
+            self._meet()
+        arrived, now = time.monotonic(), clock.with_suspend()
+        with self._lock:
+            inbound = self._connection.receive(batch, now)
+        if inbound.is_rare:
+            self._take_in_rare(inbound, now)
+        if inbound.requests:
+            self._calls.arrived(self._replies, inbound.requests, arrived, now)
+        if inbound.end is not None:
+            raise self._loss(str(inbound.end))
+
+    def _meet(self) -> None:
+        """The gateway has said something: with its first message come its metadata."""
+        self._introduced = True
+        self.terms = self.terms.met_with(
+            (name, self._mask(value) if isinstance(value, str) else value)
+            for name, value in self._stream.metadata()
+        )
+        with self._lock:
+            self._connection.agree(self.terms)
+
+    def _take_in_rare(self, inbound: FromGateway, now: float) -> None:
+        """What a batch brought besides requests for handlers."""
+        if inbound.connection_id is not None:
+            self._become_ready()
+        if inbound.cancelled:
+            self._replies.withdraw(inbound.cancelled)
+            self._calls.cancel(self._replies, inbound.cancelled)
+        if inbound.answers:  # to probes, this connector's own or another's
+            deadline = now + self._options.keepalive_timeout
+            self._replies.answer([answer(message, deadline) for message in inbound.answers])
+        for verdict, service, reason, round_trip in inbound.probed:
+            if verdict is Verdict.ALIVE:
+                self._owner.probe_returned(service, round_trip)
+            elif verdict is Verdict.UNABLE:
+                self._owner.probe_refused(service, reason)
+            elif verdict is Verdict.ASTRAY:
+                self._owner.probe_astray(service, reason)
+            else:
+                self._owner.probe_astray(service, None)
+                self.retire(reason)
+        for probe in inbound.probes:
+            self._line.put_control(probe, is_sign_of_life=False)
+        if inbound.connection_id is not None or inbound.probed or inbound.probes:
+            self._alarms.put(False)  # something may be due sooner now
+
+    def _become_ready(self) -> None:
+        self.ready_since = time.monotonic()
+        self._line.let_answers_through(
+            self.terms.max_message_bytes,
+            chunks=CHUNKS in self.terms.features,
+            send_now=self._stream.send_now,
+        )
+        self._owner.session_ready(self)
+
+    def _loss_by(self, ended: StreamEnded) -> ConnectionLost:
+        if self._retired is None:
+            return self._loss(ended.details, ended.code, ended.speaker)
+        if ended.code is StatusCode.CANCELLED:  # it only says that we closed it
+            return self._retired
+        return self._loss(f"{self._retired.reason}: {ended.details}")
+
+    def _loss(
+        self,
+        reason: str,
+        code: StatusCode | None = None,
+        speaker: Speaker = Speaker.STRANGER,
+    ) -> ConnectionLost:
+        reason = presentable(self._mask(reason))
+        if self.ready_since is not None:
+            return ConnectionLost(self._target, reason, code)
+        if code is not None:
+            reason = ": ".join(part for part in (code.name, reason) if part)
+        advice = remedy(code, speaker)
+        if advice is not None:
+            reason = f"{reason}; {advice}"
+        refused = code in (StatusCode.UNAUTHENTICATED, StatusCode.PERMISSION_DENIED)
+        by_gateway = speaker is not Speaker.STRANGER
+        kind = AuthenticationError if refused and by_gateway else HandshakeError
+        return kind(self._target, reason, code, speaker=speaker)
+
+    def _tear_down(self, *, settled: bool) -> None:
+        with self._lock:
+            self._connection.end()
+        self._alarms.put(True)
+        self._line.close(settled=settled)
+        self._stream.close()
+        self._stream.join(_JOIN_TIMEOUT)
+        if self._timer.ident is not None:
+            self._timer.join(_JOIN_TIMEOUT)
+
+    # Any thread
+
+    def say_goodbye(self, *, last: bool = True) -> bool:
+        """Send DISCONNECTED and go on serving until the gateway ends the stream.
+
+        A gateway that knows no draining reads no answers from then on: they go out elsewhere.
+        Not ``last``: there are answers to what came on other streams, which the gateway does not
+        wait for; those that it may have missed go out elsewhere too.
+        False when there is no established connection to take leave of.
+        """
+        with self._lock:
+            if self._connection.phase is not Phase.READY:
+                return False
+            self._says_last = last
+            goodbye = self._connection.disconnect()
+        if not self.drains:
+            self._line.withhold_answers()
+        self._line.put_control(goodbye)
+        return True
+
+    def retire(self, reason: str) -> None:
+        """End the stream at once, for this reason. The first one counts."""
+        with self._lock:
+            if self._retired is None:
+                self._retired = self._loss(reason)
+        self._line.close()
+        self._stream.close()
+
+    # The timer's thread
+
+    def _fail(self, error: BaseException) -> None:
+        """The timer cannot go on; nor can a session that sends no heartbeats."""
+        self._failure = error
+        self._line.close()
+        self._stream.close()
+
+    def _keep_time(self) -> None:
+        """Sleep until something is due; a wait stands still while the machine sleeps."""
+        look_by: float | None = None
+        while True:
+            with self._lock:
+                due = self._connection.due()
+            dues = [each for each in (due, look_by) if each is not None]
+            pause = min(dues) - clock.with_suspend() if dues else None
+            if self._wait(pause):
+                return
+            look_by = self._look(clock.with_suspend())
+
+    def _wait(self, pause: float | None) -> bool:
+        """Wait so many seconds, or until something is due sooner; whether it is the end."""
+        try:
+            return self._alarms.get(timeout=None if pause is None else max(_SHORTEST_PAUSE, pause))
+        except queue.Empty:
+            return False
+
+    def _look(self, now: float) -> float | None:
+        """Do what is due; by when to look at the peer again, if that may not wait."""
+        with self._lock:
+            if self._line.control_left_at is not None:
+                self._connection.heartbeat_left(self._line.control_left_at)
+            due = self._connection.tick(now, time.time(), reading=not self._line.blocked)
+            established = self._connection.established
+        if due.end:
+            self.retire(due.end)
+            return None
+        if due.heartbeat is not None:
+            self._line.put_control(due.heartbeat)
+        if due.probe is not None:
+            self._line.put_control(due.probe, is_sign_of_life=False)
+        look_by = self._stream.check(time.monotonic()) if established else None
+        return None if look_by is None else clock.at(look_by)

@@ -1,0 +1,207 @@
+"""What is stuck while the connection is fine, told apart: a handler, the pool, the gateway, Python.
+
+Each kind is one warning, and while it lasts others at growing intervals. All of it belongs to one
+thread, which looks again and again; times are ``time.monotonic()``'s.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterable
+from typing import Callable
+
+from revconn.core.reminders import Reminder, Reminders
+from revconn.guard import guarded_thread
+from revconn.logger import get_logger
+from revconn.serving.runs import Run, Runs, handler_stack
+from revconn.serving.workers import Backlog
+
+__all__ = ["FullPool", "SlowHandlers", "SlowReader", "Watchdog"]
+
+logger = get_logger(__name__)
+
+_LATENESS = 1.0
+_WAIT_FOR_WORKER = 1.0
+_WAIT_FOR_READER = 5.0
+_METHODS = 100  # gateways make up names
+
+
+class Watchdog:
+    """Looks every ``interval`` seconds, in a thread of its own, whatever the links are doing.
+
+    When it wakes late, everything else in the process did not run either: who kept it from
+    running can only be told afterwards.
+
+    ``clock`` and ``wait`` (which waits so many seconds and says whether to stop) are replaced by
+    tests. All state belongs to the thread.
+
+    :param looks: each called with the instant, every time; they log what they find.
+    """
+
+    def __init__(
+        self,
+        runs: Runs,
+        looks: Iterable[Callable[[float], None]],
+        *,
+        interval: float,
+        clock: Callable[[], float] = time.monotonic,
+        wait: Callable[[float], bool] | None = None,
+    ) -> None:
+        self._runs = runs
+        self._looks = tuple((look, Reminder()) for look in looks)
+        self._interval = interval
+        self._clock = clock
+        self._stopped = threading.Event()
+        self._wait = wait or self._stopped.wait
+        self._forsaken = False
+        self._reminder = Reminder()
+        self._thread = guarded_thread("revconn-watchdog", self.run)
+
+    def start(self) -> None:
+        """Start the thread."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Wake the thread and let it end. Idempotent; any thread."""
+        self._stopped.set()
+
+    def forsake(self) -> None:
+        """In a forked child: look no more. Takes no lock: its owner may be gone."""
+        self._forsaken = True
+
+    def run(self) -> None:
+        """The thread's body."""
+        while True:
+            due = self._clock() + self._interval
+            if self._wait(self._interval) or self._forsaken:
+                return
+            now = self._clock()
+            self._look_back(due, now)
+            for look, reminder in self._looks:
+                self._try(look, reminder, now)
+
+    def _try(self, look: Callable[[float], None], reminder: Reminder, now: float) -> None:
+        """One that fails leaves the others their turn, and says so now and then."""
+        try:
+            look(now)
+        except BaseException:
+            if reminder.is_due(now):
+                logger.exception("looking for what is stuck failed")
+
+    def _look_back(self, due: float, now: float) -> None:
+        late = now - due
+        if late < _LATENESS:
+            self._reminder.rest(now)
+        elif self._reminder.is_due(now):
+            methods = sorted({request.method[:200] for request in self._runs.during(due, now)})
+            if methods:
+                suspects = f"while handlers ran of {', '.join(map(repr, methods))}"
+            else:
+                suspects = "and it was no handler"
+            logger.warning(
+                "interpreter held: nothing else ran for %.1f s, heartbeats neither, %s; C code"
+                " that keeps the interpreter's lock does that (a regular expression, say), or a"
+                " machine that gives the process no time",
+                late,
+                suspects,
+            )
+
+
+class SlowHandlers:
+    """Names handlers that have run for more than ``after`` seconds: each run once, with its stack.
+
+    Many slow runs of one method are not worth a line each.
+    """
+
+    def __init__(self, runs: Runs, after: float) -> None:
+        self._runs = runs
+        self._after = after
+        self._named: dict[int, Run] = {}
+        self._reminders = Reminders(_METHODS)
+
+    def look(self, now: float) -> None:
+        """Name those that became slow since the last look."""
+        running = self._runs.now()
+        self._named = {
+            thread: run for thread, run in self._named.items() if running.get(thread) == run
+        }
+        slow: dict[str, dict[int, Run]] = {}
+        for thread, run in running.items():
+            if now - run.since > self._after and thread not in self._named:
+                self._named[thread] = run
+                slow.setdefault(run.request.method, {})[thread] = run
+        for method, runs in slow.items():
+            if self._reminders.count(method, now):
+                self._name(runs, now)
+
+    def _name(self, runs: dict[int, Run], now: float) -> None:
+        thread = min(runs, key=lambda thread: runs[thread].since)
+        run = runs[thread]
+        stack = handler_stack(thread)
+        if self._runs.now().get(thread) != run:
+            stack = None  # it has just ended: that may be another's
+        logger.warning_with_stack(
+            stack,
+            "slow handler: %r has been in its handler for %.1f s%s",
+            run.request,
+            now - run.since,
+            f" (and {len(runs) - 1} others of this method)" if len(runs) > 1 else "",
+        )
+
+
+class FullPool:
+    """Tells that requests wait because every worker is busy.
+
+    ``backlog`` says what waits for a worker at an instant; ``None``: nothing does.
+    """
+
+    def __init__(self, backlog: Callable[[float], Backlog | None]) -> None:
+        self._backlog = backlog
+        self._reminder = Reminder()
+
+    def look(self, now: float) -> None:
+        """See how long requests have waited."""
+        backlog = self._backlog(now)
+        if backlog is None or backlog.longest < _WAIT_FOR_WORKER:
+            self._reminder.rest(now)
+        elif self._reminder.is_due(now):
+            missing = f", and the executor has no thread for {backlog.wanted} more"
+            logger.warning(
+                "pool full: %d requests wait for a worker, the first for %.1f s; all %d workers"
+                " are busy%s",
+                backlog.waiting,
+                backlog.longest,
+                backlog.workers,
+                missing if backlog.wanted else "",
+            )
+
+
+class SlowReader:
+    """Tells that a gateway does not read: what was begun to be sent to it does not get away.
+
+    ``unsent`` gives the streams with something to send, each with how many batches were begun.
+    """
+
+    def __init__(self, name: str, unsent: Callable[[], dict[object, int]]) -> None:
+        self._name = name
+        self._unsent = unsent
+        self._begun: dict[object, tuple[int, float]] = {}
+        self._reminder = Reminder()
+
+    def look(self, now: float) -> None:
+        """See whether there was any progress since the last look."""
+        begun = {}
+        for stream, batches in self._unsent().items():
+            before = self._begun.get(stream)
+            begun[stream] = before if before and before[0] == batches else (batches, now)
+        self._begun = begun
+        stuck_since = min((since for _, since in begun.values()), default=now)
+        if now - stuck_since < _WAIT_FOR_READER:
+            self._reminder.rest(now)
+        elif self._reminder.is_due(now):
+            logger.warning(
+                "gateway not reading: %s has taken nothing of what is sent for %.0f s",
+                self._name,
+                now - stuck_since,
+            )

@@ -1,0 +1,502 @@
+"""Requests in flight: who runs them, when they expire, and that each is answered once."""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from collections.abc import Iterable
+from concurrent.futures import Executor
+from typing import Callable
+
+from revconn import clock
+from revconn.core.connector_side import Arrival
+from revconn.core.deadline import nearer_deadline
+from revconn.core.large import LargeAnswer
+from revconn.core.responses import encode_failure
+from revconn.core.sending import Answer, answer
+from revconn.core.status import StatusCode
+from revconn.logger import get_logger
+from revconn.messages import Request, received
+from revconn.runtime.threads import Condition
+from revconn.serving.callbacks import Callbacks, run_callbacks
+from revconn.serving.deadlines import Deadlines
+from revconn.serving.handlers import Answering, Handlers, failed
+from revconn.serving.inline import Inline
+from revconn.serving.replies import Replies
+from revconn.serving.runs import Runs, handler_stack
+from revconn.serving.workers import Workers
+
+__all__ = ["Calls"]
+
+logger = get_logger(__name__)
+
+_HEADER = 256  # bytes of memory, about, that a header takes beside its own, decoded and in a dict
+
+_with_suspend = clock.with_suspend
+_monotonic = time.monotonic
+
+
+class Calls:
+    """The table of calls on the connector's side: each is run, and answered exactly once.
+
+    A call is its :class:`~revconn.messages.Request`, from its arrival until it is settled::
+
+        arrived --> in flight already: ignored, the one answer serves both
+           |------> more than max_in_flight: refused with 429
+           v
+        waiting --> held: answers pile up at its gateway --> waiting, when they no longer do
+           v
+        running: in a worker, or (inline) in the thread that received it
+           v
+        settled: answered | expired (504) | cancelled (not answered) | given up (503)
+
+    From waiting and running each of the last three may come first: who finds the call in the table
+    settles it, in one step with queueing its answer, and a result that comes after that is late.
+    So a call is in the table exactly until its answer is with the replies of its link, and who asks
+    whether all is answered looks nowhere else.
+
+    ``_lock`` guards all state, that of every link's replies, of the workers and of the deadlines
+    too. Thread-safe.
+
+    ``saturated`` says that more than ``max_in_flight_bytes`` are in flight; the links' peers are
+    held back then. ``on_failure`` is told what this cannot go on from: an executor that is broken,
+    say.
+    """
+
+    def __init__(
+        self,
+        handlers: Handlers,
+        executor: Executor,
+        runs: Runs,
+        *,
+        max_workers: int,
+        max_in_flight: int,
+        max_in_flight_bytes: int,
+        max_message_bytes: int,
+        executor_may_block: bool,
+        on_failure: Callable[[BaseException], None],
+    ) -> None:
+        self._inline_routes = handlers.inline
+        self._inline_methods = handlers.inline.methods
+        self.inline = Inline(
+            handlers,
+            runs,
+            max_message_bytes,
+            expire=self._expire,
+            settle=self._settle_batch,
+            hand_over=self._hand_over,
+        )
+        self._runs = runs
+        self._running = runs.running
+        self._max_in_flight = max_in_flight
+        self._max_in_flight_bytes = max_in_flight_bytes
+        self._lock = threading.Lock()
+        self._settled = Condition(self._lock)
+        self.workers = Workers(
+            self._lock,
+            executor,
+            max_workers,
+            runs,
+            answer=Answering(handlers.all, max_message_bytes).answer,
+            settle=self._settle,
+            expire=self._expire,
+            fail=self._fail,
+            flush=self._flush,
+            on_broken=on_failure,
+            may_block=executor_may_block,
+        )
+        self._in_flight: dict[Replies, dict[str, Request]] = {}
+        self._total = 0
+        self._exempt = 0  # of those: served inline or being refused, beyond max_in_flight
+        self._lingering: set[Replies] = set()  # with answers that wait for _flush()
+        self._bytes = 0
+        self.saturated = False
+        self._closed = False
+        self._accepted = self._answered = self._cancelled = self._expired = 0
+        self._late = self._repeated = self._overloaded = 0
+        self._deadlines = Deadlines(
+            self._lock, self._all, self._expire, self._forget_settled, on_failure
+        )
+        self._callbacks = Callbacks()
+
+    def start(self) -> None:
+        """Start the thread that watches deadlines, and the one for callbacks."""
+        self._deadlines.start()
+        self._callbacks.start()
+        self.workers.start()
+
+    def replies(self, *, replay_bytes: int, doubt: float) -> Replies:
+        """Where the answers of one link's calls go, from now on."""
+        replies = Replies(
+            self._lock,
+            on_relief=lambda: self.workers.resume(replies),
+            replay_bytes=replay_bytes,
+            doubt=doubt,
+        )
+        with self._lock:
+            self._in_flight[replies] = {}
+        return replies
+
+    # Requests come in: the receiving threads
+
+    def arrived(
+        self, link: Replies, arrivals: Iterable[Arrival], arrived: float, now: float
+    ) -> None:
+        """A batch of requests arrived; those with an inline handler are served before it returns.
+
+        They came when ``arrived`` says (monotonic), and ``now`` (with suspend). A repeated id is
+        ignored while the first request with it is in flight: running a handler twice would be
+        worse, and the one answer serves both.
+        """
+        inline_methods = self._inline_methods
+        pooled: list[Request] = []
+        inline: list[Request] = []
+        for message, request_id, method, size in arrivals:
+            try:
+                # What begins with a slash is found as it is written, or not at all.
+                is_inline = method in inline_methods or (
+                    method[:1] != "/" and self._inline_routes.find(method) is not None
+                )
+                timeout = message.timeout_seconds
+                due = now + timeout if timeout > 0 else None
+                headers = message.headers
+                if "grpc-timeout" in headers:
+                    due = nearer_deadline(due, headers["grpc-timeout"], now)
+                request = received(message, request_id, method, due, arrived, size, link)
+            except BaseException:  # no memory, say: the connection, and the batch, need not suffer
+                logger.exception("request %r: serving it failed", request_id)
+                failure = encode_failure(request_id, StatusCode.INTERNAL, "internal error")
+                link.answer([answer(failure, None)])
+                continue
+            if is_inline:
+                inline.append(request)
+            else:
+                request._cost = size + _HEADER * len(headers)
+                pooled.append(request)
+        served = self._admit(link, pooled, inline)
+        if served:
+            self.inline.serve(link, served, arrived, now - arrived)
+
+    def _admit(self, link: Replies, pooled: list[Request], inline: list[Request]) -> list[Request]:
+        """Put a batch in flight, in one step: for workers, and those to be served at once.
+
+        The latter are returned. Of the others those over the limit are refused with 429.
+        """
+        in_flight = self._in_flight[link]
+        served: list[Request] = []
+        refused: list[Request] = []
+        hire = False
+        with self._lock:
+            if pooled:
+                admitted, refused = self._admit_pooled(in_flight, pooled)
+                hire = bool(admitted) and self.workers.put(admitted)
+            count = 0
+            for request in inline:
+                if request.request_id in in_flight or self._closed:
+                    self._repeated += not self._closed
+                else:
+                    in_flight[request.request_id] = request
+                    served.append(request)
+                    count += 1
+            self._total += count
+            self._exempt += count
+            self._accepted += count
+        if hire:
+            self.workers.hire()
+        if refused:
+            self._refuse(link, refused)
+        return served
+
+    def _admit_pooled(
+        self, in_flight: dict[str, Request], requests: list[Request]
+    ) -> tuple[list[Request], list[Request]]:
+        """Those for workers, and those over the limit: to be refused. Requires the lock.
+
+        The latter are in flight too, until that is said: whoever asks whether all is answered
+        must not miss them.
+        """
+        room = 0 if self._closed else self._max_in_flight - self._total + self._exempt
+        admitted: list[Request] = []
+        refused: list[Request] = []
+        for request in requests:
+            if request.request_id in in_flight:
+                self._repeated += 1
+                continue
+            in_flight[request.request_id] = request
+            if len(admitted) >= room:
+                refused.append(request)
+            else:
+                admitted.append(request)
+                self._bytes += request._cost
+                if request._due is not None and request._due < self._deadlines.next_due:
+                    self._deadlines.expect(request._due)
+        self._total += len(admitted) + len(refused)
+        self._exempt += len(refused)
+        self._accepted += len(admitted)
+        self._overloaded += len(refused)
+        if not self.saturated and self._bytes > self._max_in_flight_bytes:
+            self._saturate(True)
+        return admitted, refused
+
+    def _refuse(self, link: Replies, refused: list[Request]) -> None:
+        reason = f"too many requests: {self._max_in_flight:,} are in flight"
+        code = StatusCode.RESOURCE_EXHAUSTED
+        failures = [answer(encode_failure(each.request_id, code, reason), None) for each in refused]
+        in_flight = self._in_flight[link]
+        with self._lock:
+            told = [number for number, each in enumerate(refused) if each._settle()]
+            for number in told:
+                del in_flight[refused[number].request_id]
+            self._total -= len(told)
+            self._exempt -= len(refused)
+            line = link.put([failures[number] for number in told], alone=True)
+            self._tell_settled(link)
+        link.send_out(line)
+        logger.debug("refused %d requests: %s", len(refused), reason)
+
+    def _saturate(self, saturated: bool) -> None:
+        assert self._lock.locked()
+        self.saturated = saturated
+        for link in self._in_flight:
+            link.set_saturated(saturated)
+
+    def _settle_batch(
+        self,
+        link: Replies,
+        served: list[tuple[Request, Answer | LargeAnswer]],
+        taken: int,
+        alone: bool,
+    ) -> None:
+        """Answer what was served: of so many that were ``taken`` some may have expired."""
+        in_flight = self._in_flight[link]
+        answers: list[Answer | LargeAnswer] = []
+        with self._lock:
+            count = 0
+            for request, answer in served:
+                if request._active:
+                    request._active = False
+                    del in_flight[request.request_id]
+                    answers.append(answer)
+                    count += 1
+                else:  # cancelled, say
+                    self._late += 1
+            self._total -= count
+            self._answered += count
+            self._exempt -= taken
+            line = link.put(answers, alone=alone) if answers else None
+            if link.awaited or self._settled.sleepers:
+                self._tell_settled(link)
+        if line is not None:
+            line.send_reserved()
+        if link.refused:
+            link.log_refused()
+        for request, _ in served:
+            if request._callbacks:
+                run_callbacks([request])
+
+    def _hand_over(self, link: Replies, requests: list[Request]) -> None:
+        """While a gateway does not read, workers take what inline handlers would have.
+
+        From now on they wait, so they count as all that waits does, have their deadlines watched,
+        and may be too many.
+        """
+        in_flight = self._in_flight[link]
+        with self._lock:
+            waiting = [request for request in requests if request._active]
+            for request in waiting:
+                request._cost = _memory(request)
+                del in_flight[request.request_id]
+            self._total -= len(waiting)
+            self._exempt -= len(requests)
+            self._accepted -= len(waiting)
+            admitted, refused = self._admit_pooled(in_flight, waiting)
+            hire = bool(admitted) and self.workers.put(admitted)
+        if hire:
+            self.workers.hire()
+        if refused:
+            self._refuse(link, refused)
+
+    # Calls are settled: any thread
+
+    def _settle(
+        self,
+        request: Request,
+        answer: Answer | LargeAnswer,
+        *,
+        expired: bool = False,
+        lingers: bool = True,
+    ) -> bool:
+        """Answer a request unless somebody else already did.
+
+        An answer that ``lingers`` may wait for others, until :meth:`_flush`.
+        """
+        link = request._link
+        with self._lock:
+            if not request._settle():
+                self._late += not expired
+                return False
+            del self._in_flight[link][request.request_id]
+            self._total -= 1
+            if expired:
+                self._expired += 1
+            else:
+                self._answered += 1
+            self._bytes -= request._cost
+            if self.saturated and self._bytes <= self._max_in_flight_bytes:
+                self._saturate(False)
+            line = link.put((answer,), alone=not self._total, lingers=lingers)
+            if link.lingers:
+                self._lingering.add(link)
+            if link.awaited or self._settled.sleepers:
+                self._tell_settled(link)
+        if line is not None:
+            line.send_reserved()
+        if link.refused:
+            link.log_refused()
+        return True
+
+    def _flush(self) -> None:
+        """Send what workers have answered, in this thread, many answers as one."""
+        while self._lingering:
+            with self._lock:
+                line = self._lingering.pop().take_lingering() if self._lingering else None
+            if line is not None:
+                line.send_reserved()
+
+    def _tell_settled(self, link: Replies) -> None:
+        """Who waits until all is answered looks again. Requires holding ``_lock``."""
+        link.changed.notify_all()
+        self._settled.notify_all()
+
+    def _fail(self, request: Request, code: StatusCode, reason: str) -> bool:
+        """Answer a request with an error unless somebody else already did answer it."""
+        settled = self._settle(request, failed(request, code, reason), lingers=False)
+        if settled:
+            self._callbacks.call([request])
+        return settled
+
+    def _expire(self, request: Request) -> None:
+        late = failed(request, StatusCode.DEADLINE_EXCEEDED, "deadline exceeded")
+        if self._settle(request, late, expired=True, lingers=False):
+            self._callbacks.call([request])
+
+    # Callers give up
+
+    def cancel(self, link: Replies, request_ids: Iterable[str]) -> None:
+        """Nobody waits for these any more: they are not answered, and not run if they still wait.
+
+        Unknown ids (of requests answered meanwhile, most often) are ignored.
+        """
+        cancelled = []
+        with self._lock:
+            in_flight = self._in_flight[link]
+            for request_id in request_ids:
+                request = in_flight.pop(request_id, None)
+                if request is not None:
+                    request._settle()
+                    self._bytes -= request._cost
+                    cancelled.append(request)
+            self._cancelled += len(cancelled)
+            self._total -= len(cancelled)
+            if self.saturated and self._bytes <= self._max_in_flight_bytes:
+                self._saturate(False)
+            if cancelled:
+                self._forget_settled()
+                self._tell_settled(link)
+        self._callbacks.call(cancelled)
+        for request in cancelled:
+            logger.debug("%r was cancelled", request)
+
+    def _forget_settled(self) -> None:
+        """Where requests wait, nobody else would drop them, and the payloads that they hold."""
+        assert self._lock.locked()
+        self.workers.forget_settled()
+
+    # What is unanswered
+
+    def is_answered(self, link: Replies, came_by: float = math.inf) -> bool:
+        """Whether all is answered that came by a link until then (monotonic). Requires the lock."""
+        assert self._lock.locked()
+        in_flight = self._in_flight[link]
+        return not any(request._arrived <= came_by for request in in_flight.values())
+
+    def wait_idle(self, timeout: float) -> bool:
+        """Wait, at most ``timeout`` seconds, until nothing is unanswered."""
+        with self._lock:
+            return self._settled.wait_for(lambda: not self._total, timeout)
+
+    # The end
+
+    def give_up(self) -> int:
+        """Answer 503 to everything that is still in flight, name it in the log, and count it."""
+        reason = "the service stopped before it could answer"
+        with self._lock:
+            left = self._all()
+        runs = self._runs.now().items() if left else ()
+        stacks = {run.request: handler_stack(thread) for thread, run in runs}
+        given_up = [each for each in left if self._fail(each, StatusCode.UNAVAILABLE, reason)]
+        for request in given_up:
+            logger.warning_with_stack(
+                stacks.get(request),
+                "gave up %r, which came %.1f s ago: %s when the time to stop ran out",
+                request,
+                _monotonic() - request._arrived,
+                "its handler was not done" if request in stacks else "no worker had taken it",
+            )
+        return len(given_up)
+
+    def close(self) -> None:
+        """Abandon what is in flight and end the deadline thread. Idempotent."""
+        with self._lock:
+            self._closed = True
+            abandoned = self._all()
+            self._abandon()
+            self.workers.close()
+            self._deadlines.close()
+            for link in self._in_flight:
+                self._tell_settled(link)
+        self._callbacks.call(abandoned)
+        self._callbacks.close()
+
+    def forsake(self) -> None:
+        """In a forked child: run nothing more. Takes no lock: its owner may be gone."""
+        self._closed = True
+        self._deadlines.forsake()
+        self.workers.forsake()
+        self._abandon()
+
+    def _all(self) -> list[Request]:
+        return [request for table in self._in_flight.values() for request in table.values()]
+
+    def _abandon(self) -> None:
+        for request in self._all():
+            request._settle()
+        for table in self._in_flight.values():
+            table.clear()
+        self._total = 0
+
+    def stats(self) -> dict[str, int]:
+        """Counters since the start, and how much is in flight and waiting now."""
+        with self._lock:
+            return {
+                "accepted": self._accepted,
+                "answered": self._answered,
+                "cancelled": self._cancelled,
+                "expired": self._expired,
+                "late": self._late,
+                "repeated": self._repeated,
+                "overloaded": self._overloaded,
+                "in_flight": self._total,
+                "waiting": self.workers.waiting,
+            }
+
+
+def _memory(request: Request) -> int:
+    """Bytes that it takes, about."""
+    headers = request.headers
+    return (
+        len(request._payload)
+        + sum(len(name) + len(value) for name, value in headers.items())
+        + _HEADER * len(headers)
+    )

@@ -1,0 +1,103 @@
+"""The thread that answers calls whose deadline passes while they wait or run."""
+
+from __future__ import annotations
+
+import math
+import threading
+from typing import Callable
+
+from revconn import clock
+from revconn.guard import guarded_thread
+from revconn.messages import Request
+
+__all__ = ["Deadlines"]
+
+_LONGEST_WAIT = 5.0  # for the next deadline; by so much at most it is late after a suspend
+
+_with_suspend = clock.with_suspend
+
+
+class Deadlines:
+    """Watches the deadlines of all that is ``in_flight``, and has ``expire`` called at each.
+
+    ``lock``, the table's, guards all state and is held when ``in_flight`` is called, and
+    ``forget_settled`` after some have expired; ``expire`` is called without it. ``next_due`` is
+    when to look (:func:`~revconn.clock.with_suspend`).
+    """
+
+    def __init__(
+        self,
+        lock: threading.Lock,
+        in_flight: Callable[[], list[Request]],
+        expire: Callable[[Request], object],
+        forget_settled: Callable[[], object],
+        on_failure: Callable[[BaseException], object],
+    ) -> None:
+        self._lock = lock
+        self._sooner = threading.Condition(lock)
+        self._in_flight = in_flight
+        self._expire = expire
+        self._forget_settled = forget_settled
+        self._closed = False
+        self.next_due = math.inf
+        self._thread = guarded_thread("revconn-deadlines", self._watch, on_failure)
+
+    def start(self) -> None:
+        """Start the thread. Raises :class:`RuntimeError` when there is none to be had."""
+        self._thread.start()
+
+    def expect(self, due: float) -> None:
+        """A deadline comes before ``next_due``. Requires holding the lock."""
+        assert self._lock.locked()
+        self.next_due = due
+        self._sooner.notify_all()
+
+    def close(self) -> None:
+        """End the thread. Requires holding the lock."""
+        assert self._lock.locked()
+        self._closed = True
+        self._sooner.notify_all()
+
+    def forsake(self) -> None:
+        """In a forked child: expire nothing. Takes no lock: its owner may be gone."""
+        self._closed = True
+
+    def _watch(self) -> None:
+        while True:
+            with self._lock:
+                if self._closed:
+                    return
+                expired = self._take_stock(_with_suspend())
+                if not expired:
+                    self._sooner.wait(self._until_due())
+                    continue
+            for request in expired:
+                self._expire(request)
+            with self._lock:
+                self._forget_settled()
+
+    def _take_stock(self, now: float) -> list[Request]:
+        """Who has expired; also finds the next instant to look. Requires holding ``_lock``.
+
+        Looking through all that is in flight is cheap because it is rare: most requests are
+        settled long before their deadline, so the thread sleeps for about a deadline's length
+        between two looks, where a heap would cost each request a push and a pop.
+        """
+        if self.next_due > now:
+            return []
+        expired = []
+        self.next_due = math.inf
+        for request in self._in_flight():
+            if request._due is None:
+                continue
+            if request._due <= now:
+                expired.append(request)
+            elif request._due < self.next_due:
+                self.next_due = request._due
+        return expired
+
+    def _until_due(self) -> float | None:
+        """Seconds to wait, which do not pass while the machine sleeps. Requires ``_lock``."""
+        if self.next_due == math.inf:
+            return None
+        return min(max(0.0, self.next_due - _with_suspend()), _LONGEST_WAIT)

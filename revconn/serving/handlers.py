@@ -1,0 +1,304 @@
+"""Users' handlers: finding one, running it, and making an answer of whatever it does."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import AsyncIterator, Awaitable, Coroutine, Generator
+from contextvars import Context
+from typing import Callable, NamedTuple, Protocol, Union
+
+from revconn.core.errors import ProtocolError
+from revconn.core.framing import pack
+from revconn.core.large import LargeAnswer
+from revconn.core.responses import encode_failure, encode_response, encode_success
+from revconn.core.routing import Routes, split_method_path
+from revconn.core.sending import Answer
+from revconn.core.status import StatusCode, is_success, status_code
+from revconn.core.terms import LEAST_BYTES
+from revconn.exceptions import RequestError
+from revconn.logger import get_logger
+from revconn.messages import Request, Response
+from revconn.validation import refuse, require_flag
+
+__all__ = [
+    "Answering",
+    "Handler",
+    "HandlerResult",
+    "Handlers",
+    "Serializable",
+    "failed",
+    "require_handler",
+    "require_method_path",
+]
+
+logger = get_logger(__name__)
+
+
+class Serializable(Protocol):
+    """A protobuf message, as far as its answer goes."""
+
+    def SerializeToString(self) -> bytes:
+        """Its encoding."""
+
+
+HandlerResult = Union[bytes, bytearray, memoryview, Response, Serializable, None]
+Handler = Callable[[Request], HandlerResult]
+"""What serves a method: a function of the :class:`Request`, called in a thread."""
+
+
+class _Failure(NamedTuple):
+    """Why a request has no payload to answer with."""
+
+    code: StatusCode
+    message: str
+    status: int | None = None
+    payload: bytes = b""
+
+
+_SMALL = LEAST_BYTES - 512  # bytes of payload, whatever id comes with it
+_LONGEST_METHOD = 200  # characters, of those that are named in errors
+
+_Outcome = Union[bytes, Response, _Failure]
+
+_NOT_ASYNC = "handlers run in threads: write def, and asyncio.run(...) in it for async code"
+_NOT_STREAMING = "streaming methods are not served yet: return the one answer, without yield"
+
+_INTERNAL_ERROR = _Failure(StatusCode.INTERNAL, "internal error")
+
+
+class Answering:
+    """Turns a request into its answer. Never raises; called by many threads at once.
+
+    A payload beyond ``max_message_bytes`` is not encoded: whether it can be sent depends on the
+    connection that its answer will travel on.
+    """
+
+    def __init__(self, routes: Routes[Handler], max_message_bytes: int) -> None:
+        self._routes = routes
+        self._methods = routes.methods
+        self._max_message_bytes = max_message_bytes
+
+    def answer(self, request: Request) -> Answer | LargeAnswer:
+        """Run the request's handler and encode what came of it.
+
+        All of it is in here for the one case that most are: a handler that is found by its path,
+        and returns bytes that are not too many.
+        """
+        try:
+            if request.framed or request.method not in self._methods:
+                return self._finish(request, self._run(request))
+            handler = self._methods[request.method]
+            try:
+                # As grpc.server has it: what it sets in context variables ends with the request.
+                result = Context().run(handler, request)
+            except BaseException as error:  # noqa: BLE001 - _failure logs what is not the user's wish
+                return self._finish(request, _failure(request, handler, error))
+            if type(result) is not bytes or len(result) > _SMALL:
+                return self._finish(request, _checked(request, handler, result))
+            # Too large for no gateway: it need not say whose it is.
+            return encode_success(request.request_id, result), request._due, False, ""
+        except BaseException:
+            logger.exception("%r: the answer cannot be encoded", request)
+            return _encode(request, _INTERNAL_ERROR), request._due, False, ""
+
+    def _finish(self, request: Request, outcome: _Outcome) -> Answer | LargeAnswer:
+        payload = outcome if isinstance(outcome, bytes) else outcome.payload
+        if len(payload) > self._max_message_bytes:
+            return _large(request, outcome, payload)
+        message = _encode(request, outcome)
+        return message, request._due, False, request.method[:_LONGEST_METHOD]
+
+    def _run(self, request: Request) -> _Outcome:
+        handler = self._routes.find(request.method)
+        if handler is None:
+            return _Failure(StatusCode.UNIMPLEMENTED, f"unknown method {request.method[:200]}", 404)
+        if request.framed:
+            try:
+                request.payload  # noqa: B018 - raises for what does not inflate: no handler sees it
+            except ProtocolError as error:
+                return _Failure(StatusCode.INVALID_ARGUMENT, str(error))
+        try:
+            result = Context().run(handler, request)
+        except BaseException as error:  # noqa: BLE001 - as above
+            return _failure(request, handler, error)
+        return _checked(request, handler, result)
+
+
+def _failure(request: Request, handler: Handler, error: BaseException) -> _Failure:
+    """What it means that a handler raised; called while that is being handled."""
+    if isinstance(error, RequestError):
+        return _Failure(error.code, error.message, error.status)
+    logger.exception("%r: handler %s failed", request, _name(handler))
+    return _INTERNAL_ERROR
+
+
+def _checked(request: Request, handler: Handler, result: HandlerResult) -> _Outcome:
+    try:
+        return result if type(result) is bytes else _as_response(result)
+    except _WrongResult as error:
+        logger.error("%r: handler %s returned %s", request, _name(handler), error)
+    except BaseException as error:  # noqa: BLE001 - a message that does not encode is the user's
+        return _failure(request, handler, error)
+    return _INTERNAL_ERROR
+
+
+class _WrongResult(Exception):
+    """A handler returned something that is no answer."""
+
+
+def _as_response(result: HandlerResult) -> bytes | Response:
+    if isinstance(result, (bytes, Response)):
+        return result
+    if result is None:
+        return b""
+    if isinstance(result, (bytearray, memoryview)):
+        return bytes(result)
+    serialize: Callable[[], bytes] | None = getattr(result, "SerializeToString", None)
+    if serialize is None:
+        raise _WrongResult(_describe(result))
+    return serialize()
+
+
+def _describe(result: object) -> str:
+    """What it is, and what it should have been. One that waits to be run is closed."""
+    name = type(result).__name__
+    if isinstance(result, (Coroutine, Generator)):
+        result.close()
+    if isinstance(result, (Awaitable, AsyncIterator)):
+        return f"{name}: {_NOT_ASYNC}"
+    if isinstance(result, Generator):
+        return f"{name}: {_NOT_STREAMING}"
+    return f"{name}; return bytes, a protobuf message, a Response or None"
+
+
+def _large(request: Request, outcome: _Outcome, payload: bytes) -> LargeAnswer:
+    empty: _Outcome = b""
+    if isinstance(outcome, Response):
+        empty = Response(status=outcome.status, headers=outcome.headers, error=outcome.error)
+    payload = pack(payload, framed=request.framed)
+    return LargeAnswer(
+        _encode(request, empty), request._due, payload, request.method[:_LONGEST_METHOD]
+    )
+
+
+def _encode(request: Request, outcome: _Outcome) -> bytes:
+    if isinstance(outcome, bytes):
+        if not request.framed:
+            return encode_success(request.request_id, outcome)
+        return encode_response(request.request_id, outcome, framed=True)
+    if isinstance(outcome, _Failure):
+        return encode_failure(
+            request.request_id,
+            outcome.code,
+            outcome.message,
+            status=outcome.status,
+            framed=request.framed,
+        )
+    if is_success(outcome.status):
+        return encode_response(
+            request.request_id,
+            outcome.payload,
+            # 0 is gRPC's OK, and the reference gateway takes it for an HTTP status.
+            status=outcome.status or 200,
+            headers=outcome.headers,
+            error=outcome.error,
+            framed=request.framed,
+        )
+    return encode_failure(
+        request.request_id,
+        status_code(outcome.status),
+        outcome.error,
+        status=outcome.status,
+        headers=outcome.headers,
+        payload=outcome.payload,
+        framed=request.framed,
+    )
+
+
+def failed(request: Request, code: StatusCode, reason: str) -> Answer:
+    """The answer to a request that no handler has, or has had in time."""
+    message = encode_failure(request.request_id, code, reason, framed=request.framed)
+    return message, request._due, False, ""
+
+
+def _name(handler: Callable[..., object]) -> str:
+    """For the log: no ``repr``, which may hold anything, and raise."""
+    return getattr(_function(handler), "__qualname__", type(handler).__qualname__)
+
+
+def _function(handler: Callable[..., object]) -> Callable[..., object]:
+    """What is called in the end: a partial's function, an object's ``__call__``."""
+    while isinstance(handler, functools.partial):
+        handler = handler.func
+    if inspect.isroutine(handler) or inspect.isclass(handler):
+        return handler
+    call: Callable[..., object] = type(handler).__call__
+    return call
+
+
+def require_handler(handler: object) -> None:
+    """Raise :class:`ConfigurationError` for what cannot serve a request."""
+    if not callable(handler):
+        refuse("handler", handler, "not callable", "give a function of the request")
+    function = _function(handler)
+    if inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function):
+        refuse("handler", handler, "is async", _NOT_ASYNC)
+    if inspect.isgeneratorfunction(function):
+        refuse("handler", handler, "is a generator", _NOT_STREAMING)
+
+
+def require_method_path(path: str) -> tuple[str, str]:
+    """The service, and the path as it is written. Raises :class:`ConfigurationError`."""
+    try:
+        service, method = split_method_path(path)
+        named = method.isprintable() and not any(map(str.isspace, method))
+    except (ValueError, AttributeError, TypeError):
+        named = False
+    if not named:
+        refuse("path", path, "not a method path", "write /package.Service/Method")
+    return service, f"/{service}/{method}"
+
+
+class Handlers:
+    """What a connector serves. A handler may be replaced, and its kind changed, while it serves.
+
+    A request meets a handler of before or one of after a replacement, and an inline one only if it
+    was inline when it came: ``inline`` tells whose requests run inline from now on, ``inline_ever``
+    has a handler for those that are on their way there too. ``all`` are those that workers find:
+    while a gateway does not read they run what inline handlers would have.
+
+    Changes need a lock of the owner's; the routes are read by any thread meanwhile.
+    """
+
+    def __init__(self) -> None:
+        self.all: Routes[Handler] = Routes()
+        self.inline: Routes[Handler] = Routes()
+        self.inline_ever: Routes[Handler] = Routes()
+
+    def services(self) -> list[str]:
+        """The names of all services that have a handler, sorted."""
+        return self.all.services()
+
+    def add_method(self, path: str, handler: Handler, *, inline: bool, replace: bool) -> None:
+        """Serve a method. Raises :class:`ConfigurationError` for a second handler of it."""
+        inline = require_flag("inline", inline)
+        _add(self.all.add_method, path, handler, replace)
+        if inline:
+            self.inline_ever.add_method(path, handler, replace=True)
+            self.inline.add_method(path, handler, replace=True)
+        else:
+            self.inline.discard_method(path)
+
+    def add_service(self, name: str, handler: Handler, *, replace: bool) -> None:
+        """Serve what else is called of a service. Raises as :meth:`add_method`."""
+        _add(self.all.add_service, name, handler, replace)
+
+
+def _add(add: Callable[..., None], name: str, handler: Handler, replace: bool) -> None:
+    replace = require_flag("replace", replace)
+    try:
+        add(name, handler, replace=replace)
+    except ValueError:
+        remedy = "register each handler once, or let it take that one's place with replace=True"
+        refuse("handler of", name, "there is one already", remedy)

@@ -1,0 +1,496 @@
+"""Answers on their way to one gateway: queued, sent, held back, in doubt, sent again."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections import deque
+from collections.abc import Container, Iterable, Sequence
+from contextlib import suppress
+from typing import Callable
+
+from revconn import clock
+from revconn.core.large import LargeAnswer
+from revconn.core.sending import ROOM_BYTES, Answer, Outbound, Sent
+from revconn.logger import get_logger
+from revconn.serving.sender_queue import SenderQueue
+
+__all__ = ["Line", "Replies"]
+
+logger = get_logger(__name__)
+
+_BATCH_BYTES = 1 << 20
+
+
+class Replies:
+    """What one link has to send. It lasts as long as the link; a :class:`Line` as long as a stream.
+
+    Answers outlive streams. Without a line that carries answers they are held back for the next
+    one, ``replay_bytes`` of them at most; with two, during a hand-over, they go out on both, on the
+    second as soon as it may carry them: a gateway that gets one twice ignores it, and there is no
+    telling whether the two streams lead to the same gateway.
+
+    ``lock`` guards everything here and in the lines. It is the lock of the table of calls too
+    (:class:`~revconn.serving.calls.Calls`), so that a call leaves the table and its answer enters
+    the queue in one step: nobody who asks whether all is quiet sees the moment in between.
+    ``changed`` is its condition. The link's thread sleeps on it for other things too: of each
+    answer it is notified only while ``awaited`` says that somebody waits for that.
+
+    ``congested`` says that more answers wait than there should be; it may be read without the lock.
+
+    :param on_relief: called, without the lock, when it is congested no longer.
+    :param replay_bytes: of answers that are kept for another stream.
+    :param doubt: seconds that may pass until a break is noticed.
+    """
+
+    def __init__(
+        self,
+        lock: threading.Lock | None = None,
+        *,
+        on_relief: Callable[[], object] = lambda: None,
+        replay_bytes: int = 16 << 20,
+        doubt: float = 50.0,
+    ) -> None:
+        self.lock = self._lock = lock or threading.Lock()
+        self.changed = threading.Condition(self._lock)
+        self.awaited = 0  # those who wait for it until all is answered, or has left
+        self._on_relief = on_relief
+        self.congested = False
+        self._saturated = False
+        self.lingers = False  # answers are queued that the sender was not woken for
+        self._is_relieved = False  # and on_relief is to be called by whoever has released the lock
+        self._replay_bytes = replay_bytes
+        self._doubt = doubt
+        self.refused: deque[str] = deque()  # to be logged by whoever has released the lock
+        self._held = self._new_queue()
+        self._lines: list[Line] = []  # those that carry answers, the newest last
+        self._only: Line | None = None  # of those, when it is the only one
+        self._opening: list[Line] = []  # those that will, with a copy of what leaves until then
+        self._undelivered = 0
+        self._replayed = 0
+        self._closed = False
+
+    def answer(self, answers: Sequence[Answer | LargeAnswer]) -> None:
+        """Send answers that belong to no call of the table: in this thread if that can be."""
+        with self._lock:
+            line = self.put(answers, alone=True)
+        self.send_out(line)
+
+    def send_out(self, line: Line | None) -> None:
+        """See to what :meth:`put` left to be done without the lock."""
+        if line is not None:
+            line.send_reserved()
+        if self.refused:
+            self.log_refused()
+
+    def withdraw(self, request_ids: Container[str]) -> None:
+        """Nobody waits for the answers to these any more: large ones are dropped."""
+        with self._lock:
+            for queued in (self._held, *(line.outbound for line in self._lines + self._opening)):
+                queued.withdraw(request_ids)
+            self._measure()
+            self._notify()
+        self._tell_relief()
+
+    def _new_queue(self) -> Outbound:
+        return Outbound(self.refused.append)
+
+    def log_refused(self) -> None:
+        """Tell of answers that became errors. Without the lock."""
+        while self.refused:
+            with suppress(IndexError):  # another thread was faster
+                logger.error("%s", self.refused.popleft())
+
+    def open_line(self) -> Line:
+        """A line for a new stream."""
+        line = Line(self, self._new_queue(), Sent(self._doubt, self._replay_bytes))
+        with self._lock:
+            self._opening.append(line)
+        return line
+
+    def wait_flushed(self, timeout: float) -> bool:
+        """Wait, at most ``timeout`` seconds, until every answer was handed to the network.
+
+        Control messages do not count: a handshake that hangs is nothing to wait for. True at
+        once when no stream will follow: nothing can be flushed any more.
+        """
+        with self._lock:
+            return self.await_traffic(self.is_flushed, timeout)
+
+    def unsent(self) -> dict[object, int]:
+        """The lines with something to send, each with how many batches were begun there."""
+        with self._lock:
+            return {line: line.batches for line in self._lines if line.has_unsent}
+
+    def close(self) -> None:
+        """There will be no other stream: nobody need wait for what is still queued."""
+        with self._lock:
+            self._closed = True
+            self._measure()
+            self._notify()
+        self._tell_relief()
+
+    def _tell_relief(self) -> None:
+        if self._is_relieved:
+            self._is_relieved = False
+            self._on_relief()
+
+    @property
+    def undelivered(self) -> int:
+        """How many answers were given up: their deadline passed first, or they were too many."""
+        with self._lock:
+            return self._undelivered
+
+    @property
+    def replayed(self) -> int:
+        """How many answers were sent again because their connection broke soon after."""
+        with self._lock:
+            return self._replayed
+
+    # Each of these requires holding the lock
+
+    def put(
+        self,
+        answers: Sequence[Answer | LargeAnswer],
+        *,
+        alone: bool = False,
+        lingers: bool = False,
+    ) -> Line | None:
+        """Queue answers.
+
+        ``alone`` says that no others will follow soon: then it may be that they are not queued, but
+        reserved for whoever calls, who has to pass what this returns to :meth:`send_out` when it
+        has released the lock. A lone answer saves a change of threads this way.
+
+        One that ``lingers`` does not wake the sender: others will follow, and then whoever calls
+        asks :meth:`take_lingering`.
+        """
+        line = self._only
+        if line is None or self._opening:
+            self._put_on_all(answers)
+            return None
+        if alone and line.reserve(answers):
+            return line
+        outbound = line.outbound
+        outbound.put_all(answers)
+        if outbound.answer_bytes > ROOM_BYTES or outbound.large_bytes:
+            self._measure()
+        if line.parked:
+            if lingers:
+                self.lingers = True
+            else:
+                line.unpark()
+        return None
+
+    def take_lingering(self) -> Line | None:
+        """Reserve what lingers for whoever calls, as :meth:`put` does; else the sender sends it."""
+        assert self._lock.locked()
+        self.lingers = False
+        line = self._only
+        if line is None or self._opening or not line.parked:
+            return None
+        answers = line.outbound.take_answers(_BATCH_BYTES)
+        if answers and line.reserve(answers):
+            return line
+        line.outbound.put_back([*answers])
+        line.unpark()
+        return None
+
+    def is_flushed(self) -> bool:
+        """Whether every answer was handed to the network."""
+        assert self._lock.locked()
+        on_their_way = any(line.leaving or line.outbound for line in self._lines)
+        return self._closed or not (on_their_way or self._held)
+
+    def set_saturated(self, saturated: bool) -> None:
+        """So much is in flight, or no longer, that the peers should send no more."""
+        assert self._lock.locked()
+        self._saturated = saturated
+        for line in self._lines:
+            line.block(saturated or not line.outbound.has_room)
+
+    def await_traffic(self, condition: Callable[[], bool], timeout: float) -> bool:
+        """Wait, at most ``timeout`` seconds, until something is answered, or has left."""
+        assert self._lock.locked()
+        self.awaited += 1
+        try:
+            return self.changed.wait_for(condition, timeout)
+        finally:
+            self.awaited -= 1
+
+    def _notify(self) -> None:
+        assert self._lock.locked()
+        self.changed.notify_all()
+
+    def _measure(self) -> None:
+        """See whether answers have piled up; a sender that had no room for more has to notice."""
+        assert self._lock.locked()
+        congested = not all(line.outbound.has_room for line in self._lines)
+        if self.congested and not congested:
+            self._is_relieved = True
+        self.congested = congested
+        for line in self._lines:
+            line.block(self._saturated or not line.outbound.has_room)
+
+    def _put_on_all(self, answers: Iterable[Answer | LargeAnswer]) -> None:
+        """Queue answers for every line there is, or for the one to come."""
+        assert self._lock.locked()
+        lines = self._lines + self._opening if self._lines else []
+        first, *others = [line.outbound for line in lines] or [self._held]
+        for answer in answers:
+            first.put(answer)
+            for other in others:  # each stream keeps count of its chunks
+                other.put(answer.copy() if isinstance(answer, LargeAnswer) else answer)
+        self._bound()
+        self._measure()
+        for line in self._lines:
+            line.unpark()
+
+    def _hold(self, answers: list[Answer | LargeAnswer]) -> None:
+        """Keep answers that a line could not deliver, ahead of younger ones."""
+        assert self._lock.locked()
+        (self._lines[-1].outbound if self._lines else self._held).put_back(answers)
+        for line in self._lines[-1:]:
+            line.unpark()
+        self._bound()
+        self._measure()
+
+    def _bound(self) -> None:
+        """Keep no more than ``replay_bytes`` of what cannot leave yet."""
+        assert self._lock.locked()
+        self._undelivered += self._held.drop_oldest(self._replay_bytes)
+        for line in self._opening:
+            line.outbound.drop_oldest(self._replay_bytes)
+
+    def _release_held(self, line: Line) -> None:
+        """What was held back goes out on ``line``, but for what nobody waits for any more."""
+        assert self._lock.locked()
+        self._undelivered += self._held.drop_expired(clock.with_suspend())
+        line.outbound.put_back(self._held.take_all())
+        self._opening.remove(line)
+        self._lines.append(line)
+        self._count_lines()
+        self._measure()
+
+    def _count_lines(self) -> None:
+        self._only = self._lines[0] if len(self._lines) == 1 else None
+
+
+class Line(SenderQueue):
+    """One stream's view of the replies: a :class:`~revconn.transport.base.Source`.
+
+    Only control messages (the registration, heartbeats, the goodbye) leave until
+    :meth:`let_answers_through` and after :meth:`withhold_answers`; nothing does after
+    :meth:`close`. Answers that may not have arrived by then go out again on another line.
+    Guarded by the lock of the replies; ``blocked`` and ``control_left_at``
+    (:func:`~revconn.clock.with_suspend`) may be read without.
+    """
+
+    def __init__(self, replies: Replies, outbound: Outbound, sent: Sent) -> None:
+        super().__init__(replies._lock)
+        self._replies = replies
+        self.outbound = outbound
+        self._sent = sent
+        self._carries_answers = False
+        self._limit = 0
+        self._send_now: Callable[[list[bytes]], bool] | None = None
+        self._taken: list[Answer | LargeAnswer] = []  # by the sender, which is sending them
+        self._sending: Sequence[Answer | LargeAnswer] = ()  # reserved by a thread that sends now
+        self._messages: list[bytes] = []  # of those
+        self._messages_bytes = 0
+        self._begun: list[Answer | LargeAnswer] = []  # which began, for the sender to finish
+        self.blocked = False
+
+    def let_answers_through(
+        self,
+        limit: int = sys.maxsize,
+        *,
+        chunks: bool = False,
+        send_now: Callable[[list[bytes]], bool] | None = None,
+    ) -> None:
+        """The handshake is done: the peer takes messages of ``limit`` bytes, and chunks or not.
+
+        ``send_now`` is the stream's way around its sender, if it has one.
+        """
+        with self._lock:
+            if self in self._replies._opening:
+                self._limit, self._send_now = limit, send_now
+                self.outbound.agree(limit, chunks=chunks)
+                self._carries_answers = True
+                self._replies._release_held(self)
+            self.unpark()
+        self._replies.log_refused()
+
+    def withhold_answers(self) -> None:
+        """The peer reads no more answers here: those that wait go out elsewhere."""
+        with self._lock:
+            self._give_up_answers([])
+            self._replies._notify()
+        self._replies.log_refused()
+        self._replies._tell_relief()
+
+    def _after_taking(self) -> None:
+        self._replies._tell_relief()
+
+    def send_reserved(self) -> None:
+        """Send in this thread what :meth:`reserve` has set aside; the sender the rest."""
+        answers = self._sending
+        assert self._send_now is not None
+        sent = False
+        try:
+            sent = self._send_now(self._messages)
+        finally:
+            with self._lock:
+                if self._sending is answers:  # else the sender has them, or the line was given up
+                    self._sending = ()
+                    if sent:
+                        self._sent.add(answers, clock.with_suspend(), self._messages_bytes)
+                    else:
+                        self.outbound.put_back([*answers])
+                        self.unpark()
+                if self._replies.awaited:
+                    self._replies.changed.notify_all()
+
+    def leave_to_sender(self) -> None:
+        """What :meth:`send_reserved` sends has left when the sender comes back for more."""
+        with self._lock:
+            self._begun, self._sending = [*self._begun, *self._sending], ()
+            self.wake()
+
+    def wait_for_room(self) -> None:
+        """Hold back whoever reads from the peer until there is room, or the line is closed."""
+        if self.blocked:
+            with self._lock:
+                self._replies.changed.wait_for(lambda: self._closed or not self.blocked)
+
+    def close(self, *, settled: bool = False) -> None:
+        """Nothing more goes out on this stream; its sender ends. Idempotent.
+
+        ``settled`` says that the peer had all it waited for when it ended the stream.
+        """
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+            self._control.clear()
+            self._give_up_answers([] if settled else self._sent.take(clock.with_suspend()))
+            self.unpark()
+            self._replies._notify()
+        self._replies.log_refused()
+        self._replies._tell_relief()
+
+    @property
+    def is_flushed(self) -> bool:
+        """Whether no answer waits to leave here, and nobody has to take a message any more."""
+        with self._lock:
+            return not (self._control or self.outbound or self.leaving)
+
+    # Each of these requires holding the lock
+
+    @property
+    def leaving(self) -> list[Answer | LargeAnswer]:
+        """What is with the stream and may not have left."""
+        assert self._lock.locked()
+        return [*self._taken, *self._sending, *self._begun]
+
+    @property
+    def has_unsent(self) -> bool:
+        """Whether anything waits to leave, or is leaving."""
+        assert self._lock.locked()
+        return bool(self._control or self._sign_taken or self.outbound or self.leaving)
+
+    def reserve(self, answers: Sequence[Answer | LargeAnswer]) -> bool:
+        """Set answers aside for the thread that has them, if it may send them past the sender.
+
+        Not past others that wait or are leaving: answers of one thread keep their order, and a
+        stream that is busy would only make it wait.
+        """
+        if (
+            self._taken
+            or self._sending
+            or self._begun
+            or self.outbound.answer_bytes
+            or self.outbound.large_bytes
+            or self._send_now is None
+            or self._closed
+        ):
+            return False
+        messages: list[bytes] = []
+        limit = self._limit
+        size = 0
+        for answer in answers:
+            if type(answer) is not tuple:
+                return False
+            message = answer[0]
+            length = len(message)
+            if length > limit:
+                return False
+            messages.append(message)
+            size += length
+        self._sending, self._messages, self._messages_bytes = answers, messages, size
+        self.batches += 1  # or answers that leave one by one would look like one that is stuck
+        return True
+
+    def block(self, blocked: bool) -> None:
+        """Whether the peer should send no more; the sender has to notice when it may again."""
+        assert self._lock.locked()
+        if blocked != self.blocked:
+            self.blocked = blocked
+            if not blocked:
+                self.wake()
+                self._replies._notify()
+
+    def _give_up_answers(self, doubtful: list[Answer | LargeAnswer]) -> None:
+        """Carry no more answers; ``doubtful`` ones left and may not have arrived."""
+        assert self._lock.locked()
+        waiting = self.outbound.take_all()
+        if self._carries_answers:
+            self._carries_answers = False
+            self._replies._lines.remove(self)
+            self._replies._count_lines()
+            self.block(False)  # what piled up elsewhere must not keep the rest out
+        elif self in self._replies._opening:
+            self._replies._opening.remove(self)
+            waiting = []  # they leave elsewhere, or are held already
+        self._replies._replayed += len(doubtful)
+        self._replies._hold(doubtful + self.leaving + waiting)
+        self._taken, self._sending, self._begun = [], (), []
+
+    def _rest(self) -> None:
+        """The previous batch has left."""
+        assert self._lock.locked()
+        if self._taken:
+            self._sent.add(self._taken, clock.with_suspend())
+            self._taken = []
+        else:  # on a quiet line nobody else forgets
+            self._sent.add((), clock.with_suspend())
+        super()._rest()
+        if self._replies.awaited:
+            self._replies.changed.notify_all()
+
+    def _next_batch(self) -> list[bytes]:
+        """What waits, oldest first; nothing if the sender has to wait for more."""
+        assert self._lock.locked()
+        batch = super()._next_batch()
+        if self._carries_answers:
+            answers = self.outbound.take_answers(_BATCH_BYTES)
+            batch += [answer[0] for answer in answers]
+            self._taken = [*answers]
+            if self.outbound.has_large:  # one chunk: what is small comes in between
+                chunk, finished = self.outbound.take_chunk()
+                batch.append(chunk)
+                if finished is not None:
+                    self._taken.append(finished)
+            if self._replies.congested:
+                self._replies._measure()
+        return batch
+
+    def _begin_batch(self) -> None:
+        """The sender goes: with what it took, and with what another thread began to send."""
+        assert self._lock.locked()
+        if self._begun:
+            self._taken += self._begun
+            self._begun = []
+        super()._begin_batch()
+        if self._replies.awaited:
+            self._replies.changed.notify_all()

@@ -1,0 +1,109 @@
+"""What the thread that sends on one stream takes, and where it sleeps."""
+
+from __future__ import annotations
+
+import queue
+import threading
+
+from revconn import clock
+
+__all__ = ["SenderQueue"]
+
+
+class SenderQueue:
+    """Control messages: the registration, heartbeats, the goodbye. All else goes behind them.
+
+    Guarded by ``lock``; ``control_left_at`` (:func:`~revconn.clock.with_suspend`) may be read
+    without. The sender sleeps on a queue, and not on a condition: waking it costs one call, and it
+    is woken exactly once, by whoever finds ``parked`` true.
+    """
+
+    def __init__(self, lock: threading.Lock) -> None:
+        self._lock = lock
+        self._control: list[bytes] = []
+        self._sign_waits = False
+        self._sign_taken = False
+        self._closed = False
+        self.parked = False
+        self._nudged = False
+        self._calls: queue.SimpleQueue[None] = queue.SimpleQueue()
+        self.batches = 0  # begun so far
+        self.control_left_at: float | None = None
+
+    def put_control(self, message: bytes, *, is_sign_of_life: bool = True) -> None:
+        """Send ``message`` before every answer that waits.
+
+        ``is_sign_of_life`` says that the gateway takes it for one: when that left is remembered.
+        """
+        with self._lock:
+            if not self._closed:
+                self._control.append(message)
+                self._sign_waits |= is_sign_of_life
+                self.unpark()
+
+    def take(self) -> list[bytes] | None:
+        """The next batch for the sender thread, empty when nudged; ``None`` once closed."""
+        batch: list[bytes] | None
+        with self._lock:
+            self._rest()
+        while True:
+            with self._lock:
+                batch = None if self._closed else self._next_batch()
+                if batch is None or batch or self._nudged:
+                    self._begin_batch()
+                    break
+                self.parked = True
+            self._calls.get()
+        self._after_taking()
+        return batch
+
+    def wait(self) -> bool:
+        """Block until nudged; false once closed. Takes nothing: what was taken is still here."""
+        while True:
+            with self._lock:
+                if self._closed or self._nudged:
+                    self._begin_batch()
+                    return not self._closed
+                self.parked = True
+            self._calls.get()
+
+    def nudge(self) -> None:
+        """Make :meth:`take` or :meth:`wait` return."""
+        with self._lock:
+            self.wake()
+
+    # Each of these requires holding the lock
+
+    def wake(self) -> None:
+        """Make :meth:`take` or :meth:`wait` return."""
+        self._nudged = True
+        self.unpark()
+
+    def unpark(self) -> None:
+        """Have the sender look for what to send, if it sleeps."""
+        assert self._lock.locked()
+        if self.parked:
+            self.parked = False
+            self._calls.put(None)
+
+    def _rest(self) -> None:
+        """The previous batch has left."""
+        if self._sign_taken:
+            self.control_left_at = clock.with_suspend()
+            self._sign_taken = False
+
+    def _next_batch(self) -> list[bytes]:
+        """What waits, oldest first; nothing if the sender has to wait for more."""
+        batch, self._control = self._control, []
+        self._sign_taken, self._sign_waits = self._sign_waits, False
+        return batch
+
+    def _begin_batch(self) -> None:
+        """The sender goes with what it took."""
+        self._nudged = False
+        self.batches += 1
+
+    # Without it
+
+    def _after_taking(self) -> None:
+        """The sender goes, and holds no lock."""

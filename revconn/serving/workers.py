@@ -1,0 +1,409 @@
+"""The threads that run requests: how many there are, and when each goes back to the executor."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import queue
+import threading
+import time
+from collections import deque
+from collections.abc import Sequence
+from concurrent.futures import BrokenExecutor, Executor, Future
+from typing import Callable, NamedTuple
+
+from revconn import clock
+from revconn.core.large import LargeAnswer
+from revconn.core.reminders import Reminder
+from revconn.core.sending import Answer
+from revconn.core.status import StatusCode
+from revconn.exceptions import RevconnError
+from revconn.guard import guarded_thread
+from revconn.logger import get_logger
+from revconn.messages import Request
+from revconn.runtime.threads import own_thread
+from revconn.serving.callbacks import run_callbacks
+from revconn.serving.replies import Replies
+from revconn.serving.runs import LONG, Runs
+
+__all__ = ["Backlog", "Workers"]
+
+logger = get_logger(__name__)
+
+_LINGER = 0.1
+_SHIFT = 0.5
+
+_monotonic = time.monotonic
+_with_suspend = clock.with_suspend
+
+
+class Backlog(NamedTuple):
+    """Requests that wait for a worker: how many, and how long the first has waited, in seconds.
+
+    So many ``workers`` are there; the executor has found no thread yet for ``wanted`` others.
+    """
+
+    waiting: int
+    longest: float
+    workers: int
+    wanted: int
+
+
+class Workers:
+    """Feeds requests to at most ``most`` workers.
+
+    Each is answered by ``answer``, which runs its handler; from just before until that has returned
+    ``runs.running`` has an entry for the worker's thread. The answer is for ``settle``, or the
+    request for ``expire`` or ``fail``: those too that nobody can serve, because the executor took
+    no worker. What ``settle`` leaves to be sent is sent by ``flush``. ``on_broken`` is told why
+    when the executor will never take another one.
+
+    While the answers of a link pile up its requests are held, until :meth:`resume`.
+
+    While requests wait and somebody is in a handler, which may take long, another worker is awake
+    and not in one, or has been called and will be. One, not as many as there are: a worker that was
+    called and waits for the interpreter's lock only takes time from those that work, and 50
+    connectors with 16 workers each came to a standstill by that.
+
+    A worker is a task in the executor that takes requests until none came for a while: one task per
+    request would cost a future, a queue and a wake-up each. While requests never end it makes way
+    for a successor now and then: others may want the executor's threads, or their end. One that
+    fails has a successor too.
+
+    An executor that ``may_block`` (whose ``submit`` waits for room, say) is asked for workers by a
+    thread of its own: whoever puts requests has a connection to keep alive, and a worker may be the
+    very one whose end that waits for.
+
+    ``lock``, the owner's, guards all state. But requests are taken from ``_waiting`` without it:
+    that is atomic, and a lock for each, which 16 workers and a receiving thread want, would be
+    dear. Parked workers wait on a queue and not on a condition, which is Python code. Thread-safe.
+    """
+
+    def __init__(
+        self,
+        lock: threading.Lock,
+        executor: Executor,
+        most: int,
+        runs: Runs,
+        *,
+        answer: Callable[[Request], Answer | LargeAnswer],
+        settle: Callable[[Request, Answer | LargeAnswer], object],
+        expire: Callable[[Request], object],
+        fail: Callable[[Request, StatusCode, str], object],
+        flush: Callable[[], None],
+        on_broken: Callable[[BaseException], None],
+        may_block: bool = False,
+    ) -> None:
+        self._executor = executor
+        self._most = most
+        self._runs = runs
+        self._running = runs.running
+        self._answer = answer
+        self._settle = settle
+        self._expire = expire
+        self._fail = fail
+        self._flush = flush
+        self._stranding = Reminder()
+        self._on_broken = on_broken
+        self._contracts: queue.SimpleQueue[object] | None = None
+        self._recruiter: threading.Thread | None = None
+        if may_block:
+            self._contracts = queue.SimpleQueue()
+            self._recruiter = guarded_thread("revconn-recruiter", self._recruit, on_broken)
+        self._lock = lock
+        self._waiting: deque[Request] = deque()
+        self._held: deque[Request] = deque()  # of congested links
+        self._count = 0
+        self._hired: set[object] = set()
+        self._parked = 0  # without the one that was called
+        self._called = False  # a parked worker was, and has not woken yet
+        self._calls: queue.SimpleQueue[None] = queue.SimpleQueue()
+        self._closed = False
+
+    def start(self) -> None:
+        """Start the thread that asks for workers, if there has to be one."""
+        if self._recruiter is not None:
+            self._recruiter.start()
+
+    def put(self, requests: Sequence[Request]) -> bool:
+        """Have them served, in this order; whether to :meth:`hire` a worker for that.
+
+        Does not block. Requires holding the lock.
+        """
+        assert self._lock.locked()
+        if self._closed:
+            return False
+        self._waiting.extend(requests)
+        return self._call()
+
+    @property
+    def waiting(self) -> int:
+        """How many requests no worker has taken yet."""
+        return len(self._waiting)
+
+    def backlog(self, now: float) -> Backlog | None:
+        """What waits for a worker; ``None`` when nothing does."""
+        with self._lock:
+            waiting = tuple(self._waiting)
+            first = next((request for request in waiting if request._active), None)
+            if first is None:
+                return None
+            wanted = len(self._hired)
+            return Backlog(len(waiting), now - first._arrived, self._count - wanted, wanted)
+
+    def forget_settled(self) -> None:
+        """While every worker is busy nobody else would drop them, and the payloads they hold.
+
+        In place, since workers take from the same deque meanwhile. Requires holding the lock.
+        """
+        assert self._lock.locked()
+        self._held = deque(request for request in self._held if request._active)
+        with contextlib.suppress(IndexError):  # workers were faster
+            for _ in range(len(self._waiting)):
+                request = self._waiting.popleft()
+                if request._active:
+                    self._waiting.append(request)
+
+    def resume(self, link: Replies) -> None:
+        """Its answers pile up no longer: have its requests run that were held."""
+        with self._lock:
+            resumed = [request for request in self._held if request._link is link]
+            self._held = deque(request for request in self._held if request._link is not link)
+            hire = bool(resumed) and self.put(resumed)
+        if hire:
+            self.hire()
+
+    def close(self) -> None:
+        """Take no requests any more, and give the threads back. Requires holding the lock."""
+        assert self._lock.locked()
+        self._closed = True
+        self._waiting.clear()
+        self._held.clear()
+        for _ in range(self._parked):
+            self._calls.put(None)
+        self._parked = 0
+        if self._contracts is not None:
+            self._contracts.put(None)
+
+    def forsake(self) -> None:
+        """In a forked child: serve nothing more. Takes no lock: its owner may be gone."""
+        self._closed = True
+        self._waiting.clear()
+
+    # Hiring
+
+    def _call(self) -> bool:
+        """See to it that a worker comes for what waits; true when one is to be hired for that.
+
+        Called for each batch, and by each worker that enters a handler and leaves more behind.
+        Requires holding the lock.
+        """
+        assert self._lock.locked()
+        if self._called or not self._waiting or self._awake() > 0:
+            return False
+        return self._call_another()
+
+    def _awake(self) -> int:
+        """How many workers are between two requests, and will look for another one."""
+        return self._count - self._parked - len(self._hired) - len(self._running)
+
+    def _call_another(self) -> bool:
+        """Wake a parked worker; true when one is to be hired instead."""
+        if self._parked:
+            self._parked -= 1
+            self._called = True
+            self._calls.put(None)
+            return False
+        hire = self._count < self._most and not self._hired
+        self._count += hire
+        return hire
+
+    def _stand_in(self) -> None:
+        """A worker is about to be in other code of the user's, which may take long."""
+        with self._lock:
+            hire = not self._called and bool(self._waiting) and self._call_another()
+        if hire:
+            self.hire()
+
+    def hire(self) -> None:
+        """Ask the executor for a worker, as :meth:`put` said. Without the lock."""
+        contract = object()
+        with self._lock:
+            self._hired.add(contract)
+            if self._waiting and self._parked and not self._called:  # the executor may be busy
+                self._call_another()
+        if self._contracts is None:
+            self._submit(contract)
+        else:
+            self._contracts.put(contract)
+
+    def _recruit(self) -> None:
+        """The body of the thread that asks an executor which may block."""
+        assert self._contracts is not None
+        while (contract := self._contracts.get()) is not None and not self._closed:
+            self._submit(contract)
+
+    def _submit(self, contract: object) -> None:
+        def ended(worker: Future[None]) -> None:
+            if worker.cancelled():  # shut down before it could begin
+                self._dismiss(contract, RuntimeError("the executor was shut down"))
+            elif (error := worker.exception()) is not None:  # its initializer failed, say
+                self._dismiss(contract, error)
+
+        try:
+            self._executor.submit(self._work, contract).add_done_callback(ended)
+        except BaseException as error:  # noqa: BLE001 - shut down, no thread to be had, no room
+            self._dismiss(contract, error)
+
+    def _dismiss(self, contract: object, error: BaseException) -> None:
+        """The executor took no more workers; without any, what waits cannot run.
+
+        An executor that cannot start a thread has queued the task all the same: should some other
+        thread come to it, before or after, the contract says which of the two counts.
+        """
+        stranded: list[Request] = []
+        with self._lock:
+            if contract not in self._hired:
+                return
+            self._hired.remove(contract)
+            self._count -= 1
+            if not self._count:
+                stranded += self._waiting
+                self._waiting.clear()
+        if _is_for_good(error) and not self._closed:
+            broken = RevconnError(f"executor: it takes no tasks any more: {error}")
+            broken.__cause__ = error
+            self._on_broken(broken)
+        if stranded:
+            self._strand(stranded, str(error) or type(error).__name__)
+
+    def _strand(self, requests: list[Request], reason: str) -> None:
+        for request in requests:
+            self._fail(request, StatusCode.UNAVAILABLE, "the service has no thread to run it in")
+        with self._lock:
+            worth_a_line = self._stranding.is_due(_monotonic())
+        logger.log(
+            logging.WARNING if worth_a_line else logging.DEBUG,
+            "refused %d requests: no worker to run them: %s",
+            len(requests),
+            reason,
+        )
+
+    # A worker's thread
+
+    def _work(self, contract: object) -> None:
+        with self._lock:
+            if contract not in self._hired:
+                return
+            self._hired.remove(contract)
+        try:
+            with own_thread():
+                if not self._work_a_shift():
+                    return
+        except BaseException:
+            logger.exception("a worker failed; another one takes its place")
+        self._flush()
+        self._running.pop(threading.get_ident(), None)
+        self.hire()
+
+    def _work_a_shift(self) -> bool:
+        """Serve; whether there has to be a successor. Otherwise the place is given back."""
+        thread = threading.get_ident()
+        running, waiting = self._running, self._waiting
+        now = _monotonic()
+        shift_ends = now + _SHIFT
+        while now < shift_ends:
+            try:
+                request = waiting.popleft()
+            except IndexError:
+                self._flush()
+                if not self._park():
+                    return False
+                now = _monotonic()
+                continue
+            now = _monotonic()
+            # Before the look at the others: of two workers that enter a handler at the same time
+            # one at least sees that the other does.
+            running[thread] = (request, now)
+            if not self._called:
+                if waiting and self._awake() <= 0:
+                    self._look_after_waiting()
+                if not self._called:
+                    self._flush()  # what was answered must not wait for this handler
+            now = self._serve(request, thread, now)
+        return True
+
+    def _look_after_waiting(self) -> None:
+        with self._lock:
+            hire = self._call()
+        if hire:
+            self.hire()
+
+    def _serve(self, request: Request, thread: int, start: float) -> float:
+        """Run a request in this worker's thread; when it was done (monotonic)."""
+        running = self._running
+        try:
+            if request._due is not None and request._due <= _with_suspend():
+                del running[thread]
+                self._expire(request)
+            elif not request._active or (request._link.congested and self._hold(request)):
+                del running[thread]
+            else:
+                answer = self._answer(request)
+                end = _monotonic()
+                del running[thread]
+                if end - start > LONG:
+                    self._runs.remember(request, start, end)
+                self._settle(request, answer)
+                if request._callbacks:
+                    self._stand_in()
+                    run_callbacks([request])
+                return end
+        except BaseException:  # the worker, and whoever waits for the answer, need not suffer
+            running.pop(thread, None)
+            logger.exception("%r: serving it failed", request)
+            self._fail(request, StatusCode.INTERNAL, "internal error")
+        return _monotonic()
+
+    def _hold(self, request: Request) -> bool:
+        """Leave a request until its link takes answers again; whether that is necessary."""
+        with self._lock:
+            is_congested: bool = request._link.congested  # resume() comes after it was relieved
+            if is_congested:
+                self._held.append(request)
+        return is_congested
+
+    def _park(self) -> bool:
+        """Wait until there is work, or false: the worker was not needed for a while, and goes."""
+        with self._lock:
+            if self._waiting:
+                return True
+            if self._closed:
+                self._count -= 1
+                return False
+            self._parked += 1
+        try:
+            self._calls.get(timeout=_LINGER)
+        except queue.Empty:
+            with self._lock:
+                if self._parked:
+                    self._parked -= 1
+                    self._count -= 1
+                    return False
+            self._calls.get()  # it was called in the last moment
+        with self._lock:
+            self._called = False
+            if self._closed:
+                self._count -= 1
+            return not self._closed
+
+
+def _is_for_good(error: BaseException) -> bool:
+    """Whether an executor that refused a worker will never take another one.
+
+    At the end of the interpreter whoever is there will see to an orderly end.
+    """
+    if isinstance(error, BrokenExecutor):
+        return True
+    words = str(error)
+    return isinstance(error, RuntimeError) and "shut" in words and "interpreter" not in words

@@ -1,0 +1,245 @@
+"""Opening a connection: addresses raced, TLS agreed on."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import selectors
+import socket
+import ssl
+import time
+from collections import deque
+from collections.abc import Iterable
+from contextlib import suppress
+from typing import Any, Callable
+
+from revconn.config import TLS
+from revconn.core.addresses import Address
+from revconn.core.status import StatusCode
+from revconn.proxy import Proxy
+from revconn.target import Target, bare_host
+from revconn.transport.addresses import Addresses
+from revconn.transport.base import StreamEnded
+from revconn.transport.tls import NO_HTTP2, client_context, explain
+from revconn.transport.wire import TLSWire, Wire, open_socket
+
+__all__ = ["Dialer", "tunnel"]
+
+_HEAD_START = 0.25
+_POLL = 0.1
+_LONGEST_ANSWER = 16_384
+_STATUS_LINE = re.compile(rb"HTTP/1\.[01] (?P<status>[1-5][0-9]{2}[^\r\n]*)\r?\n")
+
+
+class Dialer:
+    """Connects to one target: names and certificates are read afresh for each call.
+
+    What it remembers is which addresses failed: the others come first.
+    """
+
+    def __init__(
+        self, target: Target, tls: TLS | None, proxy: Proxy | None, user_timeout: float
+    ) -> None:
+        self._target = target
+        self._tls = tls
+        self._proxy = proxy
+        self._user_timeout = user_timeout
+        host, port = (target.host, target.port) if proxy is None else (proxy.host, proxy.port)
+        self._addresses = None if port is None else Addresses(host, port)
+
+    @property
+    def addresses(self) -> int:
+        """How many the name had when it was last looked up; none before, or for a Unix socket."""
+        return 0 if self._addresses is None else self._addresses.count
+
+    def dial(self, cancelled: Callable[[], bool]) -> Wire:
+        """A connected wire; see :meth:`failed` for one that comes to a bad end.
+
+        ``cancelled`` is asked several times a second; it bounds the whole. Raises
+        :class:`StreamEnded` (UNAVAILABLE) with the reason, and :class:`ConfigurationError` for
+        certificates that cannot be used (any more).
+        """
+        context = None if self._tls is None else client_context(self._tls)
+        sock, address = self._connect(cancelled)
+        try:
+            self._tune(sock)
+            sock.settimeout(_POLL)
+            if self._proxy is not None:
+                tunnel(sock, self._proxy, self._target, cancelled)
+            wire = Wire(sock) if context is None else self._secure(sock, context, cancelled)
+            sock.settimeout(None)
+        except BaseException as error:
+            sock.close()
+            self.failed(address)
+            if isinstance(error, OSError):
+                raise _unavailable(_words(error)) from None
+            raise
+        wire.address = address
+        return wire
+
+    def failed(self, *addresses: Address) -> None:
+        """Connections there came to a bad end: next time the others come first. Any thread."""
+        if self._addresses is not None:
+            self._addresses.failed(addresses)
+
+    def _connect(self, cancelled: Callable[[], bool]) -> tuple[socket.socket, Address]:
+        try:
+            if self._addresses is None:
+                addresses: list[Address] = [(socket.AF_UNIX, self._target.unix_path)]
+            else:
+                addresses = self._addresses.find(cancelled)
+            return _race(addresses, cancelled, self.failed)
+        except OSError as error:
+            where = "" if self._proxy is None else f" to the proxy {self._proxy}"
+            raise _unavailable(f"cannot connect{where}: {_words(error)}") from None
+
+    def _secure(
+        self, sock: socket.socket, context: ssl.SSLContext, cancelled: Callable[[], bool]
+    ) -> Wire:
+        assert self._tls is not None
+        try:
+            wire = TLSWire(sock, context, bare_host(self._tls.server_name or self._target.host))
+            _shake_hands(wire, cancelled)
+        except (OSError, ValueError) as error:
+            raise _unavailable(explain(error)) from None
+        if wire.alpn != "h2":
+            raise _unavailable(NO_HTTP2)
+        return wire
+
+    def _tune(self, sock: socket.socket) -> None:
+        if sock.family == getattr(socket, "AF_UNIX", None):
+            return
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        user_timeout = getattr(socket, "TCP_USER_TIMEOUT", None)
+        if user_timeout is not None:
+            milliseconds = int(self._user_timeout * 1000)
+            sock.setsockopt(socket.IPPROTO_TCP, user_timeout, milliseconds)
+
+
+def _shake_hands(wire: TLSWire, cancelled: Callable[[], bool]) -> None:
+    while not cancelled():
+        with suppress(socket.timeout):
+            if wire.handshake():
+                return
+    raise _unavailable("no answer to the TLS handshake")
+
+
+def _unavailable(reason: str) -> StreamEnded:
+    return StreamEnded(StatusCode.UNAVAILABLE, reason)
+
+
+def _words(error: OSError) -> str:
+    return error.strerror or str(error) or type(error).__name__
+
+
+def _race(
+    addresses: list[Address], cancelled: Callable[[], bool], failed: Callable[..., None]
+) -> tuple[socket.socket, Address]:
+    """The first connection that opens; each address gets a short head start over the next.
+
+    ``failed`` is called with those where none does.
+    """
+    waiting = deque(addresses)
+    running: dict[socket.socket, Address] = {}
+    failures: dict[str, list[Address]] = {}
+    next_start = 0.0
+    try:
+        while waiting or running:
+            if cancelled():
+                failed(*running.values())
+                raise OSError(f"no answer in time from {_list(running.values())}")
+            if waiting and (not running or time.monotonic() >= next_start):
+                address = waiting.popleft()
+                try:
+                    running[_begin(*address)] = address
+                except OSError as error:
+                    failed(address)
+                    failures.setdefault(_words(error), []).append(address)
+                next_start = time.monotonic() + _HEAD_START
+            for sock in _settled(running):
+                address = running.pop(sock)
+                code = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+                if code == 0:
+                    return sock, address
+                sock.close()
+                failed(address)
+                failures.setdefault(os.strerror(code), []).append(address)
+                next_start = 0.0  # no need to wait for the others
+        raise OSError("; ".join(f"{reason} ({_list(where)})" for reason, where in failures.items()))
+    finally:
+        for sock in running:
+            sock.close()
+
+
+def _list(addresses: Iterable[Address]) -> str:
+    return ", ".join(a if isinstance(a, str) else str(a[0]) for _, a in addresses)
+
+
+def _begin(family: int, address: Any) -> socket.socket:
+    sock = open_socket(family)
+    try:
+        sock.setblocking(False)
+        try:
+            sock.connect(address)
+        except BlockingIOError as error:
+            if error.errno == errno.EAGAIN:  # a Unix socket with a full queue, not one under way
+                raise
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+def _settled(running: Iterable[socket.socket]) -> list[socket.socket]:
+    """Whose attempt has ended, well or badly; waits a moment for one."""
+    with selectors.DefaultSelector() as selector:
+        for sock in running:
+            selector.register(sock, selectors.EVENT_WRITE, sock)
+        if not selector.get_map():
+            return []
+        return [key.data for key, _ in selector.select(_POLL)]
+
+
+def tunnel(
+    sock: socket.socket, proxy: Proxy, target: Target, cancelled: Callable[[], bool]
+) -> None:
+    """Have a connection to the proxy continued to the target. Raises :class:`OSError`.
+
+    ``sock`` has a short timeout, after each of which ``cancelled`` is asked.
+    """
+    lines = [f"CONNECT {target.destination} HTTP/1.1", f"Host: {target.destination}"]
+    if proxy.authorization is not None:
+        lines.append(f"Proxy-Authorization: {proxy.authorization}")
+    sock.sendall("\r\n".join([*lines, "", ""]).encode())
+    answer = bytearray()
+    # Byte by byte: what follows the answer is the gateway's, and may already be there.
+    while not answer.endswith(b"\r\n\r\n"):
+        if cancelled():
+            raise OSError(f"no answer from the proxy {proxy}")
+        try:
+            byte = sock.recv(1)
+        except socket.timeout:
+            continue
+        answer += byte
+        if not byte or len(answer) > _LONGEST_ANSWER:
+            break
+    _check(bytes(answer), proxy)
+
+
+def _check(answer: bytes, proxy: Proxy) -> None:
+    status_line = _STATUS_LINE.match(answer)
+    if status_line is None:
+        said = f": it said {answer[:40]!r}" if answer else ", it hung up"
+        raise OSError(f"the proxy {proxy} gave no HTTP answer{said}")
+    status = status_line["status"].decode("latin-1")
+    if status.startswith("407"):
+        advice = "give user and password in the proxy's URL"
+        if proxy.authorization is not None:
+            advice = "check user and password in the proxy's URL"
+        raise OSError(f"the proxy {proxy} refused: {status[:100]!r}; {advice}")
+    if not status.startswith("2"):
+        raise OSError(f"the proxy {proxy} refused: {status[:100]!r}")
+    if not answer.endswith(b"\r\n\r\n"):
+        raise OSError(f"the proxy {proxy} broke off its answer")

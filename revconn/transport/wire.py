@@ -1,0 +1,218 @@
+"""A connected socket, bare or under TLS: one thread reads it, one writes it."""
+
+from __future__ import annotations
+
+import os
+import select
+import socket
+import ssl
+import threading
+import weakref
+from contextlib import suppress
+from typing import Any
+
+from revconn.core.addresses import Address
+from revconn.transport.tls import explain
+
+__all__ = ["CAN_WRITE_NOW", "TLSWire", "Wire", "open_socket"]
+
+READ_BYTES = 256 << 10
+_USUAL_READ_BYTES = 32 << 10  # larger blocks of memory come from the system anew each time
+_DONT_WAIT = getattr(socket, "MSG_DONTWAIT", 0)
+CAN_WRITE_NOW = bool(_DONT_WAIT)  # not on Windows
+
+
+class Wire:
+    """A plain socket. Reads and writes block; :meth:`close` from any thread wakes both.
+
+    One thread reads and one writes at a time: whoever calls sees to that. ``address`` is where it
+    leads, for who made it to remember; ``has_backlog`` whether :meth:`write_now` has left something
+    for :meth:`write`.
+    """
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._socket = sock
+        self.address: Address | None = None
+        self._backlog = b""
+        self.has_backlog = False
+        self._read_bytes = _USUAL_READ_BYTES
+        self._poll: Any = None  # made when it is needed; the reading thread's
+
+    def read(self) -> bytes:
+        """What has arrived, much at once while there is much; empty at the end.
+
+        Raises :class:`OSError`.
+        """
+        data = self._socket.recv(self._read_bytes)
+        self._read_bytes = READ_BYTES if len(data) >= _USUAL_READ_BYTES else _USUAL_READ_BYTES
+        return data
+
+    def await_data(self, seconds: float) -> bool:
+        """Whether there is something to read, at the latest after so many seconds.
+
+        False at once where the system, or what green threads made of it, has no way to tell.
+        """
+        if self._poll is None:
+            if not hasattr(select, "poll"):
+                return False
+            self._poll = select.poll()
+            self._poll.register(self._socket, select.POLLIN)
+        return bool(self._poll.poll(seconds * 1000))
+
+    def write(self, data: bytes) -> None:
+        """Hand all of ``data``, and the backlog, to the network. Raises :class:`OSError`."""
+        if self.has_backlog:
+            data, self._backlog = self._backlog + data, b""
+            self.has_backlog = False
+        self._socket.sendall(data)
+
+    def write_now(self, data: bytes) -> None:
+        """Hand ``data`` to the network without waiting; what it does not take is the backlog.
+
+        Raises :class:`OSError`. Only where :data:`CAN_WRITE_NOW`.
+        """
+        outgoing = self._backlog + data if self.has_backlog else data
+        try:
+            sent = self._socket.send(outgoing, _DONT_WAIT)
+        except BlockingIOError:
+            sent = 0
+        if sent < len(outgoing) or self.has_backlog:
+            self._backlog = outgoing[sent:]
+            self.has_backlog = bool(self._backlog)
+
+    def close(self) -> None:
+        """End both directions at once. Idempotent."""
+        with suppress(OSError):  # the peer may have been faster
+            self._socket.shutdown(socket.SHUT_RDWR)
+
+    def release(self) -> None:
+        """Give back the descriptor, once no thread uses it any more."""
+        self._socket.close()
+
+
+class TLSWire(Wire):
+    """TLS in memory, so that reading and writing need no common lock around the socket.
+
+    OpenSSL's objects are not safe to read and write at once: ``_lock`` guards ``_tls`` and its
+    two buffers, and no I/O happens under it.
+    """
+
+    def __init__(self, sock: socket.socket, context: ssl.SSLContext, server_name: str) -> None:
+        super().__init__(sock)
+        self._lock = threading.Lock()
+        self._incoming = ssl.MemoryBIO()
+        self._outgoing = ssl.MemoryBIO()
+        self._tls = context.wrap_bio(self._incoming, self._outgoing, server_hostname=server_name)
+        # Memory that is used again: allocating it anew takes longer than decrypting.
+        self._decrypted = memoryview(bytearray(READ_BYTES))
+
+    @property
+    def alpn(self) -> str | None:
+        """The protocol that was agreed on."""
+        return self._tls.selected_alpn_protocol()
+
+    def handshake(self) -> bool:
+        """One round of the handshake; true when it is done. Raises :class:`OSError`.
+
+        Called before any other thread knows the wire.
+        """
+        try:
+            self._tls.do_handshake()
+            done = True
+        except ssl.SSLWantReadError:
+            done = False
+        finally:
+            # Also when it failed: the alert tells the peer why.
+            encrypted = self._outgoing.read()
+            if encrypted:
+                self._socket.sendall(encrypted)
+        if not done:
+            self._feed(super().read())
+        return done
+
+    def read(self) -> bytes:
+        """What has arrived, decrypted."""
+        while True:
+            with self._lock:
+                data = self._decrypt()
+            if data is not None:
+                return data
+            received = super().read()
+            with self._lock:
+                self._feed(received)
+
+    def await_data(self, seconds: float) -> bool:
+        """Whether there is something to read: it may have been received, and not decrypted yet."""
+        with self._lock:
+            has_come = bool(self._tls.pending() or self._incoming.pending)
+        return has_come or super().await_data(seconds)
+
+    def write(self, data: bytes) -> None:
+        """Hand all of ``data``, and the backlog, to the network. Raises :class:`OSError`."""
+        super().write(self._encrypt(data))
+
+    def write_now(self, data: bytes) -> None:
+        """Hand ``data`` to the network without waiting."""
+        super().write_now(self._encrypt(data))
+
+    def _encrypt(self, data: bytes) -> bytes:
+        with self._lock:
+            rest = memoryview(data)
+            while rest:
+                rest = rest[self._tls.write(rest) :]
+            return self._outgoing.read()
+
+    def _decrypt(self) -> bytes | None:
+        """What can be decrypted now; ``None`` when more has to arrive first."""
+        size = 0
+        try:
+            while size < READ_BYTES:
+                record: Any = self._tls.read(READ_BYTES, self._decrypted[size:])  # its size
+                size += record
+                if not record or not (self._tls.pending() or self._incoming.pending):
+                    break
+        except ssl.SSLWantReadError:
+            if not size:
+                return None
+        except ssl.SSLEOFError:
+            pass  # the peer closed without TLS's own goodbye: HTTP/2 does not need it
+        except ssl.SSLError as error:
+            raise OSError(explain(error)) from None
+        return bytes(self._decrypted[:size])
+
+    def _feed(self, received: bytes) -> None:
+        if received:
+            self._incoming.write(received)
+        else:
+            self._incoming.write_eof()
+
+
+_sockets: weakref.WeakSet[socket.socket] = weakref.WeakSet()
+
+
+def open_socket(family: int) -> socket.socket:
+    """A stream socket that stays the parent's when the process forks."""
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    _sockets.add(sock)
+    return sock
+
+
+def _let_go() -> None:
+    """In a forked child: put a dead end in the place of each connection.
+
+    The child's copies would keep a connection up after the parent died, and a gateway would go on
+    sending requests that nobody answers. Closing them would not do: green threads go on in the
+    child with the number of the descriptor, which may be another file's by then.
+    """
+    descriptors = [sock.fileno() for sock in _sockets if sock.fileno() >= 0]
+    if not descriptors:
+        return
+    dead_end, other_end = os.pipe()
+    os.close(other_end)
+    for descriptor in descriptors:
+        os.dup2(dead_end, descriptor, inheritable=False)
+    os.close(dead_end)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_let_go)

@@ -1,0 +1,116 @@
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from revconn.http2.flow import Patience, ReceiveWindow, SendWindow
+
+from revconn.core.errors import ProtocolError
+
+LARGEST = (1 << 31) - 1
+DEFAULT = 65_535
+BURST = 10_000
+
+
+# What the peer takes
+
+
+def test_the_smaller_window_is_the_room_to_send() -> None:
+    window = SendWindow()
+    assert window.room == DEFAULT
+    window.spend(60_000)
+    assert window.room == 5_535
+    window.open(0, 1_000_000)
+    assert window.room == 5_535
+    window.open(1, 10_000)
+    assert window.room == 15_535
+
+
+def test_smaller_settings_can_make_the_room_negative() -> None:
+    window = SendWindow()
+    window.spend(DEFAULT)
+    window.open(0, DEFAULT)
+    window.resize(-DEFAULT)
+    assert window.room == -DEFAULT
+    window.open(1, DEFAULT + 1)
+    assert window.room == 1
+
+
+def test_an_update_of_nothing_is_refused() -> None:
+    with pytest.raises(ProtocolError, match="WINDOW_UPDATE of 0 bytes"):
+        SendWindow().open(1, 0)
+
+
+@pytest.mark.parametrize("stream_id", [0, 1])
+def test_a_window_is_opened_no_further_than_http2_allows(stream_id: int) -> None:
+    window = SendWindow()
+    window.open(stream_id, LARGEST - DEFAULT)
+    with pytest.raises(ProtocolError, match="too far"):
+        window.open(stream_id, 1)
+
+
+# What we take
+
+
+def test_the_window_is_given_back_once_half_of_it_is_used() -> None:
+    window = ReceiveWindow(1000)
+    window.use(499)
+    assert window.give_back() == 0
+    window.use(1)
+    assert window.give_back() == 500
+    assert window.give_back() == 0
+
+
+def test_more_than_the_window_is_refused() -> None:
+    window = ReceiveWindow(1000)
+    window.use(1000)
+    with pytest.raises(ProtocolError, match="more than the window allows"):
+        window.use(1)
+
+
+@given(st.lists(st.integers(1, 300)))
+def test_a_peer_that_keeps_within_what_was_given_is_never_refused(sizes: list[int]) -> None:
+    window, peers_view = ReceiveWindow(1000), 1000
+    for size in sizes:
+        size = min(size, peers_view)
+        window.use(size)
+        peers_view += window.give_back() - size
+        assert peers_view >= 500
+
+
+# How much it may ask for
+
+
+def test_a_burst_is_borne_and_a_flood_is_not() -> None:
+    patience = Patience()
+    patience.spend(BURST, now=0.0)
+    with pytest.raises(ProtocolError, match="floods the connection"):
+        patience.spend(1, now=0.0)
+
+
+def test_patience_comes_back_with_time_up_to_its_limit() -> None:
+    patience = Patience()
+    patience.spend(BURST, now=0.0)
+    patience.spend(1_000, now=1.0)
+    patience.spend(0, now=3600.0)
+    patience.spend(BURST, now=3600.0)
+    with pytest.raises(ProtocolError):
+        patience.spend(1, now=3600.0)
+
+
+@pytest.mark.parametrize("reads", [1, 10])
+def test_patience_comes_back_with_messages_in_however_many_reads(reads) -> None:
+    patience = Patience()
+    patience.spend(BURST, now=0.0)
+    patience.earn(2 * BURST)
+    for _ in range(reads):
+        patience.spend(2 * BURST // reads, now=0.0)
+    with pytest.raises(ProtocolError):
+        patience.spend(1, now=0.0)
+
+
+def test_years_of_messages_do_not_pay_for_a_flood() -> None:
+    patience = Patience()
+    patience.earn(1_000 * BURST)
+    with pytest.raises(ProtocolError):
+        patience.spend(11 * BURST, now=0.0)
