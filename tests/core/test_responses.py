@@ -5,11 +5,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from revconn._proto.registry_pb2 import ConnectionMessage, ForwardResponse
-from revconn.core import responses
 from revconn.core.framing import frame
-from revconn.core.responses import encode_failure, encode_response, encode_success
+from revconn.core.responses import encode_failure, encode_response
 from revconn.core.status import StatusCode, decode_message, response_code
-from tests.core.test_framing import LOOKALIKES
 from tests.support.texts import texts
 
 FAILING_CODES = [code for code in StatusCode if code is not StatusCode.OK]
@@ -102,40 +100,3 @@ def test_the_exact_code_and_message_survive_the_trip(
     assert response_code(response.status_code, response.headers) is code
     assert response.error_message == message
     assert decode_message(response.headers["grpc-message"]) == message
-
-
-# A success, put together by hand
-
-IDS = texts(min_size=1, max_size=256)  # no request has an empty one
-LENGTHS = [0, 1, 2, 127, 128, 255, 256, 16_383, 16_384, 2_097_151, 2_097_152]
-PAYLOADS = st.one_of(
-    st.binary(),
-    LOOKALIKES,
-    st.builds(lambda first, size: first + bytes(size), st.binary(), st.sampled_from(LENGTHS)),
-)
-
-
-@given(IDS, PAYLOADS)
-def test_a_success_by_hand_has_the_bytes_that_protobuf_gives_it(name: str, payload: bytes) -> None:
-    assert encode_success(name, payload) == encode_response(name, payload)
-
-
-@pytest.mark.parametrize("length", LENGTHS)
-@pytest.mark.parametrize("name", ["r", "r" * 127, "r" * 128, "\u20ac" * 128])
-def test_so_it_has_at_each_length_where_a_number_takes_one_byte_more(
-    name: str, length: int
-) -> None:
-    around = [b"\x0a" * each for each in range(max(0, length - 160), length + 2)]
-    for payload in around if length < 20_000 else [around[0], *around[-2:]]:
-        assert encode_success(name, payload) == encode_response(name, payload)
-
-
-def test_of_lengths_that_came_no_more_than_a_thousand_are_remembered(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    shapes: dict[tuple[int, int], tuple[bytes, bytes]] = {}
-    monkeypatch.setattr(responses, "_shapes", shapes)
-    for length in range(1, 2500):
-        payload = b"x" * length
-        assert encode_success("r1", payload) == encode_response("r1", payload)
-        assert len(shapes) <= responses._MOST_SHAPES
