@@ -116,7 +116,7 @@ class Calls:
         self._accepted = self._answered = self._cancelled = self._expired = 0
         self._late = self._repeated = self._overloaded = 0
         self._deadlines = Deadlines(
-            self._lock, self._all, self._expire, self._forget_settled, on_failure
+            self._lock, self._all, self._expire, self.workers.forget_settled, on_failure
         )
         self._callbacks = Callbacks()
 
@@ -402,16 +402,12 @@ class Calls:
             if self.saturated and self._bytes <= self._max_in_flight_bytes:
                 self._saturate(False)
             if cancelled:
-                self._forget_settled()
                 self._tell_settled(link)
+        if cancelled:
+            self.workers.forget_settled()
         self._callbacks.call(cancelled)
         for request in cancelled:
             logger.debug("%r was cancelled", request)
-
-    def _forget_settled(self) -> None:
-        """Where requests wait, nobody else would drop them, and the payloads that they hold."""
-        assert self._lock.locked()
-        self.workers.forget_settled()
 
     # What is unanswered
 

@@ -20,9 +20,9 @@ _with_suspend = clock.with_suspend
 class Deadlines:
     """Watches the deadlines of all that is ``in_flight``, and has ``expire`` called at each.
 
-    ``lock``, the table's, guards all state and is held when ``in_flight`` is called, and
-    ``forget_settled`` after some have expired; ``expire`` is called without it. ``next_due`` is
-    when to look (:func:`~revconn.clock.with_suspend`).
+    ``lock``, the table's, guards all state and is held when ``in_flight`` is called; ``expire`` is
+    called without it, and ``forget_settled`` after some have expired. ``next_due`` is when to look
+    (:func:`~revconn.clock.with_suspend`).
     """
 
     def __init__(
@@ -73,8 +73,7 @@ class Deadlines:
                     continue
             for request in expired:
                 self._expire(request)
-            with self._lock:
-                self._forget_settled()
+            self._forget_settled()
 
     def _take_stock(self, now: float) -> list[Request]:
         """Who has expired; also finds the next instant to look. Requires holding ``_lock``.

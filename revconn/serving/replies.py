@@ -176,7 +176,8 @@ class Replies:
         if outbound.answer_bytes > ROOM_BYTES or outbound.large_bytes:
             self._measure()
         if line.parked:
-            if lingers:
+            # Only the sender notices that answers which piled up have left.
+            if lingers and not self.congested:
                 self.lingers = True
             else:
                 line.unpark()
@@ -187,7 +188,11 @@ class Replies:
         assert self._lock.locked()
         self.lingers = False
         line = self._only
-        if line is None or self._opening or not line.parked:
+        if line is None or self._opening:  # another stream began meanwhile
+            for each in self._lines:
+                each.unpark()
+            return None
+        if not line.parked:
             return None
         answers = line.outbound.take_answers(_BATCH_BYTES)
         if answers and line.reserve(answers):

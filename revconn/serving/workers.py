@@ -60,10 +60,10 @@ class Workers:
 
     While the answers of a link pile up its requests are held, until :meth:`resume`.
 
-    While requests wait and somebody is in a handler, which may take long, another worker is awake
-    and not in one, or has been called and will be. One, not as many as there are: a worker that was
-    called and waits for the interpreter's lock only takes time from those that work, and 50
-    connectors with 16 workers each came to a standstill by that.
+    While requests wait and somebody is in a handler or a callback, which may take long, another
+    worker is awake and in neither, or has been called and will be. One, not as many as there are: a
+    worker that was called and waits for the interpreter's lock only takes time from those that
+    work, and 50 connectors with 16 workers each came to a standstill by that.
 
     A worker is a task in the executor that takes requests until none came for a while: one task per
     request would cost a future, a queue and a wake-up each. While requests never end it makes way
@@ -116,6 +116,7 @@ class Workers:
         self._count = 0
         self._hired: set[object] = set()
         self._parked = 0  # without the one that was called
+        self._in_callbacks = 0
         self._called = False  # a parked worker was, and has not woken yet
         self._calls: queue.SimpleQueue[None] = queue.SimpleQueue()
         self._closed = False
@@ -154,15 +155,20 @@ class Workers:
     def forget_settled(self) -> None:
         """While every worker is busy nobody else would drop them, and the payloads they hold.
 
-        In place, since workers take from the same deque meanwhile. Requires holding the lock.
+        In place, since workers take from the same deque meanwhile.
         """
-        assert self._lock.locked()
-        self._held = deque(request for request in self._held if request._active)
-        with contextlib.suppress(IndexError):  # workers were faster
-            for _ in range(len(self._waiting)):
-                request = self._waiting.popleft()
-                if request._active:
-                    self._waiting.append(request)
+        with self._lock:
+            self._held = deque(request for request in self._held if request._active)
+            with contextlib.suppress(IndexError):  # workers were faster
+                for _ in range(len(self._waiting)):
+                    request = self._waiting.popleft()
+                    if request._active:
+                        self._waiting.append(request)
+            # A worker that entered a handler while the last one that waits was out of the deque
+            # has called nobody for it.
+            hire = self._call()
+        if hire:
+            self.hire()
 
     def resume(self, link: Replies) -> None:
         """Its answers pile up no longer: have its requests run that were held."""
@@ -204,8 +210,13 @@ class Workers:
         return self._call_another()
 
     def _awake(self) -> int:
-        """How many workers are between two requests, and will look for another one."""
-        return self._count - self._parked - len(self._hired) - len(self._running)
+        """How many workers are between two requests, and will look for another one.
+
+        Too few rather than too many, for one who asks without the lock: what is taken away is read
+        before ``_count``, which whoever leaves changes first.
+        """
+        elsewhere = self._parked + len(self._hired) + len(self._running) + self._in_callbacks
+        return self._count - elsewhere
 
     def _call_another(self) -> bool:
         """Wake a parked worker; true when one is to be hired instead."""
@@ -217,13 +228,6 @@ class Workers:
         hire = self._count < self._most and not self._hired
         self._count += hire
         return hire
-
-    def _stand_in(self) -> None:
-        """A worker is about to be in other code of the user's, which may take long."""
-        with self._lock:
-            hire = not self._called and bool(self._waiting) and self._call_another()
-        if hire:
-            self.hire()
 
     def hire(self) -> None:
         """Ask the executor for a worker, as :meth:`put` said. Without the lock."""
@@ -265,8 +269,8 @@ class Workers:
         with self._lock:
             if contract not in self._hired:
                 return
-            self._hired.remove(contract)
             self._count -= 1
+            self._hired.remove(contract)
             if not self._count:
                 stranded += self._waiting
                 self._waiting.clear()
@@ -300,9 +304,9 @@ class Workers:
             with own_thread():
                 if not self._work_a_shift():
                     return
+                self._flush()
         except BaseException:
             logger.exception("a worker failed; another one takes its place")
-        self._flush()
         self._running.pop(threading.get_ident(), None)
         self.hire()
 
@@ -325,11 +329,6 @@ class Workers:
             # Before the look at the others: of two workers that enter a handler at the same time
             # one at least sees that the other does.
             running[thread] = (request, now)
-            if not self._called:
-                if waiting and self._awake() <= 0:
-                    self._look_after_waiting()
-                if not self._called:
-                    self._flush()  # what was answered must not wait for this handler
             now = self._serve(request, thread, now)
         return True
 
@@ -343,6 +342,11 @@ class Workers:
         """Run a request in this worker's thread; when it was done (monotonic)."""
         running = self._running
         try:
+            if not self._called:
+                if self._waiting and self._awake() <= 0:
+                    self._look_after_waiting()
+                if not self._called:
+                    self._flush()  # what was answered must not wait for this handler
             if request._due is not None and request._due <= _with_suspend():
                 del running[thread]
                 self._expire(request)
@@ -356,14 +360,27 @@ class Workers:
                     self._runs.remember(request, start, end)
                 self._settle(request, answer)
                 if request._callbacks:
-                    self._stand_in()
-                    run_callbacks([request])
+                    self._call_back(request)
                 return end
         except BaseException:  # the worker, and whoever waits for the answer, need not suffer
             running.pop(thread, None)
             logger.exception("%r: serving it failed", request)
             self._fail(request, StatusCode.INTERNAL, "internal error")
         return _monotonic()
+
+    def _call_back(self, request: Request) -> None:
+        """Run the callbacks of a request, which may take as long as a handler."""
+        self._flush()
+        with self._lock:
+            self._in_callbacks += 1
+            hire = self._call()
+        if hire:
+            self.hire()
+        try:
+            run_callbacks([request])
+        finally:
+            with self._lock:
+                self._in_callbacks -= 1
 
     def _hold(self, request: Request) -> bool:
         """Leave a request until its link takes answers again; whether that is necessary."""
@@ -387,8 +404,8 @@ class Workers:
         except queue.Empty:
             with self._lock:
                 if self._parked:
-                    self._parked -= 1
                     self._count -= 1
+                    self._parked -= 1
                     return False
             self._calls.get()  # it was called in the last moment
         with self._lock:

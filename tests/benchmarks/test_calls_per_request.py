@@ -14,9 +14,9 @@ from tests.support.call_counts import KINDS, calls_of_one_request, echo, numbers
 # fewer by which thread finds what another one left to it.
 BARS = {
     "inline": (24, 37),
-    "pool": (30, 49),
+    "pool": (33, 53),
     "inline-pinged": (26, 45),
-    "pool-pinged": (33, 57),
+    "pool-pinged": (36, 61),
 }
 
 

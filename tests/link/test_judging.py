@@ -3,43 +3,41 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
 from typing import Any, Callable
 
 import pytest
-from revconn.runtime.unanswered import Unanswered
 
 from revconn import Backoff
 from revconn.exceptions import AuthenticationError, ConnectionLost, HandshakeError
 from revconn.link.decisions import Judge
 from revconn.link.link import Link
+from revconn.serving.handlers import Handlers
 from revconn.target import parse_targets
+from tests.support.calls import open_calls
 from tests.support.options import make_options
 
 LOST = ConnectionLost("gw:1", "it broke")
 
 
 @pytest.fixture
-def judge() -> Callable[..., float | None]:
+def judge() -> Iterator[Callable[..., float | None]]:
     """``judge(error, failures, **options)``: seconds to wait; ``None``: give up."""
 
     def judge(error: BaseException | None, failures: int = 1, **options: Any) -> float | None:
-        nothing = lambda *_: None  # noqa: E731
         link = Link(
             parse_targets("gw:1")[0],
             None,
             make_options(**options),
             ("echo.Echo",),
-            Unanswered(),
-            saturated=lambda: False,
-            on_requests=nothing,
-            on_cancelled=nothing,
-            on_relief=nothing,
-            on_change=nothing,
-            on_end=nothing,
+            calls,
+            on_change=lambda: None,
+            on_end=lambda link, error: None,
         )
         return link._judge(Judge(error, failures))
 
-    return judge
+    with open_calls(Handlers()) as calls:
+        yield judge
 
 
 def test_after_max_attempts_in_a_row_there_is_no_other(judge) -> None:

@@ -100,7 +100,7 @@ class Pool:
 class TestFullPool:
     def test_requests_that_wait_for_long_are_told_of(self, caplog) -> None:
         pool = Pool()
-        watch = FullPool(pool)
+        watch = FullPool(pool.backlog)
         watch.look(100.0)
         pool.waits = Backlog(waiting=7, longest=0.9, workers=16, wanted=0)
         watch.look(101.0)
@@ -114,7 +114,7 @@ class TestFullPool:
     def test_an_executor_that_has_too_few_threads_is_told_of(self, caplog) -> None:
         pool = Pool()
         pool.waits = Backlog(waiting=5, longest=3.0, workers=2, wanted=4)
-        FullPool(pool).look(100.0)
+        FullPool(pool.backlog).look(100.0)
         assert said(caplog) == [
             "pool full: 5 requests wait for a worker, the first for 3.0 s; all 2 workers are busy,"
             " and the executor has no thread for 4 more"
@@ -122,7 +122,7 @@ class TestFullPool:
 
     def test_a_pool_that_stays_full_is_mentioned_at_growing_intervals(self, caplog) -> None:
         pool = Pool()
-        watch = FullPool(pool)
+        watch = FullPool(pool.backlog)
         mentioned = []
         for now in range(1000):
             pool.waits = Backlog(1, 2.0, 16, 0) if now % 3 else None
@@ -146,7 +146,7 @@ class TestSlowReader:
 
     def test_a_gateway_that_takes_nothing_is_named(self, caplog) -> None:
         sender = Sender()
-        watch = SlowReader("gateway:50051", sender)
+        watch = SlowReader("gateway:50051", sender.unsent)
         watch.look(99)
         sender.waits = {"stream": 3}
         self.looks(watch, 100, 105)
@@ -164,7 +164,7 @@ class TestSlowReader:
 
     def test_progress_counts_however_slow(self, caplog) -> None:
         sender = Sender()
-        watch = SlowReader("gateway:50051", sender)
+        watch = SlowReader("gateway:50051", sender.unsent)
         for now in range(200):
             sender.waits = {"stream": now // 4}
             watch.look(now)
@@ -172,7 +172,7 @@ class TestSlowReader:
 
     def test_a_pause_in_which_nothing_is_to_be_sent_is_none(self, caplog) -> None:
         sender = Sender()
-        watch = SlowReader("gateway:50051", sender)
+        watch = SlowReader("gateway:50051", sender.unsent)
         for now in range(200):
             sender.waits = {"stream": 7} if now % 2 else {}
             watch.look(now)
@@ -180,7 +180,7 @@ class TestSlowReader:
 
     def test_one_of_two_streams_is_enough(self, caplog) -> None:
         sender = Sender()
-        watch = SlowReader("gateway:50051", sender)
+        watch = SlowReader("gateway:50051", sender.unsent)
         for now in range(8):
             sender.waits = {"old": 1, "new": now}
             watch.look(now)

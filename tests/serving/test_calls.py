@@ -93,7 +93,11 @@ class Table:
         )
 
     def wait_answered(self, timeout: float, came_by: float = float("inf")) -> bool:
-        return self.calls.wait_answered(self.link, timeout, came_by)
+        """As a link's plan asks, whenever something is answered."""
+        with self.link.lock:
+            return self.link.await_traffic(
+                lambda: self.calls.is_answered(self.link, came_by), timeout
+            )
 
 
 @pytest.fixture
@@ -230,7 +234,7 @@ def test_what_another_gateway_sent_and_what_came_later_is_not_waited_for(table) 
         made.arrive("another's", arrived=100.0, link=other)
         made.arrive("later", arrived=101.0)
         waiting = in_thread(made.wait_answered, TIMEOUT, 100.5)
-        eventually(lambda: made.link.changed.sleepers)
+        eventually(lambda: made.link.awaited)
         held.let_go("first")
         assert waiting.result(TIMEOUT)
         assert not made.wait_answered(0.0)
@@ -292,7 +296,7 @@ def test_what_is_left_to_workers_runs_when_the_gateway_reads_again(table) -> Non
     line = made.line()
     made.arrive("r0", "r1", "r2", method=INLINE)
     assert made.link.congested
-    eventually(lambda: len(made.calls._held) == 2)
+    eventually(lambda: len(made.calls.workers._held) == 2)
     assert made.calls.stats()["in_flight"] == 2
     (first,) = responses(line.take())
     assert first.request_id == "r0"

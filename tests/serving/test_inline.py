@@ -16,6 +16,7 @@ from revconn.core.connector_side import Arrival
 from revconn.core.sending import Answer
 from revconn.messages import received
 from revconn.serving import calls as calls_module
+from revconn.serving import inline as inline_module
 from revconn.serving.calls import Calls
 from tests.support.calls import METHOD, CallsLink, arrival, handlers_of, open_calls
 from tests.support.threads import TIMEOUT, in_thread
@@ -38,6 +39,7 @@ class Clock:
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
     monkeypatch.setattr(calls_module, "_monotonic", clock)
+    monkeypatch.setattr(inline_module, "_monotonic", clock)
     monkeypatch.setattr(calls_module, "_with_suspend", clock)
     return clock
 
@@ -160,9 +162,9 @@ def test_a_handler_that_is_stuck_is_named_while_it_is(
     serving = in_thread(lambda: link.brings(request(1)))
     assert begun.wait(10.0)
     with caplog.at_level(logging.WARNING, "revconn"):
-        calls.watch_inline(clock.now + 0.05)
+        calls.inline.watch(clock.now + 0.05)
         assert not caplog.records
-        calls.watch_inline(clock.now + 7.0)
+        calls.inline.watch(clock.now + 7.0)
     released.set()
     serving.result(TIMEOUT)
     assert "/echo.Echo/Say blocked for 7.0 s" in caplog.text
@@ -216,8 +218,8 @@ def test_a_request_that_runs_into_a_bug_is_answered_and_the_rest_of_its_batch_is
             raise SystemExit("a bug")
         return good(asked)
 
-    good = calls._answer_inline
-    monkeypatch.setattr(calls, "_answer_inline", answer)
+    good = calls.inline._answer
+    monkeypatch.setattr(calls.inline, "_answer", answer)
     link.brings(request(1), request(2))
     assert [response.status_code for response in link.batches[0]] == [500, 200]
     link.brings(request(1))
@@ -316,7 +318,7 @@ def test_while_answers_do_not_leave_workers_take_the_rest_of_a_batch_and_wait(se
 
     calls, link = serve(handler)
     link.brings(request(1), request(2), request(3))
-    eventually(lambda: len(calls._held) == 2)
+    eventually(lambda: len(calls.workers._held) == 2)
     assert ran == ["r1"]
     statuses: dict[str, int] = {}
     eventually(lambda: statuses.update(link.statuses()) or len(statuses) == 3)

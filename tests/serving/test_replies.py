@@ -347,6 +347,7 @@ def test_a_quiet_line_forgets_what_left_long_ago(monkeypatch: pytest.MonkeyPatch
     line.take()
     now += 50.0
     line.put_control(b"heartbeat")
+    assert line.take() == [b"heartbeat"], "as its sender comes back from the one before"
     assert not line._sent._batches
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
 from concurrent.futures import Future
 from typing import Any, Callable
 
@@ -10,9 +11,16 @@ import pytest
 
 from revconn import Request
 from revconn._proto.registry_pb2 import ForwardRequest
+from revconn.core.sending import Answer, answer
+from revconn.core.status import StatusCode
+from revconn.exceptions import RevconnError
+from revconn.serving import workers as workers_module
+from revconn.serving.executor import DaemonExecutor
+from revconn.serving.runs import Runs
 from revconn.serving.workers import Workers
 from tests.support.requests import request_of
 from tests.support.threads import TIMEOUT, in_thread
+from tests.support.waiting import eventually
 
 
 class Executor:
@@ -35,29 +43,58 @@ class Executor:
 
 
 class Scene:
-    def __init__(self, executor: Executor, most: int = 3) -> None:
+    """Workers, and all that they say of the requests that they are given."""
+
+    def __init__(
+        self,
+        executor: Any,
+        most: int = 3,
+        *,
+        handler: Callable[[str], object] = lambda request_id: None,
+        kind: type[Workers] = Workers,
+    ) -> None:
         self.executor = executor
+        self.handler = handler
+        self.runs = Runs()
         self.served: list[str] = []
-        self.stranded: list[tuple[list[str], str]] = []
+        self.settled: list[str] = []
+        self.failed: list[tuple[str, StatusCode, str]] = []
+        self.flushed: list[int] = []  # how many had been settled at each time
         self.broken: list[BaseException] = []
         self.lock = threading.Lock()
-        self.workers = Workers(
-            self.lock, executor, most, self._serve, self._strand, self.broken.append
+        self.workers = kind(
+            self.lock,
+            executor,
+            most,
+            self.runs,
+            answer=self._answer,
+            settle=self._settle,
+            expire=lambda request: pytest.fail("no request here has a deadline"),
+            fail=self._fail,
+            flush=lambda: self.flushed.append(len(self.settled)),
+            on_broken=self.broken.append,
         )
 
-    def _serve(self, request: Request, thread: int, now: float) -> float:
-        assert thread == threading.get_ident()
-        assert not self.lock.locked()
+    def _answer(self, request: Request) -> Answer:
+        assert self.runs.running[threading.get_ident()][0] is request
         self.served.append(request.request_id)
-        return now
+        self.handler(request.request_id)
+        return answer(request.request_id.encode(), None)
 
-    def _strand(self, requests: list[Request], reason: str) -> None:
-        assert not self.lock.locked()
-        self.stranded.append(([request.request_id for request in requests], reason))
+    def _settle(self, request: Request, answer: Answer) -> None:
+        assert threading.get_ident() not in self.runs.running
+        assert answer[0] == request.request_id.encode()
+        self.settled.append(request.request_id)
 
-    def put(self, *request_ids: str) -> list[Request]:
+    def _fail(self, request: Request, code: StatusCode, reason: str) -> None:
+        self.failed.append((request.request_id, code, reason))
+
+    def put(self, *request_ids: str, callback: Callable[[], object] | None = None) -> list[Request]:
         messages = [ForwardRequest(request_id=each) for each in request_ids]
         requests = [request_of(message, arrived=1.0) for message in messages]
+        if callback is not None:
+            for request in requests:
+                assert request.add_callback(callback)
         with self.lock:
             hire = self.workers.put(requests)
         if hire:
@@ -65,29 +102,78 @@ class Scene:
         return requests
 
 
-def test_one_worker_is_hired_for_a_batch_and_at_most_as_many_as_there_may_be() -> None:
+class Gate:
+    """A handler that holds every request until the end."""
+
+    def __init__(self) -> None:
+        self.entered: list[str] = []
+        self.let_go = threading.Event()
+
+    def __call__(self, request_id: str) -> None:
+        self.entered.append(request_id)
+        assert self.let_go.wait(TIMEOUT)
+
+    def holds(self, *request_ids: str) -> None:
+        eventually(lambda: sorted(self.entered) == sorted(request_ids))
+
+
+@pytest.fixture
+def gate() -> Iterator[Gate]:
+    gate = Gate()
+    yield gate
+    gate.let_go.set()
+
+
+@pytest.fixture
+def scene() -> Iterator[Callable[..., Scene]]:
+    """``scene(handler, most)``: workers in threads of their own."""
+    made: list[Scene] = []
+
+    def make(handler: Callable[[str], object], most: int = 3, **options: Any) -> Scene:
+        executor = DaemonExecutor(most, "revconn-test")
+        made.append(Scene(executor, most, handler=handler, **options))
+        return made[-1]
+
+    yield make
+    for each in made:
+        close(each)
+        each.executor.shutdown(wait=False)
+
+
+def test_one_worker_is_hired_at_a_time_which_hires_the_next_when_it_is_busy() -> None:
     scene = Scene(Executor(), most=2)
     hired = []
+    scene.handler = lambda request_id: hired.append(len(scene.executor.tasks))
     for request_id in "abc":
         scene.put(request_id)
-        hired.append(len(scene.executor.tasks))
-    assert hired == [1, 2, 2]
+    assert len(scene.executor.tasks) == 1
+    scene.executor.tasks[0][1]()
+    assert hired == [2, 2, 2], "before its first handler, and no more than there may be"
 
 
-def test_a_worker_serves_what_waits_in_its_order_and_calls_others_for_the_rest() -> None:
+def test_a_worker_serves_what_waits_in_its_order() -> None:
     scene = Scene(Executor(), most=2)
     scene.put(*"abc")
     assert scene.workers.waiting == 3
     scene.executor.run()
     assert scene.served == ["a", "b", "c"]
+    assert scene.settled == ["a", "b", "c"]
     assert scene.workers.waiting == 0
-    assert len(scene.executor.tasks) == 2
 
 
-def test_an_executor_that_takes_no_workers_strands_what_waits() -> None:
+def test_an_executor_that_takes_no_workers_strands_what_waits(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     scene = Scene(Executor("cannot schedule new futures after shutdown"))
     scene.put(*"ab")
-    assert scene.stranded == [(["a", "b"], "cannot schedule new futures after shutdown")]
+    reason = "the service has no thread to run it in"
+    assert scene.failed == [(each, StatusCode.UNAVAILABLE, reason) for each in "ab"]
+    (record,) = caplog.records
+    assert record.getMessage() == (
+        "refused 2 requests: no worker to run them: cannot schedule new futures after shutdown"
+    )
+    (broken,) = scene.broken
+    assert isinstance(broken, RevconnError)
     scene.executor.run()
     assert scene.served == [], "the task that was queued all the same came too late"
 
@@ -96,16 +182,16 @@ def test_a_worker_that_is_cancelled_before_it_began_strands_what_waits() -> None
     scene = Scene(Executor())
     scene.put("a")
     scene.executor.tasks[0][0].cancel()
-    assert scene.stranded == [(["a"], "the executor was shut down")]
+    assert [request_id for request_id, _, _ in scene.failed] == ["a"]
 
 
 def test_while_there_is_another_worker_nothing_is_stranded() -> None:
     scene = Scene(Executor())
-    scene.put("a")
+    scene.put("a", "b")
     scene.executor.problem = "can't start new thread"
-    scene.put("b")
-    assert scene.stranded == []
-    scene.executor.run()
+    scene.executor.tasks[0][1]()
+    assert len(scene.executor.tasks) > 1
+    assert scene.failed == []
     assert scene.served == ["a", "b"]
 
 
@@ -116,8 +202,7 @@ def test_a_backlog_is_counted_from_the_first_that_is_still_wanted() -> None:
     cancelled._active = False
     waiting._arrived = 2.0
     assert scene.workers.backlog(5.0) == (2, 3.0, 0, 1)
-    with scene.lock:
-        scene.workers.forget_settled()
+    scene.workers.forget_settled()
     assert scene.workers.backlog(5.0) == (1, 3.0, 0, 1)
     waiting._active = False
     assert scene.workers.backlog(5.0) is None
@@ -141,3 +226,141 @@ def test_after_the_end_nothing_is_taken_any_more(end: Callable[[Scene], None]) -
     scene.put("b")
     assert scene.workers.waiting == 0
     assert len(scene.executor.tasks) == 1
+
+
+def test_a_worker_that_cannot_send_answers_loses_no_request_and_has_a_successor(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(workers_module, "_LINGER", 0.0)
+    scene = Scene(Executor(), most=1)
+
+    def flush() -> None:
+        raise MemoryError
+
+    scene.put("a")
+    with monkeypatch.context() as patch:
+        patch.setattr(scene.workers, "_flush", flush)
+        scene.executor.tasks[0][1]()
+    assert scene.failed == [("a", StatusCode.INTERNAL, "internal error")]
+    assert "a worker failed; another one takes its place" in caplog.text
+    assert len(scene.executor.tasks) == 2
+    scene.put("b")
+    scene.executor.tasks[1][1]()
+    assert scene.settled == ["b"]
+    assert scene.workers._count == 0, "it has gone, for want of work"
+
+
+# While somebody is in a handler, another worker is awake or called
+
+
+def test_a_batch_calls_one_worker_and_each_calls_the_next_before_it_enters_a_handler(
+    scene, gate: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(workers_module, "_LINGER", TIMEOUT)
+    made: Scene = scene(gate)
+    made.put(*"abc")
+    gate.holds(*"abc")
+    gate.let_go.set()
+    eventually(lambda: made.workers._parked == 3)
+    gate.let_go.clear()
+    gate.entered.clear()
+    made.put(*"def")
+    gate.holds(*"def")
+    assert made.workers._count == 3, "those that were parked, and no new ones"
+
+
+def test_a_request_that_comes_while_the_others_are_in_handlers_calls_one_that_is_parked(
+    scene, gate: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(workers_module, "_LINGER", TIMEOUT)
+    made: Scene = scene(lambda request_id: request_id == "free" or gate(request_id))
+    made.put("a", "b", "free")
+    gate.holds("a", "b")
+    eventually(lambda: made.workers._parked == 1)
+    made.put("c")
+    gate.holds("a", "b", "c")
+
+
+def test_a_worker_that_is_in_a_callback_is_not_counted_on(
+    scene, gate: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(workers_module, "_LINGER", TIMEOUT)
+    hanging = threading.Event()
+    made: Scene = scene(lambda request_id: None, most=2)
+    made.put("a", callback=lambda: hanging.set() or gate("callback"))
+    assert hanging.wait(TIMEOUT)
+    assert made.flushed[-1] == 1, "nor does the answer wait for it"
+    made.put("b")
+    eventually(lambda: made.settled == ["a", "b"])
+    eventually(lambda: made.workers._parked == 1)
+    made.put("c")
+    eventually(lambda: made.settled == ["a", "b", "c"])
+
+
+class Leaving(Workers):
+    """A parked worker goes, because nothing came, just when another one counts those awake."""
+
+    leaves = False
+
+    @property
+    def _count(self) -> int:
+        count = self._number
+        if self.leaves:
+            self.leaves = False
+            with self._lock:
+                self._number -= 1
+                self._parked -= 1
+        return count
+
+    @_count.setter
+    def _count(self, count: int) -> None:
+        self._number = count
+
+
+def test_one_that_leaves_just_now_is_not_counted_on() -> None:
+    scene = Scene(Executor(), kind=Leaving)
+    workers = scene.workers
+    assert isinstance(workers, Leaving)
+    scene.put("a", "b")
+    workers._count += 1
+    workers._parked += 1
+    hired = []
+
+    def handler(request_id: str) -> None:
+        hired.append(len(scene.executor.tasks))
+
+    scene.handler = handler
+    contract = next(iter(workers._hired))
+    workers._hired.remove(contract)
+    now = threading.get_ident()
+    request = workers._waiting.popleft()
+    scene.runs.running[now] = (request, 0.0)
+    workers.leaves = True
+    assert workers._awake() <= 0
+    workers._look_after_waiting()
+    assert len(scene.executor.tasks) == 2
+
+
+def test_what_was_out_of_the_queue_for_a_moment_is_looked_after() -> None:
+    scene = Scene(Executor(), most=2)
+    (waiting,) = scene.put("a")
+
+    class Looks:
+        """Asked whether it is still wanted, while it is in nobody's queue."""
+
+        def __init__(self, request: Request) -> None:
+            self._request = request
+
+        def __getattr__(self, name: str) -> Any:
+            if name == "_active":
+                # The worker that was hired enters another's handler now, and finds nothing waiting.
+                workers._hired.clear()
+                scene.runs.running[1] = (waiting, 0.0)
+                assert not workers._waiting
+            return getattr(self._request, name)
+
+    workers = scene.workers
+    workers._waiting[0] = Looks(waiting)  # type: ignore[call-overload]
+    workers.forget_settled()
+    assert workers.waiting == 1
+    assert len(scene.executor.tasks) == 2

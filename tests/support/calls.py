@@ -14,9 +14,9 @@ from revconn._proto.registry_pb2 import ConnectionMessage, ForwardRequest, Forwa
 from revconn.core.connector_side import Arrival
 from revconn.serving import calls as calls_module
 from revconn.serving.calls import Calls
+from revconn.serving.executor import DaemonExecutor
 from revconn.serving.handlers import Handlers
 from revconn.serving.runs import Runs
-from revconn.serving.workers import DaemonExecutor
 from tests.support import requests
 
 __all__ = ["METHOD", "CallsLink", "arrival", "handlers_of", "open_calls"]

@@ -255,7 +255,7 @@ def test_a_gzip_bomb_ends_the_stream(client, peer) -> None:
 @pytest.mark.costly
 def test_many_gzip_bombs_together_are_one_while_nobody_takes_them_away(new_client, server) -> None:
     client = new_client(server.address)
-    client.hold_back(True)
+    client.saturate(True)
     client.open()
     peer = server.accept()
     peer.begin()

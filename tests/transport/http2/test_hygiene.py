@@ -29,15 +29,15 @@ from tests.support.scripted_http2 import GRPC_HEADERS, Http2Peer, ScriptedHttp2,
 from tests.support.threads import TIMEOUT, in_thread
 
 MIB = 1 << 20
-BURST = 500  # frames without data that are borne at once; see tests/http2/test_flow.py
+BURST = 500  # frames without data that are borne at once; see tests/http2/test_windows.py
 FLOOD = 6 * BURST
 
 
 @pytest.fixture
 def little_patience(monkeypatch: pytest.MonkeyPatch) -> None:
     """A burst is sooner a flood, and no machine is so slow that patience comes back meanwhile."""
-    monkeypatch.setattr("revconn.http2.flow._BURST", BURST)
-    monkeypatch.setattr("revconn.http2.flow._PER_SECOND", 0.0)
+    monkeypatch.setattr("revconn.http2.control._BURST", BURST)
+    monkeypatch.setattr("revconn.http2.control._PER_SECOND", 0.0)
 
 
 @pytest.fixture

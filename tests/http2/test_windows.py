@@ -3,9 +3,10 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from revconn.http2.flow import Patience, ReceiveWindow, SendWindow
 
 from revconn.core.errors import ProtocolError
+from revconn.http2.connection import ReceiveWindow, SendWindow
+from revconn.http2.control import Patience
 
 LARGEST = (1 << 31) - 1
 DEFAULT = 65_535
