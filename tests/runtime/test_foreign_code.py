@@ -6,21 +6,18 @@ import logging
 import sys
 import threading
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Callable
 
 import pytest
 
 from revconn import Connector, Request, State
-from revconn._proto.registry_pb2 import ForwardRequest
+from revconn.core.status import StatusCode
 from revconn.link.session import Session
 from revconn.observing.watchdog import Watchdog
-from revconn.serving.calls import Calls
+from revconn.serving.deadlines import Deadlines
 from revconn.serving.replies import Line
 from revconn.serving.runs import Runs
-from revconn.serving.workers import Workers
 from tests.support.calls import CallsLink, arrival, handlers_of, open_calls
-from tests.support.requests import request_of
 from tests.support.scripted_gateway import Peer
 from tests.support.threads import in_thread
 from tests.support.waiting import eventually
@@ -197,7 +194,8 @@ def test_a_timer_that_fails_ends_the_connector(new_connector, gateway, monkeypat
     gateway.accept_ready()
     connector.wait_ready(TIMEOUT)
     monkeypatch.setattr(Session, "_wait", raising(Peculiar("unforeseen")))
-    connector._supervisor.links[0]._roster.serving._alarms.put(False)
+    (session,) = connector._supervisor.links[0]._sessions
+    session._alarms.put(False)
     cannot_go_on(connector)
     assert "the thread revconn-heartbeat-" in caplog.text
 
@@ -216,7 +214,7 @@ def test_a_link_that_fails_while_it_waits_ends_the_connector(
 
 def test_deadlines_that_nobody_keeps_end_the_connector(connect, monkeypatch) -> None:
     connector, peer = connect(lambda request: b"served")
-    monkeypatch.setattr(Calls, "_take_stock", raising(Peculiar("unforeseen")))
+    monkeypatch.setattr(Deadlines, "_take_stock", raising(Peculiar("unforeseen")))
     peer.request()
     assert peer.answer().payload == b"served", "what is in flight is still answered"
     peer.hears_goodbye()
@@ -251,10 +249,10 @@ def test_a_sender_that_fails_costs_the_connection_and_no_more(
 def test_a_worker_outlives_whatever_its_request_runs_into(monkeypatch: pytest.MonkeyPatch) -> None:
     with open_calls(handlers_of(lambda request: b"served"), max_workers=1) as calls:
         link = CallsLink(calls)
-        answer, put = calls._answer, link.replies.put
+        answer, put = calls.workers._answer, link.replies.put
 
         def fail_to_answer(request: Request) -> Any:
-            monkeypatch.setattr(calls, "_answer", answer)
+            monkeypatch.setattr(calls.workers, "_answer", answer)
             raise Peculiar("a bug")
 
         def fail_to_put(*args: Any, **kwargs: Any) -> Any:
@@ -267,32 +265,29 @@ def test_a_worker_outlives_whatever_its_request_runs_into(monkeypatch: pytest.Mo
             eventually(lambda: calls.stats()["in_flight"] == 0)
             return link.statuses()
 
-        monkeypatch.setattr(calls, "_answer", fail_to_answer)
+        monkeypatch.setattr(calls.workers, "_answer", fail_to_answer)
         assert statuses_of("r1", "r2") == {"r1": 500, "r2": 200}
         monkeypatch.setattr(link.replies, "put", fail_to_put)
         assert statuses_of("r3", "r4") == {"r4": 200}
 
 
-def test_a_worker_that_dies_is_replaced() -> None:
-    served: list[str] = []
+def test_a_worker_that_dies_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    with open_calls(handlers_of(lambda request: b"served"), max_workers=1) as calls:
+        link = CallsLink(calls)
 
-    def serve(request: Request, thread: int, now: float) -> float:
-        if request.request_id == "r1":
+        died = threading.Event()
+
+        def die(request: Request, code: StatusCode, reason: str) -> Any:
+            died.set()
             raise Peculiar("a bug")
-        served.append(request.request_id)
-        return now
 
-    lock = threading.Lock()
-    with ThreadPoolExecutor(1) as executor:
-        workers = Workers(lock, executor, 1, serve, pytest.fail, pytest.fail)
-        for request_id in ("r1", "r2"):
-            with lock:
-                hire = workers.put([request_of(ForwardRequest(request_id=request_id))])
-            if hire:
-                workers.hire()
-        eventually(lambda: served == ["r2"])
-        with lock:
-            workers.close()
+        with monkeypatch.context() as patch:
+            patch.setattr(calls.workers, "_answer", raising(Peculiar("a bug")))
+            patch.setattr(calls.workers, "_fail", die)
+            link.brings(arrival("r1"))
+            assert died.wait(TIMEOUT)
+        link.brings(arrival("r2"))
+        eventually(lambda: link.statuses() == {"r2": 200})
 
 
 # The watchdog

@@ -11,7 +11,7 @@ from unittest import mock
 import pytest
 
 from revconn import State, clock
-from revconn.serving import calls
+from revconn.serving import calls, deadlines, workers
 from revconn.testing import Fault
 from tests.support.waiting import eventually
 
@@ -111,8 +111,9 @@ def suspend(monkeypatch):
     """Make so many seconds pass on the clock that goes on while the machine sleeps."""
     slept = [0.0]
     now = clock.with_suspend
-    for module, name in ((clock, "with_suspend"), (calls, "_with_suspend")):
-        monkeypatch.setattr(module, name, lambda: now() + sum(slept))
+    monkeypatch.setattr(clock, "with_suspend", lambda: now() + sum(slept))
+    for module in (calls, deadlines, workers):
+        monkeypatch.setattr(module, "_with_suspend", clock.with_suspend)
     return slept.append
 
 
@@ -148,7 +149,7 @@ def test_a_shorter_sleep_changes_nothing(new_connector, gateway, suspend) -> Non
 def test_what_a_caller_no_longer_waits_for_after_a_sleep_is_not_run(
     new_connector, gateway, suspend, monkeypatch, woken_by
 ) -> None:
-    monkeypatch.setattr(calls, "_LONGEST_WAIT", 1e6 if woken_by == "the worker" else 0.01)
+    monkeypatch.setattr(deadlines, "_LONGEST_WAIT", 1e6 if woken_by == "the worker" else 0.01)
     ran, let_go = [], threading.Event()
 
     def handler(request) -> bytes:

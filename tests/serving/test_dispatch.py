@@ -226,7 +226,7 @@ def test_a_worker_that_was_called_and_has_not_woken_yet_calls_the_others(
     gate.holds(3)
     gate.open(*"abc")
     peer.answers(3)
-    workers = connector._supervisor.calls._workers
+    workers = connector._supervisor.calls.workers
     eventually(lambda: workers._parked == 3)
     wake = workers._calls
     unheard: queue.SimpleQueue[None] = queue.SimpleQueue()

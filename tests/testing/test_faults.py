@@ -11,8 +11,7 @@ import pytest
 
 from revconn import AuthenticationError, ConfigurationError, Connector, State, StatusCode
 from revconn.testing import Faults, TestGateway
-from revconn.transport import grpcio
-from revconn.transport.http2 import stream
+from revconn.transport import grpcio, http2
 from tests.support.waiting import eventually
 
 SAY = "/echo.Echo/Say"
@@ -209,7 +208,7 @@ def test_a_message_that_is_too_large_ends_the_stream_and_the_connector_comes_bac
     revconn_faults: Faults,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    for module in (grpcio, stream):
+    for module in (grpcio, http2):
         monkeypatch.setattr(module, "LARGEST_MESSAGE", 1 << 20)
     before = connect().connection_id
     revconn_faults.oversize(2 << 20)
