@@ -225,6 +225,7 @@ class Calls:
                 continue
             in_flight[request.request_id] = request
             if len(admitted) >= room:
+                request._cost = 0  # whoever settles it takes off what was counted: nothing
                 refused.append(request)
             else:
                 admitted.append(request)

@@ -205,6 +205,23 @@ def test_an_id_that_came_twice_is_waited_for_and_answered_once(table, method: st
     assert (stats["accepted"], stats["answered"], stats["repeated"]) == (1, 1, 1)
 
 
+def test_one_that_is_cancelled_before_it_is_refused_leaves_no_trace(
+    table, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: Table = table(max_in_flight=0)
+    line = made.line()
+    refuse = made.calls._refuse
+
+    def cancel_first(link: Replies, refused: list[Request]) -> None:
+        made.calls.cancel(link, ["a"])
+        refuse(link, refused)
+
+    monkeypatch.setattr(made.calls, "_refuse", cancel_first)
+    made.arrive("a", "b")
+    assert [each.request_id for each in responses(line.take())] == ["b"]
+    assert (made.calls._total, made.calls._exempt, made.calls._bytes) == (0, 0, 0)
+
+
 class Held:
     """A handler that waits until its request is let go."""
 
