@@ -9,7 +9,7 @@ import traceback
 from types import CodeType
 from typing import Any, Callable, TypeVar
 
-__all__ = ["SafeLogger", "get_logger", "is_interrupt"]
+__all__ = ["SafeLogger", "get_logger", "is_interrupt", "level_check"]
 
 T = TypeVar("T")
 
@@ -111,3 +111,12 @@ def is_interrupt(error: BaseException) -> bool:
 def get_logger(name: str) -> SafeLogger:
     """The logger of a module, which gives its ``__name__``."""
     return SafeLogger(logging.getLogger(name))
+
+
+def level_check(name: str) -> Callable[[int], bool]:
+    """Python's own ``isEnabledFor`` of that logger, for what is asked with every call.
+
+    It runs none of the application's filters and handlers, which are what a :class:`SafeLogger`
+    keeps away.
+    """
+    return logging.getLogger(name).isEnabledFor

@@ -30,13 +30,13 @@ from revconn.gateway.calls import Call
 from revconn.gateway.refusals import STOPPING, Refused, begin, fail, over_limit
 from revconn.gateway.shared import Shared
 from revconn.gateway.watch import Watch
-from revconn.logger import get_logger
+from revconn.logger import get_logger, level_check
 
 __all__ = ["Callers", "OutsideCall"]
 
 # Its name is what applications configure: it stays, whatever the file is called.
 logger = get_logger("revconn.gateway.proxy")
-_would_log = logging.getLogger("revconn.gateway.proxy").isEnabledFor  # asked for every call
+_would_log = level_check("revconn.gateway.proxy")  # asked for every call
 
 # Seconds from the first message of a call to its end. A unary call sends them together: for it
 # this is no limit.

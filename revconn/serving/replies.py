@@ -66,8 +66,7 @@ class Replies:
         self._lines: list[Line] = []  # those that carry answers, the newest last
         self._only: Line | None = None  # of those, when it is the only one
         self._opening: list[Line] = []  # those that will, with a copy of what leaves until then
-        self._undelivered = 0
-        self._replayed = 0
+        self._undelivered = self._replayed = 0
         self._closed = False
 
     def answer(self, answers: Sequence[Answer | LargeAnswer]) -> None:
