@@ -18,9 +18,9 @@ from revconn.exceptions import (
     ProtocolError,
     RequestError,
     RevconnError,
+    is_fatal,
 )
 from revconn.messages import Request, Response
-from revconn.runtime.failures import is_fatal
 from revconn.runtime.state import State
 from revconn.serving.handlers import Handler
 

@@ -17,10 +17,10 @@ from typing import Any, Callable, TypeVar
 from revconn.config import TLS, Backoff, Options, api_key_source, parse_services
 from revconn.environment import PREFIX, environment_options, named_by_variable
 from revconn.exceptions import ConfigurationError, RevconnError
+from revconn.exceptions import is_fatal as default_is_fatal
 from revconn.logger import get_logger
 from revconn.proxy import proxy_for
 from revconn.runtime.claims import Claims
-from revconn.runtime.failures import is_fatal as default_is_fatal
 from revconn.runtime.signals import obey_signals, signals_into
 from revconn.runtime.state import LinkStatus, State, StateBoard
 from revconn.runtime.threads import aside, is_own_thread

@@ -29,7 +29,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from enum import Enum
-from typing import ClassVar, Final
+from typing import ClassVar, Final, TypeVar
+
+from google.protobuf.message import Message
 
 from revconn.core.errors import ProtocolError
 from revconn.core.text import Mask
@@ -42,11 +44,14 @@ __all__ = [
     "Phase",
     "Step",
     "Transitions",
+    "decode",
     "is_possible_id",
     "no_message",
 ]
 
 logger = get_logger(__name__)
+
+_Message = TypeVar("_Message", bound=Message)
 
 LONGEST_ID = 256  # characters
 
@@ -136,3 +141,14 @@ def is_possible_id(given: str) -> bool:
 def no_message(data: bytes) -> ProtocolError:
     """What is wrong with ``data``, which could not be decoded."""
     return ProtocolError("bytes that are no ConnectionMessage", f"{len(data):,} bytes")
+
+
+def decode(kind: type[_Message], received: bytes) -> _Message:
+    """The message of that ``kind``. Raises :class:`ProtocolError` for garbage, and nothing else."""
+    try:
+        return kind.FromString(received)
+    # What garbage raises depends on protobuf's release and implementation, and on the
+    # application's filter for warnings: DecodeError, UnicodeDecodeError, SystemError and others.
+    except Exception:  # noqa: BLE001
+        name = kind.DESCRIPTOR.name
+        raise ProtocolError(f"bytes that are no {name}", f"{len(received):,} bytes") from None

@@ -20,8 +20,8 @@ from revconn._proto.registry_pb2 import (
     SubscriptionRequest,
 )
 from revconn.core.chunking import split
+from revconn.core.connection import decode
 from revconn.core.deadline import request_deadline
-from revconn.core.decoding import decode
 from revconn.core.errors import ProtocolError
 from revconn.core.framing import is_framed, unframe
 from revconn.core.gateway_side import End, FromConnector, GatewayConnection

@@ -9,7 +9,7 @@ import grpc
 import grpc.aio
 from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 
-from revconn.core.decoding import decode
+from revconn.core.connection import decode
 from revconn.core.errors import ProtocolError
 from revconn.core.routing import Wanted
 from revconn.core.status import StatusCode

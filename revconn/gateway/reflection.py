@@ -13,7 +13,7 @@ from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection, reflection_pb2
 
 from revconn._proto import registry_pb2
-from revconn.core.decoding import decode
+from revconn.core.connection import decode
 from revconn.core.errors import ProtocolError
 from revconn.core.status import StatusCode
 from revconn.gateway.refusals import fail

@@ -13,22 +13,21 @@ from revconn import clock
 from revconn.config import Options
 from revconn.core.connection import Phase
 from revconn.core.connector_side import ConnectorConnection, FromGateway
-from revconn.core.features import CHUNKS, DRAIN
 from revconn.core.liveness import ConnectorLiveness, Prober, Verdict
 from revconn.core.refusals import Speaker
 from revconn.core.sending import answer
 from revconn.core.status import StatusCode
-from revconn.core.terms import Terms
+from revconn.core.terms import CHUNKS, DRAIN, Terms
 from revconn.core.text import Mask, presentable
 from revconn.exceptions import (
     AuthenticationError,
     ConfigurationError,
     ConnectionLost,
     HandshakeError,
+    remedy,
 )
 from revconn.guard import guarded_thread
 from revconn.logger import get_logger
-from revconn.runtime.failures import remedy
 from revconn.runtime.threads import own_thread
 from revconn.serving.calls import Calls
 from revconn.serving.replies import Line, Replies

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from revconn._proto.registry_pb2 import ConnectionMessage, Heartbeat
-from revconn.core.decoding import decode
+from revconn.core.connection import decode
 from revconn.core.errors import ProtocolError
 
 

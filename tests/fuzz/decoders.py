@@ -16,9 +16,9 @@ from revconn._proto.registry_pb2 import (
     ForwardResponse,
 )
 from revconn.core.chunking import ChunkJoiner
+from revconn.core.connection import decode
 from revconn.core.connector_side import ConnectorConnection
 from revconn.core.deadline import request_deadline
-from revconn.core.decoding import decode
 from revconn.core.errors import ProtocolError
 from revconn.core.framing import GzipInflater, is_framed, unframe
 from revconn.core.gateway_side import GatewayConnection

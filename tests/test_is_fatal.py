@@ -4,8 +4,7 @@ import pytest
 
 from revconn import is_fatal
 from revconn.core.status import StatusCode
-from revconn.exceptions import AuthenticationError, ConnectionLost, HandshakeError
-from revconn.runtime.failures import remedy
+from revconn.exceptions import AuthenticationError, ConnectionLost, HandshakeError, remedy
 
 FATAL = {
     StatusCode.UNAUTHENTICATED,
