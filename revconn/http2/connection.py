@@ -197,7 +197,7 @@ class Engine:
         self.unsent: deque[memoryview] = deque()
         self.control: deque[bytes] = deque()
         self._control_put = 0  # bytes that the peer made us say
-        self._control_taken = 0
+        self.control_taken = 0  # of those
         self._worth_sent = 0.0  # of what went out; a peer answers it with window updates
         self._worth_seen = 0.0
         self.initial_metadata: Mapping[str, str | bytes] | None = None
@@ -231,20 +231,19 @@ class Engine:
         increment = self.inbound.give_back()
         if increment:
             for stream_id in (0, self._stream_id):
-                self.control.append(window_update(stream_id, increment))
+                update = window_update(stream_id, increment)
+                self.control.append(update)
+                self.control_taken -= len(update)  # the peer did not ask for it
 
     def take_output(self, messages: Sequence[bytes] = ()) -> tuple[bytes, int]:
-        """The next bytes to write, and how many of them carry messages; none after the end.
-
-        ``messages`` are queued before.
-        """
+        """The next bytes to write, and how many carry messages, these included; none at the end."""
         if self.end is not None:
             return b"", 0
         control = self.control
         parts: list[bytes | memoryview] = []
         while control:
             parts.append(control.popleft())
-            self._control_taken += len(parts[-1])
+            self.control_taken += len(parts[-1])
         if len(messages) == 1 and not self.unsent:  # a lone answer, which fits as a rule
             message = messages[0]
             size = PREFIX_BYTES + len(message)
@@ -418,9 +417,11 @@ class Engine:
 
     def _say(self, control: bytes) -> None:
         """Queue what the peer asked for, as long as it reads the answers."""
+        if not control:
+            return
         self.control.append(control)
         self._control_put += len(control)
-        if self._control_put - self._control_taken > _MOST_UNSENT_CONTROL:
+        if self._control_put - self.control_taken > _MOST_UNSENT_CONTROL:
             raise ProtocolError("the gateway asks for answers and does not read them")
 
     def _settle_cost(self) -> None:

@@ -410,6 +410,7 @@ class Link:
         now, connection_id, drains = time.monotonic(), session.connection_id, session.drains
         with self._happening() as plan:
             plan.accepted(self._sessions[session], now, connection_id=connection_id, drains=drains)
+            session.let_answers_through()
 
     def session_going_away(self, session: Session) -> None:
         """The gateway wants another connection in the place of this one."""

@@ -45,7 +45,7 @@ class SessionOwner(Protocol):
     """Whom a session tells, from its own thread."""
 
     def session_ready(self, session: Session) -> None:
-        """CONNECTED arrived."""
+        """CONNECTED arrived: :meth:`Session.let_answers_through` is to be called."""
 
     def session_going_away(self, session: Session) -> None:
         """The gateway wants it replaced; it serves on."""
@@ -227,12 +227,20 @@ class Session:
         if not self._introduced:
             self._meet()
         arrived, now = time.monotonic(), clock.with_suspend()
-        with self._lock:
-            inbound = self._connection.receive(batch, now)
-        if inbound.is_rare:
-            self._take_in_rare(inbound, now)
-        if inbound.requests:
-            self._calls.arrived(self._replies, inbound.requests, arrived, now)
+        arriving = self._replies.arriving
+        arriving[self._line] = arrived  # whoever asks whether all is answered has to see it
+        try:
+            with self._lock:
+                inbound = self._connection.receive(batch, now)
+            if inbound.is_rare:
+                self._take_in_rare(inbound, now)
+            if inbound.requests:
+                self._calls.arrived(self._replies, inbound.requests, arrived, now)
+        finally:
+            del arriving[self._line]
+            if self._replies.awaited:
+                with self._replies.lock:
+                    self._replies.changed.notify_all()
         if inbound.end is not None:
             raise self._loss(str(inbound.end))
 
@@ -273,12 +281,20 @@ class Session:
 
     def _become_ready(self) -> None:
         self.ready_since = time.monotonic()
+        self._owner.session_ready(self)
+        self._replies.log_refused()
+
+    def let_answers_through(self) -> None:
+        """Send answers from now on. The owner calls it when it is told that the session is ready.
+
+        In the step in which it notes that, holding the lock of the calls: a link that leaves would
+        find that all has been answered, and no session that it has to take leave of.
+        """
         self._line.let_answers_through(
             self.terms.max_message_bytes,
             chunks=CHUNKS in self.terms.features,
             send_now=self._stream.send_now,
         )
-        self._owner.session_ready(self)
 
     def _loss_by(self, ended: StreamEnded) -> ConnectionLost:
         if self._retired is None:

@@ -415,8 +415,9 @@ class Calls:
     def is_answered(self, link: Replies, came_by: float = math.inf) -> bool:
         """Whether all is answered that came by a link until then (monotonic). Requires the lock."""
         assert self._lock.locked()
-        in_flight = self._in_flight[link]
-        return not any(request._arrived <= came_by for request in in_flight.values())
+        arrived = [request._arrived for request in self._in_flight[link].values()]
+        arrived += link.arriving.values()  # what is being decoded is in no table yet
+        return not any(at <= came_by for at in arrived)
 
     def wait_idle(self, timeout: float) -> bool:
         """Wait, at most ``timeout`` seconds, until nothing is unanswered."""

@@ -53,6 +53,7 @@ class Replies:
     ) -> None:
         self.lock = self._lock = lock or threading.Lock()
         self.changed = threading.Condition(self._lock)
+        self.arriving: dict[Line, float] = {}  # since when streams take in a batch (monotonic)
         self.awaited = 0  # those who wait for it until all is answered, or has left
         self._on_relief = on_relief
         self.congested = False
@@ -94,8 +95,8 @@ class Replies:
     def _new_queue(self) -> Outbound:
         return Outbound(self.refused.append)
 
-    def log_refused(self) -> None:
-        """Tell of answers that became errors. Without the lock."""
+    def log_refused(self) -> None:  # without the lock
+        """Tell of answers that became errors."""
         while self.refused:
             with suppress(IndexError):  # another thread was faster
                 logger.error("%s", self.refused.popleft())
@@ -314,16 +315,16 @@ class Line(SenderQueue):
     ) -> None:
         """The handshake is done: the peer takes messages of ``limit`` bytes, and chunks or not.
 
-        ``send_now`` is the stream's way around its sender, if it has one.
+        ``send_now`` is the stream's way around its sender, if it has one. Requires holding the
+        lock; see to :meth:`Replies.log_refused` afterwards.
         """
-        with self._lock:
-            if self in self._replies._opening:
-                self._limit, self._send_now = limit, send_now
-                self.outbound.agree(limit, chunks=chunks)
-                self._carries_answers = True
-                self._replies._release_held(self)
-            self.unpark()
-        self._replies.log_refused()
+        assert self._lock.locked()
+        if self in self._replies._opening:
+            self._limit, self._send_now = limit, send_now
+            self.outbound.agree(limit, chunks=chunks)
+            self._carries_answers = True
+            self._replies._release_held(self)
+        self.unpark()
 
     def withhold_answers(self) -> None:
         """The peer reads no more answers here: those that wait go out elsewhere."""
@@ -446,7 +447,6 @@ class Line(SenderQueue):
 
     def _give_up_answers(self, doubtful: list[Answer | LargeAnswer]) -> None:
         """Carry no more answers; ``doubtful`` ones left and may not have arrived."""
-        assert self._lock.locked()
         waiting = self.outbound.take_all()
         if self._carries_answers:
             self._carries_answers = False
@@ -489,12 +489,12 @@ class Line(SenderQueue):
                 self._replies._measure()
         return batch
 
-    def _begin_batch(self) -> None:
+    def _go(self) -> None:
         """The sender goes: with what it took, and with what another thread began to send."""
         assert self._lock.locked()
         if self._begun:
             self._taken += self._begun
             self._begun = []
-        super()._begin_batch()
+        super()._go()
         if self._replies.awaited:
             self._replies.changed.notify_all()

@@ -50,7 +50,8 @@ class SenderQueue:
             with self._lock:
                 batch = None if self._closed else self._next_batch()
                 if batch is None or batch or self._nudged:
-                    self._begin_batch()
+                    self._go()
+                    self.batches += 1
                     break
                 self.parked = True
             self._calls.get()
@@ -62,7 +63,7 @@ class SenderQueue:
         while True:
             with self._lock:
                 if self._closed or self._nudged:
-                    self._begin_batch()
+                    self._go()
                     return not self._closed
                 self.parked = True
             self._calls.get()
@@ -98,10 +99,9 @@ class SenderQueue:
         self._sign_taken, self._sign_waits = self._sign_waits, False
         return batch
 
-    def _begin_batch(self) -> None:
-        """The sender goes with what it took."""
+    def _go(self) -> None:
+        """The sender goes, with what it took."""
         self._nudged = False
-        self.batches += 1
 
     # Without it
 

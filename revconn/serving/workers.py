@@ -155,20 +155,13 @@ class Workers:
     def forget_settled(self) -> None:
         """While every worker is busy nobody else would drop them, and the payloads they hold.
 
-        In place, since workers take from the same deque meanwhile.
+        In place and one by one, since workers take from the same deque meanwhile.
         """
         with self._lock:
             self._held = deque(request for request in self._held if request._active)
-            with contextlib.suppress(IndexError):  # workers were faster
-                for _ in range(len(self._waiting)):
-                    request = self._waiting.popleft()
-                    if request._active:
-                        self._waiting.append(request)
-            # A worker that entered a handler while the last one that waits was out of the deque
-            # has called nobody for it.
-            hire = self._call()
-        if hire:
-            self.hire()
+            for request in [each for each in tuple(self._waiting) if not each._active]:
+                with contextlib.suppress(ValueError):  # a worker was faster
+                    self._waiting.remove(request)
 
     def resume(self, link: Replies) -> None:
         """Its answers pile up no longer: have its requests run that were held."""
@@ -346,22 +339,24 @@ class Workers:
                 if self._waiting and self._awake() <= 0:
                     self._look_after_waiting()
                 if not self._called:
-                    self._flush()  # what was answered must not wait for this handler
+                    try:  # what was answered must not wait for this handler
+                        self._flush()
+                    except BaseException:  # nor has this request to suffer for it
+                        logger.exception("sending answers failed")
             if request._due is not None and request._due <= _with_suspend():
-                del running[thread]
                 self._expire(request)
-            elif not request._active or (request._link.congested and self._hold(request)):
-                del running[thread]
-            else:
+            elif request._active and not (request._link.congested and self._hold(request)):
                 answer = self._answer(request)
                 end = _monotonic()
-                del running[thread]
                 if end - start > LONG:
                     self._runs.remember(request, start, end)
                 self._settle(request, answer)
+                # Not before: a log handler of the user's may hold up whoever settles.
+                del running[thread]
                 if request._callbacks:
                     self._call_back(request)
                 return end
+            del running[thread]
         except BaseException:  # the worker, and whoever waits for the answer, need not suffer
             running.pop(thread, None)
             logger.exception("%r: serving it failed", request)

@@ -27,7 +27,7 @@ from revconn.transport.base import (
     user_agent,
 )
 from revconn.transport.dial import Dialer
-from revconn.transport.wire import CAN_WRITE_NOW, Wire
+from revconn.transport.wire import Wire
 
 __all__ = ["Http2Transport"]
 
@@ -100,6 +100,7 @@ class _Http2Stream(Stream):
         self._send_error = ""
         self._heeded = 0
         self._brought_messages = False  # the last read
+        self._waited_since = -1  # how much control was written when it last waited for an answer
         self._inflates = True  # until the headers say otherwise
         self._heard_at = 0.0
         self._pinged_at: float | None = None
@@ -132,15 +133,19 @@ class _Http2Stream(Stream):
                 raise self._fail(*engine.end)
             # What the last read asked for leaves now, if no answer has taken it along: waking the
             # sender for each PING of a gateway that estimates its bandwidth would cost half of a
-            # lone request's time. If requests came with it an answer may take it in a moment.
+            # lone request's time. If requests came with it an answer may take it in a moment; once,
+            # or a gateway that sends without a pause and gets no answers would wait for it.
             owes_window = engine.inbound.is_half_used and not self._source.blocked
             if engine.unsent:  # the sender waits for the peer's window
-                if owes_window or engine.control or engine.may_send:
+                if owes_window or engine.control:
                     self._source.nudge()
-            elif owes_window or (
-                engine.control and not (self._brought_messages and wire.await_data(_MOMENT))
-            ):
+            elif owes_window:
                 self._write_control(wire)
+            elif engine.control:
+                may_wait = self._brought_messages and engine.control_taken != self._waited_since
+                self._waited_since = engine.control_taken
+                if not (may_wait and wire.await_data(_MOMENT)):
+                    self._write_control(wire)
             self._brought_messages = False
             try:
                 data = wire.read()
@@ -152,6 +157,8 @@ class _Http2Stream(Stream):
             if self._inflates and not self._source.blocked:
                 engine.renew()
             messages = engine.receive(data)
+            if engine.unsent and engine.may_send:  # now: an inline handler may take its time
+                self._source.nudge()
             if engine.goaways and len(engine.goaways) > self._heeded:
                 self._heed(engine.goaways)
                 return messages
@@ -161,7 +168,8 @@ class _Http2Stream(Stream):
 
     def metadata(self) -> Iterable[tuple[str, str | bytes]]:
         """The response's headers."""
-        self._inflates = self._engine.inflates
+        # A GOAWAY may come first: then the headers have not said it yet.
+        self._inflates = self._engine.inflates or self._engine.initial_metadata is None
         return (self._engine.initial_metadata or {}).items()
 
     def _heed(self, goaways: list[Goaway]) -> None:
@@ -173,7 +181,7 @@ class _Http2Stream(Stream):
     def _write_control(self, wire: Wire) -> None:
         """Write what waits, in this thread if nobody else writes."""
         is_left = True
-        if CAN_WRITE_NOW and self._turn.acquire(blocking=False):
+        if wire.can_write_now and self._turn.acquire(blocking=False):
             try:
                 if not (self._engine.unsent or wire.has_backlog):
                     is_left = self._write_now(wire, ())
@@ -241,11 +249,11 @@ class _Http2Stream(Stream):
         """Write what fits into the peer's windows and the system's buffer; the sender the rest."""
         # The receiving thread may just be writing what the gateway asked for together with the
         # request: waiting for that is cheaper than a change of threads.
-        if not CAN_WRITE_NOW or not self._turn.acquire(timeout=_MOMENT):
+        wire = self._wire
+        if wire is None or not wire.can_write_now or not self._turn.acquire(timeout=_MOMENT):
             return False
         try:
-            wire = self._wire
-            if wire is None or self._engine.unsent or wire.has_backlog:
+            if self._engine.unsent or wire.has_backlog:
                 return False
             is_left = self._write_now(wire, messages)
         finally:
@@ -258,15 +266,18 @@ class _Http2Stream(Stream):
         """Whether something is left for the sender. Requires holding ``_turn``."""
         if self._engine.inbound.is_half_used and not self._source.blocked:
             self._engine.grant()
-        output, _ = self._engine.take_output(messages)
-        self._sending_since = time.monotonic()  # green threads' sockets wait all the same
+        self._sending_since = time.monotonic()
         try:
+            output, _ = self._engine.take_output(messages)
             if output:
                 wire.write_now(output)
         except OSError as error:
             self._send_error = _network_words(error)
             wire.close()
             return False
+        except BaseException:  # what was taken is lost: a stream that goes on would lack it
+            self._fail(StatusCode.INTERNAL, "sending failed; the log says why")
+            raise
         self._sending_since = None
         return bool(self._engine.unsent or wire.has_backlog)
 

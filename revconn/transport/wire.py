@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _socket
 import os
 import select
 import socket
@@ -14,12 +15,11 @@ from typing import Any
 from revconn.core.addresses import Address
 from revconn.transport.tls import explain
 
-__all__ = ["CAN_WRITE_NOW", "TLSWire", "Wire", "open_socket"]
+__all__ = ["TLSWire", "Wire", "open_socket"]
 
 READ_BYTES = 256 << 10
 _USUAL_READ_BYTES = 32 << 10  # larger blocks of memory come from the system anew each time
 _DONT_WAIT = getattr(socket, "MSG_DONTWAIT", 0)
-CAN_WRITE_NOW = bool(_DONT_WAIT)  # not on Windows
 
 
 class Wire:
@@ -33,6 +33,8 @@ class Wire:
     def __init__(self, sock: socket.socket) -> None:
         self._socket = sock
         self.address: Address | None = None
+        # Not on Windows; and the sockets of green threads wait all the same.
+        self.can_write_now = bool(_DONT_WAIT) and isinstance(sock, _socket.socket)
         self._backlog = b""
         self.has_backlog = False
         self._read_bytes = _USUAL_READ_BYTES
@@ -69,7 +71,7 @@ class Wire:
     def write_now(self, data: bytes) -> None:
         """Hand ``data`` to the network without waiting; what it does not take is the backlog.
 
-        Raises :class:`OSError`. Only where :data:`CAN_WRITE_NOW`.
+        Raises :class:`OSError`. Only if ``can_write_now``.
         """
         outgoing = self._backlog + data if self.has_backlog else data
         try:

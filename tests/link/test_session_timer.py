@@ -24,6 +24,8 @@ class Owner:
         self.ready = threading.Event()
 
     def session_ready(self, session: Session) -> None:
+        with session._replies.lock:
+            session.let_answers_through()
         self.ready.set()
 
     def session_over(self, session: Session) -> None:

@@ -13,6 +13,7 @@ from revconn.serving.handlers import Handlers
 from revconn.serving.replies import Line
 from revconn.transport.base import StreamEnded
 from tests.support.calls import open_calls
+from tests.support.lines import let_answers_through
 from tests.support.options import make_options
 from tests.support.quiet_stream import QuietStream
 from tests.support.threads import TIMEOUT
@@ -23,6 +24,8 @@ class Owner:
         self.ready = threading.Event()
 
     def session_ready(self, session: Session) -> None:
+        with session._replies.lock:
+            session.let_answers_through()
         self.ready.set()
 
     def session_over(self, session: Session) -> None:
@@ -71,7 +74,7 @@ def test_no_answer_follows_the_goodbye_to_a_gateway_that_reads_none_after_it(
     status = ConnectionMessage.FromString(goodbye).status
     assert status.status == ConnectionStatus.DISCONNECTED
     another = line._replies.open_line()
-    another.let_answers_through()
+    let_answers_through(another)
     assert another.take() == [b"answer"]
 
 

@@ -18,6 +18,7 @@ from revconn.serving.calls import Calls
 from revconn.serving.handlers import Handlers
 from revconn.serving.replies import Line, Replies
 from revconn.serving.runs import Runs
+from tests.support.lines import let_answers_through
 from tests.support.requests import arrival
 from tests.support.threads import TIMEOUT, in_thread
 from tests.support.waiting import eventually
@@ -65,7 +66,7 @@ class Table:
     def line(self, send_now: Callable[[list[bytes]], bool] | None = None) -> Line:
         """A stream of the link that carries answers."""
         line = self.link.open_line()
-        line.let_answers_through(send_now=send_now)
+        let_answers_through(line, send_now=send_now)
         return line
 
     def arrive(

@@ -13,6 +13,7 @@ from revconn.core.sending import answer
 from revconn.serving import workers as workers_module
 from revconn.serving.replies import Line, Replies
 from tests.support.calls import CallsLink, arrival, handlers_of, open_calls
+from tests.support.lines import let_answers_through
 from tests.support.threads import TIMEOUT, in_thread
 from tests.support.waiting import eventually
 
@@ -26,7 +27,7 @@ class Sender:
         self.past: list[list[bytes]] = []
         self.batches: list[list[bytes]] = []
         self.line = replies.open_line()
-        self.line.let_answers_through(send_now=self._send_now if past_it else None)
+        let_answers_through(self.line, send_now=self._send_now if past_it else None)
         self._done = in_thread(self._send)
         eventually(lambda: self.line.parked)
 

@@ -12,6 +12,7 @@ from revconn.core.large import LargeAnswer
 from revconn.core.responses import encode_response
 from revconn.core.sending import Answer, answer
 from revconn.serving.replies import Line, Replies
+from tests.support.lines import let_answers_through
 from tests.support.threads import TIMEOUT, in_thread, signal_waits
 from tests.support.waiting import eventually
 
@@ -44,7 +45,7 @@ def asleep(line: Line) -> None:
 def open_line(replies: Replies) -> Line:
     """A line whose handshake is done."""
     line = replies.open_line()
-    line.let_answers_through()
+    let_answers_through(line)
     return line
 
 
@@ -71,7 +72,7 @@ def test_a_batch_brings_one_chunk_of_what_is_large_behind_all_that_is_small(
     replies: Replies,
 ) -> None:
     line = replies.open_line()
-    line.let_answers_through(MIB, chunks=True)
+    let_answers_through(line, MIB, chunks=True)
     queue(replies, LargeAnswer(encode_response("large", b""), None, bytes(10 * MIB)))
     first = line.take()
     put(replies, b"a1", b"a2")
@@ -83,13 +84,13 @@ def test_a_batch_brings_one_chunk_of_what_is_large_behind_all_that_is_small(
 
 def test_a_large_answer_that_may_not_have_left_waits_for_the_next_line(replies: Replies) -> None:
     line = replies.open_line()
-    line.let_answers_through(1024, chunks=True)
+    let_answers_through(line, 1024, chunks=True)
     queue(replies, LargeAnswer(encode_response("large", b""), None, bytes(2000)))
     chunks = [*line.take(), *line.take(), *line.take()]
     line.close()
     assert not replies.wait_flushed(0)
     again = replies.open_line()
-    again.let_answers_through(1024, chunks=True)
+    let_answers_through(again, 1024, chunks=True)
     assert [*again.take(), *again.take(), *again.take()] == chunks
     again.nudge()
     assert again.take() == []
@@ -98,7 +99,7 @@ def test_a_large_answer_that_may_not_have_left_waits_for_the_next_line(replies: 
 
 def test_a_large_answer_that_was_withdrawn_is_waited_for_no_more(replies: Replies) -> None:
     line = replies.open_line()
-    line.let_answers_through(1024, chunks=True)
+    let_answers_through(line, 1024, chunks=True)
     queue(replies, LargeAnswer(encode_response("large", b""), None, bytes(5000)))
     line.take()
     replies.withdraw(["large"])
@@ -109,7 +110,7 @@ def test_a_large_answer_that_was_withdrawn_is_waited_for_no_more(replies: Replie
 
 def test_too_many_large_answers_hold_back_the_peer_until_they_have_left(replies: Replies) -> None:
     line = replies.open_line()
-    line.let_answers_through(MIB, chunks=True)
+    let_answers_through(line, MIB, chunks=True)
     queue(replies, LargeAnswer(encode_response("a", b""), None, bytes(100 * MIB)))
     assert not line.blocked, "one may be large"
     queue(replies, LargeAnswer(encode_response("b", b""), None, bytes(100 * MIB)))
@@ -125,7 +126,7 @@ def test_before_the_handshake_is_done_only_control_messages_leave(replies: Repli
     assert line.take() == [b"register"]
     sender = in_thread(line.take)
     asleep(line)
-    line.let_answers_through()
+    let_answers_through(line)
     assert sender.result(TIMEOUT) == [b"answer"]
 
 
@@ -173,22 +174,22 @@ def test_a_sender_that_cannot_send_yet_waits_for_a_nudge_and_takes_nothing(
 
 def hand_over_large(replies: Replies, large: LargeAnswer) -> None:
     old = replies.open_line()
-    old.let_answers_through(1024, chunks=True)
+    let_answers_through(old, 1024, chunks=True)
     queue(replies, large)
     old.take()
     new = replies.open_line()
-    new.let_answers_through(1024)
+    let_answers_through(new, 1024)
     old.close()
 
 
 def put_large(replies: Replies, large: LargeAnswer) -> None:
-    replies.open_line().let_answers_through(1024)
+    let_answers_through(replies.open_line(), 1024)
     queue(replies, large)
 
 
 def hold_large(replies: Replies, large: LargeAnswer) -> None:
     queue(replies, large)
-    replies.open_line().let_answers_through(1024)
+    let_answers_through(replies.open_line(), 1024)
 
 
 @pytest.mark.parametrize("happen", [put_large, hold_large, hand_over_large])
@@ -238,8 +239,8 @@ def test_a_large_answer_that_leaves_on_both_streams_does_not_begin_anew_on_the_s
     replies: Replies,
 ) -> None:
     old, new = replies.open_line(), replies.open_line()
-    old.let_answers_through(1024, chunks=True)
-    new.let_answers_through(1024, chunks=True)
+    let_answers_through(old, 1024, chunks=True)
+    let_answers_through(new, 1024, chunks=True)
     queue(replies, LargeAnswer(encode_response("large", b""), None, bytes(2000)))
     chunks = [*old.take(), *new.take()][1:]
     old.close()  # with two of three chunks to go
@@ -385,7 +386,7 @@ class Around:
 
 def test_a_lone_answer_leaves_in_the_thread_that_puts_it(replies: Replies) -> None:
     line, around = replies.open_line(), Around()
-    line.let_answers_through(send_now=around)
+    let_answers_through(line, send_now=around)
     around.meanwhile = lambda: in_flight.append(replies.wait_flushed(0))
     in_flight: list[bool] = []
     put_alone(replies, b"a1")
@@ -398,7 +399,7 @@ def test_a_lone_answer_leaves_in_the_thread_that_puts_it(replies: Replies) -> No
 
 def test_a_lone_answer_wakes_no_sender(replies: Replies) -> None:
     line = replies.open_line()
-    line.let_answers_through(send_now=Around())
+    let_answers_through(line, send_now=Around())
     sender = in_thread(line.take)
     asleep(line)
     put_alone(replies, b"a1")
@@ -409,7 +410,7 @@ def test_a_lone_answer_wakes_no_sender(replies: Replies) -> None:
 
 def test_one_that_the_stream_cannot_send_at_once_wakes_the_sender(replies: Replies) -> None:
     line = replies.open_line()
-    line.let_answers_through(send_now=Around(answer=False))
+    let_answers_through(line, send_now=Around(answer=False))
     sender = in_thread(line.take)
     asleep(line)
     put_alone(replies, b"a1")
@@ -418,7 +419,7 @@ def test_one_that_the_stream_cannot_send_at_once_wakes_the_sender(replies: Repli
 
 def test_one_that_is_too_large_for_a_message_leaves_in_chunks(replies: Replies) -> None:
     line, around = replies.open_line(), Around()
-    line.let_answers_through(1024, chunks=True, send_now=around)
+    let_answers_through(line, 1024, chunks=True, send_now=around)
     put_alone(replies, encode_response("encoded", bytes(2000)))
     replies.answer([LargeAnswer(encode_response("large", b""), None, bytes(2000))])
     chunks = []
@@ -432,7 +433,7 @@ def test_one_that_is_too_large_for_a_message_leaves_in_chunks(replies: Replies) 
 
 def test_whoever_waits_for_a_flush_wakes_when_a_lone_answer_has_left(replies: Replies) -> None:
     line, around = replies.open_line(), Around()
-    line.let_answers_through(send_now=around)
+    let_answers_through(line, send_now=around)
     waits = signal_waits(replies.changed)
     waiters = []
 
@@ -447,14 +448,14 @@ def test_whoever_waits_for_a_flush_wakes_when_a_lone_answer_has_left(replies: Re
 
 def test_it_is_queued_when_the_stream_cannot_send_it_at_once(replies: Replies) -> None:
     line = replies.open_line()
-    line.let_answers_through(send_now=Around(answer=False))
+    let_answers_through(line, send_now=Around(answer=False))
     put_alone(replies, b"a1")
     assert line.take() == [b"a1"]
 
 
 def test_it_is_queued_behind_what_waits_or_is_being_sent(replies: Replies) -> None:
     line, around = replies.open_line(), Around()
-    line.let_answers_through(send_now=around)
+    let_answers_through(line, send_now=around)
     put(replies, b"a1")
     put_alone(replies, b"a2")
     assert line.take() == [b"a1", b"a2"]
@@ -471,7 +472,7 @@ def test_it_is_queued_behind_what_waits_or_is_being_sent(replies: Replies) -> No
 @pytest.mark.parametrize("sent", [True, False])
 def test_one_whose_line_closes_meanwhile_goes_out_once_more(replies: Replies, sent: bool) -> None:
     line, around = replies.open_line(), Around(sent)
-    line.let_answers_through(send_now=around)
+    let_answers_through(line, send_now=around)
     around.meanwhile = line.close
     put_alone(replies, b"a1")
     assert open_line(replies).take() == [b"a1"]
@@ -481,7 +482,7 @@ def test_one_that_leaves_in_part_is_the_senders_until_that_comes_back_for_more(
     replies: Replies,
 ) -> None:
     line, around = replies.open_line(), Around()
-    line.let_answers_through(send_now=around)
+    let_answers_through(line, send_now=around)
     around.meanwhile = line.leave_to_sender
     put_alone(replies, b"a1")
     assert not replies.wait_flushed(0)
@@ -496,7 +497,7 @@ def test_one_that_leaves_in_part_is_the_senders_until_that_comes_back_for_more(
 
 def test_during_a_hand_over_it_takes_the_ordinary_way(replies: Replies) -> None:
     old, around = replies.open_line(), Around()
-    old.let_answers_through(send_now=around)
+    let_answers_through(old, send_now=around)
     new = open_line(replies)
     put_alone(replies, b"a1")
     assert around.sent == []
@@ -634,7 +635,7 @@ def test_answers_that_piled_up_do_not_keep_the_next_handshake_from_ending() -> N
     put(replies, b"x" * (ROOM + 1))
     line = replies.open_line()
     line.wait_for_room()
-    line.let_answers_through()
+    let_answers_through(line)
     assert line.blocked
 
 
@@ -659,7 +660,7 @@ def test_too_much_in_flight_does_not_keep_a_handshake_from_ending(replies: Repli
     saturate(replies, True)
     line = replies.open_line()
     line.wait_for_room()
-    line.let_answers_through()
+    let_answers_through(line)
     assert line.blocked, "and holds back what comes by it afterwards"
     line.withhold_answers()
     assert not line.blocked

@@ -13,6 +13,7 @@ from revconn.core.large import LargeAnswer
 from revconn.core.responses import encode_response
 from revconn.core.sending import answer
 from revconn.serving.replies import Line, Replies
+from tests.support.lines import let_answers_through
 
 LIMIT = 1024
 
@@ -68,7 +69,7 @@ class LargeAnswersMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.line and not self.answering)
     @rule(chunks=st.booleans())
     def the_handshake_ends(self, chunks: bool) -> None:
-        self.line.let_answers_through(LIMIT, chunks=chunks)
+        let_answers_through(self.line, LIMIT, chunks=chunks)
         self.answering, self.chunks = True, chunks
 
     @precondition(lambda self: self.line and self.answering and self.due)

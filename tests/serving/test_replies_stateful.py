@@ -11,6 +11,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from revconn import clock
 from revconn.core.sending import Answer, answer
 from revconn.serving.replies import Line, Replies
+from tests.support.lines import let_answers_through
 
 PAST = clock.with_suspend() - 1
 FUTURE = PAST + 1e6
@@ -65,7 +66,7 @@ class RepliesMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.line)
     @rule()
     def the_handshake_ends(self) -> None:
-        self.line.let_answers_through()
+        let_answers_through(self.line)
         if not self.answering:
             alive = [each for each in self.waiting if each[1] != PAST]
             self.undelivered += len(self.waiting) - len(alive)

@@ -82,7 +82,7 @@ class Scene:
         return answer(request.request_id.encode(), None)
 
     def _settle(self, request: Request, answer: Answer) -> None:
-        assert threading.get_ident() not in self.runs.running
+        assert self.runs.running[threading.get_ident()][0] is request, "it is not free yet"
         assert answer[0] == request.request_id.encode()
         self.settled.append(request.request_id)
 
@@ -228,26 +228,52 @@ def test_after_the_end_nothing_is_taken_any_more(end: Callable[[Scene], None]) -
     assert len(scene.executor.tasks) == 1
 
 
-def test_a_worker_that_cannot_send_answers_loses_no_request_and_has_a_successor(
+def test_a_request_need_not_suffer_because_answers_before_it_cannot_be_sent(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(workers_module, "_LINGER", 0.0)
     scene = Scene(Executor(), most=1)
+    raised = []
 
     def flush() -> None:
-        raise MemoryError
+        raised.append(MemoryError())
+        raise raised[-1]
 
     scene.put("a")
     with monkeypatch.context() as patch:
         patch.setattr(scene.workers, "_flush", flush)
         scene.executor.tasks[0][1]()
-    assert scene.failed == [("a", StatusCode.INTERNAL, "internal error")]
+    assert scene.settled == ["a"]
+    assert scene.failed == []
+    assert "sending answers failed" in caplog.text
     assert "a worker failed; another one takes its place" in caplog.text
     assert len(scene.executor.tasks) == 2
     scene.put("b")
     scene.executor.tasks[1][1]()
-    assert scene.settled == ["b"]
+    assert scene.settled == ["a", "b"]
     assert scene.workers._count == 0, "it has gone, for want of work"
+
+
+def test_a_worker_that_is_held_up_as_it_settles_is_not_counted_on(
+    scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(workers_module, "_LINGER", TIMEOUT)
+    made: Scene = scene(lambda request_id: None)
+    held_up, let_go = threading.Event(), threading.Event()
+    settle = made.workers._settle
+
+    def settle_slowly(request: Request, answer: Answer) -> None:
+        settle(request, answer)
+        if request.request_id == "a":
+            held_up.set()
+            assert let_go.wait(TIMEOUT)
+
+    monkeypatch.setattr(made.workers, "_settle", settle_slowly)
+    made.put("a")
+    assert held_up.wait(TIMEOUT)
+    made.put("b")
+    eventually(lambda: "b" in made.settled)
+    let_go.set()
 
 
 # While somebody is in a handler, another worker is awake or called
@@ -341,26 +367,10 @@ def test_one_that_leaves_just_now_is_not_counted_on() -> None:
     assert len(scene.executor.tasks) == 2
 
 
-def test_what_was_out_of_the_queue_for_a_moment_is_looked_after() -> None:
-    scene = Scene(Executor(), most=2)
-    (waiting,) = scene.put("a")
-
-    class Looks:
-        """Asked whether it is still wanted, while it is in nobody's queue."""
-
-        def __init__(self, request: Request) -> None:
-            self._request = request
-
-        def __getattr__(self, name: str) -> Any:
-            if name == "_active":
-                # The worker that was hired enters another's handler now, and finds nothing waiting.
-                workers._hired.clear()
-                scene.runs.running[1] = (waiting, 0.0)
-                assert not workers._waiting
-            return getattr(self._request, name)
-
-    workers = scene.workers
-    workers._waiting[0] = Looks(waiting)  # type: ignore[call-overload]
-    workers.forget_settled()
-    assert workers.waiting == 1
-    assert len(scene.executor.tasks) == 2
+def test_what_is_forgotten_leaves_the_others_in_their_order() -> None:
+    scene = Scene(Executor(), most=1)
+    requests = scene.put(*"abcde")
+    for number in (1, 3):
+        requests[number]._active = False
+    scene.workers.forget_settled()
+    assert [each.request_id for each in scene.workers._waiting] == ["a", "c", "e"]

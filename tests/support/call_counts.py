@@ -144,6 +144,7 @@ class _MemoryWire:
 
     address = None
     has_backlog = False
+    can_write_now = True
 
     def __init__(self) -> None:
         self._fed: queue.SimpleQueue[bytes] = queue.SimpleQueue()

@@ -18,6 +18,7 @@ from revconn.serving.executor import DaemonExecutor
 from revconn.serving.handlers import Handlers
 from revconn.serving.runs import Runs
 from tests.support import requests
+from tests.support.lines import let_answers_through
 
 __all__ = ["METHOD", "CallsLink", "arrival", "handlers_of", "open_calls"]
 
@@ -71,7 +72,7 @@ class CallsLink:
         self.replies = calls.replies(replay_bytes=1 << 20, doubt=50.0)
         self.line = self.replies.open_line()
         self.batches: list[list[ForwardResponse]] = []
-        self.line.let_answers_through(1 << 30, send_now=self._send_now)
+        let_answers_through(self.line, 1 << 30, send_now=self._send_now)
 
     def _send_now(self, messages: list[bytes]) -> bool:
         self.batches.append(_responses(messages))

@@ -12,6 +12,7 @@ from revconn.serving.replies import Replies
 from revconn.target import Target
 from revconn.transport.base import StreamEnded
 from revconn.transport.http2 import Http2Transport
+from tests.support.lines import let_answers_through
 from tests.support.threads import TIMEOUT, in_thread
 
 __all__ = ["Client"]
@@ -31,7 +32,7 @@ class Client:
     ) -> None:
         self.replies = Replies()
         self.line = self.replies.open_line()
-        self.line.let_answers_through()
+        let_answers_through(self.line)
         self.transport = Http2Transport(
             Target.parse(address),
             tls,
@@ -86,7 +87,7 @@ class Client:
         """After the stream's end: what would go out on the next one."""
         self.close()
         line = self.replies.open_line()
-        line.let_answers_through()
+        let_answers_through(line)
         line.nudge()
         return line.take() or []
 
