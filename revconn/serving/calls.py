@@ -354,7 +354,7 @@ class Calls:
         if line is not None:
             line.send_reserved()
         if link.refused:
-            link.log_refused()
+            self.workers.busy_with(link.log_refused)
         return True
 
     def _flush(self) -> None:

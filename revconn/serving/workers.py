@@ -335,8 +335,8 @@ class Workers:
         """Run a request in this worker's thread; when it was done (monotonic)."""
         running = self._running
         try:
-            if not self._called:
-                if self._waiting and self._awake() <= 0:
+            if not self._called and self._awake() <= 0:
+                if self._waiting:
                     self._look_after_waiting()
                 if not self._called:
                     try:  # what was answered must not wait for this handler
@@ -350,11 +350,10 @@ class Workers:
                 end = _monotonic()
                 if end - start > LONG:
                     self._runs.remember(request, start, end)
-                self._settle(request, answer)
-                # Not before: a log handler of the user's may hold up whoever settles.
                 del running[thread]
+                self._settle(request, answer)
                 if request._callbacks:
-                    self._call_back(request)
+                    self.busy_with(lambda: run_callbacks([request]))
                 return end
             del running[thread]
         except BaseException:  # the worker, and whoever waits for the answer, need not suffer
@@ -363,8 +362,8 @@ class Workers:
             self._fail(request, StatusCode.INTERNAL, "internal error")
         return _monotonic()
 
-    def _call_back(self, request: Request) -> None:
-        """Run the callbacks of a request, which may take as long as a handler."""
+    def busy_with(self, function: Callable[[], object]) -> None:
+        """Call what may take as long as a handler: callbacks, an application's log handlers."""
         self._flush()
         with self._lock:
             self._in_callbacks += 1
@@ -372,7 +371,7 @@ class Workers:
         if hire:
             self.hire()
         try:
-            run_callbacks([request])
+            function()
         finally:
             with self._lock:
                 self._in_callbacks -= 1

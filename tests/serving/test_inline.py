@@ -338,10 +338,17 @@ def test_what_waits_then_expires_at_its_deadline(serve) -> None:
 
 @pytest.mark.usefixtures("little_room")
 def test_what_waits_then_counts_as_what_is_in_flight_does(serve) -> None:
-    calls, link = serve(lambda request: bytes(2 * MIB), max_in_flight=2, max_in_flight_bytes=10_000)
+    let_go = threading.Event()
+
+    def handle(request: Request) -> bytes:
+        assert request.request_id == "r1" or let_go.wait(TIMEOUT)
+        return bytes(2 * MIB)
+
+    calls, link = serve(handle, max_in_flight=2, max_in_flight_bytes=10_000)
     link.brings(request(1), arrival("r2", payload=bytes(20_000)), request(3), request(4))
     assert calls.saturated
     assert link.line.blocked
+    let_go.set()
     statuses: dict[str, int] = {}
     eventually(lambda: statuses.update(link.statuses()) or len(statuses) == 4)
     assert statuses == {"r1": 200, "r2": 200, "r3": 200, "r4": 429}
