@@ -56,8 +56,7 @@ class Calls:
     So a call is in the table exactly until its answer is with the replies of its link, and who asks
     whether all is answered looks nowhere else.
 
-    ``_lock`` guards all state, that of every link's replies, of the workers and of the deadlines
-    too. Thread-safe.
+    ``_lock`` guards all state, the replies', the workers' and the deadlines' too. Thread-safe.
 
     ``saturated`` says that more than ``max_in_flight_bytes`` are in flight; the links' peers are
     held back then. ``on_failure`` is told what this cannot go on from: an executor that is broken,
@@ -93,6 +92,7 @@ class Calls:
         self._max_in_flight_bytes = max_in_flight_bytes
         self._lock = threading.Lock()
         self._settled = Condition(self._lock)
+        self._lingering: set[Replies] = set()  # with answers that wait for _flush()
         self.workers = Workers(
             self._lock,
             executor,
@@ -103,13 +103,13 @@ class Calls:
             expire=self._expire,
             fail=self._fail,
             flush=self._flush,
+            unsent=self._lingering,
             on_broken=on_failure,
             may_block=executor_may_block,
         )
         self._in_flight: dict[Replies, dict[str, Request]] = {}
         self._total = 0
         self._exempt = 0  # of those: served inline or being refused, beyond max_in_flight
-        self._lingering: set[Replies] = set()  # with answers that wait for _flush()
         self._bytes = 0
         self.saturated = False
         self._closed = False
@@ -318,7 +318,7 @@ class Calls:
         if refused:
             self._refuse(link, refused)
 
-    # Calls are settled: any thread
+    # Any thread
 
     def _settle(
         self,

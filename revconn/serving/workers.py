@@ -8,7 +8,7 @@ import queue
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from concurrent.futures import BrokenExecutor, Executor, Future
 from typing import Callable, NamedTuple
 
@@ -55,8 +55,8 @@ class Workers:
     Each is answered by ``answer``, which runs its handler; from just before until that has returned
     ``runs.running`` has an entry for the worker's thread. The answer is for ``settle``, or the
     request for ``expire`` or ``fail``: those too that nobody can serve, because the executor took
-    no worker. What ``settle`` leaves to be sent is sent by ``flush``. ``on_broken`` is told why
-    when the executor will never take another one.
+    no worker. What ``settle`` leaves to be sent is in ``unsent``, and sent by ``flush``.
+    ``on_broken`` is told why when the executor will never take another one.
 
     While the answers of a link pile up its requests are held, until :meth:`resume`.
 
@@ -91,6 +91,7 @@ class Workers:
         expire: Callable[[Request], object],
         fail: Callable[[Request, StatusCode, str], object],
         flush: Callable[[], None],
+        unsent: Collection[object],
         on_broken: Callable[[BaseException], None],
         may_block: bool = False,
     ) -> None:
@@ -103,6 +104,7 @@ class Workers:
         self._expire = expire
         self._fail = fail
         self._flush = flush
+        self._unsent = unsent
         self._stranding = Reminder()
         self._on_broken = on_broken
         self._contracts: queue.SimpleQueue[object] | None = None
@@ -297,11 +299,15 @@ class Workers:
             with own_thread():
                 if not self._work_a_shift():
                     return
-                self._flush()
         except BaseException:
             logger.exception("a worker failed; another one takes its place")
         self._running.pop(threading.get_ident(), None)
         self.hire()
+        # After that: nobody counts on this worker any more, but somebody may have just before.
+        try:
+            self._flush()
+        except BaseException:
+            logger.exception("sending answers failed")
 
     def _work_a_shift(self) -> bool:
         """Serve; whether there has to be a successor. Otherwise the place is given back."""
@@ -387,7 +393,8 @@ class Workers:
     def _park(self) -> bool:
         """Wait until there is work, or false: the worker was not needed for a while, and goes."""
         with self._lock:
-            if self._waiting:
+            # Whoever left answers unsent has counted on this worker, which was awake until here.
+            if self._waiting or self._unsent:
                 return True
             if self._closed:
                 self._count -= 1

@@ -14,9 +14,9 @@ from tests.support.call_counts import KINDS, calls_of_one_request, echo, numbers
 # the worker's: it looks whether another one has to come, and sends what was left to linger.
 BARS = {
     "inline": (24, 37),
-    "pool": (33, 53),
+    "pool": (34, 55),
     "inline-pinged": (26, 45),
-    "pool-pinged": (36, 61),
+    "pool-pinged": (37, 63),
 }
 
 

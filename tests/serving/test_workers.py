@@ -72,6 +72,7 @@ class Scene:
             expire=lambda request: pytest.fail("no request here has a deadline"),
             fail=self._fail,
             flush=lambda: self.flushed.append(len(self.settled)),
+            unsent=(),
             on_broken=self.broken.append,
         )
 
@@ -277,6 +278,28 @@ def test_a_worker_that_is_busy_with_what_the_user_has_called_is_not_counted_on(
     made.put("b")
     eventually(lambda: "b" in made.settled)
     let_go.set()
+
+
+def test_a_worker_that_would_park_sends_what_another_has_left_to_it_meanwhile(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(workers_module, "_LINGER", 0.0)
+    scene = Scene(Executor(), most=1)
+    unsent: set[str] = set()
+    flushes = []
+
+    def flush() -> None:
+        unsent.clear()
+        flushes.append(None)
+        if len(flushes) == 1:
+            unsent.add("by a worker that saw this one awake")
+
+    monkeypatch.setattr(scene.workers, "_flush", flush)
+    monkeypatch.setattr(scene.workers, "_unsent", unsent)
+    scene.put("a")
+    scene.executor.tasks[0][1]()
+    assert unsent == set()
+    assert scene.settled == ["a"]
 
 
 # While somebody is in a handler, another worker is awake or called
