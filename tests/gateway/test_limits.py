@@ -8,6 +8,7 @@ import time
 import grpc
 import pytest
 
+from revconn.gateway.connectors import ConnectorStreams
 from tests.gateway.conftest import counted
 from tests.support.waiting import eventually
 
@@ -22,11 +23,20 @@ def refused(gateway, dial, **register) -> tuple[grpc.StatusCode, str]:
     return connector.ended()
 
 
-def test_max_connections(run_gateway, dial, connect) -> None:
+def test_max_connections(run_gateway, dial, connect, monkeypatch) -> None:
+    made: list[ConnectorStreams] = []
+    begin = ConnectorStreams.__init__
+
+    def make(self, *args, **options) -> None:
+        made.append(self)
+        begin(self, *args, **options)
+
+    monkeypatch.setattr(ConnectorStreams, "__init__", make)
     gateway = run_gateway(max_connections=2)
     first = connect(gateway, "echo.Echo")
     undecided = dial(gateway)  # it has not registered yet, and counts all the same
-    code, details = eventually(lambda: refused(gateway, dial))
+    eventually(lambda: made[-1]._open == 2)  # the streams may come in another order
+    code, details = refused(gateway, dial)
     assert (code, details) == (
         EXHAUSTED,
         "2 connections are open (the gateway's max_connections)",
