@@ -301,8 +301,7 @@ class Line(SenderQueue):
         self._send_now: Callable[[list[bytes]], bool] | None = None
         self._taken: list[Answer | LargeAnswer] = []  # by the sender, which is sending them
         self._sending: Sequence[Answer | LargeAnswer] = ()  # reserved by a thread that sends now
-        self._messages: list[bytes] = []  # of those
-        self._messages_bytes = 0
+        self._messages, self._messages_bytes = list[bytes](), 0  # of those
         self._begun: list[Answer | LargeAnswer] = []  # which began, for the sender to finish
         self.blocked = False
 
@@ -346,6 +345,7 @@ class Line(SenderQueue):
             sent = self._send_now(self._messages)
         finally:
             with self._lock:
+                self._messages = []
                 if self._sending is answers:  # else the sender has them, or the line was given up
                     self._sending = ()
                     if sent:

@@ -315,10 +315,12 @@ class Workers:
         running, waiting = self._running, self._waiting
         now = _monotonic()
         shift_ends = now + _SHIFT
+        request: Request | None
         while now < shift_ends:
             try:
                 request = waiting.popleft()
             except IndexError:
+                request = None  # a thread that waits keeps nothing alive
                 self._flush()
                 if not self._park():
                     return False

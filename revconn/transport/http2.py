@@ -206,6 +206,7 @@ class _Http2Stream(Stream):
         batch: list[bytes] | None = []
         try:
             while batch is not None and self._write_output(wire, batch):
+                batch = None  # a thread that waits keeps nothing alive
                 batch = self._wait_for_more()
         except OSError as error:
             # What the peer said before it hung up may tell more: the receiving thread, which
