@@ -54,7 +54,7 @@ class Calls:
     From waiting and running each of the last three may come first: who finds the call in the table
     settles it, in one step with queueing its answer, and a result that comes after that is late.
     So a call is in the table exactly until its answer is with the replies of its link, and who asks
-    whether all is answered looks nowhere else.
+    whether all is answered looks there, and at what is ``arriving`` by the link.
 
     ``_lock`` guards all state, the replies', the workers' and the deadlines' too. Thread-safe.
 

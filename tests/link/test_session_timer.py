@@ -15,21 +15,8 @@ from revconn.link.session import Session
 from revconn.serving.handlers import Handlers
 from tests.support.calls import open_calls
 from tests.support.options import make_options
-from tests.support.quiet_stream import QuietStream
+from tests.support.quiet_stream import Owner, QuietStream
 from tests.support.threads import TIMEOUT
-
-
-class Owner:
-    def __init__(self) -> None:
-        self.ready = threading.Event()
-
-    def session_ready(self, session: Session) -> None:
-        with session._replies.lock:
-            session.let_answers_through()
-        self.ready.set()
-
-    def session_over(self, session: Session) -> None:
-        pass
 
 
 @pytest.fixture

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator
 
 import pytest
@@ -15,21 +14,8 @@ from revconn.transport.base import StreamEnded
 from tests.support.calls import open_calls
 from tests.support.lines import let_answers_through
 from tests.support.options import make_options
-from tests.support.quiet_stream import QuietStream
+from tests.support.quiet_stream import Owner, QuietStream
 from tests.support.threads import TIMEOUT
-
-
-class Owner:
-    def __init__(self) -> None:
-        self.ready = threading.Event()
-
-    def session_ready(self, session: Session) -> None:
-        with session._replies.lock:
-            session.let_answers_through()
-        self.ready.set()
-
-    def session_over(self, session: Session) -> None:
-        pass
 
 
 @pytest.fixture

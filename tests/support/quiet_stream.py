@@ -7,10 +7,11 @@ from collections.abc import Iterable
 
 from revconn._proto.registry_pb2 import ConnectionMessage, ConnectionStatus
 from revconn.core.status import StatusCode
+from revconn.link.session import Session
 from revconn.transport.base import Stream, StreamEnded
 from tests.support.threads import TIMEOUT
 
-__all__ = ["QuietStream"]
+__all__ = ["Owner", "QuietStream"]
 
 
 class QuietStream(Stream):
@@ -45,4 +46,19 @@ class QuietStream(Stream):
         self._closed.set()
 
     def join(self, timeout: float) -> None:
+        pass
+
+
+class Owner:
+    """Whom a session tells, in the place of its link."""
+
+    def __init__(self) -> None:
+        self.ready = threading.Event()
+
+    def session_ready(self, session: Session) -> None:
+        with session._replies.lock:
+            session.let_answers_through()
+        self.ready.set()
+
+    def session_over(self, session: Session) -> None:
         pass
