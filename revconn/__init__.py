@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from revconn.config import TLS, Backoff
 from revconn.connector import Connector, LinkStatus
 from revconn.core.status import StatusCode
 from revconn.exceptions import (
@@ -23,6 +22,7 @@ from revconn.exceptions import (
 from revconn.messages import Request, Response
 from revconn.runtime.state import State
 from revconn.serving.handlers import Handler
+from revconn.settings.options import TLS, Backoff
 
 __all__ = [
     "TLS",

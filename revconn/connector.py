@@ -14,21 +14,14 @@ from functools import partial
 from types import TracebackType
 from typing import Any, Callable, TypeVar
 
-from revconn.config import TLS, Backoff, Options, api_key_source, parse_services
-from revconn.environment import PREFIX, environment_options, named_by_variable
 from revconn.exceptions import ConfigurationError, RevconnError
 from revconn.exceptions import is_fatal as default_is_fatal
 from revconn.logger import get_logger
-from revconn.proxy import proxy_for
-from revconn.runtime.claims import Claims
 from revconn.runtime.signals import obey_signals, signals_into
 from revconn.runtime.state import LinkStatus, State, StateBoard
 from revconn.runtime.threads import aside, is_own_thread
 from revconn.serving.handlers import Handler, Handlers, require_handler, require_method_path
-from revconn.supervisor import Supervisor
-from revconn.target import Target, parse_targets
-from revconn.transport.base import Transport
-from revconn.validation import (
+from revconn.settings.checks import (
     refuse,
     require_attribute,
     require_flag,
@@ -36,6 +29,12 @@ from revconn.validation import (
     require_service_name,
     require_wait,
 )
+from revconn.settings.environment import PREFIX, environment_options, named_by_variable
+from revconn.settings.options import TLS, Backoff, Options, api_key_source, parse_services
+from revconn.settings.proxy import proxy_for
+from revconn.settings.target import Target, parse_targets
+from revconn.supervisor import Claims, Supervisor
+from revconn.transport.base import Transport
 
 __all__ = ["Connector", "LinkStatus"]
 

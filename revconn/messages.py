@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, Callable
 
-from revconn import clock
 from revconn._proto.registry_pb2 import ForwardRequest
 from revconn.core.framing import is_framed, unframe
 from revconn.core.status import is_success
+from revconn.runtime import clock
 
 __all__ = ["Request", "Response"]
 
@@ -147,8 +147,9 @@ def received(
 ) -> Request:
     """The request that came in a message of ``size`` bytes, by the link whose replies those are.
 
-    ``due`` is :func:`~revconn.clock.with_suspend`'s, ``arrived`` monotonic. A function, because
-    there is one for each request: calling a class that has an ``__init__`` costs as much again.
+    ``due`` is :func:`~revconn.runtime.clock.with_suspend`'s, ``arrived`` monotonic. A function,
+    because there is one for each request: calling a class that has an ``__init__`` costs as much
+    again.
     """
     request: Request = _new_request(Request)
     payload = message.payload  # once: protobuf makes a copy for everybody who asks

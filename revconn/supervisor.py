@@ -4,25 +4,25 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Iterable
 from concurrent.futures import Executor, ThreadPoolExecutor
-from typing import Callable
+from typing import Callable, Optional
 
-from revconn.config import Options
 from revconn.exceptions import RevconnError
-from revconn.guard import guarded_thread
 from revconn.link.link import Link
 from revconn.logger import get_logger
 from revconn.observing.watchdog import FullPool, SlowHandlers, SlowReader, Watchdog
 from revconn.runtime.state import State, StateBoard, combine
-from revconn.runtime.threads import in_background, is_own_thread, own_thread
+from revconn.runtime.threads import guarded_thread, in_background, is_own_thread, own_thread
 from revconn.serving.calls import Calls
 from revconn.serving.executor import DaemonExecutor
 from revconn.serving.handlers import Handlers
 from revconn.serving.runs import Runs
-from revconn.target import Target
+from revconn.settings.options import Options
+from revconn.settings.target import Target
 from revconn.transport.base import Transport
 
-__all__ = ["Supervisor"]
+__all__ = ["Claims", "Supervisor"]
 
 logger = get_logger("revconn.runtime.supervisor")  # as users have it in their configuration
 
@@ -315,3 +315,48 @@ def _may_block(executor: Executor | None) -> bool:
 
 def _clamp(seconds: float, most: float = threading.TIMEOUT_MAX) -> float:
     return max(0.0, min(seconds, most))
+
+
+_Place = tuple[str, Optional[int]]  # one for every spelling of a target
+
+
+class Claims:
+    """Which services are registered at which gateways, and by which connectors each.
+
+    ``_lock`` guards all state. Thread-safe.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._claims: dict[object, set[tuple[_Place, str]]] = {}  # by their owners
+
+    def claim(self, owner: object, targets: Iterable[Target], services: Iterable[str]) -> None:
+        """A connector starts to serve. Warns, a line for each gateway, of what another one serves.
+
+        Most often that is the same program, run once more in one process: a notebook's cell, or an
+        application that a reloader's parent process has imported too.
+        """
+        targets, services = tuple(targets), tuple(services)
+        with self._lock:
+            taken: set[tuple[_Place, str]] = set().union(*self._claims.values())
+            self._claims[owner] = {(each.place, name) for each in targets for name in services}
+        for target in targets:
+            shared = [name for name in services if (target.place, name) in taken]
+            if shared:
+                logger.warning(
+                    "another connector of this process serves %s at %s already, and the gateway"
+                    " lets both take turns: stop() the older one first, or give it the new handlers"
+                    " with add_method(..., replace=True)",
+                    ", ".join(shared),
+                    target,
+                )
+
+    def release(self, owner: object) -> None:
+        """A connector serves no more, or is about to end. Idempotent."""
+        with self._lock:
+            self._claims.pop(owner, None)
+
+    def forsake(self) -> None:
+        """In a forked child: nothing is served here. Takes no lock: its owner may be gone."""
+        self._lock = threading.Lock()
+        self._claims = {}

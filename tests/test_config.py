@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from revconn.config import TLS, Backoff, api_key_source, parse_services
 from revconn.connector import Connector
 from revconn.exceptions import ConfigurationError
-from revconn.target import Target
+from revconn.settings.options import TLS, Backoff, api_key_source, parse_services
+from revconn.settings.target import Target
 from tests.support.options import make_options
 
 CERT = b"-----BEGIN CERTIFICATE-----\nQ0VSVA==\n-----END CERTIFICATE-----\n"

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from revconn.config import TLS, Backoff
 from revconn.connector import Connector
-from revconn.environment import VARIABLES, KeyFile, environment_options
 from revconn.exceptions import ConfigurationError
+from revconn.settings.environment import VARIABLES, KeyFile, environment_options
+from revconn.settings.options import TLS, Backoff
 
 PEM = "-----BEGIN CERTIFICATE-----\n"
 

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from revconn import clock
 from revconn._proto.registry_pb2 import ForwardRequest
 from revconn.core.framing import frame
 from revconn.exceptions import ProtocolError
 from revconn.messages import Request, Response
+from revconn.runtime import clock
 from tests.support.requests import request_of
 
 

@@ -5,8 +5,8 @@ import base64
 import pytest
 
 from revconn import ConfigurationError, Connector
-from revconn.proxy import Proxy, proxy_for
-from revconn.target import Target
+from revconn.settings.proxy import Proxy, proxy_for
+from revconn.settings.target import Target
 
 GATEWAY = Target.parse("gateway.example.com:443")
 SECRET = "s3cret-w0rd"

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from revconn.exceptions import ConfigurationError
-from revconn.target import Target, parse_targets
+from revconn.settings.target import Target, parse_targets
 from tests.support.texts import texts
 
 PORTS = st.integers(min_value=1, max_value=65535)

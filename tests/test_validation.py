@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from revconn.exceptions import ConfigurationError
-from revconn.validation import (
+from revconn.settings.checks import (
     require_api_key,
     require_count,
     require_number,

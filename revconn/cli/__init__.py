@@ -16,7 +16,7 @@ if sys.argv[1:2] == ["gateway"]:
 
 import revconn
 from revconn.exceptions import ConfigurationError
-from revconn.validation import closest
+from revconn.settings.checks import closest
 
 __all__ = ["main"]
 

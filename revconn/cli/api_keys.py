@@ -6,10 +6,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple, Optional
 
-from revconn.environment import PREFIX, VARIABLES
 from revconn.exceptions import ConfigurationError
 from revconn.gateway.keys import PATTERN_REMEDY, is_pattern
-from revconn.validation import closest, refuse, require_api_key, warn_of_readers
+from revconn.settings.checks import closest, refuse, require_api_key, warn_of_readers
+from revconn.settings.environment import PREFIX, VARIABLES
 
 __all__ = ["KEYS_VARIABLE", "KeySources", "keys_variable"]
 

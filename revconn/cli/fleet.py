@@ -16,9 +16,9 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from revconn.config import Backoff
 from revconn.logger import get_logger
 from revconn.runtime.signals import Repeats
+from revconn.settings.options import Backoff
 
 __all__ = ["Fleet"]
 

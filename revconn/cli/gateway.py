@@ -12,13 +12,13 @@ from typing import Any
 
 from revconn.cli.api_keys import KEYS_VARIABLE, KeySources, keys_variable
 from revconn.cli.logs import add_log_format, add_log_level, announce, set_up_logging
-from revconn.environment import PREFIX
 from revconn.exceptions import ConfigurationError
 from revconn.gateway import Gateway, ServerTLS
-from revconn.guard import guarded_thread
 from revconn.logger import get_logger
 from revconn.runtime.signals import Repeats, obey_signals, signals_into
-from revconn.validation import require_seconds
+from revconn.runtime.threads import guarded_thread
+from revconn.settings.checks import require_seconds
+from revconn.settings.environment import PREFIX
 
 __all__ = ["add_parser", "run"]
 

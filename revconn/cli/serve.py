@@ -16,10 +16,10 @@ from revconn.cli.loading import CannotLoad, load_connector
 from revconn.cli.logs import add_log_format, add_log_level, set_up_logging
 from revconn.connector import Connector
 from revconn.exceptions import ConnectionLost, RevconnError
-from revconn.guard import guarded_thread
 from revconn.logger import get_logger
 from revconn.runtime.signals import obey_signals, signals_into
 from revconn.runtime.state import State
+from revconn.runtime.threads import guarded_thread
 
 __all__ = ["add_parser", "run"]
 

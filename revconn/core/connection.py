@@ -33,8 +33,7 @@ from typing import ClassVar, Final, TypeVar
 
 from google.protobuf.message import Message
 
-from revconn.core.errors import ProtocolError
-from revconn.core.text import Mask
+from revconn.core.errors import Mask, ProtocolError
 from revconn.logger import get_logger
 
 __all__ = [

@@ -31,12 +31,11 @@ from revconn.core.connection import (
     is_possible_id,
     no_message,
 )
-from revconn.core.errors import ProtocolError
+from revconn.core.errors import Mask, ProtocolError, presentable
 from revconn.core.liveness import PROBE_METHOD, ConnectorLiveness, Prober, Verdict
 from revconn.core.reminders import Reminders
 from revconn.core.status import is_success
 from revconn.core.terms import CANCEL, Terms
-from revconn.core.text import Mask, presentable
 from revconn.logger import get_logger
 
 __all__ = ["Arrival", "ConnectorConnection", "Due", "FromGateway", "Probed"]

@@ -36,7 +36,7 @@ from revconn.gateway.refusals import NobodyServes, Refused, answer, fail, over_l
 from revconn.gateway.report import Journal
 from revconn.gateway.watch import Watch
 from revconn.logger import get_logger
-from revconn.target import Target, bare_host
+from revconn.settings.target import Target, bare_host
 
 __all__ = [
     "Address",

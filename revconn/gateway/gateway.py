@@ -18,7 +18,7 @@ from revconn.gateway.routes import ConnectionInfo
 from revconn.gateway.thread import GatewayThread
 from revconn.gateway.tls import ServerTLS
 from revconn.logger import get_logger
-from revconn.validation import refuse, require_attribute, require_flag, require_seconds
+from revconn.settings.checks import refuse, require_attribute, require_flag, require_seconds
 
 __all__ = ["Gateway"]
 

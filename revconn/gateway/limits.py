@@ -6,7 +6,7 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Any
 
-from revconn.validation import refuse, require_count, require_seconds
+from revconn.settings.checks import refuse, require_count, require_seconds
 
 __all__ = ["Counters", "Limits"]
 

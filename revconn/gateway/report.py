@@ -12,9 +12,9 @@ from __future__ import annotations
 import time
 from typing import Any, Protocol
 
+from revconn.core.errors import presentable
 from revconn.core.reminders import Reminders
 from revconn.core.status import StatusCode
-from revconn.core.text import presentable
 from revconn.gateway.keys import ApiKeys
 from revconn.logger import get_logger
 

@@ -19,7 +19,7 @@ import grpc
 from revconn.core.reminders import Reminder
 from revconn.exceptions import ConfigurationError
 from revconn.logger import get_logger
-from revconn.validation import refuse, warn_of_readers
+from revconn.settings.checks import refuse, warn_of_readers
 
 __all__ = ["Arrivals", "ServerTLS", "server_credentials"]
 

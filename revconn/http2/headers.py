@@ -8,9 +8,9 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
+from revconn.core.errors import presentable
 from revconn.core.refusals import Speaker, speaker
 from revconn.core.status import StatusCode, decode_message
-from revconn.core.text import presentable
 from revconn.http2.frames import error_name
 
 __all__ = [

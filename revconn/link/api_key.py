@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Callable
 
-from revconn.environment import KeyFile
 from revconn.exceptions import ConfigurationError, HandshakeError
 from revconn.link import report
-from revconn.target import Target
-from revconn.validation import require_api_key
+from revconn.settings.checks import require_api_key
+from revconn.settings.environment import KeyFile
+from revconn.settings.target import Target
 
 __all__ = ["ApiKey"]
 

@@ -12,11 +12,8 @@ from typing import Callable
 
 import tenacity
 
-from revconn import spares
-from revconn.config import Options
 from revconn.core.addresses import patience
 from revconn.exceptions import ConnectionLost, HandshakeError
-from revconn.guard import guarded_thread
 from revconn.link import report
 from revconn.link.api_key import ApiKey
 from revconn.link.decisions import (
@@ -36,10 +33,11 @@ from revconn.link.plan import Plan
 from revconn.link.records import Phase, reason
 from revconn.link.session import Session
 from revconn.runtime.state import State
-from revconn.runtime.threads import own_thread
+from revconn.runtime.threads import drop_spares, guarded_thread, keep_spares, own_thread
 from revconn.serving.calls import Calls
 from revconn.serving.replies import Replies
-from revconn.target import Target
+from revconn.settings.options import Options
+from revconn.settings.target import Target
 from revconn.transport.base import Transport
 
 __all__ = ["Link"]
@@ -280,7 +278,7 @@ class Link:
             except BaseException as failure:  # noqa: BLE001 - it is raised from start() and wait()
                 error = error or failure
             finally:
-                spares.drop(self._spares)
+                drop_spares(self._spares)
                 self._on_end(self, error)
 
     def _carry_out_plan(self) -> BaseException | None:
@@ -406,7 +404,7 @@ class Link:
         if session.services and not session.drains and not self._spares:
             # To leave without losing anything takes a second connection there. Before the state is
             # READY: whoever waits for that may end the interpreter next.
-            self._spares = spares.keep(_THREADS_TO_LEAVE)
+            self._spares = keep_spares(_THREADS_TO_LEAVE)
         now, connection_id, drains = time.monotonic(), session.connection_id, session.drains
         with self._happening() as plan:
             plan.accepted(self._sessions[session], now, connection_id=connection_id, drains=drains)

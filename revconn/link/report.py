@@ -19,7 +19,7 @@ from revconn.link.decisions import (
 from revconn.link.records import Outage
 from revconn.logger import get_logger
 from revconn.runtime.state import State
-from revconn.target import Target
+from revconn.settings.target import Target
 
 __all__ = ["api_key_failed", "astray", "duration", "is_fatal_failed", "no_probes", "note", "tell"]
 

@@ -9,16 +9,14 @@ import uuid
 from collections.abc import Collection
 from typing import Callable, NoReturn, Protocol
 
-from revconn import clock
-from revconn.config import Options
 from revconn.core.connection import Phase
 from revconn.core.connector_side import ConnectorConnection, FromGateway
+from revconn.core.errors import Mask, presentable
 from revconn.core.liveness import ConnectorLiveness, Prober, Verdict
 from revconn.core.refusals import Speaker
 from revconn.core.sending import answer
 from revconn.core.status import StatusCode
 from revconn.core.terms import CHUNKS, DRAIN, Terms
-from revconn.core.text import Mask, presentable
 from revconn.exceptions import (
     AuthenticationError,
     ConfigurationError,
@@ -26,11 +24,12 @@ from revconn.exceptions import (
     HandshakeError,
     remedy,
 )
-from revconn.guard import guarded_thread
 from revconn.logger import get_logger
-from revconn.runtime.threads import own_thread
+from revconn.runtime import clock
+from revconn.runtime.threads import guarded_thread, own_thread
 from revconn.serving.calls import Calls
 from revconn.serving.replies import Line, Replies
+from revconn.settings.options import Options
 from revconn.transport.base import Stream, StreamEnded
 
 __all__ = ["Session", "SessionOwner"]

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Callable
 
-from revconn.guard import shielded
+from revconn.runtime.threads import shielded
 
 __all__ = ["LinkStatus", "State", "StateBoard", "combine"]
 

@@ -1,16 +1,69 @@
-"""Whom threads wait for: conditions, and the end, for which the library's own may not wait."""
+"""The library's threads: none ends unnoticed, and what they wait for lets the interpreter end."""
 
 from __future__ import annotations
 
+import contextlib
 import os
+import queue
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Callable
 
-from revconn.guard import guarded_thread
+from revconn.logger import get_logger, is_interrupt
 
-__all__ = ["Condition", "aside", "in_background", "is_own_thread", "own_thread"]
+__all__ = [
+    "Condition",
+    "Thread",
+    "aside",
+    "drop_spares",
+    "guarded_thread",
+    "in_background",
+    "is_own_thread",
+    "keep_spares",
+    "own_thread",
+    "shielded",
+]
+
+logger = get_logger(__name__)
+
+
+def guarded_thread(
+    name: str,
+    body: Callable[[], object],
+    on_failure: Callable[[BaseException], object] | None = None,
+) -> threading.Thread:
+    """A daemon thread, not started, of which somebody hears when ``body`` raises anything.
+
+    The log does, and whoever depends on the thread: ``on_failure`` is called in it, last of all.
+    """
+
+    def run() -> None:
+        try:
+            body()
+        except BaseException as error:
+            logger.exception("the thread %s failed", name)
+            if on_failure is not None:
+                shielded("telling of it", on_failure, error)
+
+    return Thread(target=run, name=name, daemon=True)
+
+
+def shielded(what: str, call: Callable[..., object], *arguments: object) -> bool:
+    """Call somebody else's code; whatever it raises costs a line in the log.
+
+    Whether it returned. Only Ctrl-C in the main thread gets out.
+    """
+    try:
+        call(*arguments)
+    except BaseException as error:
+        if is_interrupt(error):
+            raise
+        logger.exception("%s failed", what)
+        return False
+    return True
+
 
 # Identifiers and no threading.local: one made before gevent patched threading would take all its
 # green threads for one thread. Adding to a set, and looking into it, is atomic.
@@ -91,10 +144,119 @@ def in_background(function: Callable[[], object]) -> bool:
     return True
 
 
+SPARES_NEEDED = sys.version_info[:2] == (3, 12)
+"""Python 3.12 refuses a new thread once its main thread has ended; others do not."""
+
+
+class Thread(threading.Thread):
+    """A thread that runs in a spare one where none can be started."""
+
+    _loan: _Loan | None = None
+
+    def start(self) -> None:
+        """As the standard one's."""
+        try:
+            super().start()
+        except RuntimeError:
+            self._loan = None if self.ident is not None else _lend(self)
+            if self._loan is None:
+                raise
+
+    def join(self, timeout: float | None = None) -> None:
+        """As the standard one's."""
+        if self._loan is None:
+            super().join(timeout)
+        else:
+            self._loan.over.wait(timeout)
+
+    def is_alive(self) -> bool:
+        """As the standard one's."""
+        return super().is_alive() if self._loan is None else not self._loan.over.is_set()
+
+    @property
+    def ident(self) -> int | None:
+        """As the standard one's."""
+        return super().ident if self._loan is None else self._loan.ident
+
+
+class _Loan:
+    """What a spare thread runs in the place of one that could not start."""
+
+    def __init__(self, thread: Thread) -> None:
+        self.name = thread.name
+        self.body: Callable[[], object] = thread.run
+        self.ident: int | None = None
+        self.begun = threading.Event()
+        self.over = threading.Event()
+
+
+_spares_lock = threading.Lock()  # guards _spares_parked
+_spares_parked = 0
+_loans: queue.SimpleQueue[_Loan | None] = queue.SimpleQueue()
+
+
+def keep_spares(count: int) -> int:
+    """Keep so many more spare threads; how many there are: none where none are needed."""
+    global _spares_parked
+    if not SPARES_NEEDED:
+        return 0
+    started = 0
+    with contextlib.suppress(RuntimeError):  # no thread to be had
+        for _ in range(count):
+            threading.Thread(target=_wait_for_loan, name="revconn-spare", daemon=True).start()
+            started += 1
+    with _spares_lock:
+        _spares_parked += started
+    return started
+
+
+def drop_spares(count: int) -> None:
+    """Let so many end that were kept, unless they were lent meanwhile."""
+    global _spares_parked
+    with _spares_lock:
+        count = min(count, _spares_parked)
+        _spares_parked -= count
+    for _ in range(count):
+        _loans.put(None)
+
+
+def _lend(thread: Thread) -> _Loan | None:
+    global _spares_parked
+    with _spares_lock:
+        if not _spares_parked:
+            return None
+        _spares_parked -= 1
+    loan = _Loan(thread)
+    _loans.put(loan)
+    loan.begun.wait()
+    return loan
+
+
+def _wait_for_loan() -> None:
+    loan = _loans.get()
+    if loan is None:
+        return
+    loan.ident = threading.get_ident()
+    threading.current_thread().name = loan.name
+    loan.begun.set()
+    try:
+        loan.body()
+    finally:
+        loan.over.set()
+
+
 def _disown() -> None:
     """In a forked child: the thread that forked, maybe a handler's, is its main thread now."""
     _own.clear()
 
 
+def _forsake_spares() -> None:
+    """In a forked child: no other thread is there, and the lock may be held for ever."""
+    global _spares_lock, _spares_parked
+    _spares_lock = threading.Lock()
+    _spares_parked = 0
+
+
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_disown)
+    os.register_at_fork(after_in_child=_forsake_spares)

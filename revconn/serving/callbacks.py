@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from revconn.guard import shielded
 from revconn.messages import Request
-from revconn.runtime.threads import own_thread
+from revconn.runtime.threads import own_thread, shielded
 from revconn.serving.executor import DaemonExecutor
 
 __all__ = ["Callbacks", "run_callbacks"]

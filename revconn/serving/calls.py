@@ -9,7 +9,6 @@ from collections.abc import Iterable
 from concurrent.futures import Executor
 from typing import Callable
 
-from revconn import clock
 from revconn.core.connector_side import Arrival
 from revconn.core.deadline import nearer_deadline
 from revconn.core.large import LargeAnswer
@@ -18,6 +17,7 @@ from revconn.core.sending import Answer, answer
 from revconn.core.status import StatusCode
 from revconn.logger import get_logger
 from revconn.messages import Request, received
+from revconn.runtime import clock
 from revconn.runtime.threads import Condition
 from revconn.serving.callbacks import Callbacks, run_callbacks
 from revconn.serving.deadlines import Deadlines

@@ -6,9 +6,9 @@ import math
 import threading
 from typing import Callable
 
-from revconn import clock
-from revconn.guard import guarded_thread
 from revconn.messages import Request
+from revconn.runtime import clock
+from revconn.runtime.threads import guarded_thread
 
 __all__ = ["Deadlines"]
 
@@ -22,7 +22,7 @@ class Deadlines:
 
     ``lock``, the table's, guards all state and is held when ``in_flight`` is called; ``expire`` is
     called without it, and ``forget_settled`` after some have expired. ``next_due`` is when to look
-    (:func:`~revconn.clock.with_suspend`).
+    (:func:`~revconn.runtime.clock.with_suspend`).
     """
 
     def __init__(

@@ -19,7 +19,7 @@ from revconn.core.terms import LEAST_BYTES
 from revconn.exceptions import RequestError
 from revconn.logger import get_logger
 from revconn.messages import Request, Response
-from revconn.validation import refuse, require_flag
+from revconn.settings.checks import refuse, require_flag
 
 __all__ = [
     "Answering",

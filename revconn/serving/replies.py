@@ -9,10 +9,10 @@ from collections.abc import Container, Iterable, Sequence
 from contextlib import suppress
 from typing import Callable
 
-from revconn import clock
 from revconn.core.large import LargeAnswer
 from revconn.core.sending import ROOM_BYTES, Answer, Outbound, Sent
 from revconn.logger import get_logger
+from revconn.runtime import clock
 from revconn.serving.sender_queue import SenderQueue
 
 __all__ = ["Line", "Replies"]
@@ -288,7 +288,7 @@ class Line(SenderQueue):
     :meth:`let_answers_through` and after :meth:`withhold_answers`; nothing does after
     :meth:`close`. Answers that may not have arrived by then go out again on another line.
     Guarded by the lock of the replies; ``blocked`` and ``control_left_at``
-    (:func:`~revconn.clock.with_suspend`) may be read without.
+    (:func:`~revconn.runtime.clock.with_suspend`) may be read without.
     """
 
     def __init__(self, replies: Replies, outbound: Outbound, sent: Sent) -> None:

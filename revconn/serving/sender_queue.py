@@ -5,7 +5,7 @@ from __future__ import annotations
 import queue
 import threading
 
-from revconn import clock
+from revconn.runtime import clock
 
 __all__ = ["SenderQueue"]
 
@@ -13,9 +13,9 @@ __all__ = ["SenderQueue"]
 class SenderQueue:
     """Control messages: the registration, heartbeats, the goodbye. All else goes behind them.
 
-    Guarded by ``lock``; ``control_left_at`` (:func:`~revconn.clock.with_suspend`) may be read
-    without. The sender sleeps on a queue, and not on a condition: waking it costs one call, and it
-    is woken exactly once, by whoever finds ``parked`` true.
+    Guarded by ``lock``; ``control_left_at`` (:func:`~revconn.runtime.clock.with_suspend`) may be
+    read without. The sender sleeps on a queue, and not on a condition: waking it costs one call,
+    and it is woken exactly once, by whoever finds ``parked`` true.
     """
 
     def __init__(self, lock: threading.Lock) -> None:

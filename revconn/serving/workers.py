@@ -12,16 +12,15 @@ from collections.abc import Collection, Sequence
 from concurrent.futures import BrokenExecutor, Executor, Future
 from typing import Callable, NamedTuple
 
-from revconn import clock
 from revconn.core.large import LargeAnswer
 from revconn.core.reminders import Reminder
 from revconn.core.sending import Answer
 from revconn.core.status import StatusCode
 from revconn.exceptions import RevconnError
-from revconn.guard import guarded_thread
 from revconn.logger import get_logger
 from revconn.messages import Request
-from revconn.runtime.threads import own_thread
+from revconn.runtime import clock
+from revconn.runtime.threads import guarded_thread, own_thread
 from revconn.serving.callbacks import run_callbacks
 from revconn.serving.replies import Replies
 from revconn.serving.runs import LONG, Runs

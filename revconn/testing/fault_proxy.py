@@ -10,7 +10,7 @@ from enum import Enum
 from types import TracebackType
 from typing import Any, Callable
 
-from revconn.validation import require_attribute
+from revconn.settings.checks import require_attribute
 
 __all__ = ["Fault", "FaultProxy"]
 

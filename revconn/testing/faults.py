@@ -6,10 +6,10 @@ from contextlib import AbstractContextManager, ExitStack
 from typing import Any, Callable
 
 from revconn.core.status import StatusCode
+from revconn.settings.checks import require_count, require_number, require_seconds
 from revconn.testing.embedded import FaultyGateway
 from revconn.testing.fault_proxy import FaultProxy
 from revconn.testing.request_faults import RequestFaults
-from revconn.validation import require_count, require_number, require_seconds
 
 __all__ = ["Faults"]
 

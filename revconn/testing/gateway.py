@@ -11,11 +11,11 @@ import grpc
 from google.protobuf.message import Message
 
 from revconn.gateway import ConnectionInfo, Gateway
+from revconn.settings.checks import refuse, require_api_key, require_count, require_seconds
 from revconn.testing.embedded import FaultyGateway
 from revconn.testing.fault_proxy import FaultProxy
 from revconn.testing.faults import Faults
 from revconn.testing.request_faults import RequestFaults
-from revconn.validation import refuse, require_api_key, require_count, require_seconds
 
 __all__ = ["TestGateway"]
 

@@ -10,7 +10,7 @@ from contextlib import suppress
 from typing import Any, Callable
 
 from revconn.core.addresses import Address, AddressOrder
-from revconn.guard import guarded_thread
+from revconn.runtime.threads import guarded_thread
 
 __all__ = ["Addresses"]
 

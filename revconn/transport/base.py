@@ -8,12 +8,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from typing import Protocol
 
-from revconn.config import TLS
+from revconn.core.errors import Mask
 from revconn.core.refusals import Speaker
 from revconn.core.status import StatusCode
-from revconn.core.text import Mask
-from revconn.proxy import Proxy
-from revconn.target import Target
+from revconn.settings.options import TLS
+from revconn.settings.proxy import Proxy
+from revconn.settings.target import Target
 
 __all__ = [
     "LARGEST_MESSAGE",

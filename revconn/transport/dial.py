@@ -14,11 +14,11 @@ from collections.abc import Iterable
 from contextlib import suppress
 from typing import Any, Callable
 
-from revconn.config import TLS
 from revconn.core.addresses import Address
 from revconn.core.status import StatusCode
-from revconn.proxy import Proxy
-from revconn.target import Target, bare_host
+from revconn.settings.options import TLS
+from revconn.settings.proxy import Proxy
+from revconn.settings.target import Target, bare_host
 from revconn.transport.addresses import Addresses
 from revconn.transport.base import StreamEnded
 from revconn.transport.tls import NO_HTTP2, client_context, explain

@@ -12,15 +12,15 @@ from typing import Any, Callable
 
 import grpc
 
-from revconn.config import TLS
 from revconn.core.addresses import Address
 from revconn.core.refusals import Speaker, speaker
 from revconn.core.status import StatusCode
 from revconn.core.terms import OFFER
-from revconn.guard import guarded_thread
 from revconn.logger import get_logger
-from revconn.proxy import Proxy
-from revconn.target import Target, bare_host
+from revconn.runtime.threads import guarded_thread
+from revconn.settings.options import TLS
+from revconn.settings.proxy import Proxy
+from revconn.settings.target import Target, bare_host
 from revconn.transport.addresses import Addresses
 from revconn.transport.base import LARGEST_MESSAGE, METHOD, Source, Stream, StreamEnded, Transport
 
@@ -182,7 +182,7 @@ class _GrpcioStream(Stream):
 
     def open(self) -> None:
         self._addresses = self._transport.find(self._is_closed)
-        # grpcio's own threads are no `spares.Thread`: where none starts (RuntimeError) its call is
+        # grpcio's own threads are no `threads.Thread`: where none starts (RuntimeError) its call is
         # half made, and closing the channel, which the interpreter does last of all, waits for it.
         threading.Thread(target=int, name=f"revconn-trial-{self._name}", daemon=True).start()
         self._begin(self._transport.channel(self._addresses), self._outgoing())

@@ -6,17 +6,17 @@ import threading
 import time
 from collections.abc import Iterable, Sequence
 
-from revconn.config import TLS
 from revconn.core.addresses import Address
+from revconn.core.errors import Mask
 from revconn.core.status import StatusCode
 from revconn.core.terms import OFFER
-from revconn.core.text import Mask
-from revconn.guard import guarded_thread
 from revconn.http2.connection import Engine
 from revconn.http2.frames import Goaway
 from revconn.logger import get_logger
-from revconn.proxy import Proxy
-from revconn.target import Target
+from revconn.runtime.threads import guarded_thread
+from revconn.settings.options import TLS
+from revconn.settings.proxy import Proxy
+from revconn.settings.target import Target
 from revconn.transport.base import (
     LARGEST_MESSAGE,
     METHOD,

@@ -8,8 +8,8 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
-from revconn.config import TLS, PathOrPEM
-from revconn.validation import refuse
+from revconn.settings.checks import refuse
+from revconn.settings.options import TLS, PathOrPEM
 
 __all__ = ["NO_HTTP2", "client_context", "explain"]
 

@@ -18,7 +18,7 @@ import revconn.gateway
 import revconn.testing
 from revconn import Connector, State
 from revconn.cli import main
-from revconn.environment import VARIABLES
+from revconn.settings.environment import VARIABLES
 from tests.docs.markdown import read_blocks
 from tests.docs.test_examples import PAGES, READMES, ROOT
 

@@ -19,7 +19,7 @@ from revconn.core.chunking import ChunkJoiner
 from revconn.core.connection import decode
 from revconn.core.connector_side import ConnectorConnection
 from revconn.core.deadline import request_deadline
-from revconn.core.errors import ProtocolError
+from revconn.core.errors import ProtocolError, presentable
 from revconn.core.framing import GzipInflater, is_framed, unframe
 from revconn.core.gateway_side import GatewayConnection
 from revconn.core.liveness import ConnectorLiveness, GatewayLiveness, Prober
@@ -27,7 +27,6 @@ from revconn.core.metadata import metadata_from_headers, truncate_message
 from revconn.core.routing import Routes
 from revconn.core.status import decode_message, response_code
 from revconn.core.terms import SUPPORTED, Terms
-from revconn.core.text import presentable
 from revconn.gateway.connectors import check_registration
 from revconn.gateway.keys import ApiKeys
 from revconn.gateway.refusals import Refused
@@ -35,8 +34,8 @@ from revconn.http2.frames import FrameSplitter, parse_goaway, parse_window_updat
 from revconn.http2.headers import decode_metadata, end_by_trailers, refusal
 from revconn.http2.messages import MessageReader
 from revconn.messages import received
-from revconn.proxy import Proxy
 from revconn.serving.replies import Replies
+from revconn.settings.proxy import Proxy
 from revconn.transport import dial
 from revconn.transport.grpcio import explain
 

@@ -13,7 +13,7 @@ from revconn.exceptions import AuthenticationError, ConnectionLost, HandshakeErr
 from revconn.link.decisions import Judge
 from revconn.link.link import Link
 from revconn.serving.handlers import Handlers
-from revconn.target import parse_targets
+from revconn.settings.target import parse_targets
 from tests.support.calls import open_calls
 from tests.support.options import make_options
 

@@ -11,7 +11,7 @@ from revconn.link import report
 from revconn.link.decisions import Connected, Failed, Lost, News, Shows
 from revconn.link.records import Outage
 from revconn.runtime.state import State
-from revconn.target import parse_targets
+from revconn.settings.target import parse_targets
 
 (TARGET,) = parse_targets("gw:1")
 REFUSED = ConnectionLost("gw:1", "refused")

@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from revconn import Connector, clock
+from revconn import Connector
 from revconn._proto.registry_pb2 import (
     ConnectionMessage,
     ConnectionRegister,
@@ -16,6 +16,7 @@ from revconn._proto.registry_pb2 import (
     ForwardResponse,
     Heartbeat,
 )
+from revconn.runtime import clock
 from tests.support.waiting import eventually
 
 

@@ -10,8 +10,8 @@ from typing import Any, Callable
 import pytest
 
 from revconn import Connector, State
-from revconn.environment import KeyFile
 from revconn.gateway import Gateway
+from revconn.settings.environment import KeyFile
 from tests.support.connectors import QUICK, TRANSPORTS
 from tests.support.waiting import eventually
 

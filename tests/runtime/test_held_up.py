@@ -9,8 +9,9 @@ from typing import Any, Callable
 
 import pytest
 
-from revconn import Connector, Request, State, clock, supervisor
+from revconn import Connector, Request, State, supervisor
 from revconn._proto.registry_pb2 import ForwardRequest
+from revconn.runtime import clock
 from tests.support.requests import arrival
 from tests.support.scripted_gateway import Peer
 from tests.support.threads import in_thread

@@ -124,7 +124,7 @@ def test_what_runs_and_what_waits_is_answered(new_program, gateway, stop) -> Non
 
 STARTS_NO_THREADS = """
 import atexit
-from revconn import spares
+from revconn.runtime import threads
 
 def start_none(thread):
     raise RuntimeError("can't create new thread at interpreter shutdown")
@@ -132,7 +132,7 @@ def start_none(thread):
 def from_its_end_on(state):
     atexit.register(setattr, threading.Thread, "start", start_none)
 
-spares.NEEDED = True  # as on Python 3.12; others need none
+threads.SPARES_NEEDED = True  # as on Python 3.12; others need none
 connector.on_state_change(from_its_end_on)
 
 @connector.method("/echo.Echo/Say")

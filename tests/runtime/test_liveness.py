@@ -10,7 +10,8 @@ from unittest import mock
 
 import pytest
 
-from revconn import State, clock
+from revconn import State
+from revconn.runtime import clock
 from revconn.serving import calls, deadlines, workers
 from revconn.testing import Fault
 from tests.support.waiting import eventually

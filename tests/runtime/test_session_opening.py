@@ -7,11 +7,11 @@ from collections.abc import Iterable
 import pytest
 
 from revconn import is_fatal
-from revconn.config import TLS
 from revconn.exceptions import HandshakeError
 from revconn.link.session import Session
 from revconn.serving.handlers import Handlers
 from revconn.serving.replies import Line
+from revconn.settings.options import TLS
 from revconn.transport.base import Stream
 from tests.support.calls import open_calls
 from tests.support.options import make_options

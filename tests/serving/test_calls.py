@@ -11,8 +11,9 @@ from typing import Any, Callable
 
 import pytest
 
-from revconn import Request, clock
+from revconn import Request
 from revconn._proto.registry_pb2 import ConnectionMessage, ForwardRequest, ForwardResponse
+from revconn.runtime import clock
 from revconn.serving import calls as calls_module
 from revconn.serving.calls import Calls
 from revconn.serving.handlers import Handlers

@@ -6,11 +6,11 @@ from typing import Callable
 
 import pytest
 
-from revconn import clock
 from revconn._proto.registry_pb2 import ConnectionMessage
 from revconn.core.large import LargeAnswer
 from revconn.core.responses import encode_response
 from revconn.core.sending import Answer, answer
+from revconn.runtime import clock
 from revconn.serving.replies import Line, Replies
 from tests.support.lines import let_answers_through
 from tests.support.threads import TIMEOUT, in_thread, signal_waits

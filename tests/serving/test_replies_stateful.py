@@ -8,8 +8,8 @@ from unittest import mock
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from revconn import clock
 from revconn.core.sending import Answer, answer
+from revconn.runtime import clock
 from revconn.serving.replies import Line, Replies
 from tests.support.lines import let_answers_through
 

@@ -7,9 +7,9 @@ from concurrent.futures import Future
 
 from revconn import TLS
 from revconn.core.sending import answer
-from revconn.proxy import Proxy
 from revconn.serving.replies import Replies
-from revconn.target import Target
+from revconn.settings.proxy import Proxy
+from revconn.settings.target import Target
 from revconn.transport.base import StreamEnded
 from revconn.transport.http2 import Http2Transport
 from tests.support.lines import let_answers_through

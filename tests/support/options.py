@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from revconn.config import Options
 from revconn.connector import Connector
+from revconn.settings.options import Options
 
 
 def make_options(targets: Any = "localhost:50051", **options: Any) -> Options:

@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from revconn.environment import PREFIX
+from revconn.settings.environment import PREFIX
 
 __all__ = ["Child", "Said", "free_port"]
 

@@ -12,7 +12,7 @@ import pytest
 
 from revconn import TLS, HandshakeError
 from revconn.core.status import StatusCode
-from revconn.proxy import Proxy
+from revconn.settings.proxy import Proxy
 from revconn.transport import dial
 from revconn.transport.base import StreamEnded
 from tests.support.black_hole import BlackHole

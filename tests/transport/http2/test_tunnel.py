@@ -9,7 +9,7 @@ from hyperframe.frame import HeadersFrame, SettingsFrame
 
 from revconn import TLS
 from revconn.core.status import StatusCode
-from revconn.proxy import Proxy
+from revconn.settings.proxy import Proxy
 from revconn.transport.base import StreamEnded
 from tests.support.certificates import Authority
 from tests.support.descriptors import open_descriptors

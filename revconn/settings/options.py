@@ -10,9 +10,7 @@ from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from typing import Callable, Union
 
-from revconn.proxy import Proxy
-from revconn.target import Target
-from revconn.validation import (
+from revconn.settings.checks import (
     refuse,
     require_api_key,
     require_count,
@@ -21,6 +19,8 @@ from revconn.validation import (
     require_service_name,
     warn_of_readers,
 )
+from revconn.settings.proxy import Proxy
+from revconn.settings.target import Target
 
 __all__ = ["TLS", "Backoff", "Options", "PathOrPEM", "api_key_source", "parse_services"]
 

@@ -8,8 +8,8 @@ import re
 import urllib.parse
 from dataclasses import dataclass, field
 
-from revconn.target import IPAddress, Target, bare_host, ip_address
-from revconn.validation import refuse
+from revconn.settings.checks import refuse
+from revconn.settings.target import IPAddress, Target, bare_host, ip_address
 
 __all__ = ["Proxy", "proxy_for"]
 

@@ -8,11 +8,11 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Callable, NoReturn
 
-from revconn.config import TLS, Backoff, Options, parse_services
 from revconn.exceptions import ConfigurationError
 from revconn.logger import get_logger
-from revconn.target import parse_targets
-from revconn.validation import closest, refuse, require_api_key, warn_of_readers
+from revconn.settings.checks import closest, refuse, require_api_key, warn_of_readers
+from revconn.settings.options import TLS, Backoff, Options, parse_services
+from revconn.settings.target import parse_targets
 
 __all__ = ["PREFIX", "VARIABLES", "KeyFile", "environment_options", "named_by_variable"]
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from revconn import spares
+from revconn.runtime import threads
 
 TIMEOUT = 30.0
 
@@ -15,8 +15,8 @@ TIMEOUT = 30.0
 @pytest.fixture
 def none_starts(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
     """How many spare threads there are: no others start from now on."""
-    monkeypatch.setattr(spares, "NEEDED", True)
-    kept = spares.keep(1)
+    monkeypatch.setattr(threads, "SPARES_NEEDED", True)
+    kept = threads.keep_spares(1)
 
     def refuse(thread: threading.Thread) -> None:
         raise RuntimeError("can't create new thread at interpreter shutdown")
@@ -24,7 +24,7 @@ def none_starts(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
     with monkeypatch.context() as patched:
         patched.setattr(threading.Thread, "start", refuse)
         yield kept
-    spares.drop(kept)
+    threads.drop_spares(kept)
 
 
 def test_a_thread_runs_in_a_spare_one_under_its_own_name_and_can_be_joined(
@@ -37,7 +37,7 @@ def test_a_thread_runs_in_a_spare_one_under_its_own_name_and_can_be_joined(
         ran.append((threading.current_thread().name, threading.get_ident()))
         release.wait(TIMEOUT)
 
-    thread = spares.Thread(target=body, name="revconn-lent", daemon=True)
+    thread = threads.Thread(target=body, name="revconn-lent", daemon=True)
     assert (thread.ident, thread.is_alive()) == (None, False)
     thread.start()
     assert thread.is_alive()
@@ -51,14 +51,14 @@ def test_a_thread_runs_in_a_spare_one_under_its_own_name_and_can_be_joined(
 
 def test_without_a_spare_one_left_starting_raises_what_it_does(none_starts: int) -> None:
     assert none_starts == 1
-    spares.Thread(target=bool).start()
+    threads.Thread(target=bool).start()
     with pytest.raises(RuntimeError, match="can't create new thread"):
-        spares.Thread(target=bool).start()
+        threads.Thread(target=bool).start()
 
 
 def test_where_threads_start_none_are_kept_and_each_starts_once() -> None:
-    assert spares.NEEDED or spares.keep(3) == 0
-    thread = spares.Thread(target=bool)
+    assert threads.SPARES_NEEDED or threads.keep_spares(3) == 0
+    thread = threads.Thread(target=bool)
     thread.start()
     thread.join(TIMEOUT)
     with pytest.raises(RuntimeError, match="once"):

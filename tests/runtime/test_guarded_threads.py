@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from revconn.guard import guarded_thread, shielded
+from revconn.runtime.threads import guarded_thread, shielded
 
 TIMEOUT = 30.0
 

@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from revconn import clock
+from revconn.runtime import clock
 
 
 def test_it_never_runs_behind_the_monotonic_clock() -> None:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Union
 
-from revconn.validation import refuse
+from revconn.settings.checks import refuse
 
 __all__ = ["IPAddress", "Target", "bare_host", "ip_address", "parse_targets"]
 
