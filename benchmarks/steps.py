@@ -17,10 +17,10 @@ import h2.connection
 
 from revconn import Request
 from revconn._proto.registry_pb2 import ConnectionMessage, ConnectionStatus, ForwardRequest
+from revconn.core.chunks import LargeAnswer
 from revconn.core.connector_side import Arrival, ConnectorConnection
 from revconn.core.deadline import request_deadline
 from revconn.core.framing import frame
-from revconn.core.large import LargeAnswer
 from revconn.core.liveness import ConnectorLiveness
 from revconn.core.routing import Routes
 from revconn.core.sending import Answer, Outbound

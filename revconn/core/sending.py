@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Container, Iterable, Sequence
 from typing import Callable, Optional
 
-from revconn.core.large import LargeAnswer
+from revconn.core.chunks import LargeAnswer
 from revconn.core.status import StatusCode
 
 __all__ = ["ROOM_BYTES", "Answer", "Outbound", "Sent", "answer"]

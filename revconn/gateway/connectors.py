@@ -19,7 +19,7 @@ from revconn._proto.registry_pb2 import (
     ForwardResponse,
     SubscriptionRequest,
 )
-from revconn.core.chunking import split
+from revconn.core.chunks import split
 from revconn.core.connection import decode
 from revconn.core.deadline import request_deadline
 from revconn.core.errors import ProtocolError

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from revconn._proto.registry_pb2 import ForwardResponse
-from revconn.core.chunking import ChunkJoiner, ResponseTooLarge
+from revconn.core.chunks import ChunkJoiner, ResponseTooLarge
 from revconn.core.errors import ProtocolError
 from revconn.core.status import StatusCode
 from revconn.core.terms import CHUNKS

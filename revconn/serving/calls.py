@@ -9,9 +9,9 @@ from collections.abc import Iterable
 from concurrent.futures import Executor
 from typing import Callable
 
+from revconn.core.chunks import LargeAnswer
 from revconn.core.connector_side import Arrival
 from revconn.core.deadline import nearer_deadline
-from revconn.core.large import LargeAnswer
 from revconn.core.responses import encode_failure
 from revconn.core.sending import Answer, answer
 from revconn.core.status import StatusCode

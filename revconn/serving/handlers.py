@@ -8,9 +8,9 @@ from collections.abc import AsyncIterator, Awaitable, Coroutine, Generator
 from contextvars import Context
 from typing import Callable, NamedTuple, Protocol, Union
 
+from revconn.core.chunks import LargeAnswer
 from revconn.core.errors import ProtocolError
 from revconn.core.framing import pack
-from revconn.core.large import LargeAnswer
 from revconn.core.responses import encode_failure, encode_response
 from revconn.core.routing import Routes, split_method_path
 from revconn.core.sending import Answer

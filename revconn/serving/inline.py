@@ -6,7 +6,7 @@ import threading
 import time
 from typing import Callable
 
-from revconn.core.large import LargeAnswer
+from revconn.core.chunks import LargeAnswer
 from revconn.core.sending import Answer
 from revconn.core.status import StatusCode
 from revconn.logger import get_logger

@@ -9,7 +9,7 @@ from collections.abc import Container, Iterable, Sequence
 from contextlib import suppress
 from typing import Callable
 
-from revconn.core.large import LargeAnswer
+from revconn.core.chunks import LargeAnswer
 from revconn.core.sending import ROOM_BYTES, Answer, Outbound, Sent
 from revconn.logger import get_logger
 from revconn.runtime import clock

@@ -12,7 +12,7 @@ from collections.abc import Collection, Sequence
 from concurrent.futures import BrokenExecutor, Executor, Future
 from typing import Callable, NamedTuple
 
-from revconn.core.large import LargeAnswer
+from revconn.core.chunks import LargeAnswer
 from revconn.core.reminders import Reminder
 from revconn.core.sending import Answer
 from revconn.core.status import StatusCode

@@ -5,8 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from revconn._proto.registry_pb2 import ConnectionMessage, ForwardResponse
-from revconn.core.chunking import ChunkJoiner
-from revconn.core.large import LargeAnswer
+from revconn.core.chunks import ChunkJoiner, LargeAnswer
 from revconn.core.responses import encode_response
 from revconn.core.sending import Answer, Outbound, Sent, answer
 

@@ -15,7 +15,7 @@ from revconn._proto.registry_pb2 import (
     ForwardRequest,
     ForwardResponse,
 )
-from revconn.core.chunking import ChunkJoiner
+from revconn.core.chunks import ChunkJoiner
 from revconn.core.connection import decode
 from revconn.core.connector_side import ConnectorConnection
 from revconn.core.deadline import request_deadline

@@ -6,7 +6,7 @@ import grpc
 import pytest
 
 from revconn._proto.registry_pb2 import ConnectionMessage, ForwardResponse, ResponseStreamInfo
-from revconn.core.chunking import ChunkJoiner, split
+from revconn.core.chunks import ChunkJoiner, split
 from tests.gateway.conftest import counted
 from tests.support.waiting import eventually
 

@@ -9,7 +9,7 @@ import pytest
 
 from revconn import Connector, Request, Response
 from revconn._proto.registry_pb2 import ForwardResponse
-from revconn.core.chunking import ChunkJoiner
+from revconn.core.chunks import ChunkJoiner
 from revconn.core.framing import frame
 from tests.support.scripted_gateway import Peer
 from tests.support.waiting import eventually

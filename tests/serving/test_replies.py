@@ -7,7 +7,7 @@ from typing import Callable
 import pytest
 
 from revconn._proto.registry_pb2 import ConnectionMessage
-from revconn.core.large import LargeAnswer
+from revconn.core.chunks import LargeAnswer
 from revconn.core.responses import encode_response
 from revconn.core.sending import Answer, answer
 from revconn.runtime import clock

@@ -8,8 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from revconn._proto.registry_pb2 import ConnectionMessage
-from revconn.core.chunking import ChunkJoiner
-from revconn.core.large import LargeAnswer
+from revconn.core.chunks import ChunkJoiner, LargeAnswer
 from revconn.core.responses import encode_response
 from revconn.core.sending import answer
 from revconn.serving.replies import Line, Replies

@@ -10,7 +10,7 @@ from hyperframe.frame import DataFrame, WindowUpdateFrame
 
 from revconn import Connector
 from revconn._proto.registry_pb2 import ConnectionMessage, ConnectionStatus, ForwardRequest
-from revconn.core.large import LargeAnswer
+from revconn.core.chunks import LargeAnswer
 from revconn.core.responses import encode_response
 from tests.support.connectors import QUICK
 from tests.support.scripted_gateway import ScriptedGateway

@@ -5,8 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from revconn._proto.registry_pb2 import ConnectionMessage, ForwardResponse, ResponseStreamInfo
-from revconn.core import chunking
-from revconn.core.chunking import ChunkJoiner, split
+from revconn.core import chunks as chunking
+from revconn.core.chunks import ChunkJoiner, split
 from revconn.core.errors import ProtocolError
 from tests.support.texts import texts
 
