@@ -33,10 +33,9 @@ from revconn.core.connection import (
 )
 from revconn.core.errors import Mask, ProtocolError, presentable
 from revconn.core.liveness import PROBE_METHOD, ConnectorLiveness, Prober, Verdict
-from revconn.core.reminders import Reminders
 from revconn.core.status import is_success
 from revconn.core.terms import CANCEL, Terms
-from revconn.logger import get_logger
+from revconn.logger import Reminders, get_logger
 
 __all__ = ["Arrival", "ConnectorConnection", "Due", "FromGateway", "Probed"]
 

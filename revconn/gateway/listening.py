@@ -13,7 +13,6 @@ import grpc
 import grpc.aio
 
 from revconn.core.gateway_side import End
-from revconn.core.reminders import Reminder
 from revconn.core.status import StatusCode
 from revconn.gateway.backends import Registrations
 from revconn.gateway.callers import Callers
@@ -24,7 +23,7 @@ from revconn.gateway.refusals import STOPPING, fail
 from revconn.gateway.routes import Connection
 from revconn.gateway.shared import Hooks, Shared
 from revconn.gateway.tls import Arrivals, ServerTLS, server_credentials
-from revconn.logger import get_logger
+from revconn.logger import Reminder, get_logger
 
 if TYPE_CHECKING:
     from revconn.gateway.health import Health

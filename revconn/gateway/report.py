@@ -13,10 +13,9 @@ import time
 from typing import Any, Protocol
 
 from revconn.core.errors import presentable
-from revconn.core.reminders import Reminders
 from revconn.core.status import StatusCode
 from revconn.gateway.keys import ApiKeys
-from revconn.logger import get_logger
+from revconn.logger import Reminders, get_logger
 
 __all__ = ["Journal"]
 

@@ -16,9 +16,8 @@ from typing import Any, Callable, NoReturn, Union
 
 import grpc
 
-from revconn.core.reminders import Reminder
 from revconn.exceptions import ConfigurationError
-from revconn.logger import get_logger
+from revconn.logger import Reminder, get_logger
 from revconn.settings.checks import refuse, warn_of_readers
 
 __all__ = ["Arrivals", "ServerTLS", "server_credentials"]

@@ -10,8 +10,8 @@ from enum import Enum
 from typing import Protocol
 
 from revconn.core.refusals import Refusals
-from revconn.core.reminders import Reminder
 from revconn.exceptions import ConnectionLost, HandshakeError
+from revconn.logger import Reminder
 
 __all__ = [
     "TRANSITIONS",

@@ -11,8 +11,7 @@ import time
 from collections.abc import Iterable
 from typing import Callable
 
-from revconn.core.reminders import Reminder, Reminders
-from revconn.logger import get_logger
+from revconn.logger import Reminder, Reminders, get_logger
 from revconn.runtime.threads import guarded_thread
 from revconn.serving.runs import Run, Runs, handler_stack
 from revconn.serving.workers import Backlog

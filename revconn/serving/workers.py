@@ -13,11 +13,10 @@ from concurrent.futures import BrokenExecutor, Executor, Future
 from typing import Callable, NamedTuple
 
 from revconn.core.chunks import LargeAnswer
-from revconn.core.reminders import Reminder
 from revconn.core.sending import Answer
 from revconn.core.status import StatusCode
 from revconn.exceptions import RevconnError
-from revconn.logger import get_logger
+from revconn.logger import Reminder, get_logger
 from revconn.messages import Request
 from revconn.runtime import clock
 from revconn.runtime.threads import guarded_thread, own_thread

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from revconn.core.reminders import Reminder, Reminders
+from revconn.logger import Reminder, Reminders
 
 
 def test_what_lasts_is_mentioned_at_first_and_then_at_growing_intervals() -> None:
