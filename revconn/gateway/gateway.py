@@ -13,8 +13,8 @@ import grpc
 
 from revconn.gateway.keys import ApiKeys, ApiKeysGiven
 from revconn.gateway.limits import Limits
-from revconn.gateway.listening import Settings
 from revconn.gateway.routes import ConnectionInfo
+from revconn.gateway.shared import Settings, Shared, stats_of
 from revconn.gateway.thread import GatewayThread
 from revconn.gateway.tls import ServerTLS
 from revconn.logger import get_logger
@@ -147,9 +147,11 @@ class Gateway:
                 handshake_timeout=handshake_timeout,
             ),
         )
-        self._lock = threading.Lock()  # guards _shared and _thread
-        self._shared = self._settings.new_shared()
-        self._thread: GatewayThread | None = None
+        self._lock = threading.Lock()  # guards _thread and _ended
+        self._thread: GatewayThread | None = None  # of the run that goes on
+        # Of the run before it only the state is kept, for its counts: a thread that has ended
+        # holds a loop that is closed.
+        self._ended: Shared | None = None
 
     def __setattr__(self, name: str, value: object) -> None:
         require_attribute(Gateway, self, name)
@@ -166,12 +168,10 @@ class Gateway:
         Raises :class:`OSError` when the address cannot be listened on, and
         :class:`RuntimeError` when the gateway is running already.
         """
-        shared = self._settings.new_shared()
         with self._lock:
             if self._thread is not None:
                 raise RuntimeError("the gateway is running already")
-            self._shared = shared
-            thread = self._thread = GatewayThread(self._settings, shared)
+            thread = self._thread = GatewayThread(self._settings)
         try:
             self._address = thread.start()
         except BaseException:
@@ -196,8 +196,9 @@ class Gateway:
         if not thread.stop(grace):
             return
         with self._lock:
-            if self._thread is thread:
+            if self._thread is thread:  # not yet another's, whose stop() was quicker
                 self._thread = None
+                self._ended = thread.shared
         atexit.unregister(self.stop)
 
     def wait(self, timeout: float | None = None) -> None:
@@ -250,8 +251,8 @@ class Gateway:
         lists them.
         """
         with self._lock:
-            shared = self._shared
-        return shared.stats()
+            shared = self._ended if self._thread is None else self._thread.shared
+        return stats_of(shared)
 
     def __enter__(self) -> Gateway:
         return self.start()

@@ -6,7 +6,6 @@ import asyncio
 import math
 import time
 from collections.abc import AsyncIterator, Awaitable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Callable
 
 import grpc
@@ -17,18 +16,17 @@ from revconn.core.status import StatusCode
 from revconn.gateway.backends import Registrations
 from revconn.gateway.callers import Callers
 from revconn.gateway.connectors import ConnectorStreams
-from revconn.gateway.keys import ApiKeys
 from revconn.gateway.limits import Limits
 from revconn.gateway.refusals import STOPPING, fail
 from revconn.gateway.routes import Connection
-from revconn.gateway.shared import Hooks, Shared
+from revconn.gateway.shared import Settings, Shared
 from revconn.gateway.tls import Arrivals, ServerTLS, server_credentials
 from revconn.logger import Reminder, get_logger
 
 if TYPE_CHECKING:
     from revconn.gateway.health import Health
 
-__all__ = ["Door", "Serving", "Settings"]
+__all__ = ["Door", "Serving"]
 
 # Its name is what applications configure: it stays, whatever the file is called.
 logger = get_logger("revconn.gateway.serving")
@@ -41,45 +39,20 @@ LONGEST_EXPIRY_INTERVAL = 1.0  # seconds
 _LONGEST_BACKLOG = 20_000  # calls
 
 
-@dataclass(frozen=True)
-class Settings:
-    """What a gateway was made with; see :class:`revconn.gateway.Gateway`."""
-
-    host: str
-    port: int
-    keys: ApiKeys
-    tls: ServerTLS | grpc.ServerCredentials | None
-    heartbeat_timeout: float
-    request_timeout: float
-    reconnect_grace: float
-    limits: Limits
-    dial_backends: bool
-    hooks: Hooks | None = None
-
-    def new_shared(self) -> Shared:
-        """The state of a gateway that is about to start."""
-        return Shared(
-            self.keys,
-            self.limits,
-            heartbeat_timeout=self.heartbeat_timeout,
-            request_timeout=self.request_timeout,
-            reconnect_grace=self.reconnect_grace,
-            dial_backends=self.dial_backends,
-            hooks=self.hooks,
-        )
-
-
 class Serving:
-    """One server, from its start to its stop. It belongs to the thread whose loop made it."""
+    """One server and its state, from the start to the stop.
 
-    def __init__(self, settings: Settings, shared: Shared) -> None:
+    It belongs to the thread whose loop made it.
+    """
+
+    def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self.shared = shared
+        self.shared = shared = Shared(settings)
         self.registry = shared.registry
         self._server = grpc.aio.server(
             options=_options(settings), maximum_concurrent_rpcs=_most_calls(settings.limits)
         )
-        streams = ConnectorStreams(self.shared)
+        streams = ConnectorStreams(shared)
         registrations = Registrations(
             shared.backends,
             shared.limits,
@@ -97,7 +70,7 @@ class Serving:
         )
         self._callers = Callers(shared)
         self._deadline = math.inf  # on the loop's clock
-        self._health, about = _introspection(self.shared)
+        self._health, about = _introspection(shared)
         # Asked in this order: callers take what nobody before it took.
         self._server.add_generic_rpc_handlers((*about, registry_service, self._callers))
 

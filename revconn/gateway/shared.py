@@ -1,6 +1,10 @@
-"""What the calls and streams of one gateway have in common."""
+"""What a gateway was made with, and what the calls and streams of one run of it have in common."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
+
+import grpc
 
 from revconn.gateway.absences import Absences
 from revconn.gateway.backends import Backends
@@ -11,49 +15,9 @@ from revconn.gateway.limits import Counters, Limits
 from revconn.gateway.report import Journal
 from revconn.gateway.rerouting import Rerouting
 from revconn.gateway.routes import Outbound, Registry
-from revconn.gateway.tls import Arrivals
+from revconn.gateway.tls import Arrivals, ServerTLS
 
-__all__ = ["Hooks", "Shared"]
-
-
-class Shared:
-    """The state of a running gateway. It belongs to the thread whose loop serves.
-
-    Durations are in seconds; see :class:`revconn.gateway.Gateway`.
-    """
-
-    def __init__(
-        self,
-        keys: ApiKeys,
-        limits: Limits,
-        *,
-        heartbeat_timeout: float = 120.0,
-        request_timeout: float = 30.0,
-        reconnect_grace: float = 2.0,
-        dial_backends: bool = True,
-        hooks: Hooks | None = None,
-    ) -> None:
-        self.keys = keys
-        self.limits = limits
-        self.heartbeat_timeout = heartbeat_timeout
-        self.request_timeout = request_timeout
-        self.hooks = hooks or Hooks()
-        self.counters = Counters()
-        self.registry = Registry()
-        self.arrivals = Arrivals()
-        self.journal = Journal(keys)
-        self.backends = Backends(keys, limits, self.counters, self.journal, dials=dial_backends)
-        self.absences = Absences(reconnect_grace, limits, self.counters)
-        self.calls = Calls(self.registry, self.backends, self.absences, limits, self.counters)
-        self.rerouting = Rerouting(
-            self.calls, self.registry, self.backends, self.absences, self.counters
-        )
-        self.events = Events(limits, self.counters)
-
-    def stats(self) -> dict[str, int]:
-        """What was counted since the start, and how much there is now. Safe from any thread."""
-        now = {"connections": len(self.registry.connections), "pending": len(self.calls)}
-        return now | self.counters.snapshot()
+__all__ = ["Hooks", "Settings", "Shared", "stats_of"]
 
 
 class Hooks:
@@ -68,3 +32,59 @@ class Hooks:
     def new_outbound(self, limits: Limits) -> Outbound:
         """What takes the messages for a connector that has been admitted."""
         return Outbound(limits)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a gateway was made with; see :class:`revconn.gateway.Gateway`.
+
+    ``keys`` are the one part that may change while it runs, and the one state that a restart finds
+    as it was.
+    """
+
+    keys: ApiKeys
+    limits: Limits
+    host: str = "127.0.0.1"
+    port: int = 0
+    tls: ServerTLS | grpc.ServerCredentials | None = None
+    heartbeat_timeout: float = 120.0
+    request_timeout: float = 30.0
+    reconnect_grace: float = 2.0
+    dial_backends: bool = True
+    hooks: Hooks | None = None
+
+
+class Shared:
+    """The state of one run of a gateway. The thread whose loop serves builds it, and owns it."""
+
+    def __init__(self, settings: Settings) -> None:
+        keys, limits = settings.keys, settings.limits
+        self.keys = keys
+        self.limits = limits
+        self.heartbeat_timeout = settings.heartbeat_timeout
+        self.request_timeout = settings.request_timeout
+        self.hooks = settings.hooks or Hooks()
+        self.counters = Counters()
+        self.registry = Registry()
+        self.arrivals = Arrivals()
+        self.journal = Journal(keys)
+        self.backends = Backends(
+            keys, limits, self.counters, self.journal, dials=settings.dial_backends
+        )
+        self.absences = Absences(settings.reconnect_grace, limits, self.counters)
+        self.calls = Calls(self.registry, self.backends, self.absences, limits, self.counters)
+        self.rerouting = Rerouting(
+            self.calls, self.registry, self.backends, self.absences, self.counters
+        )
+        self.events = Events(limits, self.counters)
+
+
+def stats_of(shared: Shared | None) -> dict[str, int]:
+    """What a run counted since its start, and how much there is now; zeros before the first run.
+
+    Safe from any thread.
+    """
+    if shared is None:
+        return {"connections": 0, "pending": 0} | Counters().snapshot()
+    now = {"connections": len(shared.registry.connections), "pending": len(shared.calls)}
+    return now | shared.counters.snapshot()

@@ -10,9 +10,9 @@ import time
 from collections.abc import Coroutine
 from typing import Any, Callable
 
-from revconn.gateway.listening import Serving, Settings
+from revconn.gateway.listening import Serving
 from revconn.gateway.routes import ConnectionInfo
-from revconn.gateway.shared import Shared
+from revconn.gateway.shared import Settings, Shared
 from revconn.logger import get_logger
 
 __all__ = ["GatewayThread"]
@@ -26,14 +26,19 @@ _STOP_MARGIN = 10.0  # seconds that ending takes at most, beyond the grace given
 
 
 class GatewayThread:
-    """The thread of a gateway, its event loop, and the way in from other threads."""
+    """One run of a gateway: its thread, its event loop, and the way in from other threads.
 
-    def __init__(self, settings: Settings, shared: Shared) -> None:
+    :ivar shared: the run's state, once the thread has built it; it stays readable after the end.
+    :ivar failure: what the gateway could not go on from, if that ended it.
+    """
+
+    def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._shared = shared
         self._thread = threading.Thread(target=self._run, name="revconn-gateway", daemon=True)
         self._started: concurrent.futures.Future[str] = concurrent.futures.Future()
-        # Set by the gateway's thread before it reports that it has started:
+        # Set by the gateway's thread before it reports that it has started. Until then every other
+        # thread finds None, and has nothing to ask of a gateway that serves nobody yet.
+        self.shared: Shared | None = None
         self._serving: Serving | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stop_requested: asyncio.Future[float] | None = None
@@ -76,8 +81,9 @@ class GatewayThread:
         return not self._thread.is_alive()
 
     def connections(self) -> tuple[ConnectionInfo, ...]:
-        """A picture of every connection."""
-        return self._shared.registry.describe(time.monotonic())
+        """A picture of every connection. Safe from any thread."""
+        shared = self.shared
+        return () if shared is None else shared.registry.describe(time.monotonic())
 
     def end_withdrawn(self) -> None:
         """End the connections whose key is not accepted any more."""
@@ -111,7 +117,8 @@ class GatewayThread:
         self._loop = asyncio.get_running_loop()
         self._loop.set_exception_handler(_report_loop_error)
         self._stop_requested = self._loop.create_future()
-        serving = Serving(self._settings, self._shared)
+        serving = Serving(self._settings)
+        self.shared = serving.shared
         address = await serving.start()
         self._serving = serving
         self._started.set_result(address)

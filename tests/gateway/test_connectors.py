@@ -22,7 +22,7 @@ from revconn._proto.registry_pb2 import (
 from revconn.gateway.connectors import Registration, _Stream
 from revconn.gateway.keys import ApiKeys
 from revconn.gateway.limits import Limits
-from revconn.gateway.shared import Shared
+from revconn.gateway.shared import Settings, Shared
 from tests.support.connections import accepted
 from tests.support.waiting import eventually
 
@@ -332,7 +332,7 @@ class Context:
 
 def test_a_response_to_who_was_sent_away_just_now_is_dropped() -> None:
     async def play() -> None:
-        shared = Shared(ApiKeys(None), Limits())
+        shared = Shared(Settings(ApiKeys(None), Limits()))
         stream = _Stream(Context(), accepted(), Registration(0, ()), shared)
         connection = stream._connection
         connection.dismiss("stopping")

@@ -16,7 +16,7 @@ from revconn.gateway.callers import Callers
 from revconn.gateway.keys import ApiKeys
 from revconn.gateway.limits import Limits
 from revconn.gateway.refusals import answer, begin, fail
-from revconn.gateway.shared import Shared
+from revconn.gateway.shared import Settings, Shared
 from tests.gateway.test_routes import make
 
 
@@ -74,7 +74,7 @@ class Call:
     """A call of /echo.Echo/Say, and the one connection that serves it."""
 
     def __init__(self, messages: Callable[[Call], AsyncIterator[bytes]]) -> None:
-        self.shared = Shared(ApiKeys(None), Limits())
+        self.shared = Shared(Settings(ApiKeys(None), Limits()))
         self.connection = make("a", "echo.Echo")
         self.shared.registry.add(self.connection)
         self.context = Context()
