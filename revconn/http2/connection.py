@@ -13,10 +13,10 @@ from revconn.core.errors import ProtocolError
 from revconn.core.framing import PREFIX_BYTES, GzipInflater
 from revconn.core.refusals import Speaker
 from revconn.core.status import StatusCode
-from revconn.http2.control import ControlFrames, Patience, initial_window_change
 from revconn.http2.frames import (
     ACK,
     DATA,
+    DEFAULT_WINDOW,
     END_HEADERS,
     END_STREAM,
     GOAWAY,
@@ -29,32 +29,36 @@ from revconn.http2.frames import (
     PUSH_PROMISE,
     WINDOW_UPDATE,
     WORTHWHILE_BYTES,
+    ControlFrames,
     FrameSplitter,
     Goaway,
+    Patience,
+    ReceiveWindow,
+    SendWindow,
     data_header,
+    initial_window_change,
     parse_goaway,
     parse_window_update,
     ping,
     unpad,
     window_update,
 )
-from revconn.http2.headers import (
+from revconn.http2.grpc import (
+    MessageReader,
     StreamEnd,
     decode_metadata,
     end_by_reset,
     end_by_trailers,
+    frame_all,
     refusal,
     request_headers,
     who_ended,
 )
-from revconn.http2.messages import MessageReader, frame_all
 
-__all__ = ["Engine", "ReceiveWindow", "SendWindow"]
+__all__ = ["Engine"]
 
 _STREAM_WINDOW = 8 << 20
 _CONNECTION_WINDOW = 16 << 20
-_DEFAULT_WINDOW = 65_535
-_LARGEST_WINDOW = (1 << 31) - 1
 _FRAME_BYTES = 1 << 18
 _MOST_GOAWAYS = 4
 _MOST_INFORMATIONAL = 10
@@ -76,92 +80,6 @@ _unpack_prefix = struct.Struct(">BI").unpack_from
 _NO_TRAILERS = StreamEnd(StatusCode.INTERNAL, "the gateway ended the stream without trailers")
 
 
-class SendWindow:
-    """How many bytes of DATA the peer takes: on the connection, and on the stream.
-
-    Two threads use it without a lock, because each number has one writer: what the peer opened is
-    the receiving thread's, what is spent is whoever's turn it is to write. The peer opens a window
-    again only for what it has read, so the receiving thread never finds ``_spent`` too small for
-    its check.
-    """
-
-    def __init__(self) -> None:
-        self._connection = _DEFAULT_WINDOW  # opened in all, as is the next
-        self._stream = _DEFAULT_WINDOW
-        self._spent = 0
-
-    @property
-    def room(self) -> int:
-        """Bytes that may be sent now; none when that is not positive."""
-        return min(self._connection, self._stream) - self._spent
-
-    def spend(self, size: int) -> None:
-        """So many bytes are sent."""
-        self._spent += size
-
-    def spend_all(self, size: int) -> bool:
-        """Whether so many bytes may be sent, which they are then."""
-        spent = self._spent + size
-        if spent > self._connection or spent > self._stream:
-            return False
-        self._spent = spent
-        return True
-
-    def open(self, stream_id: int, increment: int) -> None:
-        """The peer's WINDOW_UPDATE, for the connection (0) or the stream."""
-        if increment == 0:
-            raise ProtocolError("a WINDOW_UPDATE of 0 bytes")
-        if stream_id:
-            self.resize(increment)
-        else:
-            self._connection += increment
-            if self._connection - self._spent > _LARGEST_WINDOW:
-                raise _opened_too_far(self._connection - self._spent)
-
-    def resize(self, change: int) -> None:
-        """The peer's SETTINGS changed the stream's initial window by so many bytes."""
-        self._stream += change
-        if self._stream - self._spent > _LARGEST_WINDOW:
-            raise _opened_too_far(self._stream - self._spent)
-
-
-def _opened_too_far(window: int) -> ProtocolError:
-    return ProtocolError("the gateway opens its window too far", f"{window:,} bytes")
-
-
-class ReceiveWindow:
-    """How many bytes of DATA we take at once. What is used up is given back in large portions.
-
-    Without a lock, as :class:`SendWindow`: the receiving thread uses it, whoever's turn it is to
-    write gives back. ``is_half_used`` says that it is time to; either sets it, so it may come true
-    once in vain, and then nothing is given back.
-    """
-
-    def __init__(self, size: int) -> None:
-        self._size = size
-        self._received = 0
-        self._given_back = 0
-        self.is_half_used = False
-
-    def use(self, size: int) -> None:
-        """So many bytes arrived."""
-        self._received += size
-        used = self._received - self._given_back
-        if used + used >= self._size:
-            self.is_half_used = True
-            if used > self._size:
-                raise ProtocolError("the gateway sends more than the window allows")
-
-    def give_back(self) -> int:
-        """By how much to open the peer's window again: by 0 until half of it is used."""
-        self.is_half_used = False
-        used = self._received - self._given_back
-        if used + used < self._size:
-            return 0
-        self._given_back += used
-        return used
-
-
 class Engine:
     """One gRPC stream on one HTTP/2 connection, as bytes in and bytes out.
 
@@ -179,7 +97,9 @@ class Engine:
     """
 
     def __init__(self, message_limit: int) -> None:
-        self._inflater = GzipInflater(message_limit)
+        # Once the gateway's headers announce gzip. What it may inflate to altogether is renewed by
+        # whoever takes the messages away: here nobody knows whether they are still in memory.
+        self.inflater: GzipInflater | None = None
         self._message_limit = message_limit
         self._splitter = FrameSplitter(_FRAME_BYTES)
         self._reader = MessageReader(message_limit)
@@ -212,7 +132,7 @@ class Engine:
     ) -> None:
         """Begin the connection and the one stream on it. Before any other thread is there."""
         self.control.append(self._control_frames.begin())
-        self.control.append(window_update(0, _CONNECTION_WINDOW - _DEFAULT_WINDOW))
+        self.control.append(window_update(0, _CONNECTION_WINDOW - DEFAULT_WINDOW))
         self._stream_id = self._control_frames.open_stream(
             request_headers(scheme, authority, path, metadata)
         )
@@ -369,15 +289,6 @@ class Engine:
             self._finish(StreamEnd(StatusCode.INTERNAL, str(error)))
         return messages
 
-    @property
-    def inflates(self) -> bool:
-        """Whether the gateway compresses its messages."""
-        return self._reader.inflate is not None
-
-    def renew(self) -> None:
-        """What was received so far is out of the way: the next may inflate to as much again."""
-        self._inflater.renew()
-
     def describe_end(self) -> str:
         """What to add to words for a connection that broke here; often nothing."""
         where = self._splitter.describe_end()
@@ -412,8 +323,9 @@ class Engine:
             if self.end is not None:
                 return
         self.inbound.use(plain_bytes)
-        self._cost += self._splitter.take_weight() + self._inflater.take_weight()
-        self._cost -= len(messages) - before
+        self._cost += self._splitter.take_weight() - (len(messages) - before)
+        if self.inflater is not None:
+            self._cost += self.inflater.take_weight()
 
     def _say(self, control: bytes) -> None:
         """Queue what the peer asked for, as long as it reads the answers."""
@@ -480,7 +392,8 @@ class Engine:
             self._finish(refused, who_ended(metadata, None))
         encoding = metadata.get("grpc-encoding", "identity")
         if encoding == "gzip":
-            self._reader.inflate = self._inflater
+            self.inflater = GzipInflater(self._message_limit)
+            self._reader.inflate_with(self.inflater)
         elif encoding != "identity":
             self._finish(
                 StreamEnd(StatusCode.UNIMPLEMENTED, f"unknown grpc-encoding {encoding!r:.60}")

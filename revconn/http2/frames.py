@@ -1,17 +1,30 @@
-"""HTTP/2 frames: where each one ends on the way in, and the few that we write ourselves."""
+"""HTTP/2 (RFC 9113) below the engine: frames, the windows of flow control, how much is too much.
+
+DATA, PING, WINDOW_UPDATE and GOAWAY are read and written here; all other frames are h2's, which
+:class:`ControlFrames` wraps.
+"""
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
+import h2.config
+import h2.connection
+import h2.events
+import h2.exceptions
+import h2.settings
+import hpack.hpack
+import hpack.table
+
 from revconn.core.errors import ProtocolError
-from revconn.http2.messages import Pieces
+from revconn.logger import get_logger
 
 __all__ = [
     "ACK",
     "DATA",
+    "DEFAULT_WINDOW",
     "END_HEADERS",
     "END_STREAM",
     "GOAWAY",
@@ -24,11 +37,16 @@ __all__ = [
     "PUSH_PROMISE",
     "WINDOW_UPDATE",
     "WORTHWHILE_BYTES",
+    "ControlFrames",
     "FrameSplitter",
     "Goaway",
+    "Patience",
     "Piece",
+    "ReceiveWindow",
+    "SendWindow",
     "data_header",
     "error_name",
+    "initial_window_change",
     "parse_goaway",
     "parse_window_update",
     "ping",
@@ -50,15 +68,26 @@ ACK = 0x1
 PADDED = 0x8
 
 HEADER_BYTES = 9
+# RFC 9113, section 4.1. The length has 24 bits, which struct cannot say: 16 bits and 8.
 HEADER = struct.Struct(">HBBBI")  # length (high 16 bits, low 8), kind, flags, stream id
 _GOAWAY_HEAD = struct.Struct(">II")
 _INCREMENT = struct.Struct(">I")
-_ID_MASK = 0x7FFFFFFF
+_ID_MASK = 0x7FFFFFFF  # the 32nd bit is reserved, and to be ignored when received (section 4.1)
+
+DEFAULT_WINDOW = 65_535
+"""Bytes: every window's, until SETTINGS or a WINDOW_UPDATE say otherwise (section 6.9.2)."""
+
+_LARGEST_WINDOW = (1 << 31) - 1  # section 6.9.1
+_MAX_HEADER_BYTES = 64 << 10  # of a header list: h2 and hpack refuse more, so none grows forever
+
+_BURST = 10_000
+_PER_SECOND = 1_000.0
+_MOST = 100_000  # with what was earned: it may take a peer many reads to use that
 
 WORTHWHILE_BYTES = 256
 """Of a frame's payload: a smaller one costs more than it brings, unless it brings a message."""
 
-_ERROR_NAMES = (
+_ERROR_NAMES = (  # by their codes (section 7)
     "NO_ERROR",
     "PROTOCOL_ERROR",
     "INTERNAL_ERROR",
@@ -91,7 +120,10 @@ class Goaway(NamedTuple):
 
     @property
     def is_too_many_pings(self) -> bool:
-        """Whether gRPC servers say so to a client that pings more often than they allow."""
+        """Whether gRPC servers say so to a client that pings more often than they allow.
+
+        Those built on gRPC's C core and grpc-go allow one in five minutes unless told otherwise.
+        """
         return error_name(self.error_code) == "ENHANCE_YOUR_CALM" and self.debug == "too_many_pings"
 
     def __str__(self) -> str:
@@ -111,8 +143,8 @@ class FrameSplitter:
         self._accepted = -1  # until the first frame has shown that this is HTTP/2
         self._data_left = 0
         self._data_head = (0, 0)
-        self._held = Pieces()
-        self._needed = 0
+        self._held = bytearray()  # the beginning of a frame that comes out whole
+        self._needed = 0  # bytes, before it is worth looking at what is held
         self._weight = 0
 
     def feed(self, data: bytes) -> Iterator[Piece]:
@@ -128,10 +160,13 @@ class FrameSplitter:
             flags, stream_id = self._data_head
             yield DATA, 0 if self._data_left else flags, stream_id, data, 0, offset
         elif self._held:
-            self._held.add(data, 0, len(data))
-            if self._held.size < self._needed:
+            # Frames that come in tiny segments are looked at once, when all is there: to cut
+            # the header out anew at each segment would make a slow peer an expensive one.
+            self._held += data
+            if len(self._held) < self._needed:
                 return
-            data = self._held.take()
+            data = bytes(self._held)
+            self._held.clear()
         size = len(data)
         weight = 0
         self._needed = HEADER_BYTES
@@ -146,6 +181,9 @@ class FrameSplitter:
                 offset = end
                 yield kind, flags, stream_id, data, start, end
             elif kind == DATA and not flags & PADDED:
+                # What is padding is known only from a padded frame's first byte and its end, so
+                # such a frame is held. The flags belong to the end: END_STREAM with an earlier
+                # piece would end the stream before its data.
                 self._data_left = end - size
                 self._data_head = (flags, stream_id)
                 offset = size
@@ -153,15 +191,20 @@ class FrameSplitter:
             else:
                 self._needed = end - offset
                 break
+            # Weighed by frame and not by read, so that how the network cuts a stream does not
+            # change whether it counts as a flood. A large frame that is not DATA weighs more: h2
+            # takes as long for it as for many small ones.
             if length < WORTHWHILE_BYTES:
                 weight += 1
             elif kind != DATA:
                 weight += 1 + length // WORTHWHILE_BYTES
         self._weight += weight
         if offset < size:
-            self._held.add(data, offset, size)
+            self._held += data[offset:] if offset else data
 
     def _check(self, kind: int, flags: int, length: int, data: bytes) -> None:
+        # A server begins with SETTINGS that acknowledge nothing (section 3.4): whatever else comes
+        # first is a TLS alert, an HTTP/1 page, or no HTTP at all, and is named to the operator.
         if self._accepted < 0 and (kind != SETTINGS or flags & ACK):
             raise ProtocolError(_not_http2(data))
         self._accepted = self._longest_frame
@@ -182,7 +225,7 @@ class FrameSplitter:
         """What to add to words for a connection that broke here; often nothing."""
         if self._accepted < 0:
             if self._held:
-                return "; " + _not_http2(self._held.peek())
+                return "; " + _not_http2(bytes(self._held))
             wish = "TLS, or none, or a client certificate"
             return f" before anything was said (does the port expect {wish}?)"
         return " in the middle of a frame" if self._held or self._data_left else ""
@@ -202,7 +245,7 @@ def data_header(length: int, stream_id: int) -> bytes:
 
 
 def window_update(stream_id: int, increment: int) -> bytes:
-    """A WINDOW_UPDATE frame."""
+    """A WINDOW_UPDATE frame, for the connection (0) or a stream."""
     head = HEADER.pack(0, _INCREMENT.size, WINDOW_UPDATE, 0, stream_id)
     return head + _INCREMENT.pack(increment)
 
@@ -218,7 +261,7 @@ def ping(payload: bytes) -> bytes:
 
 def parse_window_update(payload: bytes) -> int:
     """The increment of a WINDOW_UPDATE frame."""
-    if len(payload) != _INCREMENT.size:
+    if len(payload) != _INCREMENT.size:  # FRAME_SIZE_ERROR of the connection (section 6.9)
         raise ProtocolError("a WINDOW_UPDATE frame of a wrong size", f"{len(payload)} bytes")
     (increment,) = _INCREMENT.unpack(payload)
     return int(increment & _ID_MASK)
@@ -228,6 +271,7 @@ def parse_goaway(payload: bytes) -> Goaway:
     """What a GOAWAY frame says."""
     if len(payload) < _GOAWAY_HEAD.size:
         raise ProtocolError("a GOAWAY frame cut short", f"{len(payload)} bytes")
+    # The debug data is whatever the peer likes: it reaches a log line cut short and quoted.
     last_stream_id, error_code = _GOAWAY_HEAD.unpack_from(payload)
     debug = payload[_GOAWAY_HEAD.size :].decode("utf-8", "replace")
     return Goaway(error_code, last_stream_id & _ID_MASK, debug)
@@ -235,6 +279,8 @@ def parse_goaway(payload: bytes) -> Goaway:
 
 def unpad(buffer: bytes, start: int, end: int) -> tuple[int, int]:
     """Where the data of a padded frame begins and ends."""
+    # The first byte says how much of the end is padding; as much as the payload is a
+    # PROTOCOL_ERROR (section 6.1), or a frame could reach back into its own header.
     if start == end or buffer[start] >= end - start:
         raise ProtocolError("a DATA frame with more padding than payload")
     return start + 1, end - buffer[start]
@@ -243,3 +289,191 @@ def unpad(buffer: bytes, start: int, end: int) -> tuple[int, int]:
 def error_name(code: int) -> str:
     """An HTTP/2 error code's name."""
     return _ERROR_NAMES[code] if code < len(_ERROR_NAMES) else f"code {code:#x}"
+
+
+class SendWindow:
+    """How many bytes of DATA the peer takes: on the connection, and on the stream.
+
+    Two threads use it without a lock, because each number has one writer: what the peer opened is
+    the receiving thread's, what is spent is whoever's turn it is to write. The peer opens a window
+    again only for what it has read, so the receiving thread never finds ``_spent`` too small for
+    its check.
+    """
+
+    def __init__(self) -> None:
+        # All three only grow with traffic (Python's integers have no end): what the peer opened
+        # since the beginning, and what was sent. Windows that shrank and grew in place would have
+        # two writers, and need a lock for every write.
+        self._connection = DEFAULT_WINDOW
+        self._stream = DEFAULT_WINDOW
+        self._spent = 0  # of both: there is one stream, so all DATA is the stream's
+
+    @property
+    def room(self) -> int:
+        """Bytes that may be sent now; none when that is not positive."""
+        return min(self._connection, self._stream) - self._spent
+
+    def spend(self, size: int) -> None:
+        """So many bytes are sent."""
+        self._spent += size
+
+    def spend_all(self, size: int) -> bool:
+        """Whether so many bytes may be sent, which they are then."""
+        spent = self._spent + size
+        if spent > self._connection or spent > self._stream:
+            return False
+        self._spent = spent
+        return True
+
+    def open(self, stream_id: int, increment: int) -> None:
+        """The peer's WINDOW_UPDATE, for the connection (0) or the stream."""
+        if increment == 0:  # an error (section 6.9); without end it would be a flood of nothing
+            raise ProtocolError("a WINDOW_UPDATE of 0 bytes")
+        if stream_id:
+            self.resize(increment)
+        else:
+            self._connection += increment
+            if self._connection - self._spent > _LARGEST_WINDOW:
+                raise _opened_too_far(self._connection - self._spent)
+
+    def resize(self, change: int) -> None:
+        """The peer's SETTINGS changed the stream's initial window by so many bytes."""
+        # That changes open streams by the difference, which may leave a window negative, and never
+        # the connection's (section 6.9.2).
+        self._stream += change
+        if self._stream - self._spent > _LARGEST_WINDOW:
+            raise _opened_too_far(self._stream - self._spent)
+
+
+def _opened_too_far(window: int) -> ProtocolError:
+    return ProtocolError("the gateway opens its window too far", f"{window:,} bytes")
+
+
+class ReceiveWindow:
+    """How many bytes of DATA we take at once. What is used up is given back in large portions.
+
+    Without a lock, as :class:`SendWindow`: the receiving thread uses it, whoever's turn it is to
+    write gives back. ``is_half_used`` says that it is time to; either sets it, so it may come true
+    once in vain, and then nothing is given back.
+    """
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+        self._received = 0  # in all; the receiving thread's
+        self._given_back = 0  # in all; whoever's turn it is to write
+        self.is_half_used = False
+
+    def use(self, size: int) -> None:
+        """So many bytes arrived: all of a frame's payload, padding included (section 6.9.1)."""
+        self._received += size
+        used = self._received - self._given_back
+        if used + used >= self._size:
+            self.is_half_used = True
+            if used > self._size:
+                raise ProtocolError("the gateway sends more than the window allows")
+
+    def give_back(self) -> int:
+        """By how much to open the peer's window again: by 0 until half of it is used."""
+        self.is_half_used = False
+        used = self._received - self._given_back
+        if used + used < self._size:
+            return 0
+        self._given_back += used
+        return used
+
+
+_Codes = h2.settings.SettingCodes
+
+# It logs in the middle of decoding, at DEBUG: what a filter raises there would end the connection.
+for _module in (hpack.hpack, hpack.table):
+    setattr(_module, "log", get_logger(_module.__name__))  # noqa: B010 - it is a logger by type
+
+
+class ControlFrames:
+    """Settings, headers, resets: the part of HTTP/2 that h2 speaks, and nothing else reaches.
+
+    h2 never sees DATA, WINDOW_UPDATE, PING or GOAWAY, so its own flow control stands still, and
+    its stream stays open after a GOAWAY.
+
+    :param stream_window: bytes of DATA that the peer may send before it is given more.
+    :param frame_bytes: the longest frame that it may send.
+    """
+
+    def __init__(self, stream_window: int, frame_bytes: int) -> None:
+        self._h2 = h2.connection.H2Connection(
+            h2.config.H2Configuration(client_side=True, header_encoding=None)
+        )
+        self._h2.local_settings = h2.settings.Settings(
+            client=True,
+            initial_values={
+                _Codes.ENABLE_PUSH: 0,  # a PUSH_PROMISE is an error from here on (section 6.6)
+                _Codes.INITIAL_WINDOW_SIZE: stream_window,
+                _Codes.MAX_FRAME_SIZE: frame_bytes,
+                _Codes.MAX_HEADER_LIST_SIZE: _MAX_HEADER_BYTES,
+            },
+        )
+        # Peers send larger frames the moment they may; h2 counts only from their ack on.
+        self._h2.max_inbound_frame_size = frame_bytes
+
+    @property
+    def longest_outbound(self) -> int:
+        """The longest frame that the peer takes, in bytes."""
+        return self._h2.max_outbound_frame_size
+
+    def begin(self) -> bytes:
+        """The preface, and our settings."""
+        self._h2.initiate_connection()
+        return self._h2.data_to_send()
+
+    def open_stream(self, headers: Sequence[tuple[bytes, bytes]]) -> int:
+        """Open the one stream: its id. After :meth:`begin`."""
+        stream_id = self._h2.get_next_available_stream_id()
+        self._h2.send_headers(stream_id, headers)
+        return stream_id
+
+    def receive(self, frame: bytes) -> list[h2.events.Event]:
+        """What a whole frame means. Raises :class:`ProtocolError`."""
+        try:
+            return self._h2.receive_data(frame)
+        except h2.exceptions.ProtocolError as error:
+            raise ProtocolError(f"HTTP/2: {error}") from None
+
+    def output(self) -> bytes:
+        """What is to be said since the last time."""
+        return self._h2.data_to_send()
+
+
+def initial_window_change(event: h2.events.RemoteSettingsChanged) -> int:
+    """By how many bytes the peer's settings change the window of a stream that is open."""
+    change = event.changed_settings.get(_Codes.INITIAL_WINDOW_SIZE)
+    return 0 if change is None else change.new_value - (change.original_value or 0)
+
+
+class Patience:
+    """What a peer may ask of us without giving anything: it refills with time.
+
+    Frames without data cost more than they bring (see :class:`FrameSplitter`); a peer that sends
+    them faster than messages go in and out floods the connection (section 10.5).
+    """
+
+    def __init__(self) -> None:
+        # A gateway that gives back the windows of many messages in many reads sends thousands of
+        # frames for one burst: what was earned by traffic is therefore kept, up to a limit, and a
+        # peer that was useful for years cannot pay for a flood with it.
+        self._left = float(_BURST)
+        self._refilled_at: float | None = None
+
+    def earn(self, worth: float) -> None:
+        """Something useful happened: messages came, or went (which calls for window updates)."""
+        self._left = min(self._left + worth, _MOST)
+
+    def spend(self, weight: int, now: float) -> None:
+        """Frames without data came. Raises :class:`ProtocolError` when there are too many."""
+        if self._refilled_at is not None and self._left < _BURST:
+            refill = (now - self._refilled_at) * _PER_SECOND
+            self._left = min(self._left + refill, _BURST)
+        self._refilled_at = now
+        self._left -= weight
+        if self._left < 0:
+            what = "what costs more than it brings"
+            raise ProtocolError(f"the gateway floods the connection with {what}")

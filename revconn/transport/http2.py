@@ -101,7 +101,6 @@ class _Http2Stream(Stream):
         self._heeded = 0
         self._brought_messages = False  # the last read
         self._waited_since = -1  # how much control was written when it last waited for an answer
-        self._inflates = True  # until the headers say otherwise
         self._heard_at = 0.0
         self._pinged_at: float | None = None
         self._sending_since: float | None = None
@@ -154,8 +153,8 @@ class _Http2Stream(Stream):
             if not data:
                 raise self._fail(StatusCode.UNAVAILABLE, self._describe(None))
             self._heard_at = time.monotonic()
-            if self._inflates and not self._source.blocked:
-                engine.renew()
+            if engine.inflater is not None and not self._source.blocked:
+                engine.inflater.renew()
             messages = engine.receive(data)
             if engine.unsent and engine.may_send:  # now: an inline handler may take its time
                 self._source.nudge()
@@ -168,8 +167,6 @@ class _Http2Stream(Stream):
 
     def metadata(self) -> Iterable[tuple[str, str | bytes]]:
         """The response's headers."""
-        # A GOAWAY may come first: then the headers have not said it yet.
-        self._inflates = self._engine.inflates or self._engine.initial_metadata is None
         return (self._engine.initial_metadata or {}).items()
 
     def _heed(self, goaways: list[Goaway]) -> None:

@@ -31,8 +31,7 @@ from revconn.gateway.connectors import check_registration
 from revconn.gateway.keys import ApiKeys
 from revconn.gateway.refusals import Refused
 from revconn.http2.frames import FrameSplitter, parse_goaway, parse_window_update, unpad
-from revconn.http2.headers import decode_metadata, end_by_trailers, refusal
-from revconn.http2.messages import MessageReader
+from revconn.http2.grpc import MessageReader, decode_metadata, end_by_trailers, refusal
 from revconn.messages import received
 from revconn.serving.replies import Replies
 from revconn.settings.proxy import Proxy
@@ -69,7 +68,9 @@ def _goaway(data: bytes) -> None:
 
 def _messages(data: bytes) -> None:
     messages: list[bytes] = []
-    MessageReader(_LIMIT, GzipInflater(_LIMIT)).feed(data, 0, len(data), messages)
+    reader = MessageReader(_LIMIT)
+    reader.inflate_with(GzipInflater(_LIMIT))
+    reader.feed(data, 0, len(data), messages)
     assert all(len(message) <= _LIMIT for message in messages)
 
 

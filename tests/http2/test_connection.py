@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from revconn.core.status import StatusCode
 from revconn.http2 import connection as connection_module
 from revconn.http2.connection import Engine
-from revconn.http2.headers import StreamEnd
+from revconn.http2.grpc import StreamEnd
 from tests.support.scripted_http2 import GRPC_HEADERS, message
 
 MIB = 1 << 20

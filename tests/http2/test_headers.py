@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from revconn.core.refusals import Speaker
 from revconn.core.status import StatusCode, encode_message
-from revconn.http2.headers import (
+from revconn.http2.grpc import (
     StreamEnd,
     decode_metadata,
     encode_metadata,

@@ -5,8 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from revconn.core.errors import ProtocolError
-from revconn.http2.connection import ReceiveWindow, SendWindow
-from revconn.http2.control import Patience
+from revconn.http2.frames import Patience, ReceiveWindow, SendWindow
 
 LARGEST = (1 << 31) - 1
 DEFAULT = 65_535

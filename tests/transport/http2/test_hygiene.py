@@ -36,8 +36,8 @@ FLOOD = 6 * BURST
 @pytest.fixture
 def little_patience(monkeypatch: pytest.MonkeyPatch) -> None:
     """A burst is sooner a flood, and no machine is so slow that patience comes back meanwhile."""
-    monkeypatch.setattr("revconn.http2.control._BURST", BURST)
-    monkeypatch.setattr("revconn.http2.control._PER_SECOND", 0.0)
+    monkeypatch.setattr("revconn.http2.frames._BURST", BURST)
+    monkeypatch.setattr("revconn.http2.frames._PER_SECOND", 0.0)
 
 
 @pytest.fixture

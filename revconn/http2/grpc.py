@@ -1,0 +1,314 @@
+"""gRPC over HTTP/2 (its PROTOCOL-HTTP2): headers, messages, and what ended a stream."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import re
+import struct
+from collections.abc import Iterable, Mapping
+from typing import Callable, NamedTuple
+
+from revconn.core.errors import ProtocolError, presentable
+from revconn.core.framing import PREFIX_BYTES
+from revconn.core.refusals import Speaker, speaker
+from revconn.core.status import StatusCode, decode_message
+from revconn.http2.frames import error_name
+
+__all__ = [
+    "MessageReader",
+    "Pieces",
+    "StreamEnd",
+    "decode_metadata",
+    "encode_metadata",
+    "end_by_reset",
+    "end_by_trailers",
+    "frame_all",
+    "refusal",
+    "request_headers",
+    "who_ended",
+]
+
+
+class StreamEnd(NamedTuple):
+    """The status that a stream ended with, and words for an operator."""
+
+    code: StatusCode
+    details: str
+
+
+_PREFIX = struct.Struct(">BI")
+_LARGE = 16 << 10  # bytes: a message that is sent without copying it into a run with others
+_HEAD = 4 << 10
+_SMALL = 1 << 10  # bytes: where a view of a piece costs more than copying it
+_RUN = 64 << 10
+
+_GRPC_CONTENT = re.compile(r"application/grpc(?:[+;].*)?")
+
+# What stands in a gateway's place answers with HTTP alone: gRPC's http-grpc-status-mapping. Any
+# other status is UNKNOWN.
+_HTTP_CODES = {
+    400: StatusCode.INTERNAL,
+    401: StatusCode.UNAUTHENTICATED,
+    403: StatusCode.PERMISSION_DENIED,
+    404: StatusCode.UNIMPLEMENTED,
+    429: StatusCode.UNAVAILABLE,
+    502: StatusCode.UNAVAILABLE,
+    503: StatusCode.UNAVAILABLE,
+    504: StatusCode.UNAVAILABLE,
+}
+
+# PROTOCOL-HTTP2, "Errors". The other codes of HTTP/2 are INTERNAL, codes unknown to it UNKNOWN.
+_RESET_CODES = {
+    "STREAM_CLOSED": StatusCode.UNKNOWN,
+    "REFUSED_STREAM": StatusCode.UNAVAILABLE,
+    "CANCEL": StatusCode.CANCELLED,
+    "ENHANCE_YOUR_CALM": StatusCode.RESOURCE_EXHAUSTED,
+    "INADEQUATE_SECURITY": StatusCode.PERMISSION_DENIED,
+    "HTTP_1_1_REQUIRED": StatusCode.UNKNOWN,
+}
+
+
+def request_headers(
+    scheme: str, authority: str, path: str, metadata: Mapping[str, str | bytes]
+) -> list[tuple[bytes, bytes]]:
+    """The headers that open a gRPC stream."""
+    # Pseudo-headers first (RFC 9113, section 8.3); gRPC wants "te" right behind them, by which a
+    # proxy that would lose trailers is to be found out.
+    return [
+        (b":method", b"POST"),
+        (b":scheme", scheme.encode()),
+        (b":path", path.encode()),
+        (b":authority", authority.encode()),
+        (b"te", b"trailers"),
+        (b"content-type", b"application/grpc"),
+        (b"grpc-accept-encoding", b"identity,gzip"),
+        *encode_metadata(metadata),
+    ]
+
+
+def encode_metadata(metadata: Mapping[str, str | bytes]) -> list[tuple[bytes, bytes]]:
+    """Request metadata as headers; values under a ``-bin`` name are bytes, sent in base64."""
+    headers = []
+    for name, value in metadata.items():
+        data = value.encode("ascii") if isinstance(value, str) else value
+        if name.endswith("-bin"):
+            data = base64.b64encode(data).rstrip(b"=")  # senders should not pad
+        headers.append((name.encode("ascii"), data))
+    return headers
+
+
+def decode_metadata(headers: Iterable[tuple[bytes, bytes]]) -> dict[str, str | bytes]:
+    """Headers as metadata; binary ones decoded (padding or not), malformed ones left out."""
+    metadata: dict[str, str | bytes] = {}
+    for raw_name, raw_value in headers:
+        name = raw_name.decode("ascii", "replace")
+        if not name.endswith("-bin"):
+            metadata[name] = raw_value.decode("utf-8", "replace")
+            continue
+        try:
+            metadata[name] = base64.b64decode(
+                raw_value + b"=" * (-len(raw_value) % 4), validate=True
+            )
+        except binascii.Error:
+            continue
+    return metadata
+
+
+def refusal(metadata: Mapping[str, str | bytes]) -> StreamEnd | None:
+    """Why response headers do not open a gRPC stream; ``None`` when they do."""
+    if "grpc-status" in metadata:  # headers that are trailers, too: "Trailers-Only"
+        return end_by_trailers(metadata, silent="no reason given")  # it may not be the gateway
+    if _is_grpc(metadata):
+        return None
+    http_status = _number(metadata.get(":status"))
+    content_type = str(metadata.get("content-type", ""))
+    code = _HTTP_CODES.get(http_status, StatusCode.UNKNOWN)
+    kind = f"content-type {content_type[:100]!r}" if content_type else "no content-type"
+    return StreamEnd(
+        code,
+        f"what answered is no gRPC server: HTTP status {http_status}, {kind}"
+        " (a proxy's error page, or a login page?)",
+    )
+
+
+def end_by_trailers(
+    metadata: Mapping[str, str | bytes], *, silent: str = "the gateway ended the stream"
+) -> StreamEnd:
+    """The status in a stream's trailers; ``silent`` is what to say of one without words."""
+    status = metadata.get("grpc-status")
+    words = metadata.get("grpc-message")
+    details = (presentable(decode_message(str(words))) if words else "") or silent
+    try:
+        return StreamEnd(StatusCode(_number(status)), details)
+    except ValueError:
+        problem = "without a status" if status is None else f"with grpc-status {status[:20]!r}"
+        return StreamEnd(StatusCode.UNKNOWN, f"{details} ({problem})")
+
+
+def who_ended(
+    headers: Mapping[str, str | bytes], trailers: Mapping[str, str | bytes] | None
+) -> Speaker:
+    """Who ended a stream, with trailers or, ``None``, with the headers alone."""
+    last = headers if trailers is None else trailers
+    status = _number(last.get("grpc-status"))
+    if not _is_grpc(headers) or not 0 <= status <= max(StatusCode):
+        return Speaker.STRANGER
+    words = last.get("grpc-message")
+    return speaker(
+        StatusCode(status),
+        decode_message(str(words)) if words else "",
+        {**headers, **last},
+        opened=trailers is not None,
+    )
+
+
+def end_by_reset(error_code: int) -> StreamEnd:
+    """What a RST_STREAM means."""
+    name = error_name(error_code)
+    unknown = StatusCode.UNKNOWN if name.startswith("code ") else StatusCode.INTERNAL
+    return StreamEnd(_RESET_CODES.get(name, unknown), f"the gateway reset the stream ({name})")
+
+
+def _is_grpc(headers: Mapping[str, str | bytes]) -> bool:
+    content_type = str(headers.get("content-type", ""))
+    return _number(headers.get(":status")) == 200 and bool(_GRPC_CONTENT.fullmatch(content_type))
+
+
+def _number(value: str | bytes | None) -> int:
+    """A header's number; -1 for anything else."""
+    text = value if isinstance(value, str) else ""
+    return int(text) if text.isascii() and text.isdigit() and len(text) < 10 else -1
+
+
+def frame_all(messages: Iterable[bytes]) -> list[memoryview]:
+    """Several messages, each with its prefix, as few runs of bytes; large ones are not copied."""
+    runs: list[memoryview] = []
+    run: list[bytes] = []
+    append = run.append
+    pack = _PREFIX.pack
+    for message in messages:
+        append(pack(0, len(message)))
+        if len(message) < _LARGE:
+            append(message)
+        else:
+            # The prefix does not travel alone: a DATA frame of five bytes costs both ends as much
+            # as one of 16 KiB.
+            append(message[:_HEAD])
+            runs.append(memoryview(b"".join(run)))
+            runs.append(memoryview(message)[_HEAD:])
+            run.clear()
+    if run:
+        runs.append(memoryview(b"".join(run)))
+    return runs
+
+
+class MessageReader:
+    """Cuts the bytes of a gRPC stream into messages. Not thread-safe.
+
+    A message longer than ``limit`` bytes is refused before it is stored, and a compressed one
+    unless :meth:`inflate_with` was called.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._inflate: Callable[[bytes], bytes] | None = None
+        self._prefix = b""
+        self._compressed = False
+        self._pieces = Pieces()
+        self._missing = 0
+
+    def inflate_with(self, inflate: Callable[[bytes], bytes]) -> None:
+        """The response's headers announced compressed messages, which this one undoes."""
+        self._inflate = inflate
+
+    def feed(self, data: bytes, start: int, end: int, messages: list[bytes]) -> None:
+        """Take ``data[start:end]``; append every message that is complete now to ``messages``.
+
+        Raises :class:`ProtocolError`, after what came before, for a message that is too long,
+        does not inflate, or is compressed unannounced.
+        """
+        if self._pieces:
+            start = self._continue(data, start, end, messages)
+        if self._prefix:
+            # Rare: the prefix itself was cut. Begin again with it put together.
+            data, self._prefix = self._prefix + data[start:end], b""
+            start, end = 0, len(data)
+        while end - start >= PREFIX_BYTES:
+            flag, length = _PREFIX.unpack_from(data, start)
+            if flag or length > self._limit:
+                self._check(flag, length)
+            start += PREFIX_BYTES
+            if length > end - start:
+                self._compressed = bool(flag)
+                self._missing = length - (end - start)
+                self._pieces.add(data, start, end)
+                return
+            message = data[start : start + length]
+            messages.append(self._inflate(message) if flag and self._inflate else message)
+            start += length
+        self._prefix = data[start:end]
+
+    @property
+    def mid_message(self) -> bool:
+        """Whether the bytes so far end inside a message."""
+        return bool(self._pieces or self._prefix)
+
+    def _continue(self, data: bytes, start: int, end: int, messages: list[bytes]) -> int:
+        """Go on with a message that has begun; where the next one begins."""
+        stop = min(end, start + self._missing)
+        self._missing -= stop - start
+        self._pieces.add(data, start, stop)
+        if not self._missing:
+            message = self._pieces.take()
+            if self._compressed and self._inflate:
+                message = self._inflate(message)
+            messages.append(message)
+        return stop
+
+    def _check(self, flag: int, length: int) -> None:
+        # The length first: it tells an operator more, and nothing of such a message was stored.
+        if length > self._limit:
+            raise ProtocolError(f"message longer than {self._limit:,} bytes", f"{length:,}")
+        if flag != 1:
+            raise ProtocolError("no gRPC message prefix", f"flag byte {flag:#04x}")
+        if self._inflate is None:
+            raise ProtocolError("compressed message on a stream without grpc-encoding")
+
+
+class Pieces:
+    """Joined once, at the end: joining at every piece would be quadratic. Not thread-safe.
+
+    Large pieces are kept as they came and not copied twice. Small ones run together: each of them
+    would cost an object, and keep the buffer alive that it came in.
+    """
+
+    __slots__ = ("_parts", "_run")
+
+    def __init__(self) -> None:
+        self._parts: list[memoryview | bytearray] = []
+        self._run: bytearray | None = None  # the last part, while there is room in it
+
+    def __bool__(self) -> bool:
+        return bool(self._parts)
+
+    def add(self, data: bytes, start: int, end: int) -> None:
+        """Keep ``data[start:end]``."""
+        piece = memoryview(data)[start:end]
+        if end - start > _SMALL:
+            self._parts.append(piece)
+            self._run = None
+        elif self._run is None:
+            self._run = bytearray(piece)
+            self._parts.append(self._run)
+        else:
+            self._run += piece
+            if len(self._run) > _RUN:
+                self._run = None
+
+    def take(self) -> bytes:
+        """All of it, as one; from here on there is none."""
+        whole = b"".join(self._parts)
+        self._parts.clear()
+        self._run = None
+        return whole
