@@ -12,7 +12,6 @@ from typing import Callable
 
 import tenacity
 
-from revconn.core.addresses import patience
 from revconn.exceptions import ConnectionLost, HandshakeError
 from revconn.link import report
 from revconn.link.api_key import ApiKey
@@ -337,8 +336,8 @@ class Link:
                 plan.ended(decision.session, error, time.monotonic())
             return
         self._join_sessions_that_are_over()
-        most, addresses = self._options.connect_timeout, self._transport.addresses
-        connect_timeout = patience(most, decision.failures, addresses)
+        most = self._options.connect_timeout
+        connect_timeout = self._transport.patience(most, decision.failures)
         session = Session(
             str(self.target),
             self._name,

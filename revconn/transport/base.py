@@ -6,6 +6,7 @@ import functools
 import importlib.metadata
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Protocol
 
 from revconn.core.errors import Mask
@@ -29,6 +30,9 @@ METHOD = "/registry.RegistryService/EstablishConnection"
 
 LARGEST_MESSAGE = 256 << 20
 """Bytes; a gateway may send 100 MB at once, and no peer may make us allocate without bound."""
+
+_FIRST_ROUND = 5.0  # seconds: many times what a handshake takes across the world
+_MOST_ROUNDS = 64  # of which each doubles it: then it is more than anybody waits
 
 
 @functools.cache
@@ -80,6 +84,7 @@ class Source(Protocol):
         """Block while ``blocked``, or until the stream is to end."""
 
 
+@dataclass(eq=False)
 class StreamEnded(Exception):
     """The stream is over: the gRPC ``code`` it ended with, and ``details`` for an operator.
 
@@ -87,19 +92,13 @@ class StreamEnded(Exception):
     a status of its own, which the transport was not shown: ``code`` stands in for it.
     """
 
-    def __init__(
-        self,
-        code: StatusCode,
-        details: str,
-        speaker: Speaker = Speaker.STRANGER,
-        *,
-        status_lost: bool = False,
-    ) -> None:
-        super().__init__(f"{code.name}: {details}")
-        self.code = code
-        self.details = details
-        self.speaker = speaker
-        self.status_lost = status_lost
+    code: StatusCode
+    details: str
+    speaker: Speaker = Speaker.STRANGER
+    status_lost: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.code.name}: {self.details}"
 
 
 class Stream(ABC):
@@ -187,6 +186,19 @@ class Transport(ABC):
     def addresses(self) -> int:
         """How many addresses the gateway's name had when a stream was last opened."""
         return 1
+
+    def patience(self, most: float, failures: int) -> float:
+        """How many seconds an attempt may take: with other addresses to try, not all at once.
+
+        One that takes connections and says nothing would cost so much each time. In each further
+        round it is twice as long, until it is ``most``: slow gateways are found too.
+
+        :param failures: to connect, or to stay connected, in a row.
+        """
+        if self.addresses < 2:
+            return most
+        rounds = min(failures // self.addresses, _MOST_ROUNDS)
+        return min(most, _FIRST_ROUND * 2.0**rounds)
 
     @abstractmethod
     def stream(self, source: Source, name: str) -> Stream:

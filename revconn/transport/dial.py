@@ -1,9 +1,15 @@
-"""Opening a connection: addresses raced, TLS agreed on."""
+"""Opening a connection: a name looked up anew, its addresses raced, a proxy asked, TLS agreed on.
+
+Nothing here waits longer than a moment at a time: in between it asks ``cancelled``, which a stop,
+an abort or the handshake's time limit makes true. All of it runs in the thread that opens a stream,
+but for the resolver's.
+"""
 
 from __future__ import annotations
 
 import errno
 import os
+import queue
 import re
 import selectors
 import socket
@@ -14,22 +20,24 @@ from collections.abc import Iterable
 from contextlib import suppress
 from typing import Any, Callable
 
-from revconn.core.addresses import Address
 from revconn.core.status import StatusCode
+from revconn.runtime.threads import guarded_thread
 from revconn.settings.options import TLS
 from revconn.settings.proxy import Proxy
 from revconn.settings.target import Target, bare_host
-from revconn.transport.addresses import Addresses
 from revconn.transport.base import StreamEnded
 from revconn.transport.tls import NO_HTTP2, client_context, explain
 from revconn.transport.wire import TLSWire, Wire, open_socket
 
-__all__ = ["Dialer", "tunnel"]
+__all__ = ["Address", "AddressOrder", "Addresses", "Dialer", "tunnel"]
 
-_HEAD_START = 0.25
-_POLL = 0.1
-_LONGEST_ANSWER = 16_384
+_HEAD_START = 0.25  # seconds, of one address over the next: RFC 8305's Connection Attempt Delay
+_POLL = 0.1  # seconds between two questions whether the attempt was cancelled
+_LONGEST_ANSWER = 16_384  # bytes of a proxy's headers
 _STATUS_LINE = re.compile(rb"HTTP/1\.[01] (?P<status>[1-5][0-9]{2}[^\r\n]*)\r?\n")
+
+Address = tuple[int, Any]
+"""A family and what a socket of it connects to."""
 
 
 class Dialer:
@@ -45,6 +53,7 @@ class Dialer:
         self._tls = tls
         self._proxy = proxy
         self._user_timeout = user_timeout
+        self._server_name = bare_host((tls and tls.server_name) or target.host)
         host, port = (target.host, target.port) if proxy is None else (proxy.host, proxy.port)
         self._addresses = None if port is None else Addresses(host, port)
 
@@ -53,8 +62,8 @@ class Dialer:
         """How many the name had when it was last looked up; none before, or for a Unix socket."""
         return 0 if self._addresses is None else self._addresses.count
 
-    def dial(self, cancelled: Callable[[], bool]) -> Wire:
-        """A connected wire; see :meth:`failed` for one that comes to a bad end.
+    def dial(self, cancelled: Callable[[], bool]) -> tuple[Wire, Address]:
+        """A connected wire, and where it leads: :meth:`failed` when that comes to a bad end.
 
         ``cancelled`` is asked several times a second; it bounds the whole. Raises
         :class:`StreamEnded` (UNAVAILABLE) with the reason, and :class:`ConfigurationError` for
@@ -75,8 +84,7 @@ class Dialer:
             if isinstance(error, OSError):
                 raise _unavailable(_words(error)) from None
             raise
-        wire.address = address
-        return wire
+        return wire, address
 
     def failed(self, *addresses: Address) -> None:
         """Connections there came to a bad end: next time the others come first. Any thread."""
@@ -97,9 +105,8 @@ class Dialer:
     def _secure(
         self, sock: socket.socket, context: ssl.SSLContext, cancelled: Callable[[], bool]
     ) -> Wire:
-        assert self._tls is not None
         try:
-            wire = TLSWire(sock, context, bare_host(self._tls.server_name or self._target.host))
+            wire = TLSWire(sock, context, self._server_name)
             _shake_hands(wire, cancelled)
         except (OSError, ValueError) as error:
             raise _unavailable(explain(error)) from None
@@ -110,8 +117,12 @@ class Dialer:
     def _tune(self, sock: socket.socket) -> None:
         if sock.family == getattr(socket, "AF_UNIX", None):
             return
+        # Whatever is written is whole messages: Nagle's algorithm would keep a lone answer back
+        # until the gateway had acknowledged the one before.
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        # What was sent and never acknowledged ends the connection; without this Linux sends it
+        # again for a quarter of an hour, and no keepalive probe is sent meanwhile.
         user_timeout = getattr(socket, "TCP_USER_TIMEOUT", None)
         if user_timeout is not None:
             milliseconds = int(self._user_timeout * 1000)
@@ -134,6 +145,106 @@ def _words(error: OSError) -> str:
     return error.strerror or str(error) or type(error).__name__
 
 
+class Addresses:
+    """The addresses of one host and port.
+
+    The order belongs to whoever looks the name up. Failures, which any thread may tell of, wait in
+    a deque until then: a link may open a stream while another of its streams ends. Looked up for
+    each attempt, because what a name has may change while a connector lives for months.
+    """
+
+    def __init__(self, host: str, port: int) -> None:
+        self._host = host
+        self._port = port
+        self._order = AddressOrder()
+        self._failures: deque[Address] = deque()
+        self.count = 0  # at the last look; plain, set by whoever looks
+
+    def find(self, cancelled: Callable[[], bool]) -> list[Address]:
+        """Those of now, in the order to try them.
+
+        ``cancelled`` is asked several times a second. Raises :class:`OSError`.
+        """
+        found = _resolve(self._host, self._port, cancelled)
+        with suppress(IndexError):
+            while True:
+                self._order.failed(self._failures.popleft())
+        arranged = self._order.arrange(found)
+        self.count = len(arranged)
+        return arranged
+
+    def failed(self, addresses: Iterable[Address]) -> None:
+        """An attempt, or a connection, came to a bad end there; to the last one last."""
+        self._failures.extend(addresses)
+
+
+def _resolve(host: str, port: int, cancelled: Callable[[], bool]) -> list[Address]:
+    """In a thread of its own: nothing can interrupt a resolver."""
+    results: queue.SimpleQueue[Any] = queue.SimpleQueue()
+
+    def resolve() -> None:
+        try:
+            results.put(socket.getaddrinfo(host, port, type=socket.SOCK_STREAM))
+        except BaseException as error:  # noqa: BLE001 - UnicodeError, say: not a name at all
+            results.put(error)
+
+    # It may outlive the attempt by as long as the resolver takes, and then puts what it found into
+    # a queue that nobody reads.
+    guarded_thread(f"revconn-resolver-{host}", resolve).start()
+    while True:
+        try:
+            found = results.get(timeout=_POLL)
+        except queue.Empty:
+            if cancelled():
+                raise OSError(f"{host} did not resolve in time") from None
+            continue
+        if isinstance(found, BaseException):
+            reason = getattr(found, "strerror", None) or str(found)
+            raise OSError(f"{host} does not resolve: {reason}") from None
+        return [(family, address) for family, _, _, _, address in found]
+
+
+class AddressOrder:
+    """One target's addresses: an attempt begins with the one after that which failed last.
+
+    So each has its turn, whichever step of the handshake fails at the others. Whoever owns it
+    guards it.
+    """
+
+    def __init__(self) -> None:
+        self._failed: dict[Address, None] = {}  # the last one last
+
+    def arrange(self, found: Iterable[Address]) -> list[Address]:
+        """What a name has resolved to now, in the order to try it.
+
+        Those that failed come last, and in the order in which they did: a resolver that shuffles
+        leaves none out.
+        """
+        addresses = _interleave(list(dict.fromkeys(found)))
+        self._failed = {each: None for each in self._failed if each in addresses}
+        ranks = {address: rank for rank, address in enumerate(self._failed)}
+        if self._failed:
+            start = addresses.index(next(reversed(self._failed))) + 1
+            addresses = addresses[start:] + addresses[:start]
+        return sorted(addresses, key=lambda address: ranks.get(address, -1))
+
+    def failed(self, address: Address) -> None:
+        """An attempt, or a connection, came to a bad end there."""
+        self._failed.pop(address, None)
+        self._failed[address] = None
+
+
+def _interleave(addresses: list[Address]) -> list[Address]:
+    """IPv6 and IPv4 in turn (RFC 8305), the resolver's favourite first."""
+    first = [each for each in addresses if each[0] == addresses[0][0]]
+    others = [each for each in addresses if each[0] != addresses[0][0]]
+    mixed = []
+    while first or others:
+        mixed += first[:1] + others[:1]
+        first, others = first[1:], others[1:]
+    return mixed
+
+
 def _race(
     addresses: list[Address], cancelled: Callable[[], bool], failed: Callable[..., None]
 ) -> tuple[socket.socket, Address]:
@@ -141,6 +252,8 @@ def _race(
 
     ``failed`` is called with those where none does.
     """
+    # RFC 8305, section 5: attempts run side by side, so an address that swallows packets costs its
+    # head start and not the system's own time limit, which is minutes.
     waiting = deque(addresses)
     running: dict[socket.socket, Address] = {}
     failures: dict[str, list[Address]] = {}

@@ -12,7 +12,6 @@ from typing import Any, Callable
 
 import grpc
 
-from revconn.core.addresses import Address
 from revconn.core.refusals import Speaker, speaker
 from revconn.core.status import StatusCode
 from revconn.core.terms import OFFER
@@ -21,8 +20,8 @@ from revconn.runtime.threads import guarded_thread
 from revconn.settings.options import TLS
 from revconn.settings.proxy import Proxy
 from revconn.settings.target import Target, bare_host
-from revconn.transport.addresses import Addresses
 from revconn.transport.base import LARGEST_MESSAGE, METHOD, Source, Stream, StreamEnded, Transport
+from revconn.transport.dial import Address, Addresses
 
 __all__ = ["GrpcioTransport", "explain"]
 

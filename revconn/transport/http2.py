@@ -6,7 +6,6 @@ import threading
 import time
 from collections.abc import Iterable, Sequence
 
-from revconn.core.addresses import Address
 from revconn.core.errors import Mask
 from revconn.core.status import StatusCode
 from revconn.core.terms import OFFER
@@ -26,7 +25,7 @@ from revconn.transport.base import (
     Transport,
     user_agent,
 )
-from revconn.transport.dial import Dialer
+from revconn.transport.dial import Address, Dialer
 from revconn.transport.wire import Wire
 
 __all__ = ["Http2Transport"]
@@ -51,6 +50,7 @@ class Http2Transport(Transport):
     ) -> None:
         self.target = target
         self.scheme = "http" if tls is None else "https"
+        self.authority = target.authority
         self.dialer = Dialer(target, tls, proxy, keepalive_timeout)
         self.keepalive_interval = keepalive_interval
         self.keepalive_timeout = keepalive_timeout
@@ -109,16 +109,15 @@ class _Http2Stream(Stream):
 
     def open(self) -> None:
         """Dial, and begin the stream."""
-        wire = self._transport.dialer.dial(self._is_closed)
-        self._address = wire.address
+        wire, self._address = self._transport.dialer.dial(self._is_closed)
         self._wire = wire
         if self._closed:  # close() came while dialling
             self._wire = None
             wire.release()
             raise StreamEnded(StatusCode.CANCELLED, "closed")
-        authority = self._transport.target.authority
         metadata = {"user-agent": user_agent(), **dict(OFFER)}
-        self._engine.open_stream(self._transport.scheme, authority, METHOD, metadata)
+        transport = self._transport
+        self._engine.open_stream(transport.scheme, transport.authority, METHOD, metadata)
         self._heard_at = time.monotonic()
         self._sender.start()
 

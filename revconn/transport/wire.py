@@ -12,7 +12,6 @@ import weakref
 from contextlib import suppress
 from typing import Any
 
-from revconn.core.addresses import Address
 from revconn.transport.tls import explain
 
 __all__ = ["TLSWire", "Wire", "open_socket"]
@@ -25,14 +24,12 @@ _DONT_WAIT = getattr(socket, "MSG_DONTWAIT", 0)
 class Wire:
     """A plain socket. Reads and writes block; :meth:`close` from any thread wakes both.
 
-    One thread reads and one writes at a time: whoever calls sees to that. ``address`` is where it
-    leads, for who made it to remember; ``has_backlog`` whether :meth:`write_now` has left something
-    for :meth:`write`.
+    One thread reads and one writes at a time: whoever calls sees to that. ``has_backlog`` says
+    whether :meth:`write_now` has left something for :meth:`write`.
     """
 
     def __init__(self, sock: socket.socket) -> None:
         self._socket = sock
-        self.address: Address | None = None
         # Not on Windows; and the sockets of green threads wait all the same.
         self.can_write_now = bool(_DONT_WAIT) and isinstance(sock, _socket.socket)
         self._backlog = b""

@@ -192,8 +192,8 @@ class _Dialer:
     def __init__(self, wire: _MemoryWire) -> None:
         self._wire = wire
 
-    def dial(self, _cancelled: Callable[[], bool]) -> _MemoryWire:
-        return self._wire
+    def dial(self, _cancelled: Callable[[], bool]) -> tuple[_MemoryWire, tuple[int, str]]:
+        return self._wire, (0, "")
 
     def failed(self, *_addresses: object) -> None:
         pass

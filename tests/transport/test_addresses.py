@@ -6,9 +6,22 @@ import random
 
 import pytest
 
-from revconn.core.addresses import Address, AddressOrder, patience
+from revconn.transport.base import Transport
+from revconn.transport.dial import Address, AddressOrder
 
 V4, V6 = 2, 10
+
+
+class Named(Transport):
+    """A transport to a name that has so many addresses."""
+
+    addresses = 0
+
+    def __init__(self, addresses: int) -> None:
+        self.addresses = addresses
+
+    def stream(self, source, name):
+        raise NotImplementedError
 
 
 def four(*names: str) -> list[Address]:
@@ -99,8 +112,8 @@ def test_no_address_is_none() -> None:
     ],
 )
 def test_with_others_to_try_an_attempt_is_shorter_at_first(failures, addresses, seconds) -> None:
-    assert patience(20.0, failures, addresses) == seconds
+    assert Named(addresses).patience(20.0, failures) == seconds
 
 
 def test_it_is_never_longer_than_it_may_be() -> None:
-    assert patience(2.0, 0, 2) == 2.0
+    assert Named(2).patience(2.0, 0) == 2.0
