@@ -18,7 +18,7 @@ from revconn.exceptions import ConfigurationError, RevconnError
 from revconn.exceptions import is_fatal as default_is_fatal
 from revconn.logger import get_logger
 from revconn.runtime.signals import obey_signals, signals_into
-from revconn.runtime.state import LinkStatus, State, StateBoard
+from revconn.runtime.state import LinkStatus, State
 from revconn.runtime.threads import aside, is_own_thread
 from revconn.serving.handlers import Handler, Handlers, require_handler, require_method_path
 from revconn.settings.checks import (
@@ -33,7 +33,7 @@ from revconn.settings.environment import PREFIX, environment_options, named_by_v
 from revconn.settings.options import TLS, Backoff, Options, api_key_source, parse_services
 from revconn.settings.proxy import proxy_for
 from revconn.settings.target import Target, parse_targets
-from revconn.supervisor import Claims, Supervisor
+from revconn.supervisor import Claims, StateBoard, Supervisor
 from revconn.transport.base import Transport
 
 __all__ = ["Connector", "LinkStatus"]
@@ -464,9 +464,9 @@ class Connector:
         """The supervisor to end; without one the connector is closed right here."""
         _claims.release(self)
         with self._lock:
-            self._stopped = True
             if self._supervisor is not None:
                 return self._supervisor
+            self._stopped = True  # under the lock: a start() that comes now is refused
         self._board.update(lambda state: State.CLOSED)
         return None
 

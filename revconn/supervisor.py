@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import queue
 import threading
 import time
+from collections import deque
 from collections.abc import Iterable
 from concurrent.futures import Executor, ThreadPoolExecutor
 from typing import Callable, Optional
@@ -12,8 +14,14 @@ from revconn.exceptions import RevconnError
 from revconn.link.link import Link
 from revconn.logger import get_logger
 from revconn.observing.watchdog import FullPool, SlowHandlers, SlowReader, Watchdog
-from revconn.runtime.state import State, StateBoard, combine
-from revconn.runtime.threads import guarded_thread, in_background, is_own_thread, own_thread
+from revconn.runtime.state import State
+from revconn.runtime.threads import (
+    guarded_thread,
+    in_background,
+    is_own_thread,
+    own_thread,
+    shielded,
+)
 from revconn.serving.calls import Calls
 from revconn.serving.executor import DaemonExecutor
 from revconn.serving.handlers import Handlers
@@ -22,13 +30,14 @@ from revconn.settings.options import Options
 from revconn.settings.target import Target
 from revconn.transport.base import Transport
 
-__all__ = ["Claims", "Supervisor"]
+__all__ = ["Claims", "StateBoard", "Supervisor", "combine"]
 
 logger = get_logger("revconn.runtime.supervisor")  # as users have it in their configuration
 
-_LINGER = 5.0
-_FLUSH_WAIT = 1.0
-_ABORT_WAIT = 5.0
+# In seconds, like all times here.
+_LINGER = 5.0  # for a gateway that does not end its stream, once all is answered
+_FLUSH_WAIT = 1.0  # for the last answers to arrive: an abort could overtake them
+_ABORT_WAIT = 5.0  # for links' threads to end, unless users' code holds one up
 _WATCH_INTERVAL = 1.0
 
 
@@ -80,6 +89,7 @@ class Supervisor:
             )
             for target in options.targets
         )
+        self._ended = threading.Event()
         self._watchdog = self._make_watchdog(runs, options.slow_handler_after)
         self._lock = threading.Lock()
         self._living = len(self.links)
@@ -89,7 +99,6 @@ class Supervisor:
         self._failure: BaseException | None = None
         self._fatal: BaseException | None = None  # of what all links need
         self._drain_timeout = options.drain_timeout
-        self._ended = threading.Event()
 
     def _make_watchdog(self, runs: Runs, slow_handler_after: float | None) -> Watchdog:
         readers = [SlowReader(str(link.target), link.unsent) for link in self.links]
@@ -102,7 +111,7 @@ class Supervisor:
         if slow_handler_after is not None:
             looks.append(SlowHandlers(runs, slow_handler_after).look)
             interval = min(interval, slow_handler_after / 2)
-        return Watchdog(runs, looks, interval=interval)
+        return Watchdog(runs, looks, interval=interval, wait=self._ended.wait)
 
     def start(self) -> None:
         """Start every thread. Returns at once.
@@ -124,14 +133,19 @@ class Supervisor:
 
     def stats(self) -> dict[str, float]:
         """The counters of everything that counts, added up, and the slowest link's round trip."""
-        totals: dict[str, float] = {**self.calls.stats()}
-        for counters in (link.stats() for link in self.links):
-            for name, count in counters.items():
-                totals[name] = totals.get(name, 0) + count
+        totals: dict[str, float] = {**self._counters()}
         round_trips = [link.probe_round_trip for link in self.links]
         known = [seconds for seconds in round_trips if seconds is not None]
         if known:
             totals["probe_round_trip"] = max(known)
+        return totals
+
+    def _counters(self) -> dict[str, int]:
+        """What the table of calls and the links have counted, added up."""
+        totals = self.calls.stats()
+        for link in self.links:
+            for name, count in link.stats().items():
+                totals[name] = totals.get(name, 0) + count
         return totals
 
     @property
@@ -205,10 +219,6 @@ class Supervisor:
                     link.target,
                 )
 
-    def wait(self, timeout: float | None) -> bool:
-        """Whether it ended, at the latest after ``timeout`` seconds (``None``: no limit)."""
-        return self._ended.wait(timeout)
-
     def _drain(self, timeout: float) -> None:
         with own_thread():  # it tells callbacks that it drains, and they may call stop()
             self._finish_and_leave(time.monotonic() + timeout)
@@ -229,18 +239,24 @@ class Supervisor:
             self._ended.wait(_FLUSH_WAIT)  # an abort could overtake the last answers
 
     def _await_departure(self, deadline: float) -> bool:
-        """Wait until all has ended, or has long been quiet: some gateways do not end streams.
+        """Wait until all links have ended, or nothing has come or gone for ``_LINGER`` seconds.
 
-        Whether all has ended, or what left last had time to arrive.
+        Some gateways do not end a stream that was told goodbye. Whether all links have ended, or
+        what left last had time to arrive.
         """
-        busy_until = now = time.monotonic()
-        while now < deadline and now - busy_until < _LINGER:
-            if self._ended.wait(min(deadline - now, _LINGER / 10)):
+        # Woken by what is waited for: an answer that is settled or leaves, the last link that ends
+        # (which closes the table of calls, so that nothing is unanswered there any more).
+        while self._become_quiet(deadline):
+            quiet_since, before = time.monotonic(), self._counters()
+            if self._ended.wait(min(_LINGER, _clamp(deadline - quiet_since))):
                 return True
+            # A request that came meanwhile woke nobody: that would cost every request something.
+            # The counters tell of it, and with its answer the wait for a quiet time begins anew.
+            is_quiet = self._become_quiet(0.0) and self._counters() == before
             now = time.monotonic()
-            if not self._become_quiet(now):
-                busy_until = now
-        return now - busy_until >= _FLUSH_WAIT
+            if is_quiet or now >= deadline:
+                return is_quiet and now - quiet_since >= _FLUSH_WAIT
+        return self._ended.is_set()
 
     def _become_quiet(self, deadline: float) -> bool:
         """Wait until nothing is unanswered and every answer has left, or until ``deadline``."""
@@ -297,7 +313,6 @@ class Supervisor:
         try:
             leave_behind()
             self.calls.close()
-            self._watchdog.stop()
             if self._own_executor is not None:
                 self._own_executor.shutdown(wait=False)
         finally:  # somebody waits for that
@@ -305,6 +320,91 @@ class Supervisor:
                 self._board.update(lambda state: State.CLOSED)
             self._ended.set()
             self._on_end()
+
+
+def combine(states: Iterable[State]) -> State:
+    """A connector's state by its links': one that is ready makes it ready."""
+    present = set(states)
+    for state in (State.READY, State.CONNECTING, State.BACKING_OFF, State.IDLE):
+        if state in present:
+            return state
+    return State.CLOSED
+
+
+class StateBoard:
+    """The current state; waits for one; tells callbacks each change once, in order.
+
+    ``_lock`` is held for changes. Reading the state and waiting for one take no lock: they are
+    what a main thread does while a signal handler in it calls ``stop()``. Callbacks run without
+    it, in whichever thread made the change or is just telling an earlier one. Thread-safe.
+    """
+
+    def __init__(self, state: State = State.IDLE) -> None:
+        self._lock = threading.Lock()
+        self._state = state
+        self._waiting: list[queue.SimpleQueue[State]] = []
+        self._callbacks: list[Callable[[State], object]] = []
+        self._untold: deque[State] = deque()
+        self._telling = False
+
+    @property
+    def state(self) -> State:
+        """The state now."""
+        return self._state
+
+    def renew_locks(self) -> None:
+        """In a forked child: whoever held them is not there to release them."""
+        self._lock = threading.Lock()
+        self._telling = False
+
+    def subscribe(self, callback: Callable[[State], object]) -> None:
+        """Call ``callback`` with each new state from now on."""
+        with self._lock:
+            self._callbacks.append(callback)
+
+    def update(self, choose: Callable[[State], State]) -> None:
+        """Move to ``choose(current)``, which runs under the lock, unless it is where we are."""
+        with self._lock:
+            state = choose(self._state)
+            if state is self._state:
+                return
+            self._state = state
+            self._untold.append(state)
+            for news in tuple(self._waiting):
+                news.put(state)
+        self._tell()
+
+    def wait_for(self, states: Iterable[State], timeout: float | None) -> State | None:
+        """The state once it is one of ``states``; ``None`` when ``timeout`` seconds ran out."""
+        wanted = frozenset(states)
+        deadline = time.monotonic() + (threading.TIMEOUT_MAX if timeout is None else timeout)
+        news: queue.SimpleQueue[State] = queue.SimpleQueue()
+        self._waiting.append(news)  # before the look: no change comes in between
+        try:
+            state = self._state
+            while state not in wanted:
+                rest = min(max(0.0, deadline - time.monotonic()), threading.TIMEOUT_MAX)
+                state = news.get(timeout=rest)
+        except queue.Empty:
+            return None
+        finally:
+            self._waiting.remove(news)
+        return state
+
+    def _tell(self) -> None:
+        while True:
+            with self._lock:
+                if self._telling or not self._untold:
+                    return
+                self._telling = True
+                state = self._untold.popleft()
+                callbacks = list(self._callbacks)
+            try:
+                for callback in callbacks:
+                    shielded("a state callback", callback, state)
+            finally:
+                with self._lock:
+                    self._telling = False
 
 
 def _may_block(executor: Executor | None) -> bool:

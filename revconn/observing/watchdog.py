@@ -6,7 +6,6 @@ thread, which looks again and again; times are ``time.monotonic()``'s.
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Iterable
 from typing import Callable
@@ -32,10 +31,11 @@ class Watchdog:
     When it wakes late, everything else in the process did not run either: who kept it from
     running can only be told afterwards.
 
-    ``clock`` and ``wait`` (which waits so many seconds and says whether to stop) are replaced by
-    tests. All state belongs to the thread.
+    All state belongs to the thread.
 
     :param looks: each called with the instant, every time; they log what they find.
+    :param wait: waits so many seconds, or until whoever made the watchdog ends: true is the end.
+    :param clock: replaced by tests.
     """
 
     def __init__(
@@ -44,15 +44,14 @@ class Watchdog:
         looks: Iterable[Callable[[float], None]],
         *,
         interval: float,
+        wait: Callable[[float], bool],
         clock: Callable[[], float] = time.monotonic,
-        wait: Callable[[float], bool] | None = None,
     ) -> None:
         self._runs = runs
         self._looks = tuple((look, Reminder()) for look in looks)
         self._interval = interval
         self._clock = clock
-        self._stopped = threading.Event()
-        self._wait = wait or self._stopped.wait
+        self._wait = wait
         self._forsaken = False
         self._reminder = Reminder()
         self._thread = guarded_thread("revconn-watchdog", self.run)
@@ -60,10 +59,6 @@ class Watchdog:
     def start(self) -> None:
         """Start the thread."""
         self._thread.start()
-
-    def stop(self) -> None:
-        """Wake the thread and let it end. Idempotent; any thread."""
-        self._stopped.set()
 
     def forsake(self) -> None:
         """In a forked child: look no more. Takes no lock: its owner may be gone."""

@@ -143,7 +143,7 @@ def test_a_goodbye_said_late_leaves_time_for_what_is_on_its_way(
     handler.let_go.set()
     peer.answer("long")
     assert peer.hears("status").status == ConnectionStatus.DISCONNECTED
-    time.sleep(0.4)  # longer than until the fifth of the time that is looked at
+    time.sleep(0.4)  # the network is slow
     peer.request("on its way")
     peer.answer("on its way")
     peer.end()
@@ -176,6 +176,37 @@ def test_a_gateway_that_does_not_let_go_is_left_all_the_same(connect, gateway) -
     connector.stop(timeout=0.2)
     assert peer.hears("status").status == ConnectionStatus.DISCONNECTED
     peer.hears_hang_up()
+
+
+def test_a_gateway_that_ends_no_stream_is_left_when_nothing_has_come_for_a_while(
+    connect, gateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervisor, "_LINGER", 0.2)
+    monkeypatch.setattr(supervisor, "_FLUSH_WAIT", 0.1)
+    gateway.announces = {"revconn-features": "drain"}
+    connector, (peer,) = connect(gateway)
+    began = time.monotonic()
+    connector.stop(timeout=TIMEOUT)
+    assert time.monotonic() - began < TIMEOUT / 2
+    assert peer.hears("status").status == ConnectionStatus.DISCONNECTED
+    peer.hears_hang_up()
+
+
+def test_each_request_that_comes_after_the_goodbye_gives_its_gateway_that_while_anew(
+    connect, gateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervisor, "_LINGER", 2.0)
+    gateway.announces = {"revconn-features": "drain"}
+    connector, (peer,) = connect(gateway)
+    connector.add_method("/echo.Echo/Say", lambda request: request.payload, replace=True)
+    stopping = in_thread(connector.stop, TIMEOUT)
+    assert peer.hears("status").status == ConnectionStatus.DISCONNECTED
+    for request_id in ("late", "later"):  # the second comes when the first while would be over
+        time.sleep(1.2)
+        peer.request(request_id)
+        peer.answer(request_id)
+    peer.end()
+    stopping.result(TIMEOUT)
 
 
 def test_without_the_feature_the_goodbye_waits_until_what_is_in_flight_is_answered(

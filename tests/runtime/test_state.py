@@ -5,7 +5,8 @@ from itertools import product
 
 import pytest
 
-from revconn.runtime.state import State, StateBoard, combine
+from revconn.runtime.state import State
+from revconn.supervisor import StateBoard, combine
 from tests.support.threads import TIMEOUT, in_thread
 from tests.support.waiting import eventually
 
