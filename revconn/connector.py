@@ -31,10 +31,8 @@ from revconn.settings.checks import (
 )
 from revconn.settings.environment import PREFIX, environment_options, named_by_variable
 from revconn.settings.options import TLS, Backoff, Options, api_key_source, parse_services
-from revconn.settings.proxy import proxy_for
-from revconn.settings.target import Target, parse_targets
+from revconn.settings.target import parse_targets
 from revconn.supervisor import Claims, StateBoard, Supervisor
-from revconn.transport.base import Transport
 
 __all__ = ["Connector", "LinkStatus"]
 
@@ -418,7 +416,6 @@ class Connector:
                 refuse("services", (), "nothing to serve", "add a handler, or name the services")
             self._supervisor = Supervisor(
                 self._options,
-                self._transport,
                 self._handlers,
                 services,
                 self._board,
@@ -427,22 +424,6 @@ class Connector:
         _claims.claim(self, self._options.targets, services)
         atexit.register(self._stop_at_exit)
         return self._supervisor
-
-    def _transport(self, target: Target) -> Transport:
-        # Imported here: an application pays for, and depends on, only the one it uses.
-        kind: type[Transport]
-        if self._options.transport == "grpcio":
-            from revconn.transport.grpcio import GrpcioTransport as kind
-        else:
-            from revconn.transport.http2 import Http2Transport as kind
-        options = self._options
-        return kind(
-            target,
-            options.tls_for(target),
-            proxy_for(target, options.proxy),
-            keepalive_interval=options.keepalive_interval,
-            keepalive_timeout=options.keepalive_timeout,
-        )
 
     def _end(self) -> None:
         atexit.unregister(self._stop_at_exit)

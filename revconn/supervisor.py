@@ -28,7 +28,7 @@ from revconn.serving.handlers import Handlers
 from revconn.serving.runs import Runs
 from revconn.settings.options import Options
 from revconn.settings.target import Target
-from revconn.transport.base import Transport
+from revconn.transport import transport_for
 
 __all__ = ["Claims", "StateBoard", "Supervisor", "combine"]
 
@@ -52,7 +52,6 @@ class Supervisor:
     def __init__(
         self,
         options: Options,
-        transport: Callable[[Target], Transport],
         handlers: Handlers,
         services: tuple[str, ...],
         board: StateBoard,
@@ -80,7 +79,7 @@ class Supervisor:
         self.links = tuple(
             Link(
                 target,
-                transport(target),
+                transport_for(target, options),
                 options,
                 services,
                 self.calls,

@@ -6,6 +6,7 @@ import ipaddress
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Union
 
 from revconn.settings.checks import refuse
@@ -23,7 +24,14 @@ _HOST_PORT = re.compile(r"(?:\[(?P<v6>[^\[\]]+)\]|(?P<name>[\w.-]+)):(?P<port>[0
 
 @dataclass(frozen=True)
 class Target:
-    """A gateway's address: ``host:port``, ``[v6]:port``, ``dns:///host:port`` or ``unix:path``."""
+    """A gateway's address: ``host:port``, ``[v6]:port``, ``dns:///host:port`` or ``unix:path``.
+
+    What it says of itself is worked out once: every connection asks for it again.
+
+    :param address: as it was given, for users to recognize it.
+    :param host: of that; ``localhost`` for a socket in the file system.
+    :param port: ``None`` for such a socket.
+    """
 
     address: str
     host: str
@@ -49,7 +57,7 @@ class Target:
             refuse("targets", text, f"{host} is not an IPv6 address", _TARGET_REMEDY)
         return cls(address, host, port)
 
-    @property
+    @cached_property
     def is_loopback(self) -> bool:
         """Whether the address cannot leave this machine."""
         host = bare_host(self.host)
@@ -58,7 +66,7 @@ class Target:
         address = ip_address(host)
         return address is not None and address.is_loopback
 
-    @property
+    @cached_property
     def authority(self) -> str:
         """What HTTP/2 calls the gateway: as certificates name it, and the port."""
         if self.port is None:
@@ -66,12 +74,12 @@ class Target:
         host = bare_host(self.host)
         return f"[{host}]:{self.port}" if ":" in host else f"{host}:{self.port}"
 
-    @property
+    @cached_property
     def destination(self) -> str:
         """What a proxy is asked for. A zone means something on this machine only."""
         return _in_ascii(re.sub(r"%[^\]]*", "", self.address.rpartition("dns:///")[2]))
 
-    @property
+    @cached_property
     def place(self) -> tuple[str, int | None]:
         """Host and port, or a socket's path: the same for every spelling of one address."""
         if self.port is None:
@@ -79,7 +87,7 @@ class Target:
         address = ip_address(self.host)
         return bare_host(self.host) if address is None else str(address), self.port
 
-    @property
+    @cached_property
     def unix_path(self) -> str:
         """The socket's path, for a target without a port."""
         path = self.address[len("unix:") :]

@@ -26,7 +26,7 @@ from inspect import isfunction
 from types import CodeType, FrameType
 from typing import Any, Callable
 
-from revconn import Connector, Request
+from revconn import Connector, Request, supervisor
 from revconn._proto.registry_pb2 import ConnectionMessage, ConnectionStatus, ForwardRequest
 
 __all__ = ["KINDS", "Call", "Kind", "calls_of_one_request", "echo", "numbers"]
@@ -201,14 +201,15 @@ class _Dialer:
 
 def _put_on(wire: _MemoryWire, connector: Connector) -> None:
     """Have the connector reach this wire whatever it dials."""
-    make = connector._transport
+    make = supervisor.transport_for
 
-    def transport(target: Any) -> Any:
-        made: Any = make(target)
-        made.dialer = _Dialer(wire)
+    def transport_for(target: Any, options: Any) -> Any:
+        made: Any = make(target, options)
+        if options is connector._options:
+            made.dialer = _Dialer(wire)
         return made
 
-    connector._transport = transport  # type: ignore[method-assign]
+    supervisor.transport_for = transport_for
 
 
 # What is called
