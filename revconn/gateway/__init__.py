@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from revconn.gateway.gateway import Gateway
-from revconn.gateway.routes import ConnectionInfo
+from revconn.gateway.report import ConnectionInfo
 from revconn.gateway.tls import ServerTLS
 
 __all__ = ["ConnectionInfo", "Gateway", "ServerTLS"]

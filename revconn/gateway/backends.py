@@ -107,7 +107,11 @@ class Unreachable(Refused):
 
 
 class _Backend:
-    """One address that the holder of one key registered, and the channel to it."""
+    """One address that the holder of one key registered, and the channel to it.
+
+    :ivar pending: calls that wait for its answer.
+    :ivar is_forgotten: whether it is to be closed with the last of them.
+    """
 
     def __init__(self, key: int, address: Address, limits: Limits, journal: Journal) -> None:
         self.key = key
@@ -115,7 +119,7 @@ class _Backend:
         self.services: tuple[str, ...] = ()
         self.last_heartbeat = time.monotonic()
         self.pending = 0
-        self.forgotten = False
+        self.is_forgotten = False
         self._journal = journal
         self._channel = _open_channel(address, limits)
 
@@ -124,8 +128,27 @@ class _Backend:
         """Whether it has not just been out of reach."""
         return self._channel.get_state() is not grpc.ChannelConnectivity.TRANSIENT_FAILURE
 
+    def renew(self) -> None:
+        """It registered again, and is there for another heartbeat timeout."""
+        self.last_heartbeat = time.monotonic()
+
+    def serve(self, services: tuple[str, ...]) -> None:
+        """It serves these from now on, instead of those before."""
+        self.services = services
+
+    def forget(self) -> None:
+        """It is not dialled any more."""
+        self.is_forgotten = True
+
     async def call(self, path: str, payload: bytes, metadata: Metadata, timeout: float) -> Reply:
         """Make a unary call; cancelling this cancels it. Raises :class:`Refused`."""
+        self.pending += 1
+        try:
+            return await self._call(path, payload, metadata, timeout)
+        finally:
+            self.pending -= 1
+
+    async def _call(self, path: str, payload: bytes, metadata: Metadata, timeout: float) -> Reply:
         # Of a stream: grpc's unary call would wait until its deadline for the end of a streaming
         # method's answer.
         method: grpc.aio.UnaryStreamMultiCallable[bytes, bytes] = self._channel.unary_stream(path)
@@ -191,10 +214,10 @@ class Backends:
             self._journal.not_dialled(peer, self._why_not(request, address))
             return None
         backend = self._backends.get((key, address)) or self._add(key, address)
-        backend.last_heartbeat = time.monotonic()
+        backend.renew()
         if backend.services != services:
             self._unroute(backend)
-            backend.services = services
+            backend.serve(services)
             for service in services:
                 self._rings.setdefault(service, deque()).append(backend)
             self._tell_change()
@@ -232,7 +255,6 @@ class Backends:
             problem = f"a backend of {wanted.service[:200]} leads back to this gateway"
             raise Refused(StatusCode.FAILED_PRECONDITION, problem)
         backend = self._take_turn(wanted)
-        backend.pending += 1
         self._counters.calls += 1
         try:
             reply = await backend.call(
@@ -242,7 +264,6 @@ class Backends:
             self._counters.calls_given_up += 1
             raise
         finally:
-            backend.pending -= 1
             self._close_if_done(backend)
         self._counters.calls_answered += 1
         return reply
@@ -300,7 +321,7 @@ class Backends:
         self._per_key[backend.key] -= 1
         self._unroute(backend)
         self._tell_change()
-        backend.forgotten = True
+        backend.forget()
         self._close_if_done(backend)
 
     def _unroute(self, backend: _Backend) -> None:
@@ -315,7 +336,7 @@ class Backends:
             listener()
 
     def _close_if_done(self, backend: _Backend) -> None:
-        if backend.forgotten and not backend.pending:
+        if backend.is_forgotten and not backend.pending:
             closing = asyncio.ensure_future(backend.close())
             self._closing.add(closing)  # the loop alone does not hold it
             closing.add_done_callback(self._closing.discard)

@@ -44,9 +44,8 @@ from revconn._proto.registry_pb2 import (
 )
 from revconn.core.routing import Wanted
 from revconn.core.status import StatusCode
-from revconn.gateway.absences import Absences
 from revconn.gateway.backends import BackendRequest, Backends, Reply, Unreachable
-from revconn.gateway.joining import Joiners, Joining
+from revconn.gateway.holding import HeldRequests, Joiners, Joining
 from revconn.gateway.limits import Counters, Limits
 from revconn.gateway.refusals import (
     STOPPING,
@@ -88,7 +87,10 @@ class Call(ABC):
     :ivar asker: the connector that asks; ``None`` for any other caller.
     :ivar deadline: on the loop's clock.
     :ivar connection: who is to answer, from QUEUED on; it may have ended.
-    :ivar lost: how the connection ended that the call was sent on, or was to be, once it has.
+    :ivar lost: how the connection ended that the call was sent on, or was to be; empty until then,
+        and again once another is to be sent it.
+    :ivar may_dial: whether a backend may be sent it: one that was out of reach is not tried again.
+    :ivar joiners: what has come of an answer in chunks; :class:`Joining` alone fills them.
     """
 
     def __init__(
@@ -108,11 +110,11 @@ class Call(ABC):
         self.connection: Connection | None = None
         self.lost = ""
         self.held_since = 0.0
-        self.may_dial = True  # a backend that was out of reach is not tried again
+        self.may_dial = True
         self.outgoing: Outgoing | None = None
-        self.timer: asyncio.TimerHandle | None = None
-        self.task: asyncio.Task[None] | None = None
-        self.joiners: Joiners = {}  # what has come of an answer in chunks
+        self.joiners: Joiners = {}
+        self._timer: asyncio.TimerHandle | None = None
+        self._task: asyncio.Task[None] | None = None
 
     @abstractmethod
     def respond(self, response: ForwardResponse) -> None:
@@ -138,9 +140,14 @@ class Call(ABC):
         """The message, as long as nothing of it was written; ``None`` from then on."""
         return None if self.outgoing is None else self.outgoing.data
 
+    def expire_by(self, timer: asyncio.TimerHandle) -> None:
+        """``timer`` rings at the deadline, unless the call is settled before."""
+        self._timer = timer
+
     def queue(self, connection: Connection, data: bytes) -> None:
         """Wait for ``connection`` to be sent ``data``, and for its answer."""
         self._state = _QUEUED
+        self.lost = ""
         self.connection = connection
         connection.pending.add(self.id)
         self.outgoing = connection.outbound.put(data)
@@ -154,15 +161,23 @@ class Call(ABC):
     def dial(self, task: asyncio.Task[None]) -> None:
         """Wait for what a backend answers to ``task``."""
         self._state = _DIALLED
-        self.task = task
+        self._task = task
+
+    def dialled(self, *, is_for_connectors: bool) -> None:
+        """What came of it is told now, or it is for connectors, since no backend was sent it."""
+        self._task = None  # which says so itself, at its end: it is not to be cancelled any more
+        self.may_dial = not is_for_connectors
+
+    def connection_ended(self, reason: str) -> None:
+        """The connection is over that the call was sent on, or was to be."""
+        self.lost = f"its connection ended: {reason}"
 
     def leave(self) -> None:
-        """Expect nothing of where it is: nobody is to be sent what nobody was sent yet."""
+        """Expect nothing of its connector, which is not sent what it was not sent yet."""
         connection, outgoing = self.connection, self.outgoing
-        self.outgoing = None
+        self.connection = self.outgoing = None
         if connection is None:
             return
-        self.connection = None
         if outgoing is not None and outgoing.data is not None:
             connection.outbound.withdraw(outgoing)
         connection.pending.discard(self.id)
@@ -172,12 +187,11 @@ class Call(ABC):
     def end(self) -> None:
         """It is settled: no timer, task or part of an answer is left behind."""
         self._state = _SETTLED
-        if self.timer is not None:
-            self.timer.cancel()
-            self.timer = None
-        if self.task is not None:
-            self.task.cancel()
-            self.task = None
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._task is not None:
+            self._task.cancel()
+            self._task = None
         if self.outgoing is not None:
             self.leave()
 
@@ -197,14 +211,12 @@ class Calls:
         self,
         registry: Registry,
         backends: Backends,
-        absences: Absences,
         limits: Limits,
         counters: Counters,
         get_loop: Callable[[], asyncio.AbstractEventLoop] = asyncio.get_running_loop,
     ) -> None:
         self._registry = registry
         self._backends = backends
-        self._absences = absences
         self._limits = limits
         self._counters = counters
         self._get_loop = get_loop
@@ -212,6 +224,7 @@ class Calls:
         self._calls: dict[str, Call] = {}  # QUEUED, SENT and HELD, by the id that answers name
         # By asker, too: a backend is not told the id, so that those of two askers may be the same.
         self._dialled: dict[tuple[Connection | None, str], Call] = {}
+        self.held_requests = HeldRequests(limits, counters)
         self.joining = Joining(limits, counters)
         self._settled: set[str] = set()
         self._settled_order: deque[str] = deque()
@@ -238,15 +251,11 @@ class Calls:
         if asker is not None:
             if self._is_leaving:  # callers from outside are refused before they get here
                 raise Refused(StatusCode.UNAVAILABLE, STOPPING)
-            if own_id in asker.asked:
-                raise is_pending_already(own_id)
-            if len(asker.asked) >= asker.max_pending:
-                problem = f"the connector has {asker.max_pending:,} calls of its own under way"
-                raise over_limit(self._counters, "max_pending_per_connection", problem)
+            asker.require_room_to_ask(own_id, self._counters)
         elif not (
             self._registry.serves(wanted)
             or self._backends.serves(wanted)
-            or self._absences.expects(wanted)
+            or self._registry.expects(wanted)
         ):
             self._counters.calls_unserved += 1
             raise NobodyServes(wanted.service)
@@ -258,11 +267,9 @@ class Calls:
     # The way there
 
     def submit(self, call: Call, message: ConnectionMessage) -> None:
-        """Send an admitted call on: its asker gets an answer, or a failure, before long.
+        """Send an admitted call on: to a connector, else to a backend, else to whoever comes.
 
-        It goes to a connector, else to a backend; it waits for either where the last connector has
-        just left. Raises :class:`Refused` when it cannot be sent; :class:`NobodyServes` when
-        nobody is there to take it.
+        Raises :class:`Refused` when it cannot be sent; :class:`NobodyServes` when nobody is there.
         """
         if call.id in self._calls:
             raise is_pending_already(call.id)
@@ -281,8 +288,8 @@ class Calls:
             raise self._registry.no_room(call.wanted, self._counters)
         elif call.may_dial and self._backends.serves(call.wanted):
             self.dial(call, message.request)
-        elif self._absences.expects(call.wanted):
-            self._absences.require_room()
+        elif self._registry.expects(call.wanted):
+            self.held_requests.require_room()
             data = message.SerializeToString()
             require_size(data, self._limits.max_sent_message_bytes, self._counters)
             self._add(call)
@@ -296,7 +303,7 @@ class Calls:
         self._calls[call.id] = call
         if call.asker is not None:
             call.asker.asked.add(call.id)
-        call.timer = self._get_loop().call_at(call.deadline, self._expire, call)
+        call.expire_by(self._get_loop().call_at(call.deadline, self._expire, call))
 
     def nobody_serves(self, call: Call) -> Refused:
         """Why a call is refused that nobody is there to take."""
@@ -308,14 +315,15 @@ class Calls:
     def hold(self, call: Call, data: bytes) -> None:
         """Have a call of the table wait for somebody to come."""
         call.hold(data, self._get_loop().time())
-        self._absences.hold(call.id, len(data))
-        self._counters.calls_held += 1
+        self.held_requests.add(call.id, len(data))
 
     # The way back
 
     def answer(self, response: ForwardResponse, sender: Connection) -> None:
         """Take an answer, or a chunk of one, that came on ``sender``."""
         call = self._calls.get(response.request_id)
+        # On any connection with the same API key: a connector that hands over to its next one, or
+        # lost the one before, answers there what came on the other.
         if call is None or call.connection is None or call.connection.key != sender.key:
             self._ignore(response, sender)
             return
@@ -347,11 +355,7 @@ class Calls:
         return refused
 
     def _ignore(self, response: ForwardResponse, sender: Connection) -> None:
-        """An answer that ``sender`` may not give, or need not.
-
-        It may come on another connection than the request went out on, as long as both showed the
-        same API key: so a connector hands over from one connection to the next.
-        """
+        """Count an answer that ``sender`` may not give, or need not."""
         sender.count_unmatched()
         request_id = response.request_id
         if request_id in self._calls:
@@ -364,7 +368,7 @@ class Calls:
             sender.note("an answer to what nobody asked", f": {request_id[:64]!r}")
 
     def give_up(self, call: Call, reason: str) -> None:
-        """Nobody waits for that answer any more; one that has come is none of its business."""
+        """Its asker waits no more. A call that was settled meanwhile is left as it is."""
         if call.state is _SETTLED:
             return
         if call.state is not _DIALLED:  # of those the backends' own count says so, as they end
@@ -374,7 +378,7 @@ class Calls:
         call.release_asker()
 
     def cancel(self, request_id: str, asker: Connection) -> bool:
-        """Give up a call of ``asker``'s own, as it wishes; whether there is one."""
+        """Give up the call that ``asker`` made by that id; whether there is one."""
         call = self._asked(request_id, asker)
         if call is not None:
             self.give_up(call, "the caller cancelled the call")
@@ -421,7 +425,7 @@ class Calls:
         if call.joiners:
             self.joining.drop(call.joiners, tuple(call.joiners))
         if call.held_since:
-            self._absences.release(call.id)
+            self.held_requests.discard(call.id)
         call.end()
         self._settled.add(call.id)
         self._settled_order.append(call.id)
@@ -436,7 +440,7 @@ class Calls:
 
     def held(self) -> list[Call]:
         """The calls that wait for somebody to come, first come first."""
-        return [self._calls[request_id] for request_id in self._absences.held]
+        return [self._calls[request_id] for request_id in self.held_requests.sizes]
 
     def disconnected(self, connection: Connection) -> None:
         """Nobody hears what ``connection`` asked, and what it answered in part is never whole."""
@@ -457,39 +461,34 @@ class Calls:
         if call.asker is not None:
             call.asker.asked.add(call.id)
         self._dialled[call.asker, call.id] = call
-        dialled = partial(self._backend_answered, call, request)
-        exchange = self._backends.exchange(call.wanted, request, call.for_backend, dialled)
+        tell = partial(self._take_outcome, call, request)
+        exchange = self._backends.exchange(call.wanted, request, call.for_backend, tell)
         call.dial(self._get_loop().create_task(exchange))
 
-    def _backend_answered(
-        self, call: Call, request: ForwardRequest, outcome: Reply | Refused
-    ) -> None:
-        call.task = None  # this runs in it: settling the call need not cancel it
+    def _take_outcome(self, call: Call, request: ForwardRequest, outcome: Reply | Refused) -> None:
+        # What may have been sent goes nowhere else: a backend may have acted upon it.
         is_unsent = isinstance(outcome, Unreachable) and outcome.is_unsent
-        if is_unsent and self._absences.expects(call.wanted):
-            call.may_dial = False
-            try:
+        is_for_connectors = is_unsent and self._registry.expects(call.wanted)
+        call.dialled(is_for_connectors=is_for_connectors)
+        try:
+            if is_for_connectors:
                 self.submit(call, ConnectionMessage(request=request))
-            except Refused as refused:
-                outcome = refused
+            elif isinstance(outcome, Refused):
+                self.settle(call, outcome.response(call.id))
             else:
-                return
-        if isinstance(outcome, Refused):
-            self.settle(call, outcome.response(call.id))
-            return
-        self._remove(call)
-        call.relay(outcome)
-        call.release_asker()
+                self._remove(call)
+                call.relay(outcome)
+                call.release_asker()
+        except Refused as refused:  # by submit()
+            self.settle(call, refused.response(call.id))
 
     # The end of the gateway
 
     def leave(self) -> None:
-        """Take no call of a connector any more; others are refused at the door.
-
-        Nobody is let in any more, so that what waits for somebody to come waits in vain.
-        """
+        """Take no call of a connector any more; the server's doors refuse other callers."""
         self._is_leaving = True
-        self._absences.end_all()
+        # No connector is let in any more: what waits for one to come waits in vain.
+        self._registry.expect_nobody()
         for call in self.held():
             self.settle(call, failure(StatusCode.UNAVAILABLE, STOPPING, call.id))
 

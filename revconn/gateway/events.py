@@ -81,6 +81,5 @@ class Events:
             self._drop(connection, dropped)
 
     def _drop(self, connection: Connection, count: int) -> None:
-        connection.events_dropped += count
         self._counters.events_dropped += count
-        connection.journal.lost_events(connection)
+        connection.lose_events(count)

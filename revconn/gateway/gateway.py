@@ -13,7 +13,7 @@ import grpc
 
 from revconn.gateway.keys import ApiKeys, ApiKeysGiven
 from revconn.gateway.limits import Limits
-from revconn.gateway.routes import ConnectionInfo
+from revconn.gateway.report import ConnectionInfo
 from revconn.gateway.shared import Settings, Shared, stats_of
 from revconn.gateway.thread import GatewayThread
 from revconn.gateway.tls import ServerTLS

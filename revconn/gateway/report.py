@@ -1,8 +1,8 @@
-"""What happens to connections: a line in the log for each event, with its facts as fields.
+"""What a gateway tells of its connections: a picture of each, and a line in the log for each event.
 
-The fields are the ``extra`` of the record: ``event``, ``connection_id``, ``key`` (its number, 0
-where no key is checked), ``services``, ``peer``, ``age`` in seconds and, where there is one, the
-``reason``. Refused connectors have no more than ``event``, ``peer`` and ``reason``.
+The event's facts are the ``extra`` of the record: ``event``, ``connection_id``, ``key`` (its
+number, 0 where no key is checked), ``services``, ``peer``, ``age`` in seconds and, where there is
+one, the ``reason``. Refused connectors have no more than ``event``, ``peer`` and ``reason``.
 
 What a peer can repeat has a line at first, and then at growing intervals, with ``times``.
 """
@@ -10,6 +10,7 @@ What a peer can repeat has a line at first, and then at growing intervals, with 
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from revconn.core.errors import presentable
@@ -17,13 +18,45 @@ from revconn.core.status import StatusCode
 from revconn.gateway.keys import ApiKeys
 from revconn.logger import Reminders, get_logger
 
-__all__ = ["Journal"]
+__all__ = ["ConnectionInfo", "Journal"]
 
 # Its name is what applications configure: it stays, whatever the file is called.
 logger = get_logger("revconn.gateway.journal")
 
 _MOST_SERVICES = 100  # that are listed
 _LONGEST_NAME = 200
+
+
+@dataclass(frozen=True)
+class ConnectionInfo:
+    """One connector's connection, as it was when it was asked for.
+
+    :ivar connection_id: the UUID the gateway gave it.
+    :ivar services: the full gRPC names it registered.
+    :ivar peer: its address as gRPC writes it, ``ipv4:192.0.2.1:54321``.
+    :ivar age: seconds since it registered.
+    :ivar heartbeat_age: seconds since its last heartbeat, or since it registered.
+    :ivar pending: requests sent to it that are not settled yet.
+    :ivar draining: whether it is leaving: it finishes what it has and gets nothing new.
+    :ivar unmatched: its answers that no pending request waited for, duplicates included.
+    :ivar asked: its own calls to others that are not settled yet.
+    :ivar features: what it and the gateway both can do beyond the published protocol.
+    :ivar subscriptions: how many types of events it is subscribed to.
+    :ivar events_dropped: events that it lost because it did not read them in time.
+    """
+
+    connection_id: str
+    services: tuple[str, ...]
+    peer: str
+    age: float
+    heartbeat_age: float
+    pending: int
+    draining: bool
+    unmatched: int
+    asked: int
+    features: frozenset[str]
+    subscriptions: int
+    events_dropped: int
 
 
 class Reported(Protocol):

@@ -13,7 +13,6 @@ from typing import Callable
 from revconn._proto.registry_pb2 import ConnectionMessage
 from revconn.core.deadline import shorten_timeouts
 from revconn.core.status import StatusCode
-from revconn.gateway.absences import Absences
 from revconn.gateway.backends import Backends
 from revconn.gateway.calls import Call, Calls
 from revconn.gateway.limits import Counters
@@ -34,20 +33,17 @@ class Rerouting:
         calls: Calls,
         registry: Registry,
         backends: Backends,
-        absences: Absences,
         counters: Counters,
         get_loop: Callable[[], asyncio.AbstractEventLoop] = asyncio.get_running_loop,
     ) -> None:
         self._calls = calls
         self._registry = registry
         self._backends = backends
-        self._absences = absences
         self._counters = counters
         self._get_loop = get_loop
-        registry.on_absence = absences.begin
         registry.on_change.append(self._resume)
         backends.on_change.append(self._resume)
-        absences.on_end.append(self._absence_ended)
+        registry.on_absence_end.append(self._absence_ended)
 
     def drain(self, connection: Connection, departure: str) -> None:
         """Send ``connection`` nothing new, and what it has not been sent to others that can."""
@@ -70,7 +66,7 @@ class Rerouting:
         """``connection`` is out of the registry: nothing is written to it or read from it."""
         self._calls.disconnected(connection)
         for call in self._calls.at(connection):
-            call.lost = f"its connection ended: {reason}"
+            call.connection_ended(reason)
             data = call.unsent
             if data is not None and not self._rescue(call, data):
                 self._lose(call)
@@ -91,7 +87,6 @@ class Rerouting:
             return False
         call.leave()
         call.queue(connection, data)
-        call.lost = ""
         self._counters.calls_rerouted += 1
         return True
 
@@ -104,7 +99,7 @@ class Rerouting:
         if call.may_dial and self._backends.serves(call.wanted):
             self._calls.dial(call, self._message(call).request)
             return True
-        if not (self._absences.expects(call.wanted) and self._absences.has_room):
+        if not (self._registry.expects(call.wanted) and self._calls.held_requests.has_room):
             return False
         call.leave()
         self._calls.hold(call, data)
@@ -142,13 +137,12 @@ class Rerouting:
         except Refused as refused:
             self._calls.settle(call, refused.response(call.id))
             return
-        self._absences.release(call.id)
-        call.queue(connection, data)
-        if call.lost:
+        self._calls.held_requests.discard(call.id)
+        if call.lost:  # it was counted when it was first sent on
             self._counters.calls_rerouted += 1
         else:
             self._counters.calls += 1
-        call.lost = ""
+        call.queue(connection, data)
 
     def _message(self, call: Call) -> ConnectionMessage:
         """A request that was not written, with what is left of its time."""
@@ -159,5 +153,5 @@ class Rerouting:
 
     def _absence_ended(self) -> None:
         for call in self._calls.held():
-            if not self._absences.expects(call.wanted):
+            if not self._registry.expects(call.wanted):
                 self._lose(call)

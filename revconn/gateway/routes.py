@@ -1,6 +1,7 @@
-"""Which connectors are there, what they serve, whose turn it is, and what waits to be sent to each.
+"""Which connectors are there, what they serve, whose turn it is, and who is expected back.
 
-Everything here belongs to the gateway's thread, except :meth:`Registry.describe`.
+And, for each connector, what waits to be sent to it. Everything here belongs to the gateway's
+thread, except :meth:`Registry.describe`.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter, deque
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Callable
 
@@ -16,42 +18,12 @@ from revconn.core.gateway_side import GatewayConnection
 from revconn.core.routing import Wanted
 from revconn.core.status import StatusCode
 from revconn.gateway.limits import Counters, Limits
-from revconn.gateway.refusals import Refused, over_limit, require_size
-from revconn.gateway.report import Journal
+from revconn.gateway.refusals import Refused, is_pending_already, over_limit, require_size
+from revconn.gateway.report import ConnectionInfo, Journal
 
-__all__ = ["Connection", "ConnectionInfo", "Outbound", "Outgoing", "Registry"]
+__all__ = ["Connection", "Outbound", "Outgoing", "Registry"]
 
-
-@dataclass(frozen=True)
-class ConnectionInfo:
-    """One connector's connection, as it was when it was asked for.
-
-    :ivar connection_id: the UUID the gateway gave it.
-    :ivar services: the full gRPC names it registered.
-    :ivar peer: its address as gRPC writes it, ``ipv4:192.0.2.1:54321``.
-    :ivar age: seconds since it registered.
-    :ivar heartbeat_age: seconds since its last heartbeat, or since it registered.
-    :ivar pending: requests sent to it that are not settled yet.
-    :ivar draining: whether it is leaving: it finishes what it has and gets nothing new.
-    :ivar unmatched: its answers that no pending request waited for, duplicates included.
-    :ivar asked: its own calls to others that are not settled yet.
-    :ivar features: what it and the gateway both can do beyond the published protocol.
-    :ivar subscriptions: how many types of events it is subscribed to.
-    :ivar events_dropped: events that it lost because it did not read them in time.
-    """
-
-    connection_id: str
-    services: tuple[str, ...]
-    peer: str
-    age: float
-    heartbeat_age: float
-    pending: int
-    draining: bool
-    unmatched: int
-    asked: int
-    features: frozenset[str]
-    subscriptions: int
-    events_dropped: int
+_MOST_EXPECTED = 10_000  # names expected back at once: as many as one connector may register
 
 
 @dataclass(eq=False)
@@ -109,6 +81,14 @@ class Connection:
             require_size(data, self.max_message_bytes, counters)
         return data
 
+    def require_room_to_ask(self, request_id: str, counters: Counters) -> None:
+        """Raises :class:`Refused` unless it may make one more call of its own, by that id."""
+        if request_id in self.asked:
+            raise is_pending_already(request_id)
+        if len(self.asked) >= self.max_pending:
+            problem = f"the connector has {self.max_pending:,} calls of its own under way"
+            raise over_limit(counters, "max_pending_per_connection", problem)
+
     def count_unmatched(self) -> None:
         """It answered what no call waits for."""
         self.unmatched += 1
@@ -122,6 +102,19 @@ class Connection:
         is_first = what not in self._noted
         self._noted.add(what)
         return is_first
+
+    def lose_events(self, count: int) -> None:
+        """So many events were pushed out, or were too large for it, before it read them."""
+        self.events_dropped += count
+        self.journal.lost_events(self)
+
+    def leave(self, departure: str) -> None:
+        """It takes its leave, in the way that ``departure`` says; the first word counts."""
+        self.departure = self.departure or departure
+
+    def disown(self) -> None:
+        """It serves nothing any more, and is not told."""
+        self.services = ()
 
     def end_if_drained(self) -> None:
         """End the stream in peace once it is leaving and all it was sent, or asked, is settled."""
@@ -154,16 +147,26 @@ class Connection:
 
 
 class Registry:
-    """The live connections, and a ring of them for every service."""
+    """The live connections, a ring of them for every service, and the services expected back.
 
-    def __init__(self) -> None:
+    :param grace: seconds that a service is expected back, once its last connector has left.
+    :param get_loop: by whose clock and timers it is expected.
+    """
+
+    def __init__(
+        self,
+        grace: float = 0.0,
+        get_loop: Callable[[], asyncio.AbstractEventLoop] = asyncio.get_running_loop,
+    ) -> None:
         self.on_change: list[Callable[[], None]] = []  # called when a service comes or goes
-        # Called before that with the names whose last connection has left:
-        self.on_absence: Callable[[list[str]], None] = _do_nothing
+        self.on_absence_end: list[Callable[[], None]] = []  # when some are not expected any more
         # Replaced, never changed: any thread may read it without a lock.
         self._connections: tuple[Connection, ...] = ()
         self._rings: dict[str, deque[Connection]] = {}
         self._keys: Counter[int] = Counter()
+        self._grace = grace
+        self._get_loop = get_loop
+        self._absences: dict[str, float] = {}  # until when, on the loop's clock; the next end first
 
     @property
     def connections(self) -> tuple[Connection, ...]:
@@ -189,8 +192,10 @@ class Registry:
     def drain(self, connection: Connection, departure: str) -> None:
         """Route nothing new to ``connection``; its stream ends when all it has is settled."""
         if not connection.draining:
-            connection.departure = departure
-            self.on_absence(self._unroute(connection))
+            connection.leave(departure)
+            # Before the change is told: calls that the change moves are held only for a service
+            # that is expected back.
+            self.expect_back(self._unroute(connection))
             self._tell_change()
         connection.end_if_drained()
 
@@ -199,7 +204,7 @@ class Registry:
         if not connection.draining:
             self._unroute(connection)
             self._tell_change()
-        connection.services = ()
+        connection.disown()
 
     def remove(self, connection: Connection) -> None:
         """The stream of ``connection`` has ended."""
@@ -208,7 +213,7 @@ class Registry:
         if not self._keys[connection.key]:
             del self._keys[connection.key]
         if not connection.draining:
-            self.on_absence(self._unroute(connection))
+            self.expect_back(self._unroute(connection))
             self._tell_change()
 
     def _unroute(self, connection: Connection) -> list[str]:
@@ -250,9 +255,38 @@ class Registry:
         problem = f"{problem}: {connection.max_pending:,} calls wait for each"
         return over_limit(counters, "max_pending_per_connection", problem)
 
+    # Services whose last connector has just left
 
-def _do_nothing(names: list[str]) -> None:
-    pass
+    def expect_back(self, names: Iterable[str]) -> None:
+        """Nobody serves these any more; somebody may come within the grace."""
+        if not self._grace:
+            return
+        loop = self._get_loop()
+        end = loop.time() + self._grace
+        for name in names:
+            self._absences.pop(name, None)  # to the end of the order: it has the whole grace again
+            self._absences[name] = end
+        while len(self._absences) > _MOST_EXPECTED:
+            del self._absences[next(iter(self._absences))]
+        loop.call_at(end, self._end_absences, end)
+
+    def expects(self, wanted: Wanted) -> bool:
+        """Whether a service by one of those names may come back any moment."""
+        return any(name in self._absences for name in wanted.names)
+
+    def expect_nobody(self) -> None:
+        """Nobody is let in any more, so that nobody comes back."""
+        self._grace = 0.0
+        self._absences.clear()
+
+    def _end_absences(self, end: float) -> None:
+        while self._absences:
+            name = next(iter(self._absences))
+            if self._absences[name] > end:
+                break
+            del self._absences[name]
+        for listener in self.on_absence_end:
+            listener()
 
 
 def _next_of(ring: deque[Connection], now: float) -> Connection | None:

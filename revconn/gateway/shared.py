@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 import grpc
 
-from revconn.gateway.absences import Absences
 from revconn.gateway.backends import Backends
 from revconn.gateway.calls import Calls
 from revconn.gateway.events import Events
@@ -65,17 +64,14 @@ class Shared:
         self.request_timeout = settings.request_timeout
         self.hooks = settings.hooks or Hooks()
         self.counters = Counters()
-        self.registry = Registry()
+        self.registry = Registry(settings.reconnect_grace)
         self.arrivals = Arrivals()
         self.journal = Journal(keys)
         self.backends = Backends(
             keys, limits, self.counters, self.journal, dials=settings.dial_backends
         )
-        self.absences = Absences(settings.reconnect_grace, limits, self.counters)
-        self.calls = Calls(self.registry, self.backends, self.absences, limits, self.counters)
-        self.rerouting = Rerouting(
-            self.calls, self.registry, self.backends, self.absences, self.counters
-        )
+        self.calls = Calls(self.registry, self.backends, limits, self.counters)
+        self.rerouting = Rerouting(self.calls, self.registry, self.backends, self.counters)
         self.events = Events(limits, self.counters)
 
 

@@ -11,7 +11,7 @@ from collections.abc import Coroutine
 from typing import Any, Callable
 
 from revconn.gateway.listening import Serving
-from revconn.gateway.routes import ConnectionInfo
+from revconn.gateway.report import ConnectionInfo
 from revconn.gateway.shared import Settings, Shared
 from revconn.logger import get_logger
 

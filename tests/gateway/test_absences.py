@@ -12,9 +12,8 @@ import pytest
 from revconn import Connector
 from revconn._proto.registry_pb2 import CancelRequest
 from revconn.core.routing import Wanted
-from revconn.gateway import absences, backends
-from revconn.gateway.absences import Absences
-from revconn.gateway.limits import Counters, Limits
+from revconn.gateway import backends, routes
+from revconn.gateway.routes import Registry
 from tests.gateway.conftest import counted
 from tests.gateway.test_backends import register
 from tests.gateway.test_calls import Scene
@@ -333,13 +332,13 @@ def test_what_is_too_large_for_whoever_comes_is_refused(run_gateway, call, conne
 
 
 def test_only_so_many_names_are_expected_back(monkeypatch) -> None:
-    monkeypatch.setattr(absences, "_MOST_NAMES", 2)
+    monkeypatch.setattr(routes, "_MOST_EXPECTED", 2)
 
     async def scenario() -> list[bool]:
-        expected = Absences(LONG, Limits(), Counters())
+        registry = Registry(LONG)
         for name in ("a", "b", "a", "c"):
-            expected.begin([name])
-        return [expected.expects(Wanted.by_connector(name)) for name in "abc"]
+            registry.expect_back([name])
+        return [registry.expects(Wanted.by_connector(name)) for name in "abc"]
 
     assert asyncio.run(scenario()) == [True, False, True]
 
@@ -347,15 +346,15 @@ def test_only_so_many_names_are_expected_back(monkeypatch) -> None:
 def test_one_that_left_again_is_expected_for_as_long_again() -> None:
     async def scenario() -> None:
         over = asyncio.Event()
-        expected = Absences(0.2, Limits(), Counters())
-        expected.on_end.append(over.set)
-        expected.begin(["a", "b"])
+        registry = Registry(0.2)
+        registry.on_absence_end.append(over.set)
+        registry.expect_back(["a", "b"])
         await asyncio.sleep(0.1)
-        expected.begin(["a"])
+        registry.expect_back(["a"])
         await asyncio.wait_for(over.wait(), 10)
-        assert not expected.expects(Wanted.by_connector("b"))
+        assert not registry.expects(Wanted.by_connector("b"))
         over.clear()
         await asyncio.wait_for(over.wait(), 10)
-        assert not expected.expects(Wanted.by_connector("a"))
+        assert not registry.expects(Wanted.by_connector("a"))
 
     asyncio.run(scenario())

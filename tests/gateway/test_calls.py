@@ -21,7 +21,6 @@ from revconn.core.routing import Wanted
 from revconn.core.status import StatusCode, response_code
 from revconn.core.terms import CHUNKS
 from revconn.gateway import calls as calls_module
-from revconn.gateway.absences import Absences
 from revconn.gateway.backends import BackendRequest, Backends, Reply, Unreachable
 from revconn.gateway.calls import Call, Calls, State
 from revconn.gateway.limits import Counters, Limits
@@ -150,10 +149,9 @@ class Gateway:
     def __init__(self, grace: float = 0.0, limits: Limits = LIMITS) -> None:
         self.limits = limits
         self.loop: Any = Loop()
-        self.registry, self.counters = Registry(), Counters()
+        self.registry, self.counters = Registry(grace, lambda: self.loop), Counters()
         self.backends: Any = Dialled()
-        self.absences = Absences(grace, limits, self.counters, lambda: self.loop)
-        parts = (self.registry, self.backends, self.absences)
+        parts = (self.registry, self.backends)
         self.calls = Calls(*parts, limits, self.counters, lambda: self.loop)
         self.rerouting = Rerouting(self.calls, *parts, self.counters, lambda: self.loop)
 
@@ -588,14 +586,12 @@ class AnyOrder(RuleBasedStateMachine):
             assert connection.asked == {call.id for call in waiting if call.asker is connection}
             assert max(len(at), len(connection.asked)) <= connection.max_pending
         held = {call.id for call in waiting if call.state is State.HELD}
-        assert set(gateway.absences.held) == held
+        assert set(gateway.calls.held_requests.sizes) == held
         assert len(held) <= MACHINE_LIMITS.max_pending_per_connection
         joiners = [each for call in waiting if call.joiners for each in call.joiners.values()]
         assert gateway.calls.joining.held_bytes == sum(each.held_bytes for each in joiners)
         timed = [call for call in waiting if call.state is not State.DIALLED]
-        assert sum(call.timer is not None and not call.timer.is_over for call in timed) == len(
-            timed
-        )
+        assert all(call._timer is not None and not call._timer.is_over for call in timed)
 
     def teardown(self) -> None:
         self.gateway.calls.leave()
@@ -603,7 +599,7 @@ class AnyOrder(RuleBasedStateMachine):
         assert self.open == []
         self.every_call_is_settled_at_most_once()
         self.limits_hold_and_nothing_is_left_behind()
-        assert self.gateway.absences._held_bytes == 0
+        assert self.gateway.calls.held_requests.bytes == 0
 
 
 TestAnyOrder = AnyOrder.TestCase

@@ -8,7 +8,8 @@ from revconn._proto.registry_pb2 import ConnectionMessage, Heartbeat
 from revconn.core.routing import Wanted
 from revconn.core.status import StatusCode
 from revconn.gateway.limits import Limits
-from revconn.gateway.routes import STALL_AFTER, Connection, ConnectionInfo, Outbound, Registry
+from revconn.gateway.report import ConnectionInfo
+from revconn.gateway.routes import STALL_AFTER, Connection, Outbound, Registry
 from tests.support.connections import accepted
 
 LIMITS = Limits()
