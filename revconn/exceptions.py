@@ -9,8 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from revconn.core.errors import ProtocolError, RevconnError
-from revconn.core.refusals import FINAL_CODES, Speaker
-from revconn.core.status import StatusCode, http_status, status_code
+from revconn.core.status import FINAL_CODES, Speaker, StatusCode, http_status, status_code
 
 __all__ = [
     "AuthenticationError",

@@ -1,18 +1,21 @@
-"""Status codes: gRPC's own, their HTTP counterparts, and how both travel in a response."""
+"""Status codes: gRPC's own, their HTTP counterparts, how both travel, and whose word one is."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from enum import IntEnum
+from collections.abc import Iterable, Mapping
+from enum import Enum, IntEnum
 from urllib.parse import quote, unquote
 
 __all__ = [
+    "FINAL_CODES",
+    "Speaker",
     "StatusCode",
     "decode_message",
     "encode_message",
     "http_status",
     "is_success",
     "response_code",
+    "speaker",
     "status_code",
 ]
 
@@ -113,3 +116,47 @@ def encode_message(message: str) -> str:
 def decode_message(value: str) -> str:
     """Undo :func:`encode_message`; a stray ``%`` is kept, bytes that are no UTF-8 become U+FFFD."""
     return unquote(value, errors="replace")
+
+
+# Whose word a refused handshake is
+
+FINAL_CODES = frozenset(
+    {
+        StatusCode.UNAUTHENTICATED,
+        StatusCode.PERMISSION_DENIED,
+        StatusCode.INVALID_ARGUMENT,
+        StatusCode.UNIMPLEMENTED,
+    }
+)
+"""With which a gateway refuses a handshake for good: trying again changes nothing."""
+
+_OWN_HEADERS = "revconn-"
+_REFERENCE_GATEWAYS_WORDS = (StatusCode.UNAUTHENTICATED, "Invalid token")
+
+
+class Speaker(Enum):
+    """Whose word a refusal is."""
+
+    GATEWAY = "a gateway that speaks this protocol"
+    PERHAPS = "a gRPC server whose words may be a gateway's, or a proxy's"
+    STRANGER = "whatever stands in the gateway's place"
+
+
+def speaker(
+    code: StatusCode, words: str, metadata: Iterable[str], *, opened: bool = False
+) -> Speaker:
+    """Who ended a stream with this gRPC status.
+
+    :param words: its ``grpc-message``, as it came.
+    :param metadata: the names of all the headers and trailers that came.
+    :param opened: whether response headers had opened the stream before.
+    """
+    if any(name.startswith(_OWN_HEADERS) for name in metadata):
+        return Speaker.GATEWAY
+    if code is StatusCode.UNIMPLEMENTED:  # to the one method that makes it a gateway
+        return Speaker.STRANGER
+    if opened or (code, words) == _REFERENCE_GATEWAYS_WORDS:
+        return Speaker.GATEWAY
+    if code is StatusCode.INVALID_ARGUMENT or (code is StatusCode.UNAUTHENTICATED and words):
+        return Speaker.PERHAPS
+    return Speaker.STRANGER

@@ -11,8 +11,7 @@ import h2.events
 
 from revconn.core.errors import ProtocolError
 from revconn.core.framing import PREFIX_BYTES, GzipInflater
-from revconn.core.refusals import Speaker
-from revconn.core.status import StatusCode
+from revconn.core.status import Speaker, StatusCode
 from revconn.http2.frames import (
     ACK,
     DATA,

@@ -11,8 +11,7 @@ from typing import Callable, NamedTuple
 
 from revconn.core.errors import ProtocolError, presentable
 from revconn.core.framing import PREFIX_BYTES
-from revconn.core.refusals import Speaker, speaker
-from revconn.core.status import StatusCode, decode_message
+from revconn.core.status import Speaker, StatusCode, decode_message, speaker
 from revconn.http2.frames import error_name
 
 __all__ = [

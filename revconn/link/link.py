@@ -14,8 +14,8 @@ import tenacity
 
 from revconn.exceptions import ConnectionLost, HandshakeError
 from revconn.link import report
-from revconn.link.api_key import ApiKey
-from revconn.link.decisions import (
+from revconn.link.plan import Plan
+from revconn.link.records import (
     Connected,
     Decision,
     End,
@@ -23,14 +23,14 @@ from revconn.link.decisions import (
     LookAtKey,
     News,
     Open,
+    Phase,
     Retire,
     SayGoodbye,
     Shows,
     Wait,
+    reason,
 )
-from revconn.link.plan import Plan
-from revconn.link.records import Phase, reason
-from revconn.link.session import Session
+from revconn.link.session import ApiKey, Session
 from revconn.runtime.state import State
 from revconn.runtime.threads import drop_spares, guarded_thread, keep_spares, own_thread
 from revconn.serving.calls import Calls
@@ -243,11 +243,13 @@ class Link:
 
     def _tell(self, all_news: list[News]) -> None:
         for news in all_news:
-            report.tell(self.target, self.state, news)
+            if isinstance(news, Shows):
+                report.logger.debug("%s: %s", self.target, self.state.name)
+                self._on_change()
+                continue
+            report.tell(self.target, news)
             if isinstance(news, Connected):
                 self._note_terms(news)
-            elif isinstance(news, Shows):
-                self._on_change()
 
     def _note_terms(self, news: Connected) -> None:
         """Say what the gateway's limits changed; not again on every connection."""
@@ -416,11 +418,9 @@ class Link:
 
     def session_over(self, session: Session) -> None:
         """A session has ended."""
-        error, in_peace = session.error, session.ended_in_peace
-        assert error is not None
         with self._happening() as plan:  # which wakes the link's thread, whatever telling does
             self._over.append(session)
-            plan.ended(self._sessions.pop(session), error, time.monotonic(), in_peace=in_peace)
+            plan.ended(self._sessions.pop(session), session.error, time.monotonic())
 
     def probe_returned(self, service: str, round_trip: float) -> None:
         """A call to itself came back after so many seconds."""

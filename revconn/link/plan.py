@@ -48,35 +48,33 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from dataclasses import dataclass
 
-from revconn.link.decisions import (
+from revconn.link.records import (
+    LEAVING,
+    TRANSITIONS,
     AnotherKey,
+    Calm,
     Connected,
     Decision,
     End,
     Failed,
+    Failures,
     GaveUpReplacing,
     Judge,
+    Life,
     LookAtKey,
     Lost,
     News,
     Open,
+    Outage,
+    Phase,
     Retire,
     SayGoodbye,
     ServesOn,
     Shows,
-    Wait,
-)
-from revconn.link.records import (
-    TRANSITIONS,
-    Calm,
-    Failures,
-    Life,
-    Outage,
-    Phase,
-    PlannedSession,
     Traffic,
-    reason,
+    Wait,
 )
 
 __all__ = ["Plan"]
@@ -84,9 +82,34 @@ __all__ = ["Plan"]
 _STAND_IN_WAIT = 2.0  # for CONNECTED on it, before the goodbye is said without it
 _GOODBYE_WAIT = 2.0  # at least, for the gateway to end a stream that was told goodbye
 
+_ATTENDING = {Phase.CONNECTING, Phase.HANDING_OVER, Phase.SERVING}  # to the current session
 
-_ENDING = {Phase.SAID_GOODBYE, Phase.SETTLING, Phase.FINISHING}
-_LEAVING = {Phase.STANDING_IN, Phase.PARTING} | _ENDING
+
+@dataclass(eq=False)
+class _Session:
+    """What the plan knows of one, by its number."""
+
+    number: int
+    registers: bool
+    life: Life = Life.OPENING
+    connection_id: str = ""
+    drains: bool = False
+    accepted_at: float | None = None
+    going_away: bool = False
+    error: BaseException | None = None  # why it is over; if it is, and there is none: in peace
+
+    def accept(self, now: float, connection_id: str, drains: bool) -> None:
+        self.life = Life.ACCEPTED
+        self.accepted_at, self.connection_id, self.drains = now, connection_id, drains
+
+    def go_away(self) -> None:
+        self.going_away = True
+
+    def take_leave(self) -> None:
+        self.life = Life.TOLD_GOODBYE
+
+    def end(self, error: BaseException | None) -> None:
+        self.life, self.error = Life.OVER, error
 
 
 class Plan:
@@ -106,28 +129,29 @@ class Plan:
         self._look_at_key_every = look_at_key_every
         self.phase = Phase.IDLE
         self.shown = Phase.IDLE  # IDLE, CONNECTING, SERVING, BACKING_OFF or CLOSED
-        self.serving: PlannedSession | None = None
+        self.serving: _Session | None = None
         self.connections = 0  # so many sessions have served
         self.next_attempt: float | None = None  # when it is due (monotonic)
         self.is_leaving = False
         self.is_stopping = False
         self._news: list[News] = []
-        self._sessions: dict[int, PlannedSession] = {}  # those that are not over, the newest last
+        self._sessions: dict[int, _Session] = {}  # those that are not over, the newest last
         self._opened = 0
-        self._current = PlannedSession(0, registers=False)  # that the thread is concerned with
+        self._current = _Session(0, registers=False)  # that the thread is concerned with
+        self._kept: _Session | None = None  # no other can be had in its place
         self._last_break = -math.inf  # when a session ended otherwise than in peace
         self.outage: Outage | None = Outage(now)  # since there has been no session that serves
         self._failures = Failures(stable_after)
         self._error: BaseException | None = None  # that FAILED is about
         self._delay: float | None = None  # until the next attempt, by the last judgement
         self._look_at_key = math.inf
-        self._others: list[PlannedSession] = []  # the replaced ones; when leaving, all
+        self._others: list[_Session] = []  # the replaced ones; when leaving, all
         self._calm: Calm | None = None  # before the next of them is told goodbye
         self._patience_ends = math.inf
         self._until: float | None = None  # the end of what is waited for now, once that has begun
         self._goodbye_by = math.inf
         self._was_calm = False  # as goodbye was said to all
-        self._stand_in: PlannedSession | None = None
+        self._stand_in: _Session | None = None
         self._steps = {
             Phase.IDLE: lambda _now, _traffic: self._connect(),
             Phase.CONNECTING: self._await_accepted,
@@ -154,8 +178,7 @@ class Plan:
         session = self._sessions[number]
         # Here and now, not when the link's thread comes to it: that may be in the user's api_key
         # or is_fatal, and requests come by this session meanwhile.
-        session.life = Life.ACCEPTED
-        session.accepted_at, session.connection_id, session.drains = now, connection_id, drains
+        session.accept(now, connection_id, drains)
         predecessor = self.serving
         # After stop() the session is retired already: CONNECTED crossed that on its way.
         if self.is_stopping or (self.is_leaving and predecessor is not None):
@@ -169,23 +192,21 @@ class Plan:
 
     def going_away(self, number: int) -> None:
         """The gateway wants another session in the place of this one."""
-        self._sessions[number].going_away = True
+        self._sessions[number].go_away()
 
-    def ended(
-        self, number: int, error: BaseException, now: float, *, in_peace: bool = False
-    ) -> None:
-        """A session is over: ``in_peace`` if the gateway, told goodbye, ended it as settled."""
+    def ended(self, number: int, error: BaseException | None, now: float) -> None:
+        """A session is over; no ``error``: the gateway, told goodbye, ended it as settled."""
         session = self._sessions.pop(number)
-        session.life, session.error, session.in_peace = Life.OVER, error, in_peace
-        if not in_peace:
+        session.end(error)
+        if error is not None:
             # Its gateway does not wait for the answers to what came by it. Calm has to.
             self._last_break = now
         if self.serving is not session:
             return
         # One that it had replaced may be there yet, and was not told goodbye.
-        older = (each for each in self._sessions.values() if each.number < number and each.serves)
-        self.serving = next(older, None)
-        if self.is_leaving or self.is_stopping:
+        older = (each for each in self._established() if each.registers and each.number < number)
+        self.serving = next((each for each in older if each.life is Life.ACCEPTED), None)
+        if error is None or self.is_leaving or self.is_stopping:
             return
         if self.serving is not None:
             self._news.append(ServesOn(session.connection_id, error, self.serving.connection_id))
@@ -199,7 +220,8 @@ class Plan:
         """The key that was shown is not the one to show any more: replace the session."""
         if not (self.is_leaving or self.is_stopping):
             self._news.append(AnotherKey())
-            self._current.going_away, self._current.is_kept = True, False
+            self._current.go_away()
+            self._kept = None
 
     def judged(self, delay: float | None) -> None:
         """The answer to :class:`Judge`: try again after so many seconds; ``None``: do not."""
@@ -223,10 +245,9 @@ class Plan:
 
     def decide(self, now: float, traffic: Traffic) -> Decision:
         """What the link's thread is to do now. Not to be asked again after :class:`End`."""
-        while True:
-            decision = self._decide(now, traffic)
-            if decision is not None:
-                return decision
+        while (decision := self._decide(now, traffic)) is None:
+            pass
+        return decision
 
     def _decide(self, now: float, traffic: Traffic) -> Decision | None:
         """One step; ``None``: the next one decides."""
@@ -234,11 +255,13 @@ class Plan:
         # opens nothing more after stop(), and nothing that registers after leave().
         if self.is_stopping:
             return self._end(None)
-        if self.is_leaving and self.phase not in _LEAVING:
+        if self.is_leaving and self.phase not in LEAVING:
             if self.serving is not None:
                 return self._begin_to_leave(self.serving)
             if traffic.is_quiet():
                 return self._end(None)
+        if self._current.life is Life.OVER and self.phase in _ATTENDING:
+            return self._judge_loss(now)
         return self._steps[self.phase](now, traffic)
 
     def _enter(self, phase: Phase) -> None:
@@ -262,14 +285,12 @@ class Plan:
         self._current = self._new_session(registers=not self.is_leaving)
         return Open(self._current.number, self._current.registers, self._failures.in_a_row)
 
-    def _new_session(self, *, registers: bool) -> PlannedSession:
+    def _new_session(self, *, registers: bool) -> _Session:
         self._opened += 1
-        self._sessions[self._opened] = PlannedSession(self._opened, registers=registers)
+        self._sessions[self._opened] = _Session(self._opened, registers=registers)
         return self._sessions[self._opened]
 
     def _await_accepted(self, now: float, _traffic: Traffic) -> Decision | None:
-        if self._current.is_over:
-            return self._judge_loss(now)
         if self._current.life is Life.OPENING:
             return Wait(for_traffic=self.is_leaving)
         # Not only the one before: a successor may have ended before it had parted from its own.
@@ -279,15 +300,17 @@ class Plan:
         self._enter(Phase.HANDING_OVER)
         return None
 
-    def _established(self) -> list[PlannedSession]:
+    def _established(self) -> list[_Session]:
         return [each for each in self._sessions.values() if each.life is not Life.OPENING]
 
     def _hand_over(self, now: float, traffic: Traffic) -> Decision | None:
-        if self._current.is_over:
-            return self._judge_loss(now)
         for other in self._others:
             if other.life is Life.ACCEPTED:  # the others have heard their goodbye
-                return self._replace(other, now, traffic)
+                calm = self._is_calm(other, now, traffic, self._patience_ends)
+                if isinstance(calm, Wait):
+                    return calm
+                other.take_leave()
+                return SayGoodbye((other.number,), last=calm)
         if self._until is None:
             # Patience is for the answers. What is on its way takes a moment after the goodbye.
             self._until = max(now + _GOODBYE_WAIT, self._patience_ends)
@@ -297,34 +320,26 @@ class Plan:
         self._serve_from(now)
         return Retire(left, "another connection has taken its place") if left else None
 
-    def _replace(self, other: PlannedSession, now: float, traffic: Traffic) -> Decision:
-        if self._calm is None or self._calm.session is not other:
-            self._calm = self._await_calm(other, now)
-        calm = self._calm.has_come(now, traffic, self._patience_ends)
-        if calm is None:
-            return Wait(self._calm.until, for_traffic=True)
-        other.life = Life.TOLD_GOODBYE
-        return SayGoodbye((other.number,), last=calm)
-
-    def _await_calm(self, session: PlannedSession, now: float) -> Calm:
-        """What ``session`` brings its gateway takes care of, if that drains: not what came before.
-
-        That cannot be anything by the first session that served.
-        """
-        assert session.accepted_at is not None
-        came_by = None if self.connections == 1 else max(session.accepted_at, self._last_break)
-        return Calm(session, now, came_by)
+    def _is_calm(self, session: _Session, now: float, traffic: Traffic, by: float) -> bool | Wait:
+        """Whether nothing is lost by saying goodbye now, or then at last; or how long to wait."""
+        if session.life is Life.OVER:
+            return False  # what it brought may be unanswered, and nobody will ask for it there
+        if session.drains and self.connections == 1:
+            return True  # the gateway waits for all that ever came from it
+        if self._calm is None or self._calm.session != session.number:
+            assert session.accepted_at is not None
+            came_by = max(session.accepted_at, self._last_break) if session.drains else now
+            self._calm = Calm(session.number, session.drains, session.registers, now, came_by)
+        calm = self._calm.has_come(now, traffic, by)
+        return Wait(self._calm.until, for_traffic=True) if calm is None else calm
 
     def _serve_from(self, now: float) -> None:
         self._enter(Phase.SERVING)
         self._look_at_key = now + self._look_at_key_every
 
     def _serve(self, now: float, _traffic: Traffic) -> Decision | None:
-        session = self._current
-        if session.is_over:
-            return self._judge_loss(now)
-        if session.going_away and not session.is_kept:
-            self._failures.count(now, session.accepted_at)
+        if self._current.going_away and self._current is not self._kept:
+            self._failures.count(now, self._current.accepted_at)
             if self._failures.in_a_row == 1:  # at once: most often a restart that was planned
                 return self._connect()
             return self._judge(None)  # it did not last: the next one may have to be replaced too
@@ -337,10 +352,9 @@ class Plan:
 
     def _judge_loss(self, now: float) -> Decision:
         """The current session is over."""
-        session = self._current
-        self._failures.count(now, session.accepted_at)
-        self._failures.judge_refusal(session.error, now)
-        return self._judge(session.error)
+        self._failures.count(now, self._current.accepted_at)
+        self._failures.judge_refusal(self._current.error, now)
+        return self._judge(self._current.error)
 
     def _judge(self, error: BaseException | None) -> Decision:
         self._error = error
@@ -361,8 +375,7 @@ class Plan:
         # SystemExit, from a function of the user's, is an order and no failure to connect.
         if self.serving is None or not isinstance(self._error, Exception):
             return self._end(self._error)
-        self._current = self.serving
-        self._current.is_kept = True
+        self._current = self._kept = self.serving
         self._news.append(GaveUpReplacing(self._current.connection_id, self._error))
         self._serve_from(now)
         return None
@@ -372,13 +385,13 @@ class Plan:
             self._lose(error, now)
             return
         outage = self.outage
-        worth_a_line = outage is not None and outage.failed(reason(error), now)
+        worth_a_line = outage is not None and outage.failed(error, now)
         self._news.append(Failed(error, outage, worth_a_line, wait, now))
 
     def _lose(self, error: BaseException, now: float) -> None:
         """No session serves any more, unless one does, or that was told already."""
         if self.outage is None and self.serving is None:
-            self.outage = Outage(now, reason(error))
+            self.outage = Outage(now, error)
             self._news.append(Lost(error))
 
     def _back_off(self, now: float, _traffic: Traffic) -> Decision:
@@ -389,7 +402,7 @@ class Plan:
 
     # Leaving
 
-    def _begin_to_leave(self, serving: PlannedSession) -> Decision | None:
+    def _begin_to_leave(self, serving: _Session) -> Decision | None:
         """Part from all, and lose nothing of what the gateway has sent, or sends until it knows."""
         # Those would register at a gateway that is about to be left.
         opening = _numbers(e for e in self._sessions.values() if e.life is Life.OPENING)
@@ -413,7 +426,7 @@ class Plan:
             self._until = now + _STAND_IN_WAIT
         # Where the key is refused by now, or the gateway is gone, the goodbye cannot wait for it.
         is_opening = self._stand_in.life is Life.OPENING
-        if is_opening and not self._current.is_over and now < self._until:
+        if is_opening and self._current.life is not Life.OVER and now < self._until:
             return Wait(self._until)
         self._enter(Phase.PARTING)
         return None
@@ -425,18 +438,17 @@ class Plan:
         takes: then all that came after the goodbye would be lost, and the end of the time to leave
         answers what is left.
         """
-        if self._calm is None:
-            self._calm = self._await_calm(self._current, now)
         loses_answers = self._needs_stand_in() and not self._has_stand_in()
         in_a_hurry = self._current.registers and not loses_answers
-        calm = self._calm.has_come(now, traffic, self._goodbye_by if in_a_hurry else math.inf)
-        if calm is None:
-            return Wait(self._calm.until, for_traffic=True)
+        deadline = self._goodbye_by if in_a_hurry else math.inf
+        calm = self._is_calm(self._current, now, traffic, deadline)
+        if isinstance(calm, Wait):
+            return calm
         self._was_calm = calm
         self._enter(Phase.SAID_GOODBYE)
         untold = [each for each in self._others if each.life is Life.ACCEPTED]
         for each in untold:
-            each.life = Life.TOLD_GOODBYE
+            each.take_leave()
         # On one of several there are answers to requests of another one, which its gateway does
         # not wait for: those that may not have arrived go out again elsewhere.
         last = calm and len(self._others) == 1
@@ -453,11 +465,11 @@ class Plan:
     def _settle(self, now: float, traffic: Traffic) -> Decision | None:
         """A stream may have broken off: the stand-in takes what is still to be answered."""
         assert self._stand_in is not None
-        if self._stand_in.is_over:
+        if self._stand_in.life is Life.OVER:
             return self._conclude(now, traffic)
         if not traffic.is_quiet():
             return Wait(for_traffic=True)
-        self._stand_in.life = Life.TOLD_GOODBYE
+        self._stand_in.take_leave()
         self._until = now + _GOODBYE_WAIT
         self._enter(Phase.FINISHING)
         return SayGoodbye((self._stand_in.number,), last=True)
@@ -465,24 +477,24 @@ class Plan:
     def _finish(self, now: float, traffic: Traffic) -> Decision | None:
         assert self._stand_in is not None
         assert self._until is not None
-        if not self._stand_in.is_over and now < self._until:
+        if self._stand_in.life is not Life.OVER and now < self._until:
             return Wait(self._until)
         return self._conclude(now, traffic)
 
     def _conclude(self, now: float, traffic: Traffic) -> Decision:
         """All are over. What they left goes out on another session, which registers nothing."""
-        if (self._was_calm and all(each.in_peace for each in self._others)) or traffic.is_quiet():
+        in_peace = all(each.error is None for each in self._others)
+        if (self._was_calm and in_peace) or traffic.is_quiet():
             return self._end(None)
         left = self._current
-        if left.in_peace and left.registers:  # the gateway is there, and was not to blame
-            return self._connect()
-        if not left.in_peace:
+        if left.error is not None:
             self._failures.count(now, left.accepted_at)
-            assert left.error is not None
             self._lose(left.error, now)
+        elif left.registers:  # the gateway is there, and was not to blame
+            return self._connect()
         return self._judge(None)
 
 
-def _numbers(sessions: Iterable[PlannedSession]) -> tuple[int, ...]:
+def _numbers(sessions: Iterable[_Session]) -> tuple[int, ...]:
     """Of those that are not over."""
-    return tuple(each.number for each in sessions if not each.is_over)
+    return tuple(each.number for each in sessions if each.life is not Life.OVER)

@@ -1,4 +1,4 @@
-"""What a plan knows: its phases, its sessions, when to part from one, since when there is none.
+"""What a link's plan goes by: its phases, what it decides and tells, and what it keeps in mind.
 
 Pure. Times are monotonic.
 """
@@ -6,27 +6,51 @@ Pure. Times are monotonic.
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from enum import Enum
-from typing import Protocol
+from typing import NamedTuple, Protocol, Union
 
-from revconn.core.refusals import Refusals
+from revconn.core.status import FINAL_CODES, Speaker
 from revconn.exceptions import ConnectionLost, HandshakeError
 from revconn.logger import Reminder
 
 __all__ = [
+    "CONFIRMED_AFTER",
+    "LEAVING",
     "TRANSITIONS",
+    "AnotherKey",
     "Calm",
+    "Connected",
+    "Decision",
+    "End",
+    "Failed",
     "Failures",
+    "GaveUpReplacing",
+    "Judge",
     "Life",
+    "LookAtKey",
+    "Lost",
+    "News",
+    "Open",
     "Outage",
     "Phase",
-    "PlannedSession",
+    "Retire",
+    "SayGoodbye",
+    "ServesOn",
+    "Shows",
     "Traffic",
+    "Wait",
     "reason",
 ]
 
 _QUIET_WAIT = 2.0  # for a moment in which nothing is unanswered; and for answers to leave
 _FIRST_REMINDER = 10.0
+
+CONFIRMED_AFTER = 300.0
+"""Seconds without any other answer until a stranger's refusal counts as a gateway's does.
+
+A gateway that starts again and again is given its longest break by Kubernetes: five minutes.
+"""
 
 
 class Phase(Enum):
@@ -45,6 +69,15 @@ class Phase(Enum):
     FINISHING = "finishing"
     CLOSED = "closed"
 
+
+LEAVING = {
+    Phase.STANDING_IN,
+    Phase.PARTING,
+    Phase.SAID_GOODBYE,
+    Phase.SETTLING,
+    Phase.FINISHING,
+}
+"""In which the plan has begun to carry out ``leave()``."""
 
 _LEAVES = {Phase.STANDING_IN, Phase.PARTING, Phase.CLOSED}
 _CONCLUDES = {Phase.CONNECTING, Phase.FAILED, Phase.CLOSED}
@@ -66,6 +99,15 @@ TRANSITIONS: dict[Phase, set[Phase]] = {
 """From which phase to which a plan may go; it asserts that, and the tests take each of them."""
 
 
+class Life(Enum):
+    """How far a session has come."""
+
+    OPENING = "opening"
+    ACCEPTED = "accepted"
+    TOLD_GOODBYE = "told goodbye"
+    OVER = "over"
+
+
 class Traffic(Protocol):
     """What has come by the link and is still to be answered, or to leave."""
 
@@ -79,80 +121,161 @@ class Traffic(Protocol):
         """Whether every answer that was queued has left."""
 
 
-class Life(Enum):
-    """How far a session has come."""
-
-    OPENING = "opening"
-    ACCEPTED = "accepted"
-    TOLD_GOODBYE = "told goodbye"
-    OVER = "over"
+# Decisions: what the link's thread is to do. Sessions go by the numbers that Open gives them.
 
 
-class PlannedSession:
-    """What the plan knows of one, by its number."""
+class Open(NamedTuple):
+    """Open a session, after so many failures in a row; tell of its end if there is no key."""
 
-    def __init__(self, number: int, *, registers: bool) -> None:
-        self.number = number
-        self.registers = registers
-        self.life = Life.OPENING
-        self.connection_id = ""
-        self.drains = False
-        self.accepted_at: float | None = None
-        self.going_away = False
-        self.is_kept = False  # no other can be had in its place
-        self.error: BaseException | None = None
-        self.in_peace = False
-
-    @property
-    def is_over(self) -> bool:
-        """Whether it has ended."""
-        return self.life is Life.OVER
-
-    @property
-    def serves(self) -> bool:
-        """Whether requests may come by it, and go on to."""
-        return self.registers and self.life is Life.ACCEPTED
+    session: int
+    registers: bool
+    failures: int
 
 
+class SayGoodbye(NamedTuple):
+    """Send DISCONNECTED on each. Not ``last``: answers to other sessions' requests are left."""
+
+    sessions: tuple[int, ...]
+    last: bool
+
+
+class Retire(NamedTuple):
+    """End these streams at once."""
+
+    sessions: tuple[int, ...]
+    why: str
+
+
+class Judge(NamedTuple):
+    """Say by :meth:`Plan.judged` whether to try again; without ``error`` only after how long."""
+
+    error: BaseException | None
+    failures: int
+
+
+class LookAtKey(NamedTuple):
+    """If the key to show is another one by now, say so by :meth:`Plan.another_key`."""
+
+
+class Wait(NamedTuple):
+    """Until then (monotonic), or until something happens.
+
+    ``for_traffic`` says that :class:`Traffic` counts as that.
+    """
+
+    until: float = math.inf
+    for_traffic: bool = False
+
+
+class End(NamedTuple):
+    """Retire whatever is left; ``error`` says why, unless that was asked for."""
+
+    error: BaseException | None
+
+
+Decision = Union[Open, SayGoodbye, Retire, Judge, LookAtKey, Wait, End]
+
+
+# News: what the log and the supervisor are to be told, by whoever told the plan of the cause
+
+
+class Shows(NamedTuple):
+    """The link is shown in another state, or in the same one once more."""
+
+
+class Connected(NamedTuple):
+    """A session serves, the ``number``-th one: in the place of another, or after an outage."""
+
+    session: int
+    connection_id: str
+    number: int
+    in_place_of: str | None
+    outage: Outage | None
+    now: float
+
+
+class ServesOn(NamedTuple):
+    """The session that served is over, and the one that it had replaced is there yet."""
+
+    connection_id: str
+    error: BaseException
+    fallback: str
+
+
+class Lost(NamedTuple):
+    """No session serves any more: an outage begins."""
+
+    error: BaseException
+
+
+class Failed(NamedTuple):
+    """An attempt failed, and the next is in ``wait`` seconds."""
+
+    error: BaseException
+    outage: Outage | None
+    worth_a_line: bool
+    wait: float
+    now: float
+
+
+class GaveUpReplacing(NamedTuple):
+    """No other session can be had in the place of one, which is kept until it ends."""
+
+    kept: str
+    error: Exception
+
+
+class AnotherKey(NamedTuple):
+    """The key that was shown is not the one to show any more."""
+
+
+News = Union[Shows, Connected, ServesOn, Lost, Failed, GaveUpReplacing, AnotherKey]
+
+
+# What the plan keeps in mind
+
+
+@dataclass
 class Calm:
-    """The moment to say goodbye to a session.
+    """The wait for the moment in which a session can be told goodbye, and nothing is lost.
 
     A gateway that drains takes care of what it sent on that session itself: what had come before,
     by another one, has to be answered, and to leave if it can soon. One that does not drain loses
     what is unanswered then, unless another session leads to it too: the plan waits for a quiet
     moment at first, then for what was unanswered as it began to wait.
 
-    :param came_by: when the last of what came before can have come; ``None``: nothing did.
+    :ivar session: its number.
+    :ivar drains: whether the gateway does.
+    :ivar registers: whether the session does: then others come while this one is waited for.
+    :ivar since: when the wait began.
+    :ivar came_by: when the last of what has to be answered can have come.
+    :ivar until: by when to ask again.
     """
 
-    def __init__(self, session: PlannedSession, now: float, came_by: float | None) -> None:
-        self.session = session
-        self.until = math.inf
-        self._quiet_by = now + _QUIET_WAIT
-        self._nothing_came_before = session.drains and came_by is None
-        self._came_by = now if came_by is None or not session.drains else came_by
-        self._answered_at: float | None = None
+    session: int
+    drains: bool
+    registers: bool
+    since: float
+    came_by: float
+    until: float = math.inf
+    _answered_at: float | None = None
 
     def has_come(self, now: float, traffic: Traffic, deadline: float) -> bool | None:
         """Whether all that has to be answered was, and has left; ``None``: wait ``until`` then."""
-        session = self.session
-        if session.is_over:  # what it brought may be unanswered, and nobody will ask for it there
-            return False
-        if self._nothing_came_before:
-            return True
-        if not session.drains:
+        if not self.drains:
             if traffic.is_quiet():
                 return True
             # Under load there is no quiet moment. After a while what came until now is enough.
-            if now < min(self._quiet_by, deadline):
-                return self._wait(now, min(self._quiet_by, deadline))
+            quiet_by = min(self.since + _QUIET_WAIT, deadline)
+            if now < quiet_by:
+                return self._wait(now, quiet_by)
         if self._answered_at is None:
-            if not traffic.is_answered(self._came_by):
+            if not traffic.is_answered(self.came_by):
                 return self._wait(now, deadline)
             self._answered_at = now
         if traffic.is_flushed():
             return True
-        if session.drains and session.registers:  # there is a hurry: meanwhile others come
+        if self.drains and self.registers:  # there is a hurry: meanwhile others come
             deadline = min(deadline, self._answered_at + _QUIET_WAIT)
         return self._wait(now, deadline)
 
@@ -167,24 +290,24 @@ class Outage:
     :param lost: why the last connection ended; ``None``: there was none yet.
     """
 
-    def __init__(self, now: float, lost: str | None = None) -> None:
+    def __init__(self, now: float, lost: BaseException | None = None) -> None:
         self.since = now
         self.attempts = 0
-        self.last_error = lost
+        self.last_error = None if lost is None else reason(lost)
         self.was_there = lost is not None
         self._reminder = Reminder(_FIRST_REMINDER)
         if lost is not None:
             self._reminder.is_due(now)  # the loss itself was worth a line
 
-    def failed(self, error: str, now: float) -> bool:
+    def failed(self, error: BaseException, now: float) -> bool:
         """Another attempt failed; whether that is worth a line."""
         self.attempts += 1
-        self.last_error = error
+        self.last_error = reason(error)
         return self._reminder.is_due(now)
 
 
 class Failures:
-    """Failures to connect, or to stay connected, in a row.
+    """Failures to connect, or to stay connected, in a row; and which refusal is final.
 
     :param stable_after: seconds that a session has to serve for its end to be the first of a row.
     """
@@ -192,12 +315,16 @@ class Failures:
     def __init__(self, stable_after: float) -> None:
         self.in_a_row = 0
         self._stable_after = stable_after
-        self._refusals = Refusals()
+        self._has_served = False
+        self._strangers_since: float | None = None  # nothing else has answered since
 
     def count(self, now: float, accepted_at: float | None) -> None:
         """One more, of a session that the gateway accepted then or, ``None``, did not."""
         if accepted_at is not None:
-            self._refusals.accepted()
+            # It is a gateway, and the key and the services were right: from now on only a
+            # gateway's own word says that they are not.
+            self._has_served = True
+            self._strangers_since = None
             if now - accepted_at >= self._stable_after:
                 self.in_a_row = 0
         self.in_a_row += 1
@@ -206,10 +333,20 @@ class Failures:
         """Say of a refusal whether it is final, for :func:`revconn.is_fatal` to go by."""
         if not isinstance(error, HandshakeError):
             return
-        if error.code is None:
-            self._refusals.failed_otherwise()
-        else:
-            error.is_final = self._refusals.is_final(error.code, error.speaker, now)
+        if error.code in FINAL_CODES:
+            error.is_final = self._is_final(error.speaker, now)
+        else:  # no refusal, or one that passes: something happens there
+            self._strangers_since = None
+
+    def _is_final(self, speaker: Speaker, now: float) -> bool:
+        # While a gateway is redeployed its proxy answers in its place (404, 403, a bare
+        # UNAUTHENTICATED). It ended connectors for good until it had to last for a while.
+        if speaker is Speaker.STRANGER:
+            if self._strangers_since is None:
+                self._strangers_since = now
+            return not self._has_served and now - self._strangers_since >= CONFIRMED_AFTER
+        self._strangers_since = None
+        return speaker is Speaker.GATEWAY or not self._has_served
 
 
 def reason(error: BaseException) -> str:

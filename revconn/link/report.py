@@ -6,19 +6,17 @@ import logging
 from typing import Any, Callable
 
 from revconn.exceptions import RevconnError
-from revconn.link.decisions import (
+from revconn.link.records import (
     AnotherKey,
     Connected,
     Failed,
     GaveUpReplacing,
     Lost,
     News,
+    Outage,
     ServesOn,
-    Shows,
 )
-from revconn.link.records import Outage
 from revconn.logger import get_logger
-from revconn.runtime.state import State
 from revconn.settings.target import Target
 
 __all__ = ["api_key_failed", "astray", "duration", "is_fatal_failed", "no_probes", "note", "tell"]
@@ -28,12 +26,9 @@ logger = get_logger("revconn.runtime.link")  # as users have it in their logging
 _UNITS = (("d", 86_400), ("h", 3_600), ("m", 60), ("s", 1))
 
 
-def tell(target: Target, state: State, news: News) -> None:
-    """What the plan of a link has to tell; the link's state is this now."""
-    if isinstance(news, Shows):
-        logger.debug("%s: %s", target, state.name)
-    else:
-        _LINES[type(news)](target, news)
+def tell(target: Target, news: News) -> None:
+    """What the plan of a link has to tell the operator."""
+    _LINES[type(news)](target, news)
 
 
 def _connected(target: Target, news: Connected) -> None:

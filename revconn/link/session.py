@@ -1,4 +1,4 @@
-"""One stream's life: the threads around a connection, from its opening to its end."""
+"""One stream's life: the key it shows, and the threads around a connection, to its end."""
 
 from __future__ import annotations
 
@@ -13,9 +13,8 @@ from revconn.core.connection import Phase
 from revconn.core.connector_side import ConnectorConnection, FromGateway
 from revconn.core.errors import Mask, presentable
 from revconn.core.liveness import ConnectorLiveness, Prober, Verdict
-from revconn.core.refusals import Speaker
 from revconn.core.sending import answer
-from revconn.core.status import StatusCode
+from revconn.core.status import Speaker, StatusCode
 from revconn.core.terms import CHUNKS, DRAIN, Terms
 from revconn.exceptions import (
     AuthenticationError,
@@ -24,20 +23,65 @@ from revconn.exceptions import (
     HandshakeError,
     remedy,
 )
+from revconn.link.report import api_key_failed
 from revconn.logger import get_logger
 from revconn.runtime import clock
 from revconn.runtime.threads import guarded_thread, own_thread
 from revconn.serving.calls import Calls
 from revconn.serving.replies import Line, Replies
+from revconn.settings.checks import require_api_key
+from revconn.settings.environment import KeyFile
 from revconn.settings.options import Options
+from revconn.settings.target import Target
 from revconn.transport.base import Stream, StreamEnded
 
-__all__ = ["Session", "SessionOwner"]
+__all__ = ["ApiKey", "Session", "SessionOwner"]
 
 logger = get_logger(__name__)
 
 _SHORTEST_PAUSE = 0.01  # seconds between two looks, however short a peer's silence may be
 _JOIN_TIMEOUT = 5.0
+
+
+class ApiKey:
+    """The key to show to ``target``, as ``ask`` gives it. Owned by the link's thread.
+
+    The user is asked before every session, and now and then while one serves.
+    """
+
+    def __init__(self, ask: Callable[[], str], target: Target) -> None:
+        self._ask = ask
+        self._target = target
+        self._shown = ""
+
+    def show(self) -> str:
+        """The key of now. Raises :class:`HandshakeError` when there is none."""
+        try:
+            self._shown = require_api_key(self._ask())
+        except ConfigurationError as error:
+            raise HandshakeError(str(self._target), f"no usable API key: {error}") from error
+        except SystemExit:
+            raise
+        except BaseException as error:  # a green thread's timeout is no Exception
+            api_key_failed(self._target)
+            reason = f"the api_key callable raised {type(error).__name__}"
+            raise HandshakeError(str(self._target), reason) from error
+        return self._shown
+
+    @property
+    def is_watched(self) -> bool:
+        """Whether to look for another one while a connection serves.
+
+        Not where a function makes it: each of its keys may be another one.
+        """
+        return isinstance(self._ask, KeyFile)
+
+    def is_another(self) -> bool:
+        """Whether there is one other than was shown last; having none now is no reason to act."""
+        try:
+            return require_api_key(self._ask()) != self._shown
+        except Exception:  # noqa: BLE001 - the next handshake will tell, if it is still so
+            return False
 
 
 class SessionOwner(Protocol):
@@ -66,7 +110,7 @@ class Session:
     """One stream from its opening to its end, in a thread of its own.
 
     ``terms`` are the connector's own until the gateway's first message has come. ``error`` says why
-    it ended, ``ended_in_peace`` that the gateway, told goodbye, ended it with nothing unsettled.
+    it ended; ``None`` if the gateway, told goodbye, ended it with nothing unsettled.
 
     Three threads: the receiving one feeds the connection, the stream's sender takes from the line,
     the timer's sleeps until something is due. ``_lock`` guards the connection, ``_retired`` and
@@ -113,7 +157,6 @@ class Session:
         self.services: tuple[str, ...] = ()
         self._prober: Prober | None = None
         self.error: BaseException | None = None
-        self.ended_in_peace = False
         self._says_last = False
         self._alarms: queue.SimpleQueue[bool] = queue.SimpleQueue()  # true: the end
         self._timer = guarded_thread(
@@ -136,11 +179,6 @@ class Session:
     def serves(self) -> bool:
         """Whether it is there for requests to come: accepted, and not told goodbye."""
         return bool(self.services) and self._connection.phase is Phase.READY
-
-    @property
-    def is_over(self) -> bool:
-        """Whether it has ended."""
-        return self.error is not None
 
     def start(
         self,
@@ -176,22 +214,21 @@ class Session:
     # Its own thread
 
     def _run(self, api_key: str) -> None:
-        error: BaseException
+        error: BaseException | None
         with own_thread():
             try:
                 self._serve(api_key)
             except StreamEnded as ended:
-                error = self._loss_by(ended)
-                self.ended_in_peace = self._left_in_peace(ended)
+                error = None if self._left_in_peace(ended) else self._loss_by(ended)
             except ConfigurationError as problem:  # a certificate's file is being replaced, say
                 error = self._loss(str(problem))
             except BaseException as failure:  # noqa: BLE001 - it is raised from start() and wait()
                 error = failure
             error = self._failure or error
             try:
-                if not self.ended_in_peace:
+                if error is not None:
                     self._stream.blame()
-                self._tear_down(settled=self.ended_in_peace and self._says_last)
+                self._tear_down(settled=error is None and self._says_last)
             finally:  # the link waits for that
                 self._end(error)
 
@@ -218,7 +255,7 @@ class Session:
                 return False
         return ended.code is StatusCode.OK or (ended.status_lost and self._line.is_flushed)
 
-    def _end(self, error: BaseException) -> None:
+    def _end(self, error: BaseException | None) -> None:
         self.error = error
         self._owner.session_over(self)
 

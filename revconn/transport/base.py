@@ -10,8 +10,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from revconn.core.errors import Mask
-from revconn.core.refusals import Speaker
-from revconn.core.status import StatusCode
+from revconn.core.status import Speaker, StatusCode
 from revconn.settings.options import TLS
 from revconn.settings.proxy import Proxy
 from revconn.settings.target import Target

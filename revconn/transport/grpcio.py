@@ -12,8 +12,7 @@ from typing import Any, Callable
 
 import grpc
 
-from revconn.core.refusals import Speaker, speaker
-from revconn.core.status import StatusCode
+from revconn.core.status import Speaker, StatusCode, speaker
 from revconn.core.terms import OFFER
 from revconn.logger import get_logger
 from revconn.runtime.threads import guarded_thread

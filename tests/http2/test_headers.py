@@ -6,8 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from revconn.core.refusals import Speaker
-from revconn.core.status import StatusCode, encode_message
+from revconn.core.status import Speaker, StatusCode, encode_message
 from revconn.http2.grpc import (
     StreamEnd,
     decode_metadata,

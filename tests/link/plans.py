@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from revconn.exceptions import ConnectionLost
-from revconn.link.decisions import Decision, Judge, News, Open, Shows, Wait
 from revconn.link.plan import Plan
+from revconn.link.records import Decision, Judge, News, Open, Shows, Wait
 
 BROKEN = ConnectionLost("gw:1", "it broke")
 DONE = ConnectionLost("gw:1", "the gateway ended the stream")
@@ -66,7 +66,7 @@ class Play:
         self.plan.accepted(number, self.now, connection_id=f"id-{number}", drains=drains)
 
     def end(self, number: int, error: BaseException = BROKEN, *, in_peace: bool = False) -> None:
-        self.plan.ended(number, DONE if in_peace else error, self.now, in_peace=in_peace)
+        self.plan.ended(number, None if in_peace else error, self.now)
 
     def leave(self, goodbye_in: float = PATIENCE) -> None:
         self.plan.leave(self.now + goodbye_in, self.now)

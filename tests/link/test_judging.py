@@ -10,8 +10,8 @@ import pytest
 
 from revconn import Backoff
 from revconn.exceptions import AuthenticationError, ConnectionLost, HandshakeError
-from revconn.link.decisions import Judge
 from revconn.link.link import Link
+from revconn.link.records import Judge
 from revconn.serving.handlers import Handlers
 from revconn.settings.target import parse_targets
 from tests.support.calls import open_calls

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from revconn.core.refusals import Speaker
-from revconn.core.status import StatusCode
+from revconn.core.status import Speaker, StatusCode
 from revconn.exceptions import AuthenticationError, HandshakeError
-from revconn.link.decisions import (
+from revconn.link.records import (
     AnotherKey,
     Connected,
     End,
@@ -17,12 +16,12 @@ from revconn.link.decisions import (
     LookAtKey,
     Lost,
     Open,
+    Phase,
     Retire,
     SayGoodbye,
     ServesOn,
     Wait,
 )
-from revconn.link.records import Phase
 from tests.link.plans import BROKEN, PATIENCE, STABLE_AFTER, Play
 
 REFUSED = HandshakeError("gw:1", "refused")

@@ -15,19 +15,20 @@ from hypothesis.stateful import (
 )
 
 from revconn.exceptions import HandshakeError
-from revconn.link.decisions import (
+from revconn.link.plan import Plan
+from revconn.link.records import (
+    TRANSITIONS,
     Decision,
     End,
     Judge,
     LookAtKey,
     Open,
+    Phase,
     Retire,
     SayGoodbye,
     Shows,
     Wait,
 )
-from revconn.link.plan import Plan
-from revconn.link.records import TRANSITIONS, Phase
 from tests.link.plans import BROKEN, DONE, Traffic
 
 LONGEST_WAIT = 60.0
@@ -228,7 +229,7 @@ class LinkThread(RuleBasedStateMachine):
     def end_session(self, number: int, error: BaseException, *, in_peace: bool = False) -> None:
         self.opening.pop(number, None)
         self.established.pop(number, None)
-        self.plan.ended(number, DONE if in_peace else error, self.now, in_peace=in_peace)
+        self.plan.ended(number, None if in_peace else error, self.now)
         self.happened()
 
     @precondition(lambda self: self.end is None and self.established)
@@ -334,7 +335,7 @@ class LinkThread(RuleBasedStateMachine):
                 return
             for number in sorted(self.told_goodbye & set(self.established)):
                 del self.established[number]
-                self.plan.ended(number, DONE, self.now, in_peace=True)
+                self.plan.ended(number, None, self.now)
             self.now += 2.0
         raise AssertionError(f"never done: {self.plan.phase}, {self.decision}")
 

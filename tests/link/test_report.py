@@ -8,12 +8,16 @@ import pytest
 
 from revconn.exceptions import ConnectionLost
 from revconn.link import report
-from revconn.link.decisions import Connected, Failed, Lost, News, Shows
-from revconn.link.records import Outage
+from revconn.link.link import Link
+from revconn.link.records import Connected, Failed, Lost, News, Outage, Shows
 from revconn.runtime.state import State
+from revconn.serving.handlers import Handlers
 from revconn.settings.target import parse_targets
+from tests.support.calls import open_calls
+from tests.support.options import make_options
 
 (TARGET,) = parse_targets("gw:1")
+RESET = ConnectionLost("gw:1", "reset")
 REFUSED = ConnectionLost("gw:1", "refused")
 
 
@@ -41,7 +45,7 @@ def test_a_duration_is_shown_in_two_units_at_most(seconds: float, shown: str) ->
 def said(caplog: pytest.LogCaptureFixture, news: News) -> str:
     caplog.set_level(logging.DEBUG, "revconn.runtime.link")
     caplog.clear()
-    report.tell(TARGET, State.READY, news)
+    report.tell(TARGET, news)
     (record,) = caplog.records
     assert record.name == "revconn.runtime.link", "as operators know it"
     return f"{record.levelname} {record.getMessage()}"
@@ -52,8 +56,8 @@ def connected(outage: Outage | None, now: float) -> Connected:
 
 
 def test_after_a_loss_the_reminders_come_at_growing_intervals() -> None:
-    outage = Outage(1000.0, "reset")
-    reminded = [now for now in range(86_400) if outage.failed("refused", 1000.0 + now)]
+    outage = Outage(1000.0, RESET)
+    reminded = [now for now in range(86_400) if outage.failed(REFUSED, 1000.0 + now)]
     assert reminded[:6] == [10, 30, 70, 150, 310, 630]
     intervals = [later - sooner for sooner, later in zip(reminded, reminded[1:])]
     assert intervals == sorted(intervals)
@@ -63,18 +67,18 @@ def test_after_a_loss_the_reminders_come_at_growing_intervals() -> None:
 
 def test_what_never_was_connected_says_so_at_the_first_failure() -> None:
     outage = Outage(1000.0)
-    reminded = [now for now in range(100) if outage.failed("refused", 1000.0 + now)]
+    reminded = [now for now in range(100) if outage.failed(REFUSED, 1000.0 + now)]
     assert reminded == [0, 10, 30, 70]
 
 
 def test_a_reminder_says_how_long_it_has_lasted_and_what_was_tried(caplog) -> None:
-    outage = Outage(1000.0, "reset")
-    outage.failed("refused", 1001.0)
+    outage = Outage(1000.0, RESET)
+    outage.failed(REFUSED, 1001.0)
     assert said(caplog, Failed(REFUSED, outage, True, 4.0, 1001.0)) == (
         "WARNING no connection: gw:1: refused; trying again in 4.0 s"
     )
     for now in range(6):
-        outage.failed("refused", 1010.0 + now)
+        outage.failed(REFUSED, 1010.0 + now)
     assert said(caplog, Failed(REFUSED, outage, False, 4.0, 1070.0)) == (
         "DEBUG no connection for 1 m 10 s, 7 attempts: gw:1: refused; trying again in 4.0 s"
     )
@@ -82,12 +86,12 @@ def test_a_reminder_says_how_long_it_has_lasted_and_what_was_tried(caplog) -> No
 
 
 def test_the_end_says_how_long_it_took_and_what_went_wrong_last(caplog) -> None:
-    outage = Outage(1000.0, "reset")
+    outage = Outage(1000.0, RESET)
     assert said(caplog, connected(outage, 1000.4)) == (
         "INFO connected to gw:1 again as id-2: back after 0.4 s, 1 attempt, last error: reset"
     )
     for _ in range(8):
-        outage.failed("refused", 1100.0)
+        outage.failed(REFUSED, 1100.0)
     assert said(caplog, connected(outage, 1192.0)) == (
         "INFO connected to gw:1 again as id-2: back after 3 m 12 s, 9 attempts, last error: refused"
     )
@@ -98,14 +102,33 @@ def test_a_start_that_succeeds_at_once_was_no_outage(caplog) -> None:
     assert said(caplog, connected(outage, 1001.0)._replace(number=1)) == (
         "INFO connected to gw:1 as id-2"
     )
-    outage.failed("refused", 1001.0)
+    outage.failed(REFUSED, 1001.0)
     assert said(caplog, connected(outage, 1012.0)._replace(number=1)) == (
         "INFO connected to gw:1 as id-2: after 12 s, 2 attempts, last error: refused"
     )
 
 
-def test_a_loss_and_a_state_are_a_line_each(caplog) -> None:
+def test_a_loss_is_a_line(caplog) -> None:
     assert said(caplog, Lost(REFUSED)) == (
         "WARNING lost the connection: gw:1: refused; connecting again"
     )
-    assert said(caplog, Shows()) == "DEBUG gw:1: READY"
+
+
+def test_a_state_is_a_line_for_those_who_look_closely_and_whoever_shows_it_is_told(caplog) -> None:
+    caplog.set_level(logging.DEBUG, "revconn.runtime.link")
+    shown: list[State] = []
+    with open_calls(Handlers()) as calls:
+        link = Link(
+            TARGET,
+            None,
+            make_options(),
+            ("echo.Echo",),
+            calls,
+            on_change=lambda: shown.append(link.state),
+            on_end=lambda link, error: None,
+        )
+        link._tell([Shows()])
+    (record,) = caplog.records
+    assert f"{record.levelname} {record.getMessage()}" == "DEBUG gw:1: IDLE"
+    assert record.name == "revconn.runtime.link", "as operators know it"
+    assert shown == [State.IDLE]

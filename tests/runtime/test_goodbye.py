@@ -89,4 +89,4 @@ def test_after_the_goodbye_a_lost_status_is_the_end_unless_something_is_unsent(
         line.take()  # the goodbye
     stream.ends(StreamEnded(code, "", status_lost=status_lost))
     session.join(TIMEOUT)
-    assert session.ended_in_peace is in_peace
+    assert (session.error is None) is in_peace

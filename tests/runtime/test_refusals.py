@@ -12,8 +12,8 @@ from hyperframe.frame import DataFrame
 
 from revconn import AuthenticationError, Connector, HandshakeError, State, StatusCode
 from revconn._proto.registry_pb2 import ConnectionMessage, ConnectionStatus
-from revconn.core import refusals
 from revconn.gateway import Gateway
+from revconn.link import records
 from tests.support.reference_gateway import ReferenceGateway
 from tests.support.scripted_http2 import GRPC_HEADERS, Http2Peer, HungUp, ScriptedHttp2
 
@@ -139,7 +139,7 @@ def test_a_new_start_waits_for_the_gateway_that_an_ingress_speaks_for(
 def test_a_new_start_gives_up_when_nothing_else_has_answered_for_a_while(
     new_connector, script, answer, monkeypatch
 ) -> None:
-    monkeypatch.setattr(refusals, "CONFIRMED_AFTER", 0.2)
+    monkeypatch.setattr(records, "CONFIRMED_AFTER", 0.2)
     ingress = script(answer)
     connector = started(new_connector(ingress.server.address))
     with pytest.raises(HandshakeError, match="check the target") as raised:
