@@ -34,6 +34,8 @@ class SafeLogger:
     is no fault of theirs. Thread-safe.
     """
 
+    # Between the caller and the standard method there are two frames of this class: a record is to
+    # name the caller, so each level gives stacklevel=3.
     __slots__ = ("_logger",)
 
     def __init__(self, logger: logging.Logger) -> None:
@@ -75,6 +77,8 @@ class SafeLogger:
     def _warn(
         self, code: CodeType, stack: str | None, message: str, arguments: tuple[object, ...]
     ) -> None:
+        # The standard logger gives a record the stack of whoever logs, or none. This one is of the
+        # thread that is talked about.
         logger = self._logger
         if logger.isEnabledFor(logging.WARNING):
             record = logger.makeRecord(
@@ -91,6 +95,8 @@ class SafeLogger:
             logger.handle(record)
 
     def _try(self, call: Callable[..., T], *arguments: Any, **options: Any) -> T | None:
+        # Whatever it raises, SystemExit and a green thread's timeout too: let out, it would end
+        # whichever of the library's threads had something to say, and the connection with it.
         try:
             return call(*arguments, **options)
         except BaseException as error:
@@ -102,6 +108,7 @@ class SafeLogger:
     def _tell_of(self, error: BaseException) -> None:
         if not logging.raiseExceptions:
             return
+        # Where a process has no stderr, or one that fails, the line is lost without a word.
         try:
             raised_at = traceback.extract_tb(error.__traceback__, limit=-1)[0]
             sys.stderr.write(
@@ -152,12 +159,14 @@ class Reminder:
         """The trouble is there now: whether to say so."""
         if self._due is not None and now < self._due:
             return False
+        # After a minute, two more, four more, up to an hour: a night takes some fifteen lines.
         self._interval = min(2 * self._interval, self._most) if self._interval else self._first
         self._due = now + self._interval
         return True
 
     def rest(self, now: float) -> None:
         """The trouble is not there now. Once it has long been gone it counts as new again."""
+        # Not at once: what comes and goes every few seconds would be a line each time.
         if self._due is not None and now >= self._due + self._interval:
             self._due = None
             self._interval = 0.0
@@ -183,6 +192,7 @@ class Reminders:
 
         Else how many there were since the last line, this one included.
         """
+        # Taken out and put in anew: so the dict's order is that of the last of each kind.
         reminder, unsaid = self._kinds.pop(kind, (Reminder(), 0))
         reminder.rest(now)
         unsaid += 1

@@ -1,4 +1,4 @@
-"""A connector's life: its links and its dispatcher, from the start to the last goodbye."""
+"""A connector's life: its links and its calls, from the start to the last goodbye; its state."""
 
 from __future__ import annotations
 
@@ -42,11 +42,16 @@ _WATCH_INTERVAL = 1.0
 
 
 class Supervisor:
-    """Starts and ends what serves: links, calls, executor. Lives once.
+    """Starts and ends what serves: links, calls, executor. It starts once, and ends once.
 
-    ``_lock`` guards ``_living``, ``_ending``, ``_finished``, ``_failure`` and ``_fatal``; nothing
-    is called under it.
-    ``on_end`` is called once, last of all, in whichever thread ended it.
+    It ends in one of three ways, and each leads to ``_finish``, which counts the first time only:
+    every link's thread ended (they were told to, or gave up), an abort no longer waits for one
+    that users' code holds up, or no thread could be started.
+
+    ``_lock`` guards ``_living``, ``_ending``, ``_end_is_awaited``, ``_finished``, ``_failure`` and
+    ``_fatal``; nothing is called under it.
+
+    :param on_end: called once, last of all, in whichever thread ended it.
     """
 
     def __init__(
@@ -62,7 +67,7 @@ class Supervisor:
         self._on_end = on_end
         self._own_executor: DaemonExecutor | None = None
         executor: Executor | None = options.executor
-        if executor is None:
+        if executor is None:  # one of the user's is never shut down here
             executor = self._own_executor = DaemonExecutor(options.max_workers, "revconn-handler")
         runs = Runs()
         self.calls = Calls(
@@ -92,10 +97,10 @@ class Supervisor:
         self._watchdog = self._make_watchdog(runs, options.slow_handler_after)
         self._lock = threading.Lock()
         self._living = len(self.links)
-        self._ending = False
-        self._end_is_awaited = False
+        self._ending = False  # somebody asked for the end: drain or abort
+        self._end_is_awaited = False  # by a thread in the place of a handler that called abort()
         self._finished = False
-        self._failure: BaseException | None = None
+        self._failure: BaseException | None = None  # of the first link that gave up
         self._fatal: BaseException | None = None  # of what all links need
         self._drain_timeout = options.drain_timeout
 
@@ -109,6 +114,7 @@ class Supervisor:
         interval = _WATCH_INTERVAL
         if slow_handler_after is not None:
             looks.append(SlowHandlers(runs, slow_handler_after).look)
+            # So that a slow handler is named after one and a half times the limit at the latest.
             interval = min(interval, slow_handler_after / 2)
         return Watchdog(runs, looks, interval=interval, wait=self._ended.wait)
 
@@ -124,7 +130,7 @@ class Supervisor:
             self._watchdog.start()
             for link in self.links:
                 link.start()
-        except RuntimeError:
+        except RuntimeError:  # some of the threads run already, and none is to be left behind
             for link in self.links:
                 link.abort()
             self._finish()
@@ -151,6 +157,7 @@ class Supervisor:
     def error(self) -> BaseException | None:
         """Why it ended, once it has, when nobody had asked it to."""
         with self._lock:
+            # A link that gave up is no error of a connector whose other links serve on.
             return self._fatal or (None if self._living else self._failure)
 
     # The end
@@ -162,6 +169,7 @@ class Supervisor:
                 return
             self._fatal = error
         logger.error("the connector cannot go on, and leaves: %s", error)
+        # No abort: answers that are ready can still leave.
         self.begin_drain(self._drain_timeout)
 
     def begin_drain(self, timeout: float) -> None:
@@ -187,6 +195,8 @@ class Supervisor:
         In a thread that the draining waits for (a handler's, a callback's) it returns at once.
         """
         self.begin_drain(timeout)
+        # More than what the drain allows itself: it says 503 to what is left when the time is up,
+        # and that has to leave. An earlier drain with more patience than this call ends here.
         if not is_own_thread() and not self._ended.wait(timeout + 2 * _FLUSH_WAIT):
             self.abort()
 
@@ -199,6 +209,8 @@ class Supervisor:
         if not is_own_thread():
             self._await_end()
             return
+        # This thread is one that the end waits for, so another one waits in its place: a single
+        # one, however many handlers call abort(). Where none can be had the next call tries again.
         with self._lock:
             first, self._end_is_awaited = not self._end_is_awaited, True
         if first and not in_background(self._await_end):
@@ -219,11 +231,15 @@ class Supervisor:
                 )
 
     def _drain(self, timeout: float) -> None:
-        with own_thread():  # it tells callbacks that it drains, and they may call stop()
+        # It tells callbacks that the state is DRAINING, and such a callback may call stop(), which
+        # would wait for this very thread.
+        with own_thread():
             self._finish_and_leave(time.monotonic() + timeout)
 
     def _finish_and_leave(self, deadline: float) -> None:
         self._board.update(lambda state: state if state is State.CLOSED else State.DRAINING)
+        # Said earlier than the time is up: what is on its way to us as the goodbye is said, from a
+        # gateway that does not drain, needs a while to arrive and to be answered.
         for link in self.links:
             link.leave(deadline - _LINGER)
         if not self._await_departure(deadline):
@@ -233,6 +249,7 @@ class Supervisor:
         self._await_end()
 
     def _settle_the_rest(self) -> None:
+        """The time is up: answer 503 to what is left, and give that a moment to leave."""
         self.calls.give_up()
         if self._become_quiet(time.monotonic() + _FLUSH_WAIT):
             self._ended.wait(_FLUSH_WAIT)  # an abort could overtake the last answers
@@ -259,6 +276,8 @@ class Supervisor:
 
     def _become_quiet(self, deadline: float) -> bool:
         """Wait until nothing is unanswered and every answer has left, or until ``deadline``."""
+        # One after the other, under one deadline. While requests come, all need not have been quiet
+        # at one instant; after the goodbye they come to an end.
         quiet = self.calls.wait_idle(_clamp(deadline - time.monotonic()))
         for link in self.links:
             quiet &= link.wait_flushed(_clamp(deadline - time.monotonic()))
@@ -282,6 +301,9 @@ class Supervisor:
         self._board.update(self._combined)
 
     def _combined(self, state: State) -> State:
+        """By the links' states now. Runs under the board's lock, and takes no other."""
+        # Once it drains or is closed, no link's state shows any more: one may connect meanwhile, to
+        # deliver what is left.
         if state in (State.DRAINING, State.CLOSED):
             return state
         combined = combine(link.state for link in self.links)
@@ -295,11 +317,12 @@ class Supervisor:
                 "gave up %s: %s", link.target, error, exc_info=error if unforeseen else None
             )
         with self._lock:
+            # Counted, and not asked of the threads: this one is still alive as it says so.
             self._living -= 1
             self._failure = self._failure or error
             if self._living:
                 return
-            if self._ending:
+            if self._ending:  # it was to end anyway: what fails on the way is no error of the end
                 self._failure = None
         self._finish()
 
@@ -314,8 +337,10 @@ class Supervisor:
             self.calls.close()
             if self._own_executor is not None:
                 self._own_executor.shutdown(wait=False)
-        finally:  # somebody waits for that
-            with own_thread():  # callbacks are told, and they may call stop()
+        finally:  # stop(), wait() and a blocking start() wait for this, whatever failed above
+            # Callbacks are told, and a callback may call stop(). The state is CLOSED before stop()
+            # returns: who called it may look at once.
+            with own_thread():
                 self._board.update(lambda state: State.CLOSED)
             self._ended.set()
             self._on_end()
@@ -341,10 +366,12 @@ class StateBoard:
     def __init__(self, state: State = State.IDLE) -> None:
         self._lock = threading.Lock()
         self._state = state
+        # Queues and no condition: a condition has a lock, and a signal handler that calls stop() in
+        # the main thread may have interrupted that very thread while it waited, and held it.
         self._waiting: list[queue.SimpleQueue[State]] = []
         self._callbacks: list[Callable[[State], object]] = []
         self._untold: deque[State] = deque()
-        self._telling = False
+        self._telling = False  # a thread is calling callbacks now, and tells later changes too
 
     @property
     def state(self) -> State:
@@ -391,6 +418,8 @@ class StateBoard:
         return state
 
     def _tell(self) -> None:
+        # One change at a time, by one thread: two threads that told of two changes could tell them
+        # in the other order, and a callback that changes the state is not called within itself.
         while True:
             with self._lock:
                 if self._telling or not self._untold:

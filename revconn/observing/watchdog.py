@@ -19,10 +19,11 @@ __all__ = ["FullPool", "SlowHandlers", "SlowReader", "Watchdog"]
 
 logger = get_logger(__name__)
 
-_LATENESS = 1.0
+# Seconds, from which on each is worth a line.
+_LATENESS = 1.0  # of the watchdog itself: the interpreter was held
 _WAIT_FOR_WORKER = 1.0
 _WAIT_FOR_READER = 5.0
-_METHODS = 100  # gateways make up names
+_METHODS = 100  # whose reminders are kept: a gateway can make up names of methods
 
 
 class Watchdog:
@@ -52,6 +53,8 @@ class Watchdog:
         self._interval = interval
         self._clock = clock
         self._wait = wait
+        # A flag beside the wait: in a forked child the lock of an event may be held for ever, so
+        # nothing is set there. A green thread, which the child has too, sees it when it wakes.
         self._forsaken = False
         self._reminder = Reminder()
         self._thread = guarded_thread("revconn-watchdog", self.run)
@@ -88,6 +91,7 @@ class Watchdog:
         if late < _LATENESS:
             self._reminder.rest(now)
         elif self._reminder.is_due(now):
+            # Afterwards only: while the interpreter was held, nothing here could look.
             methods = sorted({request.method[:200] for request in self._runs.during(due, now)})
             if methods:
                 suspects = f"while handlers ran of {', '.join(map(repr, methods))}"
@@ -116,6 +120,7 @@ class SlowHandlers:
 
     def look(self, now: float) -> None:
         """Name those that became slow since the last look."""
+        # A copy: handlers' threads begin and end their runs meanwhile, without a lock.
         running = self._runs.now()
         self._named = {
             thread: run for thread, run in self._named.items() if running.get(thread) == run
@@ -125,6 +130,8 @@ class SlowHandlers:
             if now - run.since > self._after and thread not in self._named:
                 self._named[thread] = run
                 slow.setdefault(run.request.method, {})[thread] = run
+        # A line for each method, about the run that has lasted longest: a database that hangs holds
+        # up every worker there is, and one stack tells as much as sixteen.
         for method, runs in slow.items():
             if self._reminders.count(method, now):
                 self._name(runs, now)
@@ -157,6 +164,7 @@ class FullPool:
     def look(self, now: float) -> None:
         """See how long requests have waited."""
         backlog = self._backlog(now)
+        # By how long the first of them has waited and not by their number: a burst is no trouble.
         if backlog is None or backlog.longest < _WAIT_FOR_WORKER:
             self._reminder.rest(now)
         elif self._reminder.is_due(now):
@@ -185,6 +193,8 @@ class SlowReader:
 
     def look(self, now: float) -> None:
         """See whether there was any progress since the last look."""
+        # By batches that were begun, not by bytes: however little a gateway takes at a time, once a
+        # batch has left the next one begins. A stream with nothing to send is not listed at all.
         begun = {}
         for stream, batches in self._unsent().items():
             before = self._begun.get(stream)

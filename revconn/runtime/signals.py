@@ -19,8 +19,8 @@ __all__ = ["Repeats", "obey_signals", "signals_into"]
 logger = get_logger(__name__)
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
-_GLANCE = 1.0
-_SAME = 1.0  # seconds
+_GLANCE = 1.0  # seconds, after which a waiting main thread lets Python run a signal's handler
+_SAME = 1.0  # seconds, within which the same signal again is a repeat
 
 
 class Repeats:
@@ -55,7 +55,7 @@ def signals_into(
     any two bytecodes of the main thread, so it must take no lock that thread may hold:
     ``SimpleQueue.put`` is the one reentrant way to wake somebody.
     """
-    if not _is_main_thread():
+    if not _is_main_thread():  # signal.signal() would raise ValueError
         yield
         return
     pid = os.getpid()
@@ -97,7 +97,7 @@ def obey_signals(
     SIGHUP is none of them, if there is something to ``reload``. ``drain`` must return at once.
     ``repeats`` are nothing new. Returns the signal that aborted, if one did.
     """
-    repeats = repeats or Repeats()
+    repeats = repeats or Repeats()  # the caller's, where signals were counted before this began
     draining = False
     aborted_by: int | None = None
     while (number := _next(wakeups)) is not None:
@@ -110,7 +110,7 @@ def obey_signals(
             logger.info("%s: finishing what was accepted, then leaving", name)
             draining = True
             drain()
-        else:
+        else:  # any signal after that one, and not the same alone: Ctrl-C after SIGTERM, say
             logger.warning("%s again: leaving at once", name)
             aborted_by = aborted_by or number
             abort()
@@ -118,11 +118,14 @@ def obey_signals(
 
 
 def _next(wakeups: queue.SimpleQueue[int | None]) -> int | None:
-    """Wait, glancing up now and then.
+    """Wait for the number of the next signal, or for the end, glancing up now and then.
 
-    A signal that arrives in the instant before the wait begins does not interrupt it, and on
-    Windows none does: its handler runs at the next glance.
+    Whatever is to come wakes it, and still it has to look: a signal that arrives in the instant
+    before the wait begins does not interrupt it, one that the system gave to another thread does
+    not either, and on Windows none does. Python runs the signal's handler in the main thread,
+    between two bytecodes of that: at the next glance, and it is the handler that wakes.
     """
+    # A connector that ends puts None there, from the thread that ended it.
     while True:
         try:
             return wakeups.get(timeout=_GLANCE)

@@ -35,6 +35,7 @@ class LinkStatus:
     last_error: str | None = None
     next_attempt_in: float | None = None
 
+    # In the repr of a connector, which its TimeoutErrors quote.
     def _trouble(self) -> str:
         """Such as ``; a:1: Connection refused; next attempt in 0.7 s``; nothing if all is well."""
         if self.last_error is None:
