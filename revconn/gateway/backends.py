@@ -31,10 +31,9 @@ from revconn.core.status import StatusCode, encode_message, http_status
 from revconn.core.terms import VIA_HEADER
 from revconn.exceptions import ConfigurationError
 from revconn.gateway.keys import ApiKeys
-from revconn.gateway.limits import Counters, Limits
+from revconn.gateway.limits import Counters, Limits, Watch
 from revconn.gateway.refusals import NobodyServes, Refused, answer, fail, over_limit
 from revconn.gateway.report import Journal
-from revconn.gateway.watch import Watch
 from revconn.logger import get_logger
 from revconn.settings.target import Target, bare_host
 

@@ -27,9 +27,9 @@ from revconn.core.routing import Wanted, split_method_path
 from revconn.core.status import StatusCode, decode_message, response_code
 from revconn.gateway.backends import BackendRequest, Reply
 from revconn.gateway.calls import Call
+from revconn.gateway.limits import Watch
 from revconn.gateway.refusals import STOPPING, Refused, begin, fail, over_limit
 from revconn.gateway.shared import Shared
-from revconn.gateway.watch import Watch
 from revconn.logger import get_logger, level_check
 
 __all__ = ["Callers", "OutsideCall"]

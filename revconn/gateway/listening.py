@@ -24,7 +24,7 @@ from revconn.gateway.tls import Arrivals, ServerTLS, server_credentials
 from revconn.logger import Reminder, get_logger
 
 if TYPE_CHECKING:
-    from revconn.gateway.health import Health
+    from revconn.gateway.introspection import Health
 
 __all__ = ["Door", "Serving"]
 
@@ -190,8 +190,7 @@ def _introspection(
 ) -> tuple[Health | None, tuple[grpc.GenericRpcHandler, ...]]:
     """Health checks and reflection, where the libraries for them are installed."""
     try:
-        from revconn.gateway.health import Health
-        from revconn.gateway.reflection import reflection_handlers
+        from revconn.gateway.introspection import Health, reflection_handlers
     except Exception as error:  # noqa: BLE001 - protobuf and grpc refuse one of the wrong age
         logger.info("no health checks and no reflection: %s; pip install 'revconn[gateway]'", error)
         return None, ()

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from revconn.gateway.watch import Watch
+from revconn.gateway.limits import Watch
 
 
 def test_it_cancels_whoever_takes_too_long() -> None:

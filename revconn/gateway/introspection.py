@@ -1,34 +1,48 @@
-"""grpc.health.v1: whether the gateway, and each service that connectors registered, is served."""
+"""What the gateway says of itself: grpc.health.v1, and server reflection.
+
+Apart from all else, because the libraries for both are an extra: without them neither is served.
+Everything here belongs to the gateway's thread.
+"""
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
 from typing import Any
 
 import grpc
 import grpc.aio
+from google.protobuf import descriptor_pool
+from google.protobuf.descriptor import FileDescriptor
+from grpc_health.v1 import health_pb2
 from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
+from grpc_reflection.v1alpha import reflection, reflection_pb2
 
+from revconn._proto import registry_pb2
 from revconn.core.connection import decode
 from revconn.core.errors import ProtocolError
 from revconn.core.routing import Wanted
 from revconn.core.status import StatusCode
 from revconn.gateway.refusals import STOPPING, Refused, fail, over_limit
 from revconn.gateway.shared import Shared
+from revconn.gateway.tls import Arrivals
 
-__all__ = ["HEALTH_SERVICE", "Health"]
+__all__ = ["HEALTH_SERVICE", "Health", "reflection_handlers"]
 
 HEALTH_SERVICE = "grpc.health.v1.Health"
+
+_V1ALPHA = "grpc.reflection.v1alpha.ServerReflection"
+_V1 = "grpc.reflection.v1.ServerReflection"
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
 
 class Health:
-    """Answers from the registry itself. It belongs to the gateway's thread.
+    """Whether the gateway, and each service that connectors or backends registered, is served.
 
-    The library's own servicer keeps the status of every name that was ever set: here connectors
-    would choose the names. And a call of ``a.B.C`` goes to whoever registered ``a.B``, which it
-    could not know.
+    Answers from the registry itself. The library's own servicer keeps the status of every name
+    that was ever set: here connectors would choose the names. And a call of ``a.B.C`` goes to
+    whoever registered ``a.B``, which the library's servicer could not know.
     """
 
     def __init__(self, shared: Shared) -> None:
@@ -130,3 +144,48 @@ def _service(received: bytes) -> str:
         return decode(HealthCheckRequest, received).service
     except ProtocolError as error:
         raise Refused(StatusCode.INVALID_ARGUMENT, str(error)) from None
+
+
+def reflection_handlers(arrivals: Arrivals) -> tuple[grpc.GenericRpcHandler, ...]:
+    """Server reflection: what the gateway itself serves, told to tools such as grpcurl.
+
+    One handler for each version; their messages are the same but for the package's name.
+    """
+    files = [module.DESCRIPTOR for module in (registry_pb2, health_pb2, reflection_pb2)]
+    services = [name.full_name for file in files for name in file.services_by_name.values()]
+    # asyncio's, by the name under which every release since 1.48 has it
+    servicer = reflection.aio.ReflectionServicer(services, pool=_pool_of(files))
+
+    async def reflect(requests: AsyncIterator[bytes], context: Context) -> AsyncIterator[Any]:
+        arrivals.called(context.peer)
+        responses: Any = servicer.ServerReflectionInfo(_decoded(requests), context)
+        try:
+            async for response in responses:
+                yield response
+        except ProtocolError as error:
+            problem = str(error)
+        else:
+            return
+        await fail(context, StatusCode.INVALID_ARGUMENT, problem)
+
+    # Requests come encoded: what grpc cannot decode it logs, with a traceback, each time.
+    method: grpc.RpcMethodHandler[Any, Any] = grpc.stream_stream_rpc_method_handler(
+        reflect, None, reflection_pb2.ServerReflectionResponse.SerializeToString
+    )
+    return tuple(
+        grpc.method_handlers_generic_handler(service, {"ServerReflectionInfo": method})
+        for service in (_V1, _V1ALPHA)
+    )
+
+
+async def _decoded(requests: AsyncIterator[bytes]) -> AsyncIterator[Any]:
+    async for received in requests:
+        yield decode(reflection_pb2.ServerReflectionRequest, received)
+
+
+def _pool_of(files: list[FileDescriptor]) -> descriptor_pool.DescriptorPool:
+    # Ours are not in the pool that all modules of a process share.
+    pool = descriptor_pool.DescriptorPool()
+    for file in files:
+        pool.AddSerializedFile(file.serialized_pb)
+    return pool

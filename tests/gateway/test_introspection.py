@@ -191,7 +191,7 @@ def test_without_the_libraries_it_serves_all_else_and_says_what_to_install(
     missing, monkeypatch, run_gateway, connect, call, caplog
 ) -> None:
     def refuse(name: str, *rest: Any, **more: Any) -> Any:
-        if name.startswith((missing, "revconn.gateway.health", "revconn.gateway.reflection")):
+        if name.startswith((missing, "revconn.gateway.introspection")):
             raise ImportError(f"No module named {missing!r}")
         return imported(name, *rest, **more)
 
