@@ -152,11 +152,11 @@ class Connector:
         )
         self._handlers = Handlers()
         self._board = StateBoard()
-        self._wakeups: queue.SimpleQueue[int | None] = queue.SimpleQueue()
+        self._wakeups: queue.SimpleQueue[int | None] = queue.SimpleQueue()  # signals; None: the end
         self._lock = threading.Lock()  # guards _supervisor, _stopped and registration
         self._supervisor: Supervisor | None = None
-        self._stopped = False
-        self._forked = False
+        self._stopped = False  # before any start, so there is to be none
+        self._forked = False  # it was started in the parent, and this is the child
         _connectors.add(self)
 
     @classmethod
@@ -179,6 +179,7 @@ class Connector:
         except ConfigurationError as error:
             raise named_by_variable(error, prefix, overrides) from None
 
+    # To set connector.max_worker, misspelt, would change nothing, and nobody would be told.
     def __setattr__(self, name: str, value: object) -> None:
         require_attribute(Connector, self, name)
         super().__setattr__(name, value)
@@ -235,6 +236,7 @@ class Connector:
         self._refuse_fork()
         with self._lock:
             supervisor = self._supervisor
+            # Services are registered as a connection begins: a gateway would not hear of this one.
             if supervisor is not None and service not in supervisor.services:
                 refuse("service", service, "is new after the start", "add it before start()")
             add()
@@ -256,6 +258,7 @@ class Connector:
         if not require_flag("block", block):
             self._launch().start()
             return
+        # From before the start, so that a signal in the midst of it is heard when it is done.
         with signals_into(self._wakeups):
             supervisor = self._launch()
             supervisor.start()
@@ -279,6 +282,7 @@ class Connector:
             raise RevconnError(
                 "wait_ready() in a handler or a callback could wait for itself; give a timeout"
             )
+        # After DRAINING there is no READY any more, so to wait on would be to wait for the end.
         reached = self._board.wait_for((State.READY, State.DRAINING, State.CLOSED), timeout)
         if reached is None:
             raise TimeoutError(f"not ready within {timeout:g} s: {self!r}")
@@ -314,6 +318,7 @@ class Connector:
             if supervisor is not None:
                 supervisor.stop(seconds)
 
+        # It takes locks. In a signal handler the main thread may hold one of them already.
         aside(stop, seconds + _HELD_UP)
 
     def abort(self) -> None:
@@ -325,6 +330,7 @@ class Connector:
         if supervisor is not None:
             supervisor.abort()
 
+    # Not stop itself: to unregister that would unregister what an application has registered.
     def _stop_at_exit(self) -> None:
         """The interpreter ends and nobody has stopped it: an ordinary end all the same."""
         self.stop()
@@ -421,11 +427,13 @@ class Connector:
                 self._board,
                 on_end=self._end,
             )
+        # Outside of the lock: it may warn, and logging runs the application's handlers.
         _claims.claim(self, self._options.targets, services)
         atexit.register(self._stop_at_exit)
         return self._supervisor
 
     def _end(self) -> None:
+        """All has ended: in whichever thread ended it. Whoever waits for signals goes on."""
         atexit.unregister(self._stop_at_exit)
         _claims.release(self)
         self._wakeups.put(None)
@@ -434,7 +442,7 @@ class Connector:
         """In a forked child: what was started stays the parent's; any lock may be held for ever."""
         self._lock = threading.Lock()
         supervisor, self._supervisor = self._supervisor, None
-        if supervisor is None:
+        if supervisor is None:  # made before the fork, to be started after it: pre-forking servers
             self._board.renew_locks()
             return
         supervisor.forsake()
@@ -443,6 +451,7 @@ class Connector:
 
     def _end_idle(self) -> Supervisor | None:
         """The supervisor to end; without one the connector is closed right here."""
+        # At once: another connector may take its place while this one still drains.
         _claims.release(self)
         with self._lock:
             if self._supervisor is not None:

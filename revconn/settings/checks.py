@@ -27,6 +27,7 @@ __all__ = [
 
 logger = get_logger(__name__)
 
+# ASCII alone, as protobuf's identifiers are, and so the names of gRPC's services.
 _SERVICE_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*(?:\.[A-Za-z_][A-Za-z0-9_]*)*")
 _LONGEST = 2_000_000.0  # seconds, 23 days: what every timer below takes (gRPC's count ms in int32)
 
@@ -51,6 +52,8 @@ def require_api_key(value: Any, argument: str = "api_key") -> str:
         refuse(argument, None, f"is {type(value).__name__}, not text", "give the key as a str")
     if not value.strip():
         refuse(argument, None, "is empty", "give the key that the gateway issued")
+    # A lone surrogate and a byte order mark cannot be printed either. They failed as the key was
+    # sent, and some protobuf runtimes showed it in their error.
     if not value.isprintable():
         refuse(
             argument,
@@ -103,6 +106,7 @@ def require_attribute(owner: type, instance: object, name: str) -> None:
 
     A subclass of it may have more. Raises :class:`AttributeError`, with the nearest name.
     """
+    # What the class has may be replaced, as tests do with a method.
     if type(instance) is not owner or name.startswith("_") or hasattr(owner, name):
         return
     import inspect  # only ever needed for an error
@@ -133,6 +137,8 @@ def warn_of_readers(argument: str, path: str | os.PathLike[str], descriptor: int
     shown = os.fspath(path)
     if os.name != "posix" or shown in _warned_of:
         return
+    # Of the file that was opened: at its path there may be another one by now. Where it belongs to
+    # somebody else, its group is how this process came to read it, as with a mounted secret.
     status = os.fstat(descriptor)
     by_group = status.st_mode & stat.S_IRGRP and status.st_uid == os.geteuid()
     if by_group or status.st_mode & stat.S_IROTH:
@@ -146,4 +152,5 @@ def warn_of_readers(argument: str, path: str | os.PathLike[str], descriptor: int
 
 
 def _is_number(value: Any) -> bool:
+    # True is an int to Python. A NaN passes here, and fails every comparison with a bound.
     return isinstance(value, (int, float)) and not isinstance(value, bool)

@@ -23,6 +23,8 @@ _KEYS_OF_A_GATEWAY = f"{PREFIX}API_KEYS"  # what `revconn gateway` reads
 
 _SWITCH = {"on": True, "true": True, "1": True, "off": False, "false": False, "0": False}
 _TLS_FIELDS = ("ca", "cert", "key", "server_name")
+# Python itself reads more than anybody means: nan, infinity, 1_000, other scripts' digits; and
+# raises a ValueError of its own for 5,000 digits.
 _WHOLE = re.compile(r"[0-9]{1,18}")  # what fits into 64 bits
 _DECIMAL = re.compile(r"[0-9]+(?:\.[0-9]+)?")
 # By the type that a field of Options or Backoff is annotated with: what its text may be, how it is
@@ -74,6 +76,7 @@ def environment_options(
     """
     if not isinstance(prefix, str) or not prefix.strip():
         refuse("prefix", prefix, "is blank", f'give what the names begin with, such as "{PREFIX}"')
+    # A misspelt name has to be noticed: what it was to set would have its default, silently.
     if prefix == PREFIX:
         _refuse_unknown(environ)
     else:
@@ -135,6 +138,7 @@ class _Variables:
         value = self.environ.get(self.prefix + name)
         if value is None:
             return None
+        # Blank is not unset: a template that filled in nothing, say, opened a gateway to every key.
         if not value.replace(",", "").strip():
             refuse(self.prefix + name, value, "is set but blank", "unset it, or give it a value")
         return value.strip()
@@ -183,7 +187,7 @@ def _targets(variables: _Variables) -> tuple[str, ...]:
     targets = variables.several("TARGET")
     if targets is None:
         variables.missing("TARGET", "is not set", "such as gateway.example.com:443")
-    parse_targets(targets)
+    parse_targets(targets)  # for what it raises, which is about this variable
     return targets
 
 
@@ -194,13 +198,15 @@ def _api_key(variables: _Variables) -> str | KeyFile:
         if key is not None:
             refuse(name, None, f"is set, and so is {name}_FILE", "unset one of them")
         key_file = KeyFile(f"{name}_FILE", path)
-        key_file()
+        key_file()  # a wrong path is told of at once, and not by a handshake that fails
         return key_file
     if key is None:
         of_a_gateway = _KEYS_OF_A_GATEWAY in variables.environ
         hint = f" ({_KEYS_OF_A_GATEWAY} is for a gateway)" if of_a_gateway else ""
         example = f"or {name}_FILE to the path of a file that holds it"
         variables.missing("API_KEY", f"is not set{hint}", example)
+    # As it stands there, not stripped: white space may be part of a key, and a newline is refused
+    # with what to do about it.
     return require_api_key(variables.environ[name])
 
 
@@ -214,6 +220,7 @@ def _tls(variables: _Variables) -> TLS | bool | None:
     fields: dict[str, Any] = {name: variables.text(f"TLS_{name.upper()}") for name in _TLS_FIELDS}
     if not any(fields.values()):
         return chosen
+    # Neither is obeyed: somebody means the connection to be encrypted, and somebody does not.
     if chosen is False:
         problem = "is off while TLS settings are given"
         refuse(variables.prefix + "TLS", "off", problem, "leave out one of both")
@@ -258,6 +265,7 @@ class KeyFile:
 
         Raises :class:`ConfigurationError`, in which the key is never shown.
         """
+        # By its path each time: a key that is rotated is another file there, most often.
         try:
             # Bytes that are no UTF-8 become characters that no key may hold.
             with open(self._path, encoding="utf-8", errors="surrogateescape") as file:

@@ -58,6 +58,8 @@ class TLS:
     ssl_context: ssl.SSLContext | None = None
 
     def __post_init__(self) -> None:
+        # Files are read here too, and thrown away: one that is missing is told of as the program
+        # starts, and not by a connection that fails again and again.
         if (self.cert is None) != (self.key is None):
             missing = "key" if self.key is None else "cert"
             refuse(f"TLS({missing}=)", None, "is missing", "give cert and key together")
@@ -78,6 +80,7 @@ class TLS:
         if (self.ca, self.cert) != (None, None):
             problem = "decides alone whom to trust and who we are"
             refuse(name, None, problem, "load ca, cert and key into the context")
+        # RFC 9113, 3.2: over TLS it is ALPN by which both sides agree on HTTP/2.
         context.set_alpn_protocols(["h2"])
 
     def read(self, name: str) -> bytes | None:
@@ -90,6 +93,7 @@ class TLS:
             return None
         argument = f"TLS({name}=)"
         pem = source if isinstance(source, bytes) else _read_file(argument, source)
+        # It is DER, most often, which the remedy is for.
         if b"-----BEGIN " not in pem:
             shown = None if isinstance(source, bytes) else os.fspath(source)
             refuse(
@@ -97,6 +101,7 @@ class TLS:
             )
         return pem
 
+    # Bytes may be a private key. A path is what to look at when a certificate is refused.
     def __repr__(self) -> str:
         shown = (
             f"{name}={'<PEM>' if isinstance(value, bytes) else repr(value)}"
@@ -143,11 +148,12 @@ class Backoff:
         """The longest wait, in seconds, after so many failures in a row (at least one)."""
         try:
             return float(min(self.maximum, self.initial * float(self.multiplier) ** (failures - 1)))
-        except OverflowError:
+        except OverflowError:  # 2.0 ** 1024, after a thousand failures
             return float(self.maximum)
 
     def delay(self, failures: int) -> float:
         """A wait, in seconds, drawn for so many failures in a row."""
+        # From zero on, and not around the ceiling: that spreads a fleet over the whole of the time.
         return random.uniform(0.0, self.ceiling(failures))  # noqa: S311
 
 
@@ -179,6 +185,8 @@ class Options:
     is_fatal: Callable[[Exception], bool]
 
     def __post_init__(self) -> None:
+        # Nobody checks annotations as a program runs: a wrong value would show in some thread, when
+        # the first connection is lost.
         for name in ("max_workers", "max_in_flight", "max_in_flight_bytes", "max_message_bytes"):
             require_count(name, getattr(self, name))
         require_count("replay_bytes", self.replay_bytes)
@@ -192,6 +200,7 @@ class Options:
         ):
             if getattr(self, name) is not None:
                 require_seconds(name, getattr(self, name))
+        # Else each pause between two heartbeats would be taken for a process that was asleep.
         if self.liveness_timeout is not None and self.liveness_timeout <= self.heartbeat_interval:
             refuse(
                 "liveness_timeout",
@@ -211,7 +220,7 @@ class Options:
         if self.proxy is not None and not isinstance(self.proxy, (str, bool)):
             refuse("proxy", None, "not a proxy", "give its URL, False for none, or leave it out")
         if isinstance(self.proxy, str):
-            Proxy.parse(self.proxy)
+            Proxy.parse(self.proxy)  # for what it raises; each target's transport reads it again
         if self.transport not in TRANSPORTS:
             refuse("transport", self.transport, "unknown", f"give one of {', '.join(TRANSPORTS)}")
         if self.transport == "grpcio" and isinstance(self.tls, TLS) and self.tls.ssl_context:
@@ -224,12 +233,14 @@ class Options:
         """The TLS settings for one target; ``None`` is plaintext: to loopback, or asked for."""
         if isinstance(self.tls, TLS):
             return self.tls
+        # The default is safe where it has to be, and the demo on one machine takes no certificate.
         use_tls = not target.is_loopback if self.tls is None else self.tls
         return TLS() if use_tls else None
 
 
 def parse_services(services: Sequence[str]) -> tuple[str, ...]:
     """Service names in the order given; none of them twice."""
+    # Text is a sequence too: "echo.Echo" would be nine names of one character each.
     if isinstance(services, (str, bytes)):
         refuse("services", services, "one text, not a list", f"write services=[{services!r}]")
     try:
@@ -245,6 +256,8 @@ def api_key_source(api_key: str | Callable[[], str]) -> Callable[[], str]:
     """A callable as it is; a key, checked now, as a callable."""
     if callable(api_key):
         return api_key
+    # Refused as the connector is made, where the traceback leads to who gave it. What a callable
+    # returns is checked before each handshake.
     key = require_api_key(api_key)
     return lambda: key
 
@@ -257,7 +270,7 @@ def _read_file(argument: str, path: str | os.PathLike[str]) -> bytes:
         refuse(argument, None, "is PEM as text, not a path", "give PEM as bytes: text.encode()")
     try:
         with open(path, "rb") as file:
-            if argument == "TLS(key=)":
+            if argument == "TLS(key=)":  # the others are public
                 warn_of_readers(argument, path, file.fileno())
             return file.read()
     except (OSError, ValueError) as error:  # ValueError: a null byte in the path
@@ -272,6 +285,8 @@ def _is_name(text: object) -> bool:
 def _require_threads(executor: Executor) -> None:
     from concurrent.futures import ProcessPoolExecutor  # brings all of multiprocessing along
 
+    # A handler is given the request itself, which a caller may cancel meanwhile: no copy in another
+    # process would hear of that, and few handlers could be sent there.
     if not isinstance(executor, Executor) or isinstance(executor, ProcessPoolExecutor):
         refuse(
             "executor",

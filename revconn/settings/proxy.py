@@ -35,6 +35,7 @@ class Proxy:
             host, port = parts.hostname, parts.port
         except ValueError:  # whose text may show the credentials
             pass
+        # None of the words of it goes into the error: part of the URL may be a password.
         if (
             port == 0
             or parts is None
@@ -45,6 +46,7 @@ class Proxy:
             refuse(name, None, "not an HTTP proxy", "write http://[user:password@]host:port")
         authorization = None
         if parts.username is not None:
+            # RFC 3986: what means something to a URL is escaped: an @ in a password is %40.
             user = urllib.parse.unquote(parts.username)
             password = urllib.parse.unquote(parts.password or "")
             credentials = base64.b64encode(f"{user}:{password}".encode()).decode()
@@ -59,6 +61,7 @@ def proxy_for(target: Target, proxy: str | bool | None) -> Proxy | None:
     """
     if isinstance(proxy, str):
         return Proxy.parse(proxy)
+    # A proxy elsewhere cannot reach what listens on this machine alone.
     if proxy is False or target.is_loopback:
         return None
     import urllib.request  # brings http.client and more of email along
@@ -106,5 +109,6 @@ def _covers(entry: str, address: IPAddress) -> bool:
         block = ipaddress.ip_network(bare_host(re.sub(r"[\[\]]", "", entry)), strict=False)
     except ValueError:
         return False
+    # ::ffff:10.0.0.1 is 10.0.0.1 as a socket of both families has it.
     mapped = getattr(address, "ipv4_mapped", None)
     return address in block or (mapped is not None and mapped in block)

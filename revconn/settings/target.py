@@ -19,6 +19,7 @@ _TARGET_REMEDY = (
     'write host:port, such as "gateway.example.com:443" ([::1]:50051 for IPv6, unix:/path for a'
     " socket); TLS is chosen by tls=, not by the address"
 )
+# [0-9] and not \d: int() would read the digits of other scripts too.
 _HOST_PORT = re.compile(r"(?:\[(?P<v6>[^\[\]]+)\]|(?P<name>[\w.-]+)):(?P<port>[0-9]{1,6})")
 
 
@@ -43,6 +44,7 @@ class Target:
         address = text.strip() if isinstance(text, str) else ""
         if not address or not address.isprintable():
             refuse("targets", text, "not a gateway's address", _TARGET_REMEDY)
+        # A socket has no name that a certificate could hold, so it goes by this machine's.
         if address.startswith("unix:") and len(address) > len("unix:"):
             return cls(address, "localhost", None)
         matched = _HOST_PORT.fullmatch(address[len("dns:///") :] if _is_dns(address) else address)
@@ -60,6 +62,8 @@ class Target:
     @cached_property
     def is_loopback(self) -> bool:
         """Whether the address cannot leave this machine."""
+        # By what it says. What a name resolves to is for the network to decide, and to change; this
+        # decides whether the key is sent in the clear.
         host = bare_host(self.host)
         if self.port is None or host == "localhost":
             return True
@@ -106,6 +110,8 @@ def parse_targets(targets: str | Sequence[str]) -> tuple[Target, ...]:
         refuse("targets", targets, "neither an address nor a list of them", _TARGET_REMEDY)
     if not parsed:
         refuse("targets", targets, "names no gateway", _TARGET_REMEDY)
+    # By place, not by spelling: a second connection to one gateway would only share in the requests
+    # of the first, and end with it.
     if len({target.place for target in parsed}) < len(parsed):
         refuse("targets", targets, "names a gateway twice", "name each gateway once")
     return parsed
@@ -133,6 +139,8 @@ def _in_ascii(name: str) -> str:
     """An internationalized name as DNS has it, as resolvers and Python's ssl make it too."""
     if name.isascii():
         return name
+    # Python's own codec, which knows IDNA 2003: so that all sides ask for one name, whether it is
+    # resolved here, by a proxy, or looked for in a certificate.
     try:
         return name.encode("idna").decode()
     except UnicodeError:
