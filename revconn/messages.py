@@ -11,6 +11,7 @@ from revconn._proto.registry_pb2 import ForwardRequest
 from revconn.core.framing import is_framed, unframe
 from revconn.core.status import is_success
 from revconn.runtime import clock
+from revconn.runtime.threads import own_thread, shielded
 
 __all__ = ["Request", "Response"]
 
@@ -123,11 +124,13 @@ class Request:
         was_active, self._active = self._active, False
         return was_active
 
-    def _take_callbacks(self) -> tuple[Callable[[], object], ...]:
-        """Those still to be called, for the one who calls them."""
+    def _call_back(self) -> None:
+        """It is over: call what was to be called then, each once, whoever else does the same."""
         with self._link.lock:
             callbacks, self._callbacks = self._callbacks, ()
-        return callbacks
+        with own_thread():  # they may call stop()
+            for callback in callbacks:
+                shielded(f"{self!r}: a callback", callback)
 
     def __repr__(self) -> str:
         return f"Request({self.method!r:.200}, request_id={self.request_id!r})"

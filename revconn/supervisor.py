@@ -16,6 +16,7 @@ from revconn.logger import get_logger
 from revconn.observing.watchdog import FullPool, SlowHandlers, SlowReader, Watchdog
 from revconn.runtime.state import State
 from revconn.runtime.threads import (
+    DaemonExecutor,
     guarded_thread,
     in_background,
     is_own_thread,
@@ -23,9 +24,7 @@ from revconn.runtime.threads import (
     shielded,
 )
 from revconn.serving.calls import Calls
-from revconn.serving.executor import DaemonExecutor
-from revconn.serving.handlers import Handlers
-from revconn.serving.runs import Runs
+from revconn.serving.handlers import Handlers, Runs
 from revconn.settings.options import Options
 from revconn.settings.target import Target
 from revconn.transport import transport_for

@@ -102,15 +102,16 @@ def test_a_request_is_active_until_its_deadline(monkeypatch: pytest.MonkeyPatch)
     assert not made.is_active()
 
 
-def test_callbacks_are_taken_once_and_none_is_added_to_a_request_that_is_over() -> None:
+def test_callbacks_are_called_once_and_none_is_added_to_a_request_that_is_over() -> None:
     made = request()
-    one, two = object, dict
-    assert made.add_callback(one)
-    assert made.add_callback(two)
+    called: list[str] = []
+    assert made.add_callback(lambda: called.append("one"))
+    assert made.add_callback(lambda: called.append("two"))
     made._settle()
-    assert not made.add_callback(one)
-    assert made._take_callbacks() == (one, two)
-    assert made._take_callbacks() == ()
+    assert not made.add_callback(lambda: called.append("late"))
+    made._call_back()
+    made._call_back()
+    assert called == ["one", "two"]
 
 
 def test_a_request_that_ends_just_before_a_callback_is_added_does_not_take_it() -> None:
@@ -125,8 +126,8 @@ def test_a_request_that_ends_just_before_a_callback_is_added_does_not_take_it() 
 
     made._link = SimpleNamespace(lock=EndsMeanwhile())
     assert made.is_active()
-    assert not made.add_callback(object)
-    assert made._take_callbacks() == ()
+    assert not made.add_callback(lambda: pytest.fail("it was not taken"))
+    made._call_back()
 
 
 def test_the_repr_of_a_request_is_short_escaped_and_without_its_payload() -> None:

@@ -213,14 +213,14 @@ class Sent:
     """Answers that left on a connection, while it may turn out that they did not arrive.
 
     A break is noticed some time after it happened: what left in the last ``doubt`` seconds may
-    have been lost with it. The youngest are kept that fit into ``most_bytes`` of memory. Not
+    have been lost with it. The youngest ``batches`` are kept that fit into ``most_bytes``. Not
     thread-safe.
     """
 
     def __init__(self, doubt: float, most_bytes: int) -> None:
         self._doubt = doubt
         self._most_bytes = most_bytes
-        self._batches: deque[tuple[float, int, Sequence[Answer | LargeAnswer]]] = deque()
+        self.batches: deque[tuple[float, int, Sequence[Answer | LargeAnswer]]] = deque()
         self._bytes = 0
 
     def add(self, answers: Sequence[Answer | LargeAnswer], now: float, size: int = 0) -> None:
@@ -230,13 +230,13 @@ class Sent:
         """
         if answers:
             size = (size or sum(map(_size, answers))) + _OVERHEAD * len(answers)
-            self._batches.append((now, size, answers))
+            self.batches.append((now, size, answers))
             self._bytes += size
-        while self._batches:
-            left_at, size, _ = self._batches[0]
+        while self.batches:
+            left_at, size, _ = self.batches[0]
             if self._bytes <= self._most_bytes and now - left_at < self._doubt:
                 break
-            self._batches.popleft()
+            self.batches.popleft()
             self._bytes -= size
 
     def take(self, now: float) -> list[Answer | LargeAnswer]:
@@ -247,13 +247,13 @@ class Sent:
         """
         self.add([], now)
         doubtful: list[Answer | LargeAnswer] = []
-        for left_at, _, answers in self._batches:
+        for left_at, _, answers in self.batches:
             for answer in answers:
                 deadline, _ = _fate(answer)
                 until = left_at + self._doubt if deadline is None else deadline
                 if until > now:
                     doubtful.append(_doubtful(answer, until))
-        self._batches.clear()
+        self.batches.clear()
         self._bytes = 0
         return doubtful
 

@@ -12,7 +12,7 @@ from typing import Callable
 
 from revconn.logger import Reminder, Reminders, get_logger
 from revconn.runtime.threads import guarded_thread
-from revconn.serving.runs import Run, Runs, handler_stack
+from revconn.serving.handlers import Run, Runs, handler_stack
 from revconn.serving.workers import Backlog
 
 __all__ = ["FullPool", "SlowHandlers", "SlowReader", "Watchdog"]

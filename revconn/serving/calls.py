@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Executor
 from typing import Callable
 
@@ -18,13 +19,11 @@ from revconn.core.status import StatusCode
 from revconn.logger import get_logger
 from revconn.messages import Request, received
 from revconn.runtime import clock
-from revconn.runtime.threads import Condition
-from revconn.serving.callbacks import Callbacks, run_callbacks
+from revconn.runtime.threads import Condition, DaemonExecutor
 from revconn.serving.deadlines import Deadlines
-from revconn.serving.handlers import Answering, Handlers, failed
+from revconn.serving.handlers import Answering, Handlers, Runs, failed, handler_stack
 from revconn.serving.inline import Inline
 from revconn.serving.replies import Replies
-from revconn.serving.runs import Runs, handler_stack
 from revconn.serving.workers import Workers
 
 __all__ = ["Calls"]
@@ -115,15 +114,22 @@ class Calls:
         self._closed = False
         self._accepted = self._answered = self._cancelled = self._expired = 0
         self._late = self._repeated = self._overloaded = 0
+        self._sooner = threading.Condition(self._lock)  # to look for deadlines, or for the end
         self._deadlines = Deadlines(
-            self._lock, self._all, self._expire, self.workers.forget_settled, on_failure
+            self._sooner,
+            lambda: None if self._closed else self._all(),
+            self._expire,
+            self.workers.forget_settled,
+            on_failure,
         )
-        self._callbacks = Callbacks()
+        # For callbacks of requests whose handlers may be busy yet: where a handler has answered its
+        # own thread calls them, and one that hangs here delays only other callbacks.
+        self._caller = DaemonExecutor(1, "revconn-callbacks")
 
     def start(self) -> None:
         """Start the thread that watches deadlines, and the one for callbacks."""
         self._deadlines.start()
-        self._callbacks.start()
+        self._caller.start()
         self.workers.start()
 
     def replies(self, *, replay_bytes: int, doubt: float) -> Replies:
@@ -294,7 +300,7 @@ class Calls:
             link.log_refused()
         for request, _ in served:
             if request._callbacks:
-                run_callbacks([request])
+                request._call_back()
 
     def _hand_over(self, link: Replies, requests: list[Request]) -> None:
         """While a gateway does not read, workers take what inline handlers would have.
@@ -374,13 +380,22 @@ class Calls:
         """Answer a request with an error unless somebody else already did answer it."""
         settled = self._settle(request, failed(request, code, reason), lingers=False)
         if settled:
-            self._callbacks.call([request])
+            self._call_back([request])
         return settled
 
     def _expire(self, request: Request) -> None:
         late = failed(request, StatusCode.DEADLINE_EXCEEDED, "deadline exceeded")
         if self._settle(request, late, expired=True, lingers=False):
-            self._callbacks.call([request])
+            self._call_back([request])
+
+    def _call_back(self, ended: Iterable[Request]) -> None:
+        """These are over, and nobody else calls their callbacks. Does not wait."""
+        for request in ended:
+            if request._callbacks:
+                try:
+                    self._caller.submit(request._call_back)
+                except RuntimeError:  # shut down, or no thread to be had
+                    request._call_back()
 
     # Callers give up
 
@@ -406,7 +421,7 @@ class Calls:
                 self._tell_settled(link)
         if cancelled:
             self.workers.forget_settled()
-        self._callbacks.call(cancelled)
+        self._call_back(cancelled)
         for request in cancelled:
             logger.debug("%r was cancelled", request)
 
@@ -430,7 +445,7 @@ class Calls:
         """Answer 503 to everything that is still in flight, name it in the log, and count it."""
         reason = "the service stopped before it could answer"
         with self._lock:
-            left = self._all()
+            left = list(self._all())
         runs = self._runs.now().items() if left else ()
         stacks = {run.request: handler_stack(thread) for thread, run in runs}
         given_up = [each for each in left if self._fail(each, StatusCode.UNAVAILABLE, reason)]
@@ -448,24 +463,24 @@ class Calls:
         """Abandon what is in flight and end the deadline thread. Idempotent."""
         with self._lock:
             self._closed = True
-            abandoned = self._all()
+            abandoned = list(self._all())
             self._abandon()
             self.workers.close()
-            self._deadlines.close()
+            self._sooner.notify_all()
             for link in self._in_flight:
                 self._tell_settled(link)
-        self._callbacks.call(abandoned)
-        self._callbacks.close()
+        self._call_back(abandoned)
+        self._caller.shutdown(wait=False)
 
     def forsake(self) -> None:
         """In a forked child: run nothing more. Takes no lock: its owner may be gone."""
         self._closed = True
-        self._deadlines.forsake()
         self.workers.forsake()
         self._abandon()
 
-    def _all(self) -> list[Request]:
-        return [request for table in self._in_flight.values() for request in table.values()]
+    def _all(self) -> Iterator[Request]:
+        """All that is in flight, one by one. Requires the lock as long as one is asked for."""
+        return itertools.chain.from_iterable(map(dict.values, self._in_flight.values()))
 
     def _abandon(self) -> None:
         for request in self._all():
@@ -486,7 +501,7 @@ class Calls:
                 "repeated": self._repeated,
                 "overloaded": self._overloaded,
                 "in_flight": self._total,
-                "waiting": self.workers.waiting,
+                "waiting": len(self.workers.waiting),
             }
 
 

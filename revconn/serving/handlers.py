@@ -1,9 +1,12 @@
-"""Users' handlers: finding one, running it, and making an answer of whatever it does."""
+"""Users' handlers: finding one, running it, making an answer of it, and which run now."""
 
 from __future__ import annotations
 
 import functools
 import inspect
+import sys
+import traceback
+from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Coroutine, Generator
 from contextvars import Context
 from typing import Callable, NamedTuple, Protocol, Union
@@ -22,13 +25,17 @@ from revconn.messages import Request, Response
 from revconn.settings.checks import refuse, require_flag
 
 __all__ = [
+    "LONG",
     "Answering",
     "Handler",
     "HandlerResult",
     "Handlers",
+    "Run",
+    "Runs",
     "Serializable",
     "encode_success",
     "failed",
+    "handler_stack",
     "require_handler",
     "require_method_path",
 ]
@@ -345,3 +352,66 @@ def _add(add: Callable[..., None], name: str, handler: Handler, replace: bool) -
     except ValueError:
         remedy = "register each handler once, or let it take that one's place with replace=True"
         refuse("handler of", name, "there is one already", remedy)
+
+
+# What runs now
+
+
+LONG = 0.5
+"""Seconds; a shorter run is forgotten when it ends."""
+
+_REMEMBERED = 100
+_DEEPEST = 30
+
+
+class Run(NamedTuple):
+    """A request that is in its handler, since when (``time.monotonic()``)."""
+
+    request: Request
+    since: float
+
+
+class Runs:
+    """The runs of now, by thread, and the long ones that ended last, each with its end.
+
+    Each thread writes its own entry of ``running``, and adding to a dict or a deque is atomic: no
+    lock. Threads do so themselves, before and after each handler: two calls of methods would cost
+    as much as the rest of a small request's way to its handler.
+    """
+
+    def __init__(self) -> None:
+        self.running: dict[int, tuple[Request, float]] = {}
+        self._ended: deque[tuple[Run, float]] = deque(maxlen=_REMEMBERED)
+
+    def remember(self, request: Request, since: float, now: float) -> None:
+        """A run of more than :data:`LONG` seconds has ended."""
+        self._ended.append((Run(request, since), now))
+
+    def now(self) -> dict[int, Run]:
+        """What runs now, by the identifiers of threads."""
+        return {thread: Run(*run) for thread, run in self.running.copy().items()}
+
+    def during(self, start: float, end: float) -> list[Request]:
+        """What ran for long between ``start`` and ``end``."""
+        runs = [(run, end) for run in self.now().values()]
+        runs += self._ended.copy()
+        return [
+            run.request for run, ended in runs if min(ended, end) - max(run.since, start) >= LONG
+        ]
+
+
+def handler_stack(thread: int) -> str | None:
+    """What a handler is doing in ``thread``, as a traceback shows it: code, and no values.
+
+    ``None`` when no handler runs there, nor where the interpreter does not know the thread (a green
+    one).
+    """
+    frames = []
+    frame = sys._current_frames().get(thread)
+    while frame is not None:
+        frames.append((frame, frame.f_lineno))
+        if frame.f_code is Answering.answer.__code__:  # beneath it all is the library's
+            stack = traceback.StackSummary.extract(reversed(frames), limit=-_DEEPEST)
+            return "Stack (most recent call last):\n" + "".join(stack.format()).rstrip()
+        frame = frame.f_back
+    return None

@@ -11,9 +11,8 @@ from revconn.core.sending import Answer
 from revconn.core.status import StatusCode
 from revconn.logger import get_logger
 from revconn.messages import Request
-from revconn.serving.handlers import Answering, Handlers, failed
+from revconn.serving.handlers import LONG, Answering, Handlers, Runs, failed, handler_stack
 from revconn.serving.replies import Replies
-from revconn.serving.runs import LONG, Runs, handler_stack
 
 __all__ = ["Inline"]
 

@@ -36,7 +36,9 @@ class Replies:
     ``changed`` is its condition. The link's thread sleeps on it for other things too: of each
     answer it is notified only while ``awaited`` says that somebody waits for that.
 
-    ``congested`` says that more answers wait than there should be; it may be read without the lock.
+    May be read without the lock: ``congested``, whether more answers wait than there should be;
+    ``undelivered``, how many were given up because their deadline passed first, or they were too
+    many; ``replayed``, how many were sent again because their connection broke soon after.
 
     :param on_relief: called, without the lock, when it is congested no longer.
     :param replay_bytes: of answers that are kept for another stream.
@@ -67,7 +69,7 @@ class Replies:
         self._lines: list[Line] = []  # those that carry answers, the newest last
         self._only: Line | None = None  # of those, when it is the only one
         self._opening: list[Line] = []  # those that will, with a copy of what leaves until then
-        self._undelivered = self._replayed = 0
+        self.undelivered = self.replayed = 0
         self._closed = False
 
     def answer(self, answers: Sequence[Answer | LargeAnswer]) -> None:
@@ -88,9 +90,9 @@ class Replies:
         with self._lock:
             for queued in (self._held, *(line.outbound for line in self._lines + self._opening)):
                 queued.withdraw(request_ids)
-            self._measure()
-            self._notify()
-        self._tell_relief()
+            self.measure()
+            self.notify()
+        self.tell_relief()
 
     def _new_queue(self) -> Outbound:
         return Outbound(self.refused.append)
@@ -126,26 +128,13 @@ class Replies:
         """There will be no other stream: nobody need wait for what is still queued."""
         with self._lock:
             self._closed = True
-            self._measure()
-            self._notify()
-        self._tell_relief()
+            self.notify()
 
-    def _tell_relief(self) -> None:
+    def tell_relief(self) -> None:
+        """Answers pile up no longer: have it known, if nobody did yet. Without the lock."""
         if self._is_relieved:
             self._is_relieved = False
             self._on_relief()
-
-    @property
-    def undelivered(self) -> int:
-        """How many answers were given up: their deadline passed first, or they were too many."""
-        with self._lock:
-            return self._undelivered
-
-    @property
-    def replayed(self) -> int:
-        """How many answers were sent again because their connection broke soon after."""
-        with self._lock:
-            return self._replayed
 
     # Each of these requires holding the lock
 
@@ -174,7 +163,7 @@ class Replies:
         outbound = line.outbound
         outbound.put_all(answers)
         if outbound.answer_bytes > ROOM_BYTES or outbound.large_bytes:
-            self._measure()
+            self.measure()
         if line.parked:
             # Only the sender notices that answers which piled up have left.
             if lingers and not self.congested:
@@ -204,8 +193,10 @@ class Replies:
     def is_flushed(self) -> bool:
         """Whether every answer was handed to the network."""
         assert self._lock.locked()
-        on_their_way = any(line.leaving or line.outbound for line in self._lines)
-        return self._closed or not (on_their_way or self._held)
+        if self._closed:
+            return True
+        waiting = self._held.answer_bytes or self._held.large_bytes
+        return not (waiting or any(line.has_answers for line in self._lines))
 
     def set_saturated(self, saturated: bool) -> None:
         """So much is in flight, or no longer, that the peers should send no more."""
@@ -223,11 +214,12 @@ class Replies:
         finally:
             self.awaited -= 1
 
-    def _notify(self) -> None:
+    def notify(self) -> None:
+        """Have the link's thread look again, and all who wait for traffic or for room."""
         assert self._lock.locked()
         self.changed.notify_all()
 
-    def _measure(self) -> None:
+    def measure(self) -> None:
         """See whether answers have piled up; a sender that had no room for more has to notice."""
         assert self._lock.locked()
         congested = not all(line.outbound.has_room for line in self._lines)
@@ -247,35 +239,60 @@ class Replies:
             for other in others:  # each stream keeps count of its chunks
                 other.put(answer.copy() if isinstance(answer, LargeAnswer) else answer)
         self._bound()
-        self._measure()
+        self.measure()
         for line in self._lines:
             line.unpark()
 
-    def _hold(self, answers: list[Answer | LargeAnswer]) -> None:
-        """Keep answers that a line could not deliver, ahead of younger ones."""
+    def drop_line(
+        self, line: Line, returned: list[Answer | LargeAnswer], *, replayed: int = 0
+    ) -> None:
+        """A line carries answers no more. Those it could not deliver leave by another one.
+
+        So many of them were ``replayed``: they had left, and may not have arrived.
+        """
         assert self._lock.locked()
-        (self._lines[-1].outbound if self._lines else self._held).put_back(answers)
-        for line in self._lines[-1:]:
-            line.unpark()
-        self._bound()
-        self._measure()
+        if line in self._opening:
+            self._opening.remove(line)
+            return  # its answers are copies: they leave elsewhere, or are held already
+        if line in self._lines:
+            self._lines.remove(line)
+            self._count_lines()
+            line.block(False)  # what piled up elsewhere must not keep the rest out
+        self.replayed += replayed
+        if returned:
+            # Ahead of younger ones: handlers' answers keep their order, whatever breaks.
+            (self._lines[-1].outbound if self._lines else self._held).put_back(returned)
+            for newest in self._lines[-1:]:
+                newest.unpark()
+            self._bound()
+        if returned or self.congested:
+            self.measure()
 
     def _bound(self) -> None:
         """Keep no more than ``replay_bytes`` of what cannot leave yet."""
         assert self._lock.locked()
-        self._undelivered += self._held.drop_oldest(self._replay_bytes)
+        self.undelivered += self._held.drop_oldest(self._replay_bytes)
         for line in self._opening:
             line.outbound.drop_oldest(self._replay_bytes)
 
-    def _release_held(self, line: Line) -> None:
-        """What was held back goes out on ``line``, but for what nobody waits for any more."""
+    def is_opening(self, line: Line) -> bool:
+        """Whether a line is there that carries no answers yet."""
         assert self._lock.locked()
-        self._undelivered += self._held.drop_expired(clock.with_suspend())
-        line.outbound.put_back(self._held.take_all())
+        return line in self._opening
+
+    def use_line(self, line: Line) -> None:
+        """A line carries answers from now on.
+
+        What was held back goes out there, but for what nobody waits for any more.
+        """
+        assert self._lock.locked()
+        if self._held.answer_bytes or self._held.large_bytes:
+            self.undelivered += self._held.drop_expired(clock.with_suspend())
+            line.outbound.put_back(self._held.take_all())
         self._opening.remove(line)
         self._lines.append(line)
         self._count_lines()
-        self._measure()
+        self.measure()
 
     def _count_lines(self) -> None:
         self._only = self._lines[0] if len(self._lines) == 1 else None
@@ -318,23 +335,23 @@ class Line(SenderQueue):
         lock; see to :meth:`Replies.log_refused` afterwards.
         """
         assert self._lock.locked()
-        if self in self._replies._opening:
+        if self._replies.is_opening(self):
             self._limit, self._send_now = limit, send_now
             self.outbound.agree(limit, chunks=chunks)
             self._carries_answers = True
-            self._replies._release_held(self)
+            self._replies.use_line(self)
         self.unpark()
 
     def withhold_answers(self) -> None:
         """The peer reads no more answers here: those that wait go out elsewhere."""
         with self._lock:
             self._give_up_answers([])
-            self._replies._notify()
+            self._replies.notify()
         self._replies.log_refused()
-        self._replies._tell_relief()
+        self._replies.tell_relief()
 
     def _after_taking(self) -> None:
-        self._replies._tell_relief()
+        self._replies.tell_relief()
 
     def send_reserved(self) -> None:
         """Send in this thread what :meth:`reserve` has set aside; the sender the rest."""
@@ -380,15 +397,15 @@ class Line(SenderQueue):
             self._control.clear()
             self._give_up_answers([] if settled else self._sent.take(clock.with_suspend()))
             self.unpark()
-            self._replies._notify()
+            self._replies.notify()
         self._replies.log_refused()
-        self._replies._tell_relief()
+        self._replies.tell_relief()
 
     @property
     def is_flushed(self) -> bool:
         """Whether no answer waits to leave here, and nobody has to take a message any more."""
         with self._lock:
-            return not (self._control or self.outbound or self.leaving)
+            return not (self._control or self.has_answers)
 
     # Each of these requires holding the lock
 
@@ -399,10 +416,16 @@ class Line(SenderQueue):
         return [*self._taken, *self._sending, *self._begun]
 
     @property
+    def has_answers(self) -> bool:
+        """Whether an answer waits to leave, or is leaving."""
+        waiting = self.outbound.answer_bytes or self.outbound.large_bytes
+        return bool(waiting or self._taken or self._sending or self._begun)
+
+    @property
     def has_unsent(self) -> bool:
         """Whether anything waits to leave, or is leaving."""
         assert self._lock.locked()
-        return bool(self._control or self._sign_taken or self.outbound or self.leaving)
+        return bool(self._control or self._sign_taken or self.has_answers)
 
     def reserve(self, answers: Sequence[Answer | LargeAnswer]) -> bool:
         """Set answers aside for the thread that has them, if it may send them past the sender.
@@ -443,22 +466,16 @@ class Line(SenderQueue):
             self.blocked = blocked
             if not blocked:
                 self.wake()
-                self._replies._notify()
+                self._replies.notify()
 
     def _give_up_answers(self, doubtful: list[Answer | LargeAnswer]) -> None:
         """Carry no more answers; ``doubtful`` ones left and may not have arrived."""
-        waiting = self.outbound.take_all()
-        if self._carries_answers:
-            self._carries_answers = False
-            self._replies._lines.remove(self)
-            self._replies._count_lines()
-            self.block(False)  # what piled up elsewhere must not keep the rest out
-        elif self in self._replies._opening:
-            self._replies._opening.remove(self)
-            waiting = []  # they leave elsewhere, or are held already
-        self._replies._replayed += len(doubtful)
-        self._replies._hold(doubtful + self.leaving + waiting)
-        self._taken, self._sending, self._begun = [], (), []
+        returned = doubtful
+        if self.has_answers:
+            returned = [*doubtful, *self.leaving, *self.outbound.take_all()]
+            self._taken, self._sending, self._begun = [], (), []
+        self._carries_answers = False
+        self._replies.drop_line(self, returned, replayed=len(doubtful))
 
     def _rest(self) -> None:
         """The previous batch has left."""
@@ -466,7 +483,7 @@ class Line(SenderQueue):
         if self._taken:
             self._sent.add(self._taken, clock.with_suspend())
             self._taken = []
-        else:  # on a quiet line nobody else forgets
+        elif self._sent.batches:  # on a quiet line nobody else forgets
             self._sent.add((), clock.with_suspend())
         super()._rest()
         if self._replies.awaited:
@@ -477,16 +494,17 @@ class Line(SenderQueue):
         assert self._lock.locked()
         batch = super()._next_batch()
         if self._carries_answers:
-            answers = self.outbound.take_answers(_BATCH_BYTES)
-            batch += [answer[0] for answer in answers]
-            self._taken = [*answers]
-            if self.outbound.has_large:  # one chunk: what is small comes in between
-                chunk, finished = self.outbound.take_chunk()
-                batch.append(chunk)
-                if finished is not None:
-                    self._taken.append(finished)
+            if self.has_answers:
+                answers = self.outbound.take_answers(_BATCH_BYTES)
+                batch += [answer[0] for answer in answers]
+                self._taken = [*answers]
+                if self.outbound.has_large:  # one chunk: what is small comes in between
+                    chunk, finished = self.outbound.take_chunk()
+                    batch.append(chunk)
+                    if finished is not None:
+                        self._taken.append(finished)
             if self._replies.congested:
-                self._replies._measure()
+                self._replies.measure()
         return batch
 
     def _go(self) -> None:

@@ -20,9 +20,8 @@ from revconn.logger import Reminder, get_logger
 from revconn.messages import Request
 from revconn.runtime import clock
 from revconn.runtime.threads import guarded_thread, own_thread
-from revconn.serving.callbacks import run_callbacks
+from revconn.serving.handlers import LONG, Runs
 from revconn.serving.replies import Replies
-from revconn.serving.runs import LONG, Runs
 
 __all__ = ["Backlog", "Workers"]
 
@@ -72,7 +71,7 @@ class Workers:
     thread of its own: whoever puts requests has a connection to keep alive, and a worker may be the
     very one whose end that waits for.
 
-    ``lock``, the owner's, guards all state. But requests are taken from ``_waiting`` without it:
+    ``lock``, the owner's, guards all state. But requests are taken from ``waiting`` without it:
     that is atomic, and a lock for each, which 16 workers and a receiving thread want, would be
     dear. Parked workers wait on a queue and not on a condition, which is Python code. Thread-safe.
     """
@@ -111,7 +110,7 @@ class Workers:
             self._contracts = queue.SimpleQueue()
             self._recruiter = guarded_thread("revconn-recruiter", self._recruit, on_broken)
         self._lock = lock
-        self._waiting: deque[Request] = deque()
+        self.waiting: deque[Request] = deque()
         self._held: deque[Request] = deque()  # of congested links
         self._count = 0
         self._hired: set[object] = set()
@@ -134,18 +133,13 @@ class Workers:
         assert self._lock.locked()
         if self._closed:
             return False
-        self._waiting.extend(requests)
+        self.waiting.extend(requests)
         return self._call()
-
-    @property
-    def waiting(self) -> int:
-        """How many requests no worker has taken yet."""
-        return len(self._waiting)
 
     def backlog(self, now: float) -> Backlog | None:
         """What waits for a worker; ``None`` when nothing does."""
         with self._lock:
-            waiting = tuple(self._waiting)
+            waiting = tuple(self.waiting)
             first = next((request for request in waiting if request._active), None)
             if first is None:
                 return None
@@ -159,9 +153,9 @@ class Workers:
         """
         with self._lock:
             self._held = deque(request for request in self._held if request._active)
-            for request in [each for each in tuple(self._waiting) if not each._active]:
+            for request in [each for each in tuple(self.waiting) if not each._active]:
                 with contextlib.suppress(ValueError):  # a worker was faster
-                    self._waiting.remove(request)
+                    self.waiting.remove(request)
 
     def resume(self, link: Replies) -> None:
         """Its answers pile up no longer: have its requests run that were held."""
@@ -176,7 +170,7 @@ class Workers:
         """Take no requests any more, and give the threads back. Requires holding the lock."""
         assert self._lock.locked()
         self._closed = True
-        self._waiting.clear()
+        self.waiting.clear()
         self._held.clear()
         for _ in range(self._parked):
             self._calls.put(None)
@@ -187,7 +181,7 @@ class Workers:
     def forsake(self) -> None:
         """In a forked child: serve nothing more. Takes no lock: its owner may be gone."""
         self._closed = True
-        self._waiting.clear()
+        self.waiting.clear()
 
     # Hiring
 
@@ -198,7 +192,7 @@ class Workers:
         Requires holding the lock.
         """
         assert self._lock.locked()
-        if self._called or not self._waiting or self._awake() > 0:
+        if self._called or not self.waiting or self._awake() > 0:
             return False
         return self._call_another()
 
@@ -227,7 +221,7 @@ class Workers:
         contract = object()
         with self._lock:
             self._hired.add(contract)
-            if self._waiting and self._parked and not self._called:  # the executor may be busy
+            if self.waiting and self._parked and not self._called:  # the executor may be busy
                 self._call_another()
         if self._contracts is None:
             self._submit(contract)
@@ -265,8 +259,8 @@ class Workers:
             self._count -= 1
             self._hired.remove(contract)
             if not self._count:
-                stranded += self._waiting
-                self._waiting.clear()
+                stranded += self.waiting
+                self.waiting.clear()
         if _is_for_good(error) and not self._closed:
             broken = RevconnError(f"executor: it takes no tasks any more: {error}")
             broken.__cause__ = error
@@ -310,7 +304,7 @@ class Workers:
     def _work_a_shift(self) -> bool:
         """Serve; whether there has to be a successor. Otherwise the place is given back."""
         thread = threading.get_ident()
-        running, waiting = self._running, self._waiting
+        running, waiting = self._running, self.waiting
         now = _monotonic()
         shift_ends = now + _SHIFT
         request: Request | None
@@ -342,7 +336,7 @@ class Workers:
         running = self._running
         try:
             if not self._called and self._awake() <= 0:
-                if self._waiting:
+                if self.waiting:
                     self._look_after_waiting()
                 if not self._called:
                     try:  # what was answered must not wait for this handler
@@ -359,7 +353,7 @@ class Workers:
                 del running[thread]
                 self._settle(request, answer)
                 if request._callbacks:
-                    self.busy_with(lambda: run_callbacks([request]))
+                    self.busy_with(request._call_back)
                 return end
             del running[thread]
         except BaseException:  # the worker, and whoever waits for the answer, need not suffer
@@ -394,7 +388,7 @@ class Workers:
         """Wait until there is work, or false: the worker was not needed for a while, and goes."""
         with self._lock:
             # Whoever left answers unsent has counted on this worker, which was awake until here.
-            if self._waiting or self._unsent:
+            if self.waiting or self._unsent:
                 return True
             if self._closed:
                 self._count -= 1

@@ -7,7 +7,7 @@ import pytest
 from revconn import Request
 from revconn._proto.registry_pb2 import ForwardRequest
 from revconn.observing.watchdog import FullPool, SlowHandlers, SlowReader
-from revconn.serving.runs import Runs
+from revconn.serving.handlers import Runs
 from revconn.serving.workers import Backlog
 from tests.support.requests import request_of
 

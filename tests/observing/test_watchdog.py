@@ -15,7 +15,7 @@ from revconn import Connector, Request, supervisor
 from revconn._proto.registry_pb2 import ForwardRequest
 from revconn.observing import watchdog
 from revconn.observing.watchdog import Watchdog
-from revconn.serving.runs import Runs
+from revconn.serving.handlers import Runs
 from revconn.testing import Fault
 from tests.support.requests import request_of
 from tests.support.scripted_gateway import Peer

@@ -16,9 +16,8 @@ from revconn._proto.registry_pb2 import ConnectionMessage, ForwardRequest, Forwa
 from revconn.runtime import clock
 from revconn.serving import calls as calls_module
 from revconn.serving.calls import Calls
-from revconn.serving.handlers import Handlers
+from revconn.serving.handlers import Handlers, Runs
 from revconn.serving.replies import Line, Replies
-from revconn.serving.runs import Runs
 from tests.support.lines import let_answers_through
 from tests.support.requests import arrival
 from tests.support.threads import TIMEOUT, in_thread
@@ -160,7 +159,7 @@ def test_from_when_a_call_is_in_flight_until_its_answer_has_left_nothing_is_quie
     monkeypatch.setattr(
         calls_module,
         "threading",
-        SimpleNamespace(Lock=WatchedLock, get_ident=threading.get_ident),
+        SimpleNamespace(Lock=WatchedLock, Condition=threading.Condition),
     )
     made: Table = table(max_in_flight=limit)
     lock: Any = made.calls._lock

@@ -349,7 +349,7 @@ def test_a_quiet_line_forgets_what_left_long_ago(monkeypatch: pytest.MonkeyPatch
     now += 50.0
     line.put_control(b"heartbeat")
     assert line.take() == [b"heartbeat"], "as its sender comes back from the one before"
-    assert not line._sent._batches
+    assert not line._sent.batches
 
 
 def test_without_a_stream_the_oldest_answers_are_given_up_beyond_the_bound() -> None:

@@ -10,8 +10,7 @@ import pytest
 from revconn import Request
 from revconn._proto.registry_pb2 import ForwardRequest
 from revconn.core.routing import Routes
-from revconn.serving.handlers import Answering, Handler
-from revconn.serving.runs import LONG, Runs, handler_stack
+from revconn.serving.handlers import LONG, Answering, Handler, Runs, handler_stack
 from tests.support.requests import request_of
 from tests.support.threads import in_thread
 

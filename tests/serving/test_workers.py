@@ -14,9 +14,9 @@ from revconn._proto.registry_pb2 import ForwardRequest
 from revconn.core.sending import Answer, answer
 from revconn.core.status import StatusCode
 from revconn.exceptions import RevconnError
+from revconn.runtime.threads import DaemonExecutor
 from revconn.serving import workers as workers_module
-from revconn.serving.executor import DaemonExecutor
-from revconn.serving.runs import Runs
+from revconn.serving.handlers import Runs
 from revconn.serving.workers import Workers
 from tests.support.requests import request_of
 from tests.support.threads import TIMEOUT, in_thread
@@ -155,11 +155,11 @@ def test_one_worker_is_hired_at_a_time_which_hires_the_next_when_it_is_busy() ->
 def test_a_worker_serves_what_waits_in_its_order() -> None:
     scene = Scene(Executor(), most=2)
     scene.put(*"abc")
-    assert scene.workers.waiting == 3
+    assert len(scene.workers.waiting) == 3
     scene.executor.run()
     assert scene.served == ["a", "b", "c"]
     assert scene.settled == ["a", "b", "c"]
-    assert scene.workers.waiting == 0
+    assert len(scene.workers.waiting) == 0
 
 
 def test_an_executor_that_takes_no_workers_strands_what_waits(
@@ -225,7 +225,7 @@ def test_after_the_end_nothing_is_taken_any_more(end: Callable[[Scene], None]) -
     scene.put("a")
     end(scene)
     scene.put("b")
-    assert scene.workers.waiting == 0
+    assert len(scene.workers.waiting) == 0
     assert len(scene.executor.tasks) == 1
 
 
@@ -385,7 +385,7 @@ def test_one_that_leaves_just_now_is_not_counted_on() -> None:
     contract = next(iter(workers._hired))
     workers._hired.remove(contract)
     now = threading.get_ident()
-    request = workers._waiting.popleft()
+    request = workers.waiting.popleft()
     scene.runs.running[now] = (request, 0.0)
     workers.leaves = True
     assert workers._awake() <= 0
@@ -399,4 +399,4 @@ def test_what_is_forgotten_leaves_the_others_in_their_order() -> None:
     for number in (1, 3):
         requests[number]._active = False
     scene.workers.forget_settled()
-    assert [each.request_id for each in scene.workers._waiting] == ["a", "c", "e"]
+    assert [each.request_id for each in scene.workers.waiting] == ["a", "c", "e"]

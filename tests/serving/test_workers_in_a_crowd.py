@@ -17,8 +17,8 @@ from typing import Callable
 import pytest
 
 from revconn import Request
+from revconn.runtime.threads import DaemonExecutor
 from revconn.serving import workers as workers_module
-from revconn.serving.executor import DaemonExecutor
 from tests.support.calls import CallsLink, arrival, handlers_of, open_calls
 from tests.support.threads import TIMEOUT, in_thread
 from tests.support.waiting import eventually

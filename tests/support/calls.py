@@ -12,11 +12,10 @@ import pytest
 from revconn import Request
 from revconn._proto.registry_pb2 import ConnectionMessage, ForwardRequest, ForwardResponse
 from revconn.core.connector_side import Arrival
+from revconn.runtime.threads import DaemonExecutor
 from revconn.serving import calls as calls_module
 from revconn.serving.calls import Calls
-from revconn.serving.executor import DaemonExecutor
-from revconn.serving.handlers import Handlers
-from revconn.serving.runs import Runs
+from revconn.serving.handlers import Handlers, Runs
 from tests.support import requests
 from tests.support.lines import let_answers_through
 
