@@ -31,22 +31,73 @@ _BACKOFF = Backoff(initial=0.5, maximum=30.0)
 
 @dataclass
 class _Child:
+    """A serving process.
+
+    ``reports`` is the descriptor on which it says that it is ready; the end of ``lifeline`` tells
+    it that the parent is gone.
+    """
+
     process: subprocess.Popen[bytes]
-    reports: int  # the descriptor it reports on
+    reports: int
     lifeline: int
     ready: bool = False
     leaving: bool = False
 
+    def become_ready(self) -> None:
+        """It said that it serves."""
+        self.ready = True
+
+    def leave(self, number: signal.Signals = signal.SIGTERM) -> None:
+        """Tell it to end, by that signal."""
+        self.leaving = True
+        self.process.send_signal(number)
+
+    def bury(self) -> int:
+        """It has ended: close what led to it; its exit code."""
+        os.close(self.reports)
+        os.close(self.lifeline)
+        return self.process.wait()
+
 
 @dataclass
 class _Slot:
-    """A place for one serving process; while it is being replaced a second one starts in it."""
+    """A place for one serving process; while it is being replaced a second one starts in it.
+
+    ``failures``: how many ended by themselves since one was last ready. ``start_at``: when
+    (monotonic seconds) another is to be started in the place of one that ended by itself.
+    """
 
     number: int
     child: _Child | None = None
     successor: _Child | None = None
     failures: int = 0
     start_at: float | None = None
+
+    def take(self, child: _Child) -> None:
+        """The place is filled."""
+        self.child = child
+        self.start_at = None
+
+    def replace_by(self, successor: _Child | None) -> None:
+        """``successor`` starts beside the child; ``None``: it did not become ready."""
+        self.successor = successor
+
+    def become_ready(self) -> None:
+        """Who starts here may fail afresh: it has worked once."""
+        self.failures = 0
+
+    def lose_child(self) -> None:
+        """The child is gone: its successor, if it has one, has the place."""
+        self.child, self.successor = self.successor, None
+
+    def back_off(self, now: float) -> None:
+        """Another process is to be started, later each time."""
+        self.failures += 1
+        self.start_at = now + _BACKOFF.delay(self.failures)
+
+    def give_up(self) -> None:
+        """No other process is to be started."""
+        self.start_at = None
 
 
 class Fleet:
@@ -68,7 +119,7 @@ class Fleet:
         with _SignalPipe() as pipe:
             self._selector.register(pipe, selectors.EVENT_READ, None)
             for slot in self._slots:
-                slot.child = self._start(slot)
+                slot.take(self._start(slot))
             while self._living() or not self._stopping:
                 for key, _ in self._selector.select(self._until_next_event()):
                     if key.data is None:
@@ -114,10 +165,9 @@ class Fleet:
         self._signals = signals
         for child in self._living():
             if signals > 1:
-                child.process.send_signal(signal.SIGINT)
+                child.leave(signal.SIGINT)
             elif not child.leaving:  # one that leaves would take it for the second
-                child.process.terminate()
-            child.leaving = True
+                child.leave()
 
     # Children
 
@@ -140,17 +190,15 @@ class Fleet:
 
     def _receive_report(self, slot: _Slot, child: _Child) -> None:
         if os.read(child.reports, 64):
-            child.ready = True
-            if child is slot.successor:
-                self._hand_over(slot, child)
-            slot.failures = 0
+            child.become_ready()
+            slot.become_ready()
+            if child is slot.successor and slot.child is not None:
+                slot.child.leave()  # the new process serves: it may finish what it has, and go
             return
         self._selector.unregister(child.reports)
-        os.close(child.reports)
-        os.close(child.lifeline)
-        self._bury(slot, child, child.process.wait())
+        self._ended(slot, child, child.bury())
 
-    def _bury(self, slot: _Slot, child: _Child, code: int) -> None:
+    def _ended(self, slot: _Slot, child: _Child, code: int) -> None:
         logger.log(
             logging.INFO if child.leaving else logging.WARNING,
             "process %d: %d ended with %d",
@@ -160,10 +208,10 @@ class Fleet:
         )
         if child is slot.successor:
             logger.error("its replacement did not become ready: the old process serves on")
-            slot.successor = None
-            self._to_replace.clear()
+            slot.replace_by(None)
+            self._to_replace.clear()  # a reload that fails goes no further
             return
-        slot.child, slot.successor = slot.successor, None
+        slot.lose_child()
         if slot.child is None and not self._stopping:
             self._make_good(slot, child, code)
 
@@ -173,8 +221,7 @@ class Fleet:
             self._exit_code = code
             self._stop()
             return
-        slot.failures += 1
-        slot.start_at = time.monotonic() + _BACKOFF.delay(slot.failures)
+        slot.back_off(time.monotonic())
 
     # Replacing
 
@@ -182,13 +229,7 @@ class Fleet:
         while self._to_replace and not any(slot.successor for slot in self._slots):
             slot = self._to_replace.pop(0)
             if slot.child is not None:
-                slot.successor = self._start(slot)
-
-    def _hand_over(self, slot: _Slot, successor: _Child) -> None:
-        """The new process is ready: the old one may finish what it has, and go."""
-        if slot.child is not None:
-            slot.child.leaving = True
-            slot.child.process.terminate()
+                slot.replace_by(self._start(slot))
 
     # Time
 
@@ -202,9 +243,9 @@ class Fleet:
         now = time.monotonic()
         for slot in self._slots:
             if slot.start_at is not None and (self._stopping or slot.start_at <= now):
-                slot.start_at = None
+                slot.give_up()
                 if not self._stopping:
-                    slot.child = self._start(slot)
+                    slot.take(self._start(slot))
         if self._kill_at is not None and self._kill_at <= now:
             self._kill_at = None
             for child in self._living():

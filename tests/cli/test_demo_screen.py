@@ -8,8 +8,7 @@ from typing import Any
 
 import pytest
 
-from revconn.cli.demo.screen import Screen
-from revconn.cli.demo.summary import Tally, show_summary
+from revconn.cli.demo.screen import Screen, Tally, show_summary
 
 
 class Terminal(io.StringIO):

@@ -15,7 +15,7 @@ import pytest
 from revconn._proto.demo_pb2 import HelloReply
 from revconn.cli import main
 from revconn.cli.demo import story
-from revconn.cli.demo.client import Outcome
+from revconn.cli.demo.greeter import Outcome
 from revconn.cli.demo.processes import Said
 
 

@@ -11,9 +11,9 @@ from collections.abc import Iterator
 from types import FrameType
 from typing import Any, Callable, NoReturn
 
+from revconn.cli.demo.processes import DemoFailed
 from revconn.cli.demo.screen import Screen
 from revconn.cli.demo.story import Demo
-from revconn.cli.demo.watch import DemoFailed
 
 __all__ = ["add_parser", "run"]
 

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import time
 
-from revconn.cli.demo.client import Caller, Outcome
-from revconn.cli.demo.screen import Screen
-from revconn.cli.demo.summary import milliseconds, percentiles
-from revconn.cli.demo.watch import DemoFailed, Watch
+from revconn.cli.demo.greeter import Caller, Outcome
+from revconn.cli.demo.processes import DemoFailed, Watch
+from revconn.cli.demo.screen import Screen, milliseconds, percentiles
 
 __all__ = ["Probes", "call_many"]
 

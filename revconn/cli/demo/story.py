@@ -9,11 +9,9 @@ from collections.abc import Sequence
 from types import TracebackType
 
 from revconn.cli.demo.calls import Probes, call_many
-from revconn.cli.demo.client import Caller, Outcome
-from revconn.cli.demo.processes import Child, free_port
-from revconn.cli.demo.screen import Screen
-from revconn.cli.demo.summary import Tally, show_summary
-from revconn.cli.demo.watch import DemoFailed, Watch
+from revconn.cli.demo.greeter import Caller, Outcome
+from revconn.cli.demo.processes import Child, DemoFailed, Watch, free_port
+from revconn.cli.demo.screen import Screen, Tally, show_summary
 
 __all__ = ["Demo"]
 
