@@ -253,9 +253,10 @@ class Engine:
                             position = stop
                             weight -= 1
                         if position < end:  # a message that goes on in the next frame
-                            self._is_plain = False
                             self._reader.feed(data, position, end, messages)
-                            break
+                            offset = self._take_large(data, offset, messages)
+                            if not self._is_plain:
+                                break
                     elif (
                         kind == WINDOW_UPDATE
                         and end - position == _INCREMENT_BYTES
@@ -275,13 +276,7 @@ class Engine:
                 self.inbound.use(received)
             self._cost += weight
             if offset < size:
-                self._take_in(data[offset:] if offset else data, messages)
-                self._is_plain = (
-                    self._reading_id > 0
-                    and self._splitter.is_between_frames
-                    and not self._reader.mid_message
-                    and not self._in_headers
-                )
+                self._take_rest(data[offset:] if offset else data, messages)
             if not -_SETTLED_EVERY < self._cost < _SETTLED_EVERY:
                 self._settle_cost()
         except ProtocolError as error:
@@ -294,6 +289,38 @@ class Engine:
         if self._reader.mid_message:
             where = " in the middle of a message"
         return f"{where} after {self.goaways[-1]}" if self.goaways else where
+
+    @property
+    def _is_between_messages(self) -> bool:
+        return (
+            self._reading_id > 0
+            and self._splitter.is_between_frames
+            and not self._reader.mid_message
+            and not self._in_headers
+        )
+
+    def _take_rest(self, data: bytes, messages: list[bytes]) -> None:
+        """What is no row of whole frames with whole messages."""
+        offset = 0
+        if self._reader.missing:
+            offset = self._take_large(data, 0, messages)
+            if self._is_plain and offset < len(data):
+                messages += self.receive(data[offset:])
+                return
+        if offset < len(data):
+            self._take_in(data[offset:] if offset else data, messages)
+            self._is_plain = self._is_between_messages
+
+    def _take_large(self, data: bytes, offset: int, messages: list[bytes]) -> int:
+        """Go on with a message of many frames; how far nothing but its DATA has come."""
+        if not self._in_headers:
+            before, missing = len(messages), self._reader.missing
+            offset, pieces = self._splitter.take_data(data, offset, self._reading_id, missing)
+            self._reader.add(pieces, messages)
+            self.inbound.use(missing - self._reader.missing)
+            self._weigh(len(messages) - before)
+        self._is_plain = self._is_between_messages
+        return offset
 
     def _take_in(self, data: bytes, messages: list[bytes]) -> None:
         plain_bytes = 0
@@ -322,9 +349,7 @@ class Engine:
             if self.end is not None:
                 return
         self.inbound.use(plain_bytes)
-        self._cost += self._splitter.take_weight() - (len(messages) - before)
-        if self.inflater is not None:
-            self._cost += self.inflater.take_weight()
+        self._weigh(len(messages) - before)
 
     def _say(self, control: bytes) -> None:
         """Queue what the peer asked for, as long as it reads the answers."""
@@ -334,6 +359,12 @@ class Engine:
         self._control_put += len(control)
         if self._control_put - self.control_taken > _MOST_UNSENT_CONTROL:
             raise ProtocolError("the gateway asks for answers and does not read them")
+
+    def _weigh(self, messages: int) -> None:
+        """What the splitter and the inflater did costs; the messages that came of it are worth."""
+        self._cost += self._splitter.take_weight() - messages
+        if self.inflater is not None:
+            self._cost += self.inflater.take_weight()
 
     def _settle_cost(self) -> None:
         """See whether the peer has cost more than it brought, and than we sent, for too long."""

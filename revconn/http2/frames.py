@@ -70,6 +70,7 @@ PADDED = 0x8
 HEADER_BYTES = 9
 # RFC 9113, section 4.1. The length has 24 bits, which struct cannot say: 16 bits and 8.
 HEADER = struct.Struct(">HBBBI")  # length (high 16 bits, low 8), kind, flags, stream id
+_unpack_header = HEADER.unpack_from
 _GOAWAY_HEAD = struct.Struct(">II")
 _INCREMENT = struct.Struct(">I")
 _ID_MASK = 0x7FFFFFFF  # the 32nd bit is reserved, and to be ignored when received (section 4.1)
@@ -171,7 +172,7 @@ class FrameSplitter:
         weight = 0
         self._needed = HEADER_BYTES
         while size - offset >= HEADER_BYTES:
-            high, low, kind, flags, stream_id = HEADER.unpack_from(data, offset)
+            high, low, kind, flags, stream_id = _unpack_header(data, offset)
             length = high << 8 | low
             if length > self._accepted:
                 self._check(kind, flags, length, data)
@@ -201,6 +202,45 @@ class FrameSplitter:
         self._weight += weight
         if offset < size:
             self._held += data[offset:] if offset else data
+
+    def take_data(
+        self, data: bytes, offset: int, stream_id: int, most: int
+    ) -> tuple[int, list[memoryview]]:
+        """Plain DATA of one stream from ``offset`` on, as long as nothing else comes between.
+
+        It is what :meth:`feed` would give out, ``most`` bytes of it; and where the rest begins,
+        which is for :meth:`feed`.
+        """
+        # A message of 1 MiB is 64 frames of most peers. One by one through feed() and a
+        # MessageReader they took four times as long as copying the message did.
+        pieces: list[memoryview] = []
+        left = self._data_left
+        if self._held or (left and self._data_head != (0, stream_id)):
+            return offset, pieces
+        view = memoryview(data)
+        size = len(data)
+        while most and offset < size:
+            if not left:
+                if size - offset < HEADER_BYTES:
+                    break
+                high, low, kind, flags, frame_stream_id = _unpack_header(data, offset)
+                left = high << 8 | low
+                if kind or flags or frame_stream_id != stream_id or left > self._longest_frame:
+                    left = 0
+                    break
+                if left < WORTHWHILE_BYTES:
+                    self._weight += 1
+                offset += HEADER_BYTES
+            count = left if left < most else most
+            if count > size - offset:
+                count = size - offset
+            pieces.append(view[offset : offset + count])
+            offset += count
+            most -= count
+            left -= count
+        self._data_left = left
+        self._data_head = (0, stream_id)
+        return offset, pieces
 
     def _check(self, kind: int, flags: int, length: int, data: bytes) -> None:
         # A server begins with SETTINGS that acknowledge nothing (section 3.4): whatever else comes

@@ -215,7 +215,7 @@ class MessageReader:
         self._prefix = b""
         self._compressed = False
         self._pieces = Pieces()
-        self._missing = 0
+        self.missing = 0  # bytes, of a message that has begun
 
     def inflate_with(self, inflate: Callable[[bytes], bytes]) -> None:
         """The response's headers announced compressed messages, which this one undoes."""
@@ -227,8 +227,10 @@ class MessageReader:
         Raises :class:`ProtocolError`, after what came before, for a message that is too long,
         does not inflate, or is compressed unannounced.
         """
-        if self._pieces:
-            start = self._continue(data, start, end, messages)
+        if self.missing:
+            stop = min(end, start + self.missing)
+            self.add([memoryview(data)[start:stop]], messages)
+            start = stop
         if self._prefix:
             # Rare: the prefix itself was cut. Begin again with it put together.
             data, self._prefix = self._prefix + data[start:end], b""
@@ -240,8 +242,8 @@ class MessageReader:
             start += PREFIX_BYTES
             if length > end - start:
                 self._compressed = bool(flag)
-                self._missing = length - (end - start)
-                self._pieces.add(data, start, end)
+                self.missing = length - (end - start)
+                self._pieces.extend([memoryview(data)[start:end]])
                 return
             message = data[start : start + length]
             messages.append(self._inflate(message) if flag and self._inflate else message)
@@ -251,19 +253,16 @@ class MessageReader:
     @property
     def mid_message(self) -> bool:
         """Whether the bytes so far end inside a message."""
-        return bool(self._pieces or self._prefix)
+        return bool(self.missing or self._prefix)
 
-    def _continue(self, data: bytes, start: int, end: int, messages: list[bytes]) -> int:
-        """Go on with a message that has begun; where the next one begins."""
-        stop = min(end, start + self._missing)
-        self._missing -= stop - start
-        self._pieces.add(data, start, stop)
-        if not self._missing:
+    def add(self, pieces: Iterable[memoryview], messages: list[bytes]) -> None:
+        """Take what comes next of the message that has begun, and no more than is ``missing``."""
+        self.missing -= self._pieces.extend(pieces)
+        if not self.missing and self._pieces:
             message = self._pieces.take()
             if self._compressed and self._inflate:
                 message = self._inflate(message)
             messages.append(message)
-        return stop
 
     def _check(self, flag: int, length: int) -> None:
         # The length first: it tells an operator more, and nothing of such a message was stored.
@@ -291,19 +290,24 @@ class Pieces:
     def __bool__(self) -> bool:
         return bool(self._parts)
 
-    def add(self, data: bytes, start: int, end: int) -> None:
-        """Keep ``data[start:end]``."""
-        piece = memoryview(data)[start:end]
-        if end - start > _SMALL:
-            self._parts.append(piece)
-            self._run = None
-        elif self._run is None:
-            self._run = bytearray(piece)
-            self._parts.append(self._run)
-        else:
-            self._run += piece
-            if len(self._run) > _RUN:
+    def extend(self, pieces: Iterable[memoryview]) -> int:
+        """Keep them, in this order; how many bytes they are."""
+        count = 0
+        parts = self._parts
+        for piece in pieces:
+            size = len(piece)
+            count += size
+            if size > _SMALL:
+                parts.append(piece)
                 self._run = None
+            elif self._run is None:
+                self._run = bytearray(piece)
+                parts.append(self._run)
+            else:
+                self._run += piece
+                if len(self._run) > _RUN:
+                    self._run = None
+        return count
 
     def take(self) -> bytes:
         """All of it, as one; from here on there is none."""

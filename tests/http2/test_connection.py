@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gzip
+import itertools
+import random
 import time
 from typing import Callable
 
@@ -17,6 +20,7 @@ from hypothesis import strategies as st
 from revconn.core.status import StatusCode
 from revconn.http2 import connection as connection_module
 from revconn.http2.connection import Engine
+from revconn.http2.frames import PING_ACK
 from revconn.http2.grpc import StreamEnd
 from tests.support.scripted_http2 import GRPC_HEADERS, message
 
@@ -24,6 +28,8 @@ MIB = 1 << 20
 LIMIT = 100 * MIB
 SETTINGS = SettingsFrame(0, settings={4: (1 << 31) - 1}).serialize()
 WINDOW = b"\x00\x00\x04\x08\x00\x00\x00\x00\x00\x7f\x00\x00\x00"
+UNKNOWN = b"\x00\x00\x03\xee\x00\x00\x00\x00\x00new"  # a kind of frame that nobody knows
+PING = PingFrame(0, opaque_data=b"estimate").serialize()
 HEADERS = HeadersFrame(1, hpack.Encoder().encode(GRPC_HEADERS), flags=["END_HEADERS"]).serialize()
 
 
@@ -251,7 +257,7 @@ GOOD_FRAMES = st.one_of(
             DataFrame(1, b"").serialize(),
             PingFrame(0, opaque_data=b"estimate").serialize(),
             PingFrame(0, opaque_data=b"estimate", flags=["ACK"]).serialize(),
-            b"\x00\x00\x03\xee\x00\x00\x00\x00\x00new",  # a kind of frame that nobody knows
+            UNKNOWN,
         ]
     ),
 )
@@ -279,6 +285,53 @@ def test_frames_mean_the_same_however_many_arrive_at_once(
     assert drain(at_once) == drain(in_pieces)
     if at_once.end is None:  # else nothing counts any more: a window that is opened too far, say
         assert at_once.inbound._received == in_pieces.inbound._received
+
+
+@given(
+    st.lists(st.sampled_from([0, 5, 300, 3_000, 20_000]), min_size=1, max_size=5),
+    st.lists(st.sampled_from([0, 1, 4, 255, 256, 1_025, 5_000]), max_size=20),
+    st.lists(st.sampled_from([b"", b"", PING, UNKNOWN]), max_size=20),
+    st.lists(st.sampled_from([1, 8, 9, 10, 1_024, 1_025, 7_000, 30_000]), max_size=20),
+)
+def test_large_messages_come_out_whole_whatever_they_are_cut_into(
+    sizes: list[int], frames: list[int], between: list[bytes], reads: list[int]
+) -> None:
+    messages = [bytes([number]) * size for number, size in enumerate(sizes)]
+    left, said = b"".join(map(message, messages)), b""
+    total = len(left)
+    for count, other in itertools.zip_longest(frames, between, fillvalue=0):
+        said += DataFrame(1, left[:count]).serialize() + (other or b"")
+        left = left[count:]
+    said += b"".join(data_frames(left)) + PING
+    engine, received = opened(), []
+    for size in reads:
+        received += engine.receive(said[:size])
+        said = said[size:]
+    received += engine.receive(said)
+    assert (received, engine.end) == (messages, None)
+    assert engine.inbound._received == total
+    assert drain(engine).endswith(PING_ACK + b"estimate")
+
+
+def test_a_compressed_message_of_many_frames_is_inflated() -> None:
+    engine = Engine(LIMIT)
+    engine.open_stream("http", "example.com:1", "/a.B/C", {})
+    headers = hpack.Encoder().encode([*GRPC_HEADERS, ("grpc-encoding", "gzip")])
+    engine.receive(SETTINGS + HeadersFrame(1, headers, flags=["END_HEADERS"]).serialize())
+    noise = random.Random(1).randbytes(100_000)
+    compressed = gzip.compress(noise)
+    whole = b"\x01" + len(compressed).to_bytes(4, "big") + compressed
+    assert engine.receive(b"".join(data_frames(whole))) == [noise]
+
+
+@pytest.mark.parametrize("flags", [["END_STREAM"], ["PADDED", "END_STREAM"]])
+def test_the_last_frame_of_a_large_message_may_end_the_stream(flags: list[str]) -> None:
+    engine = opened()
+    *first, last = data_frames(message(bytes(50_000)))
+    last = DataFrame(1, last[9:], flags=flags).serialize()
+    assert engine.receive(b"".join([*first, last])) == [bytes(50_000)]
+    assert engine.end is not None
+    assert engine.end.details == "the gateway ended the stream without trailers"
 
 
 # How long it takes
