@@ -35,6 +35,7 @@ class ConfigurationError(RevconnError, ValueError):
     """
 
     def __init__(self, name: str, value: Any, problem: str, remedy: str) -> None:
+        # Cut short: what was given may be a whole file, and this is to be read as a line.
         shown = "" if value is None else f" (got {value!r:.200})"
         super().__init__(f"{name}: {problem}{shown}; {remedy}")
         self.name = name
@@ -73,6 +74,8 @@ class HandshakeError(ConnectionLost):
         speaker: Speaker = Speaker.GATEWAY,
     ) -> None:
         super().__init__(target, reason, code)
+        # By this refusal alone. The link, which knows what else has answered at the target, judges
+        # it once more: while a gateway is redeployed, a proxy in front of it refuses too.
         self.speaker = speaker
         self.by_gateway = speaker is not Speaker.STRANGER
         self.is_final = self.by_gateway and code in FINAL_CODES
@@ -118,12 +121,14 @@ class RequestError(RevconnError):
     """
 
     def __init__(self, status: int, message: str = "") -> None:
+        # A bug in the handler and no RequestError: the caller gets a 500, the log a traceback.
         if not isinstance(status, int):
             raise TypeError(
                 f"RequestError: status {status!r} is no number; use an HTTP status or a"
                 " revconn.StatusCode"
             )
         super().__init__(f"{int(status)}: {message}")
+        # No number is a failure in both languages, so either may be spoken.
         if 1 <= status <= 16:
             self.code = StatusCode(status)
             self.status = http_status(self.code)
@@ -138,6 +143,8 @@ class RequestError(RevconnError):
         self.message = message
 
 
+# For exactly the codes that may be final: those are the errors that end a program, so their text is
+# what its operator has.
 _REMEDIES = {
     StatusCode.UNAUTHENTICATED: "check api_key: this gateway does not know it",
     StatusCode.PERMISSION_DENIED: "check api_key and services: this key may not do that",
@@ -163,6 +170,7 @@ def remedy(code: StatusCode | None, speaker: Speaker = Speaker.GATEWAY) -> str |
     """What to do about a code that may be fatal."""
     if code is None or code not in _REMEDIES:
         return None
+    # Of UNIMPLEMENTED the remedy says already that no gateway is there.
     if speaker is Speaker.STRANGER and code is not StatusCode.UNIMPLEMENTED:
         return _STRANGERS_REMEDY
     return _REMEDIES[code]

@@ -213,7 +213,8 @@ class Supervisor:
         with self._lock:
             first, self._end_is_awaited = not self._end_is_awaited, True
         if first and not in_background(self._await_end):
-            self._end_is_awaited = False
+            with self._lock:
+                self._end_is_awaited = False
 
     def _await_end(self) -> None:
         """The links were told to end: wait for them, but not for users' code that holds one up."""
