@@ -27,14 +27,15 @@ shared: whoever owns a connection guards it. The sides are :mod:`revconn.core.co
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from enum import Enum
 from typing import ClassVar, Final, TypeVar
 
 from google.protobuf.message import Message
 
-from revconn.core.errors import Mask, ProtocolError
-from revconn.logger import get_logger
+from revconn.core.errors import ProtocolError
+from revconn.logger import SafeLogger, get_logger
 
 __all__ = [
     "EITHER_SIDE",
@@ -98,15 +99,18 @@ EITHER_SIDE: Final[Transitions] = {
 
 
 class Connection:
-    """What both sides have in common: the phase, the id, the features in force."""
+    """What both sides have in common: the phase, the id, the features in force.
+
+    :ivar shown_id: ``connection_id`` as a log may have it; a gateway may have echoed the key in it.
+    """
 
     transitions: ClassVar[Transitions]
 
     def __init__(self, features: frozenset[str]) -> None:
         self.phase = Phase.OPENED
         self.connection_id = ""
+        self.shown_id = ""
         self.features = features
-        self._mask = Mask("")
 
     @property
     def established(self) -> bool:
@@ -114,7 +118,11 @@ class Connection:
         return self.phase in (Phase.READY, Phase.LEAVING)
 
     def end(self) -> None:
-        """The stream is gone, or given up: nothing is sent or heard from here on. Idempotent."""
+        """The stream is gone, or given up: nothing is sent, heard, or due from here on. Idempotent.
+
+        Both ends come here whichever of them ended it, and often twice: a broken rule has ended
+        the connection already when the stream that carried it is torn down.
+        """
         if self.phase is not Phase.ENDED:
             self._take(Step.CLOSE)
 
@@ -124,12 +132,16 @@ class Connection:
 
     def _take(self, step: Step) -> None:
         """The one way from phase to phase. Raises :class:`ProtocolError` where there is none."""
-        phase = self.transitions.get((self.phase, step))
-        if phase is None:
-            raise ProtocolError(f"{step.value} cannot be sent while {self.phase.value}")
-        shown = self._mask(self.connection_id)
-        logger.debug("conversation %s: %s -> %s", shown, self.phase, phase)
-        self.phase = phase
+        before, after = self.phase, self.transitions.get((self.phase, step))
+        if after is None:
+            raise ProtocolError(f"{step.value} cannot be sent while {before.value}")
+        self.phase = after
+        line = "conversation %s: %s -> %s"
+        self._log(logger, logging.DEBUG, line, self.shown_id, before, after)
+
+    def _log(self, log: SafeLogger, level: int, line: str, *arguments: object) -> None:
+        """A line for the log: now, unless the side's owner holds a lock, as a connector's does."""
+        log.log(level, line, *arguments)
 
 
 def is_possible_id(given: str) -> bool:

@@ -3,12 +3,14 @@
 A session guards it with one lock of its own. The thread that receives calls ``receive`` with each
 batch, and acts on what that meant outside the lock. The timer's thread waits until ``due``, calls
 ``tick``, and sends what that gives; it is woken when ``due`` comes nearer: by the registration, by
-CONNECTED, and by what came of a probe. Any thread may say something.
+CONNECTED, and by what came of a probe. Any thread may say something. What is worth a line in the
+log is kept until :meth:`ConnectorConnection.log` is called, without the lock.
 """
 
 from __future__ import annotations
 
 import logging
+from collections import deque
 from collections.abc import Iterable, Sequence
 from typing import ClassVar, NamedTuple
 
@@ -35,7 +37,7 @@ from revconn.core.errors import Mask, ProtocolError, presentable
 from revconn.core.liveness import PROBE_METHOD, ConnectorLiveness, Prober, Verdict
 from revconn.core.status import is_success
 from revconn.core.terms import CANCEL, Terms
-from revconn.logger import Reminders, get_logger
+from revconn.logger import Reminders, SafeLogger, get_logger
 
 __all__ = ["Arrival", "ConnectorConnection", "Due", "FromGateway", "Probed"]
 
@@ -82,7 +84,7 @@ class FromGateway:
     :ivar probed: what came of its own probes. After ``LOST`` the stream is to be ended.
     :ivar probes: the next ones, to be sent ahead of all that waits. They are no signs of life.
     :ivar connection_id: of the batch that brought CONNECTED.
-    :ivar is_rare: whether there is anything at all but ``requests`` and ``end``.
+    :ivar is_rare: whether there is anything at all but ``requests``, or a line for the log.
     :ivar end: why the connection has ended, in the batch in which it did: a :class:`ProtocolError`
         when the gateway broke the protocol. All the rest holds even then: it came first.
     """
@@ -151,8 +153,12 @@ class ConnectorConnection(Connection):
         self._token = token
         self._asked: dict[str, None] = {}  # calls of its own, the oldest first
         self._probes: dict[str, None] = {}  # of those, its probes
+        self._mask = Mask("")
         self._ignored = Reminders()
         self._now = 0.0
+        # Logging runs the application's handlers, which may write to a disk, or wait for a thread
+        # that wants the session's lock. Any thread appends, and any takes, without it too.
+        self._lines: deque[tuple[SafeLogger, int, str, tuple[object, ...]]] = deque()
 
     # Wishes
 
@@ -195,17 +201,31 @@ class ConnectorConnection(Connection):
     def disconnect(self) -> bytes:
         """Say goodbye. Requests already on their way are still to be answered."""
         self._take(Step.DISCONNECT)
-        # A gateway that routes nothing here any more does not route a probe either.
-        self._liveness.leave()
         status = ConnectionStatus(
             connection_id=self.connection_id, status=ConnectionStatus.DISCONNECTED
         )
         return ConnectionMessage(status=status).SerializeToString()
 
-    def end(self) -> None:
-        """The stream is gone, or given up: nothing is sent, heard, or due from here on."""
-        super().end()
-        self._liveness.stop()
+    # The log
+
+    def log(self) -> None:
+        """Log what was worth a line. Not to be called with a lock held."""
+        while self._lines:
+            try:
+                log, level, line, arguments = self._lines.popleft()
+            except IndexError:  # another thread took the last one
+                return
+            log.log(level, line, *arguments)
+
+    def _log(self, log: SafeLogger, level: int, line: str, *arguments: object) -> None:
+        self._lines.append((log, level, line, arguments))
+
+    def _log_ignored(self, level: int, problem: str, detail: str = "") -> None:
+        """A line, unless the gateway does this again and again."""
+        count = self._ignored.count(problem, self._now)
+        if count:
+            times = f" ({count:,} times since the last such line)" if count > 1 else ""
+            self._log(logger, level, "%s%s%s", problem, detail, times)
 
     # Time
 
@@ -227,14 +247,20 @@ class ConnectorConnection(Connection):
         It may come nearer with :meth:`register` and with what :meth:`receive` takes in: CONNECTED,
         and a response to a probe.
         """
-        return self._liveness.due()
+        if self.phase is _ENDED:
+            return None
+        return self._liveness.due(probing=self.phase is Phase.READY)
 
     def tick(self, now: float, unix_time: float, *, reading: bool = True) -> Due:
         """What is due by ``now``. Sooner does no harm.
 
         ``reading`` says whether this side takes in what it is sent: no answer can come otherwise.
         """
-        tick = self._liveness.tick(now, reading=reading)
+        if self.phase is _ENDED:
+            return Due()
+        # A gateway that was told goodbye, and routes nothing here any more, routes no probe either.
+        probing = self.phase is Phase.READY
+        tick = self._liveness.tick(now, reading=reading, probing=probing)
         return Due(
             self.heartbeat(unix_time) if tick.heartbeat else None,
             None if tick.probe is None else self._probe(tick.probe),
@@ -318,15 +344,15 @@ class ConnectorConnection(Connection):
         elif kind == "cancel" and CANCEL in self.features:
             self._receive_cancel(message.cancel, inbound)
         elif kind is None:
-            self._log(logging.INFO, "ignored a message of a type newer than this schema")
+            self._log_ignored(logging.INFO, "ignored a message of a type newer than this schema")
         else:
-            self._log(logging.INFO, f"ignored a {kind}: a gateway has no use for one here")
+            self._log_ignored(logging.INFO, f"ignored a {kind}: a gateway has no use for one here")
 
     def _receive_odd_request(self, request: ForwardRequest, inbound: FromGateway) -> None:
         """A probe, or a request that nobody can answer."""
         if not is_possible_id(request.request_id):
             problem = "ignored a request with no id or an endless one: unanswerable"
-            self._log(logging.WARNING, problem)
+            self._log_ignored(logging.WARNING, problem)
             return
         if self._liveness.prober is not None:
             self._liveness.prober.arrived(request.request_id)
@@ -338,11 +364,9 @@ class ConnectorConnection(Connection):
     def _receive_cancel(self, cancel: CancelRequest, inbound: FromGateway) -> None:
         if is_possible_id(cancel.request_id):
             inbound.cancelled[cancel.request_id] = len(inbound.requests)
-            logger.debug(
-                "the gateway cancels %r: %s",
-                cancel.request_id,
-                presentable(self._mask(cancel.reason)),
-            )
+            reason = presentable(self._mask(cancel.reason))
+            line = "the gateway cancels %r: %s"
+            self._log(logger, logging.DEBUG, line, cancel.request_id, reason)
 
     def _receive_response(self, response: ForwardResponse, inbound: FromGateway) -> None:
         request_id = response.request_id
@@ -352,7 +376,7 @@ class ConnectorConnection(Connection):
             return
         del self._probes[request_id]
         prober = self._liveness.prober
-        if prober is None:  # this connection is being left
+        if prober is None or self.phase is not Phase.READY:  # this connection is being left
             return
         service = prober.service
         verdict = prober.answered(response, self._now)
@@ -360,13 +384,12 @@ class ConnectorConnection(Connection):
         error = presentable(self._mask(response.error_message)) or silent
         if verdict is Verdict.UNKNOWN:
             code = response.status_code
-            logger.debug("a probe of %s came to nothing: %d, %s", service, code, error)
+            line = "a probe of %s came to nothing: %d, %s"
+            self._log(logger, logging.DEBUG, line, service, code, error)
         else:
             reason = f"{verdict.value} ({service}): {response.status_code}, {error}"
             inbound.probed.append(Probed(verdict, service, reason, prober.round_trip))
-        if verdict is Verdict.LOST:
-            self._liveness.leave()
-        elif (probe := self._liveness.next_probe(self._now)) is not None:
+        if (probe := self._liveness.next_probe(self._now)) is not None:
             inbound.probes.append(self._probe(probe))
 
     def _receive_status(self, status: ConnectionStatus, inbound: FromGateway) -> None:
@@ -377,13 +400,13 @@ class ConnectorConnection(Connection):
             self._end(inbound, Step.DISMISS, said)
         elif status.status != ConnectionStatus.ERROR:
             problem = "ignored a connection status newer than this schema"
-            self._log(logging.INFO, problem, f": {status.status}")
+            self._log_ignored(logging.INFO, problem, f": {status.status}")
         elif self.phase is Phase.REGISTERING:
             said = f"the gateway said ERROR: {self._quote(status.message)}"
             self._end(inbound, Step.DISMISS, said)
         else:
             said = f": {self._quote(status.message)}"
-            self._log(logging.WARNING, "the gateway reported an error", said)
+            self._log_ignored(logging.WARNING, "the gateway reported an error", said)
 
     def _receive_connected(self, status: ConnectionStatus, inbound: FromGateway) -> None:
         given = status.connection_id
@@ -402,20 +425,14 @@ class ConnectorConnection(Connection):
             self._end(inbound, Step.EXPIRE, overdue)
             return
         self.connection_id = inbound.connection_id = given
+        self.shown_id = self._mask(given)
         self._take(Step.ACCEPT)
 
     def _end(self, inbound: FromGateway, step: Step, why: ProtocolError | str) -> None:
         inbound.end = why
+        inbound.is_rare = True
         self._take(step)
-        self._liveness.stop()
 
     def _quote(self, text: str) -> str:
         """The gateway's words for a log: shortened, and with no control characters."""
         return repr(self._mask(text)[:_LONGEST_QUOTE]) if text else "(no reason given)"
-
-    def _log(self, level: int, problem: str, detail: str = "") -> None:
-        """A line, unless the gateway does this again and again."""
-        count = self._ignored.count(problem, self._now)
-        if count:
-            times = f" ({count:,} times since the last such line)" if count > 1 else ""
-            logger.log(level, "%s%s%s", problem, detail, times)

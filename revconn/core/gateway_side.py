@@ -22,12 +22,11 @@ from revconn.core.connection import (
     is_possible_id,
     no_message,
 )
-from revconn.core.liveness import GatewayLiveness
 from revconn.core.status import StatusCode
 from revconn.core.terms import CANCEL
 from revconn.logger import get_logger
 
-__all__ = ["End", "FromConnector", "GatewayConnection", "Goodbye"]
+__all__ = ["End", "FromConnector", "GatewayConnection", "GatewayLiveness", "Goodbye"]
 
 logger = get_logger(__name__)
 
@@ -83,6 +82,53 @@ class FromConnector:
     end: End | None
 
 
+class GatewayLiveness:
+    """Whether a connector is alive: it registers in time, and then beats.
+
+    :param now: when the stream was opened.
+    :param handshake_timeout: seconds from then to the registration.
+    :param heartbeat_timeout: seconds without a heartbeat after which a connection is ended.
+    """
+
+    def __init__(self, now: float, handshake_timeout: float, heartbeat_timeout: float) -> None:
+        self._handshake_timeout = handshake_timeout
+        self._heartbeat_timeout = heartbeat_timeout
+        self._handshake_by: float | None = now + handshake_timeout
+        self._end_by: float | None = None
+        self.last_heartbeat = now
+
+    def registered(self, now: float) -> str:
+        """The registration has come; if it came too late, why it is not taken."""
+        if self._handshake_by is not None and now > self._handshake_by:
+            return self._overdue()
+        self._handshake_by = None
+        return ""
+
+    def heard(self, now: float) -> None:
+        """A heartbeat has come, or the connector was accepted, which counts as one."""
+        self.last_heartbeat = now
+        self._end_by = now + self._heartbeat_timeout
+
+    def due(self) -> float | None:
+        """When to call :meth:`tick`; ``None``: not before something happens."""
+        return self._end_by if self._handshake_by is None else self._handshake_by
+
+    def tick(self, now: float) -> str:
+        """Why the connector is to be ended, if it has been silent for too long."""
+        due = self.due()
+        if due is None or now < due:
+            return ""
+        handshake = self._handshake_by is not None
+        self._handshake_by = self._end_by = None  # told once
+        return self._overdue() if handshake else self._silent()
+
+    def _overdue(self) -> str:
+        return f"no register message came within {self._handshake_timeout:g} seconds"
+
+    def _silent(self) -> str:
+        return f"no heartbeat for {self._heartbeat_timeout:g} seconds"
+
+
 class GatewayConnection(Connection):
     """A gateway's side.
 
@@ -124,7 +170,7 @@ class GatewayConnection(Connection):
     def accept(self, connection_id: str, now: float) -> bytes:
         """CONNECTED: the connector may be sent requests from now on."""
         self._take(Step.ACCEPT)
-        self.connection_id = connection_id
+        self.connection_id = self.shown_id = connection_id
         self._liveness.heard(now)
         connected = ConnectionStatus(connection_id=connection_id)
         return ConnectionMessage(status=connected).SerializeToString()
@@ -157,13 +203,7 @@ class GatewayConnection(Connection):
     def dismiss(self, reason: str) -> bytes:
         """DISCONNECTED, the last message: the connector is sent away."""
         self._take(Step.DISMISS)
-        self._liveness.stop()
         return self._status(ConnectionStatus.DISCONNECTED, reason)
-
-    def end(self) -> None:
-        """The stream is gone, or given up: nothing is sent, heard, or due from here on."""
-        super().end()
-        self._liveness.stop()
 
     def _status(self, kind: ConnectionStatus.StatusType, text: str) -> bytes:
         status = ConnectionStatus(connection_id=self.connection_id, status=kind, message=text)
@@ -176,14 +216,14 @@ class GatewayConnection(Connection):
 
         It only ever goes further away, but for :meth:`accept`.
         """
-        return self._liveness.due()
+        return None if self.phase is _ENDED else self._liveness.due()
 
     def tick(self, now: float) -> End | None:
         """How the stream is to be ended, if the connector has been silent for too long.
 
         What arrives until that is done still counts.
         """
-        reason = self._liveness.tick(now)
+        reason = "" if self.phase is _ENDED else self._liveness.tick(now)
         if not reason:
             return None
         silent = self.established
@@ -211,7 +251,6 @@ class GatewayConnection(Connection):
             if len(data) > self._limit:
                 inbound.too_large = data
                 self._take(Step.VIOLATE)
-                self._liveness.stop()
                 break
             try:
                 message = ConnectionMessage.FromString(data)
@@ -310,4 +349,3 @@ class GatewayConnection(Connection):
     ) -> None:
         inbound.end = End(code, why)
         self._take(step)
-        self._liveness.stop()

@@ -28,7 +28,6 @@ from revconn.core.status import StatusCode, is_success, status_code
 __all__ = [
     "PROBE_METHOD",
     "ConnectorLiveness",
-    "GatewayLiveness",
     "Prober",
     "Tick",
     "Verdict",
@@ -135,44 +134,41 @@ class ConnectorLiveness:
             self._longest_gap = self.longest_silence(at)
             self._left_at = at
 
-    def leave(self) -> None:
-        """The goodbye was said: requests need not come here any more, so there are no probes."""
-        self.prober = None
-
-    def stop(self) -> None:
-        """Nothing is due any more."""
-        self._handshake_by = self._next_beat = self.prober = None
-
     def longest_silence(self, now: float) -> float:
         """The longest gap between two heartbeats, in seconds, and the one that lasts counts too."""
         return max(self._longest_gap, now - self._left_at)
 
     # Time
 
-    def due(self) -> float | None:
+    def due(self, *, probing: bool) -> float | None:
         """When to call :meth:`tick`; ``None``: not before something happens."""
         if self._handshake_by is not None:
             return min(self._handshake_by, self._next_look)
         if self._next_beat is None:
             return None
-        probe_by = None if self.prober is None else self.prober.look_by()
+        probe_by = self.prober.look_by() if probing and self.prober is not None else None
         due = min(self._next_beat, self._next_look)
         return due if probe_by is None else min(due, probe_by)
 
-    def tick(self, now: float, *, reading: bool) -> Tick:
-        """What is due by ``now``. ``reading`` says whether this side takes in what it is sent."""
-        due = self.due()
+    def tick(self, now: float, *, reading: bool, probing: bool) -> Tick:
+        """What is due by ``now``.
+
+        :param reading: whether this side takes in what it is sent.
+        :param probing: whether the gateway is to send requests here. After the goodbye it is not.
+        """
+        due = self.due(probing=probing)
         if due is None:
             return Tick()
         # No interval is so long that the end of a suspend goes unnoticed: whoever waits for
         # ``due`` waits on a clock that stood still meanwhile.
         self._next_look = now + min(_LONGEST_LOOK, self._interval)
-        end = self._end(now, late=now - due, reading=reading)
-        if end:
-            self.stop()
+        prober = self.prober if probing else None
+        end = self._end(now, prober, late=now - due, reading=reading)
+        if end:  # told once: what arrives until the stream has ended still counts
+            self._handshake_by = self._next_beat = self.prober = None
             return Tick(end=end)
         # After the look for a silence: this heartbeat would hide the gap that it ends.
-        return Tick(self._beat(now), self.next_probe(now))
+        return Tick(self._beat(now), self.next_probe(now) if probing else None)
 
     def next_probe(self, now: float) -> ForwardRequest | None:
         """The probe that is due, if one is; it is on its way from now on."""
@@ -180,7 +176,7 @@ class ConnectorLiveness:
             return None
         return self.prober.ask(self._new_id(), now)
 
-    def _end(self, now: float, *, late: float, reading: bool) -> str:
+    def _end(self, now: float, prober: Prober | None, *, late: float, reading: bool) -> str:
         if self._handshake_by is not None:
             return self._overdue() if now >= self._handshake_by else ""
         silence = self.longest_silence(now)
@@ -189,7 +185,6 @@ class ConnectorLiveness:
                 f"no heartbeat left this machine for {silence:.0f} s: the gateway may have"
                 " forgotten the connection"
             )
-        prober = self.prober
         if prober is not None:
             if late > _LATE:
                 prober.skip(late)
@@ -212,57 +207,6 @@ class ConnectorLiveness:
 
     def _overdue(self) -> str:
         return f"no CONNECTED within {self._handshake_timeout:g} s"
-
-
-class GatewayLiveness:
-    """A gateway's side: a connector registers in time, and then beats.
-
-    :param now: when the stream was opened.
-    :param handshake_timeout: seconds from then to the registration.
-    :param heartbeat_timeout: seconds without a heartbeat after which a connection is ended.
-    """
-
-    def __init__(self, now: float, handshake_timeout: float, heartbeat_timeout: float) -> None:
-        self._handshake_timeout = handshake_timeout
-        self._heartbeat_timeout = heartbeat_timeout
-        self._handshake_by: float | None = now + handshake_timeout
-        self._end_by: float | None = None
-        self.last_heartbeat = now
-
-    def registered(self, now: float) -> str:
-        """The registration has come; if it came too late, why it is not taken."""
-        if self._handshake_by is not None and now > self._handshake_by:
-            return self._overdue()
-        self._handshake_by = None
-        return ""
-
-    def heard(self, now: float) -> None:
-        """A heartbeat has come, or the connector was accepted, which counts as one."""
-        self.last_heartbeat = now
-        self._end_by = now + self._heartbeat_timeout
-
-    def stop(self) -> None:
-        """Nothing is due any more."""
-        self._handshake_by = self._end_by = None
-
-    def due(self) -> float | None:
-        """When to call :meth:`tick`; ``None``: not before something happens."""
-        return self._end_by if self._handshake_by is None else self._handshake_by
-
-    def tick(self, now: float) -> str:
-        """Why the connector is to be ended, if it has been silent for too long."""
-        due = self.due()
-        if due is None or now < due:
-            return ""
-        handshake = self._handshake_by is not None
-        self.stop()
-        return self._overdue() if handshake else self._silent()
-
-    def _overdue(self) -> str:
-        return f"no register message came within {self._handshake_timeout:g} seconds"
-
-    def _silent(self) -> str:
-        return f"no heartbeat for {self._heartbeat_timeout:g} seconds"
 
 
 class Verdict(Enum):
@@ -372,7 +316,13 @@ class Prober:
         self._heard = True
 
     def answered(self, response: ForwardResponse, now: float) -> Verdict:
-        """An answer has come."""
+        """An answer has come. After ``LOST`` there are no probes any more."""
+        verdict = self._judge(response, now)
+        if verdict is Verdict.LOST:
+            self._due = None
+        return verdict
+
+    def _judge(self, response: ForwardResponse, now: float) -> Verdict:
         asked_at = self._asked.get(response.request_id)
         if asked_at is None:  # to a copy of one that is settled
             self._heard = True

@@ -24,8 +24,7 @@ from revconn.core.connection import decode
 from revconn.core.deadline import request_deadline
 from revconn.core.errors import ProtocolError
 from revconn.core.framing import is_framed, unframe
-from revconn.core.gateway_side import End, FromConnector, GatewayConnection
-from revconn.core.liveness import GatewayLiveness
+from revconn.core.gateway_side import End, FromConnector, GatewayConnection, GatewayLiveness
 from revconn.core.metadata import headers_size, metadata_from_headers
 from revconn.core.routing import Wanted, split_method_path
 from revconn.core.status import StatusCode

@@ -12,6 +12,8 @@ from typing import Callable
 
 import tenacity
 
+from revconn.core.connector_side import Probed
+from revconn.core.liveness import Verdict
 from revconn.exceptions import ConnectionLost, HandshakeError
 from revconn.link import report
 from revconn.link.plan import Plan
@@ -347,7 +349,10 @@ class Link:
             self._calls,
             self._replies,
             replace(self._options, connect_timeout=connect_timeout),
-            self,
+            on_ready=self._session_ready,
+            on_going_away=self._session_going_away,
+            on_probed=self._probed,
+            on_end=self._session_over,
         )
         # abort() may have come while the key was asked for, or come now: either it finds the
         # session, or it is found here to have come.
@@ -400,8 +405,7 @@ class Link:
 
     # The sessions, in their threads
 
-    def session_ready(self, session: Session) -> None:
-        """CONNECTED arrived."""
+    def _session_ready(self, session: Session) -> None:
         if session.services and not session.drains and not self._spares:
             # To leave without losing anything takes a second connection there. Before the state is
             # READY: whoever waits for that may end the interpreter next.
@@ -411,30 +415,26 @@ class Link:
             plan.accepted(self._sessions[session], now, connection_id=connection_id, drains=drains)
             session.let_answers_through()
 
-    def session_going_away(self, session: Session) -> None:
-        """The gateway wants another connection in the place of this one."""
+    def _session_going_away(self, session: Session) -> None:
         with self._happening() as plan:
             plan.going_away(self._sessions[session])
 
-    def session_over(self, session: Session) -> None:
-        """A session has ended."""
+    def _session_over(self, session: Session) -> None:
         with self._happening() as plan:  # which wakes the link's thread, whatever telling does
             self._over.append(session)
             plan.ended(self._sessions.pop(session), session.error, time.monotonic())
 
-    def probe_returned(self, service: str, round_trip: float) -> None:
-        """A call to itself came back after so many seconds."""
-        self._astray.pop(service, None)
-        self._probe_round_trip = round_trip
-
-    def probe_astray(self, service: str, reason: str | None) -> None:
-        """The gateway has no route of a service: on a new connection either, if not ``None``."""
-        said = self._astray.setdefault(service, False)
-        if reason is not None and not said:
-            self._astray[service] = True
-            report.astray(self.target, reason)
-
-    def probe_refused(self, service: str, reason: str) -> None:
-        """The gateway does not route our calls of a service: there will be no others."""
-        self._unprobed.add(service)
-        report.no_probes(self.target, reason)
+    def _probed(self, probed: Probed) -> None:
+        verdict, service, why, round_trip = probed
+        if verdict is Verdict.ALIVE:
+            self._astray.pop(service, None)
+            self._probe_round_trip = round_trip
+        elif verdict is Verdict.UNABLE:  # there will be no others of this service
+            self._unprobed.add(service)
+            report.no_probes(self.target, why)
+        else:
+            # LOST: the next connection is told of it. ASTRAY: it was, and is of no help either.
+            said = self._astray.setdefault(service, False)
+            if verdict is Verdict.ASTRAY and not said:
+                self._astray[service] = True
+                report.astray(self.target, why)

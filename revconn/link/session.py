@@ -7,10 +7,10 @@ import threading
 import time
 import uuid
 from collections.abc import Collection
-from typing import Callable, NoReturn, Protocol
+from typing import Callable, NoReturn
 
 from revconn.core.connection import Phase
-from revconn.core.connector_side import ConnectorConnection, FromGateway
+from revconn.core.connector_side import ConnectorConnection, FromGateway, Probed
 from revconn.core.errors import Mask, presentable
 from revconn.core.liveness import ConnectorLiveness, Prober, Verdict
 from revconn.core.sending import answer
@@ -35,7 +35,7 @@ from revconn.settings.options import Options
 from revconn.settings.target import Target
 from revconn.transport.base import Stream, StreamEnded
 
-__all__ = ["ApiKey", "Session", "SessionOwner"]
+__all__ = ["ApiKey", "Session"]
 
 logger = get_logger(__name__)
 
@@ -84,28 +84,6 @@ class ApiKey:
             return False
 
 
-class SessionOwner(Protocol):
-    """Whom a session tells, from its own thread."""
-
-    def session_ready(self, session: Session) -> None:
-        """CONNECTED arrived: :meth:`Session.let_answers_through` is to be called."""
-
-    def session_going_away(self, session: Session) -> None:
-        """The gateway wants it replaced; it serves on."""
-
-    def session_over(self, session: Session) -> None:
-        """It has ended; ``session.error`` says why."""
-
-    def probe_returned(self, service: str, round_trip: float) -> None:
-        """A call to itself came back after so many seconds."""
-
-    def probe_astray(self, service: str, reason: str | None) -> None:
-        """The gateway has no route of a service: on a new connection either, if not ``None``."""
-
-    def probe_refused(self, service: str, reason: str) -> None:
-        """The gateway does not route a connector's calls of a service."""
-
-
 class Session:
     """One stream from its opening to its end, in a thread of its own.
 
@@ -114,7 +92,14 @@ class Session:
 
     Three threads: the receiving one feeds the connection, the stream's sender takes from the line,
     the timer's sleeps until something is due. ``_lock`` guards the connection, ``_retired`` and
-    ``_says_last``; no I/O happens under it.
+    ``_says_last``; no I/O happens under it, and nothing is logged.
+
+    Whoever opened it is told in the receiving thread, with the session:
+
+    :param on_ready: CONNECTED arrived. It is to call :meth:`let_answers_through`.
+    :param on_going_away: the gateway wants it replaced; it serves on.
+    :param on_probed: what came of a call to itself. After ``LOST`` the session retires.
+    :param on_end: it has ended, told last. If no thread could be had, in the one that started it.
     """
 
     def __init__(
@@ -125,7 +110,11 @@ class Session:
         calls: Calls,
         replies: Replies,
         options: Options,
-        owner: SessionOwner,
+        *,
+        on_ready: Callable[[Session], object],
+        on_going_away: Callable[[Session], object],
+        on_probed: Callable[[Probed], object],
+        on_end: Callable[[Session], object],
     ) -> None:
         self._target = target
         self._name = name
@@ -133,7 +122,10 @@ class Session:
         self._replies = replies
         self._line = line = replies.open_line()
         self._options = options
-        self._owner = owner
+        self._on_ready = on_ready
+        self._on_going_away = on_going_away
+        self._on_probed = on_probed
+        self._on_end = on_end
         self._stream = open_stream(line)
         self._lock = threading.Lock()
         self._token = uuid.uuid4().hex  # what it answers probes with
@@ -168,7 +160,7 @@ class Session:
     @property
     def connection_id(self) -> str:
         """The id that the gateway gave, to be shown; empty before CONNECTED."""
-        return self._mask(self._connection.connection_id)
+        return self._connection.shown_id
 
     @property
     def drains(self) -> bool:
@@ -188,7 +180,7 @@ class Session:
         probed: tuple[str, ...] = (),
         astray: Collection[str] = (),
     ) -> None:
-        """Register and serve until the stream ends. Returns at once; the owner is told.
+        """Register and serve until the stream ends. Returns at once.
 
         The session calls the ``probed`` ones of its services through the gateway now and then. For
         the sake of those that are ``astray`` the last one was given up.
@@ -236,6 +228,7 @@ class Session:
         now = clock.with_suspend()
         with self._lock:
             registration = self._connection.register(api_key, self.services, now, self._prober)
+        self._connection.log()
         self._line.put_control(registration)
         try:
             self._timer.start()
@@ -246,7 +239,7 @@ class Session:
             self._take_in(self._stream.receive())
             if self._stream.going_away and not self.going_away:
                 self.going_away = True
-                self._owner.session_going_away(self)
+                self._on_going_away(self)
 
     def _left_in_peace(self, ended: StreamEnded) -> bool:
         """Whether the gateway ended the stream because all it had sent there is settled."""
@@ -257,7 +250,7 @@ class Session:
 
     def _end(self, error: BaseException | None) -> None:
         self.error = error
-        self._owner.session_over(self)
+        self._on_end(self)
 
     def _take_in(self, batch: list[bytes]) -> None:
         if not self._introduced:
@@ -292,6 +285,7 @@ class Session:
 
     def _take_in_rare(self, inbound: FromGateway, now: float) -> None:
         """What a batch brought besides requests for handlers."""
+        self._connection.log()
         if inbound.connection_id is not None:
             self._become_ready()
         if inbound.cancelled:
@@ -300,16 +294,10 @@ class Session:
         if inbound.answers:  # to probes, this connector's own or another's
             deadline = now + self._options.keepalive_timeout
             self._replies.answer([answer(message, deadline) for message in inbound.answers])
-        for verdict, service, reason, round_trip in inbound.probed:
-            if verdict is Verdict.ALIVE:
-                self._owner.probe_returned(service, round_trip)
-            elif verdict is Verdict.UNABLE:
-                self._owner.probe_refused(service, reason)
-            elif verdict is Verdict.ASTRAY:
-                self._owner.probe_astray(service, reason)
-            else:
-                self._owner.probe_astray(service, None)
-                self.retire(reason)
+        for probed in inbound.probed:
+            self._on_probed(probed)
+            if probed.verdict is Verdict.LOST:
+                self.retire(probed.reason)
         for probe in inbound.probes:
             self._line.put_control(probe, is_sign_of_life=False)
         if inbound.connection_id is not None or inbound.probed or inbound.probes:
@@ -317,11 +305,11 @@ class Session:
 
     def _become_ready(self) -> None:
         self.ready_since = time.monotonic()
-        self._owner.session_ready(self)
+        self._on_ready(self)
         self._replies.log_refused()
 
     def let_answers_through(self) -> None:
-        """Send answers from now on. The owner calls it when it is told that the session is ready.
+        """Send answers from now on: what the link calls when it is told that the session is ready.
 
         In the step in which it notes that, holding the lock of the calls: a link that leaves would
         find that all has been answered, and no session that it has to take leave of.
@@ -361,6 +349,7 @@ class Session:
     def _tear_down(self, *, settled: bool) -> None:
         with self._lock:
             self._connection.end()
+        self._connection.log()
         self._alarms.put(True)
         self._line.close(settled=settled)
         self._stream.close()
@@ -383,6 +372,7 @@ class Session:
                 return False
             self._says_last = last
             goodbye = self._connection.disconnect()
+        self._connection.log()
         if not self.drains:
             self._line.withhold_answers()
         self._line.put_control(goodbye)

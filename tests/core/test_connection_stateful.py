@@ -29,11 +29,10 @@ from revconn._proto.registry_pb2 import (
 )
 from revconn.core.connection import Connection, Phase, Step
 from revconn.core.connector_side import ConnectorConnection, FromGateway
-from revconn.core.gateway_side import FromConnector, GatewayConnection
+from revconn.core.gateway_side import FromConnector, GatewayConnection, GatewayLiveness
 from revconn.core.liveness import (
     PROBE_METHOD,
     ConnectorLiveness,
-    GatewayLiveness,
     Prober,
     Verdict,
 )

@@ -22,8 +22,13 @@ from revconn._proto.registry_pb2 import (
 )
 from revconn.core.connection import Phase
 from revconn.core.errors import ProtocolError
-from revconn.core.gateway_side import End, FromConnector, GatewayConnection, Goodbye
-from revconn.core.liveness import GatewayLiveness
+from revconn.core.gateway_side import (
+    End,
+    FromConnector,
+    GatewayConnection,
+    GatewayLiveness,
+    Goodbye,
+)
 from revconn.core.status import StatusCode
 from revconn.core.terms import CANCEL
 from tests.support.connections import DISCONNECTED, ERROR, cancel, request, status

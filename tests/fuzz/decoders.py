@@ -21,8 +21,8 @@ from revconn.core.connector_side import ConnectorConnection
 from revconn.core.deadline import request_deadline
 from revconn.core.errors import ProtocolError, presentable
 from revconn.core.framing import GzipInflater, is_framed, unframe
-from revconn.core.gateway_side import GatewayConnection
-from revconn.core.liveness import ConnectorLiveness, GatewayLiveness, Prober
+from revconn.core.gateway_side import GatewayConnection, GatewayLiveness
+from revconn.core.liveness import ConnectorLiveness, Prober
 from revconn.core.metadata import metadata_from_headers, truncate_message
 from revconn.core.routing import Routes
 from revconn.core.status import decode_message, response_code

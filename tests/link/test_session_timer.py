@@ -14,8 +14,7 @@ from revconn.exceptions import HandshakeError
 from revconn.link.session import Session
 from revconn.serving.handlers import Handlers
 from tests.support.calls import open_calls
-from tests.support.options import make_options
-from tests.support.quiet_stream import Owner, QuietStream
+from tests.support.quiet_stream import QuietStream, new_session
 from tests.support.threads import TIMEOUT
 
 
@@ -26,15 +25,11 @@ def begin() -> Iterator[Callable[..., Session]]:
     with open_calls(Handlers()) as calls:
 
         def begin(stream: QuietStream, *, is_accepted: bool = True, **options: Any) -> Session:
-            owner = Owner()
-            replies = calls.replies(replay_bytes=1000, doubt=50.0)
-            session = Session(
-                "gateway:1", "me", lambda _: stream, calls, replies, make_options(**options), owner
-            )
+            session, ready = new_session(stream, calls, **options)
             begun.append(session)
             session.start("key", ("echo.Echo",))
             if is_accepted:
-                assert owner.ready.wait(TIMEOUT)
+                assert ready.wait(TIMEOUT)
             return session
 
         yield begin

@@ -13,8 +13,7 @@ from revconn.serving.replies import Line
 from revconn.transport.base import StreamEnded
 from tests.support.calls import open_calls
 from tests.support.lines import let_answers_through
-from tests.support.options import make_options
-from tests.support.quiet_stream import Owner, QuietStream
+from tests.support.quiet_stream import QuietStream, new_session
 from tests.support.threads import TIMEOUT
 
 
@@ -25,13 +24,10 @@ def stream() -> QuietStream:
 
 @pytest.fixture
 def session(stream: QuietStream) -> Iterator[Session]:
-    owner = Owner()
     with open_calls(Handlers()) as calls:
-        replies = calls.replies(replay_bytes=1000, doubt=50.0)
-        options = make_options()
-        session = Session("gateway:1", "me", lambda _: stream, calls, replies, options, owner)
+        session, ready = new_session(stream, calls)
         session.start("key", ("echo.Echo",))
-        assert owner.ready.wait(TIMEOUT)
+        assert ready.wait(TIMEOUT)
         yield session
         session.retire("the test is over")
         session.join(TIMEOUT)

@@ -8,13 +8,11 @@ import pytest
 
 from revconn import is_fatal
 from revconn.exceptions import HandshakeError
-from revconn.link.session import Session
 from revconn.serving.handlers import Handlers
-from revconn.serving.replies import Line
 from revconn.settings.options import TLS
 from revconn.transport.base import Stream
 from tests.support.calls import open_calls
-from tests.support.options import make_options
+from tests.support.quiet_stream import new_session
 from tests.support.threads import TIMEOUT
 
 PEM = b"-----BEGIN CERTIFICATE-----\n"
@@ -46,13 +44,6 @@ class StreamWithCertificate(Stream):
         pass
 
 
-class Owner:
-    """Hears only of the end: there is no handshake."""
-
-    def session_over(self, session: Session) -> None:
-        pass
-
-
 def test_a_certificate_that_cannot_be_read_just_now_is_worth_another_attempt(
     tmp_path: pathlib.Path,
 ) -> None:
@@ -61,18 +52,13 @@ def test_a_certificate_that_cannot_be_read_just_now_is_worth_another_attempt(
     tls = TLS(ca=file)
     file.write_bytes(b"")  # it is being replaced
 
-    def open_stream(line: Line) -> Stream:
-        return StreamWithCertificate(tls)
-
     with open_calls(Handlers()) as calls:
-        replies = calls.replies(replay_bytes=1000, doubt=50.0)
-        options = make_options()
-        session = Session("gateway:443", "me", open_stream, calls, replies, options, Owner())
+        session, _ = new_session(StreamWithCertificate(tls), calls)
         session.start("key", ("echo.Echo",))
         session.join(TIMEOUT)
     error = session.error
     assert isinstance(error, HandshakeError)
-    assert str(error).startswith("gateway:443: TLS(ca=): holds no PEM")
+    assert str(error).startswith("gateway:1: TLS(ca=): holds no PEM")
     assert not is_fatal(error)
 
 
@@ -84,9 +70,8 @@ def test_without_a_thread_to_be_had_nothing_is_kept_for_a_stream_that_never_was(
 
     stream = StreamWithCertificate(TLS())
     with open_calls(Handlers()) as calls:
-        replies = calls.replies(replay_bytes=1000, doubt=50.0)
-        options = make_options()
-        session = Session("gateway:443", "me", lambda _: stream, calls, replies, options, Owner())
+        session, _ = new_session(stream, calls)
+        replies = session._replies
         assert replies._opening == [session._line]
         with monkeypatch.context() as patch:
             patch.setattr(threading.Thread, "start", start)

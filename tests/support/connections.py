@@ -14,8 +14,8 @@ from revconn._proto.registry_pb2 import (
     ForwardRequest,
 )
 from revconn.core.connector_side import ConnectorConnection, FromGateway
-from revconn.core.gateway_side import GatewayConnection
-from revconn.core.liveness import ConnectorLiveness, GatewayLiveness, Prober
+from revconn.core.gateway_side import GatewayConnection, GatewayLiveness
+from revconn.core.liveness import ConnectorLiveness, Prober
 from revconn.core.terms import Terms
 
 CONNECTED = ConnectionStatus.CONNECTED
@@ -42,10 +42,12 @@ TOKEN = "0" * 32
 
 
 class Connector(ConnectorConnection):
-    """One whose time stands still where a test says nothing of it."""
+    """One whose time stands still where a test says nothing of it, and that logs what it hears."""
 
     def receive(self, batch: Sequence[bytes], now: float = 0.0) -> FromGateway:
-        return super().receive(batch, now)
+        inbound = super().receive(batch, now)
+        self.log()
+        return inbound
 
 
 def opened(liveness_timeout: float | None = 90.0, *, handshake_timeout: float = 10.0) -> Connector:

@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterable
+from typing import Any
 
 from revconn._proto.registry_pb2 import ConnectionMessage, ConnectionStatus
 from revconn.core.status import StatusCode
 from revconn.link.session import Session
+from revconn.serving.calls import Calls
 from revconn.transport.base import Stream, StreamEnded
+from tests.support.options import make_options
 from tests.support.threads import TIMEOUT
 
-__all__ = ["Owner", "QuietStream"]
+__all__ = ["QuietStream", "new_session"]
 
 
 class QuietStream(Stream):
-    """A stream on which the gateway says CONNECTED, or not even that, until it ends."""
+    """A stream on which the gateway says CONNECTED, or not even that, and a few things at once."""
 
-    def __init__(self, *, connected: bool = True) -> None:
+    def __init__(self, *then: ConnectionMessage, connected: bool = True) -> None:
         status = ConnectionStatus(connection_id="id-1", status=ConnectionStatus.CONNECTED)
-        self._unheard = [[ConnectionMessage(status=status).SerializeToString()]] * connected
+        said = [ConnectionMessage(status=status), *then]
+        self._unheard = [[message.SerializeToString() for message in said]] * connected
         self._closed = threading.Event()
         self._end = StreamEnded(StatusCode.CANCELLED, "closed")
 
@@ -49,16 +53,25 @@ class QuietStream(Stream):
         pass
 
 
-class Owner:
-    """Whom a session tells, in the place of its link."""
+def new_session(stream: Stream, calls: Calls, **options: Any) -> tuple[Session, threading.Event]:
+    """A session on that stream, and what is set once it is ready; it lets its answers through."""
+    ready = threading.Event()
 
-    def __init__(self) -> None:
-        self.ready = threading.Event()
-
-    def session_ready(self, session: Session) -> None:
+    def on_ready(session: Session) -> None:
         with session._replies.lock:
             session.let_answers_through()
-        self.ready.set()
+        ready.set()
 
-    def session_over(self, session: Session) -> None:
-        pass
+    session = Session(
+        "gateway:1",
+        "me",
+        lambda _: stream,
+        calls,
+        calls.replies(replay_bytes=1000, doubt=50.0),
+        make_options(**options),
+        on_ready=on_ready,
+        on_going_away=lambda session: None,
+        on_probed=lambda probed: None,
+        on_end=lambda session: None,
+    )
+    return session, ready
