@@ -206,14 +206,17 @@ class DaemonExecutor(ThreadPoolExecutor):
             if self._closed:
                 raise RuntimeError("cannot schedule new futures after shutdown")
             self._tasks.append(task)
+            # A thread that was woken for a task, and has not come to take it yet, counts as idle, and
+            # its task as waiting: so what is compared is who will come to what will be there.
             if self._idle >= len(self._tasks):
                 self._submitted.notify()
             elif len(self._members) < self._most:
                 member = self._add_member()
+        # With all members at work the task waits for the first that is done.
         if member is not None:
             try:
                 self._start(member)
-            except RuntimeError:
+            except RuntimeError:  # an error to the caller only if no member will come to the task
                 if self._take_back(task):
                     raise
         return task.future
@@ -236,13 +239,14 @@ class DaemonExecutor(ThreadPoolExecutor):
 
     def _add_member(self) -> threading.Thread:
         """Requires holding ``_lock``."""
+        # A member from here on, so that two who submit at a time do not start one too many.
         member = threading.Thread(target=self._work, name=next(self._names), daemon=True)
         self._members.add(member)
         return member
 
     def _start(self, member: threading.Thread) -> None:
         try:
-            member.start()
+            member.start()  # without the lock: it waits until the thread runs
         except RuntimeError:
             with self._lock:
                 self._members.discard(member)
@@ -297,12 +301,12 @@ SPARES_NEEDED = sys.version_info[:2] == (3, 12)
 """Python 3.12 refuses a new thread once its main thread has ended; others do not."""
 
 
-# To leave a gateway that does not drain takes a second connection there, and its threads, as the
-# interpreter ends too. Without spare ones five restarts lost 20 of 6,734 calls, and took 30 s each.
-
-
 class Thread(threading.Thread):
     """A thread that runs in a spare one where none can be started."""
+
+    # To leave a gateway that does not drain takes a second connection there, and its threads, as
+    # the interpreter ends too. Without spare ones five restarts lost 20 of 6,734 calls, and took
+    # 30 s each.
 
     # None as long as it runs, or is to run, in the thread of its own.
     _loan: _Loan | None = None
