@@ -428,4 +428,7 @@ class Session:
         if due.probe is not None:
             self._line.put_control(due.probe, is_sign_of_life=False)
         look_by = self._stream.check(time.monotonic()) if established else None
-        return None if look_by is None else clock.at(look_by)
+        if look_by is None:
+            return None
+        # Streams go by time.monotonic(), the timer by the clock that counts a suspend: it is awake.
+        return clock.with_suspend() + (look_by - time.monotonic())

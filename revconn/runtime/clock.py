@@ -14,7 +14,7 @@ import sys
 import time
 from typing import Callable
 
-__all__ = ["at", "with_suspend"]
+__all__ = ["with_suspend"]
 
 
 def _clock() -> Callable[[], float]:
@@ -31,8 +31,3 @@ def _clock() -> Callable[[], float]:
 
 with_suspend = _clock()
 """Monotonic seconds that include the time the machine was suspended."""
-
-
-def at(instant: float) -> float:
-    """An instant of ``time.monotonic()`` on this clock, if there is no suspend in between."""
-    return with_suspend() - (time.monotonic() - instant)

@@ -206,8 +206,8 @@ class DaemonExecutor(ThreadPoolExecutor):
             if self._closed:
                 raise RuntimeError("cannot schedule new futures after shutdown")
             self._tasks.append(task)
-            # A thread that was woken for a task, and has not come to take it yet, counts as idle, and
-            # its task as waiting: so what is compared is who will come to what will be there.
+            # A thread that was woken for a task and has not come to take it yet counts as idle, its
+            # task as waiting: those who will come are compared with what will be there.
             if self._idle >= len(self._tasks):
                 self._submitted.notify()
             elif len(self._members) < self._most:
