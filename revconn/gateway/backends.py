@@ -10,7 +10,6 @@ import re
 import time
 import uuid
 from collections import Counter, deque
-from collections.abc import AsyncIterator
 from typing import Any, Callable, NamedTuple
 
 import grpc
@@ -20,10 +19,7 @@ from revconn._proto.registry_pb2 import (
     ForwardRequest,
     ForwardResponse,
     RegisterRequest,
-    RegisterResponse,
 )
-from revconn.core.connection import decode
-from revconn.core.errors import ProtocolError
 from revconn.core.framing import pack
 from revconn.core.metadata import Metadata, headers_from_metadata
 from revconn.core.routing import Wanted
@@ -32,7 +28,7 @@ from revconn.core.terms import VIA_HEADER
 from revconn.exceptions import ConfigurationError
 from revconn.gateway.keys import ApiKeys
 from revconn.gateway.limits import Counters, Limits, Watch
-from revconn.gateway.refusals import NobodyServes, Refused, answer, fail, over_limit
+from revconn.gateway.refusals import NobodyServes, Refused, over_limit
 from revconn.gateway.report import Journal
 from revconn.logger import get_logger
 from revconn.settings.target import Target, bare_host
@@ -41,7 +37,6 @@ __all__ = [
     "Address",
     "BackendRequest",
     "Backends",
-    "Registrations",
     "Reply",
     "Unreachable",
     "quoted",
@@ -96,6 +91,8 @@ class BackendRequest(NamedTuple):
     timeout: float
 
 
+# Told apart from other refusals because a connector that comes back may take such a call over, but
+# only one of which the backend has surely seen nothing.
 class Unreachable(Refused):
     """A call that did not get to the backend; ``is_unsent``: for sure, nothing of it was sent."""
 
@@ -128,15 +125,15 @@ class _Backend:
         return self._channel.get_state() is not grpc.ChannelConnectivity.TRANSIENT_FAILURE
 
     def renew(self) -> None:
-        """It registered again, and is there for another heartbeat timeout."""
+        """The backend registered again, and is there for another heartbeat timeout."""
         self.last_heartbeat = time.monotonic()
 
     def serve(self, services: tuple[str, ...]) -> None:
-        """It serves these from now on, instead of those before."""
+        """The backend serves these services from now on, instead of those before."""
         self.services = services
 
     def forget(self) -> None:
-        """It is not dialled any more."""
+        """The backend is not dialled any more."""
         self.is_forgotten = True
 
     async def call(self, path: str, payload: bytes, metadata: Metadata, timeout: float) -> Reply:
@@ -157,13 +154,19 @@ class _Backend:
         except grpc.aio.AioRpcError as error:
             code = StatusCode(error.code().value[0])
             details = error.details() or ""
+            # grpc says UNAVAILABLE both when it had no connection, and when one broke in the middle
+            # of a call, upon which the backend may have acted. The channel's state tells that it
+            # was grpc's own word and not the backend's answer; only the words of the first kind
+            # mean that nothing was sent.
             if code is StatusCode.UNAVAILABLE and not self.is_ready:
                 self._journal.unreachable(str(self.address), details)
                 raise Unreachable(is_unsent=details.startswith(_UNSENT)) from None
+            # Said of an answer over max_sent_message_bytes: the caller learns which method it was.
             if code is StatusCode.RESOURCE_EXHAUSTED and _TOO_LARGE in details:
                 details = f"{path[:200]}: {details}"
             initial, trailing = error.initial_metadata(), error.trailing_metadata()
             return Reply(code, details, b"", _pairs(initial), _pairs(trailing))
+        # There is no telling in advance: gRPC does not say which methods stream.
         if answer is None:
             call.cancel()
             problem = f"{path[:200]} does not answer with one message: only unary calls work here"
@@ -204,16 +207,21 @@ class Backends:
 
         Raises :class:`Refused`.
         """
+        # The key comes first: whoever has none learns nothing about addresses, services or limits.
         key = self._keys.identify(request.api_key)
         if key is None:
             raise Refused(StatusCode.UNAUTHENTICATED, "Invalid token")
         services = self._keys.check_services(key, request.services)
         address = Address.parse(request.address)
+        # Services are deployed that register a bare name, or an address inside their own network,
+        # and open their stream only after a success: an error would keep them away for good.
         if address is None or not services or not self._dials:
             self._journal.not_dialled(peer, self._why_not(request, address))
             return None
         backend = self._backends.get((key, address)) or self._add(key, address)
         backend.renew()
+        # Registered again and again, as the heartbeat timeout asks for: only a change is news to
+        # the health checks, to calls that wait, and to the log.
         if backend.services != services:
             self._unroute(backend)
             backend.serve(services)
@@ -231,6 +239,8 @@ class Backends:
         return "it names no services"
 
     def _add(self, key: int, address: Address) -> _Backend:
+        # Each costs a channel and its descriptors, and it is a peer who asks for them: backends are
+        # bounded as connectors' streams are, in all and for each key.
         if len(self._backends) >= self._limits.max_connections:
             problem = f"{self._limits.max_connections:,} backends are registered"
             raise over_limit(self._counters, "max_connections", problem)
@@ -249,6 +259,8 @@ class Backends:
         self, wanted: Wanted, path: str, payload: bytes, metadata: Metadata, timeout: float
     ) -> Reply:
         """Call the backend whose turn it is; ``timeout`` in seconds. Raises :class:`Refused`."""
+        # A backend may be another gateway, whose backend may be this one: without the names of all
+        # that a call went through it would go round until its deadline, and pend in each of them.
         via = ",".join(str(value) for name, value in metadata if name == VIA_HEADER)
         if self._name in via.split(","):
             problem = f"a backend of {wanted.service[:200]} leads back to this gateway"
@@ -259,6 +271,8 @@ class Backends:
             reply = await backend.call(
                 path, payload, (*metadata, (VIA_HEADER, self._name)), timeout
             )
+        # The caller gave up, or its time is up: a backend is told so by the cancellation alone, and
+        # nobody is left to be told anything.
         except asyncio.CancelledError:
             self._counters.calls_given_up += 1
             raise
@@ -300,6 +314,8 @@ class Backends:
             self._counters.calls_unserved += 1
             raise NobodyServes(wanted.service)
         ring.rotate(-1)
+        # Where all are out of reach the next in turn is called all the same: grpc connects again
+        # for a call, and its failure says why it could not.
         backend = next((each for each in ring if each.is_ready), ring[0])
         if backend.pending >= self._limits.max_pending_per_connection:
             problem = f"{backend.pending:,} calls wait for the backend's answer"
@@ -309,6 +325,8 @@ class Backends:
     def expire(self, now: float, heartbeat_timeout: float) -> None:
         """Forget those that did not register again in time, or whose key was withdrawn."""
         for backend in tuple(self._backends.values()):
+            # A Register carries no connection that could be ended at once when its key is
+            # withdrawn.
             if not self._keys.accepts(backend.key):
                 self._forget(backend, "its API key was withdrawn")
             elif now - backend.last_heartbeat >= heartbeat_timeout:
@@ -320,6 +338,7 @@ class Backends:
         self._per_key[backend.key] -= 1
         self._unroute(backend)
         self._tell_change()
+        # Its channel goes with the last call that it still answers: those were accepted.
         backend.forget()
         self._close_if_done(backend)
 
@@ -351,12 +370,14 @@ class Backends:
 def _open_channel(address: Address, limits: Limits) -> grpc.aio.Channel:
     options = [
         ("grpc.max_receive_message_length", limits.max_sent_message_bytes),
+        # What is sent on was measured against max_message_bytes as it came.
         ("grpc.max_send_message_length", -1),
         # What was registered is dialled, not what the environment says.
         ("grpc.enable_http_proxy", 0),
     ]
     # With the scheme: without it a host named "unix" would be a socket's path.
     target = f"dns:///{address.host_port}"
+    # By the system's authorities: a Register has no field for others.
     if address.is_tls:
         return grpc.aio.secure_channel(target, grpc.ssl_channel_credentials(), options=options)
     return grpc.aio.insecure_channel(target, options=options)
@@ -397,6 +418,7 @@ class Address(NamedTuple):
     @classmethod
     def parse(cls, text: str) -> Address | None:
         """``host:port``, or a URL of HTTP's without a path; ``None`` for anything else."""
+        # Before anything is searched in it: a peer may send megabytes.
         if len(text) > _LONGEST:
             return None
         scheme, separator, rest = text.partition("://")
@@ -405,6 +427,7 @@ class Address(NamedTuple):
         port = _PORTS.get(scheme.lower())
         if port is None:
             return None
+        # What deployed services write: http://bot-a:50051, with or without a slash or a port.
         host = rest[:-1] if rest.endswith("/") else rest
         is_tls = scheme.lower() == "https"
         return cls._of(host, is_tls) or cls._of(f"{host}:{port}", is_tls)
@@ -428,58 +451,3 @@ class Address(NamedTuple):
 def quoted(text: str) -> str:
     """Whatever was given for an address, for a log: without a password that may be in it."""
     return repr(_USER_INFO.sub(r"\1***@", text)[:200])
-
-
-Context = grpc.aio.ServicerContext[Any, Any]
-
-
-class Registrations:
-    """Takes backends' registrations; each has to be repeated within the heartbeat timeout."""
-
-    def __init__(
-        self,
-        backends: Backends,
-        limits: Limits,
-        counters: Counters,
-        journal: Journal,
-        heartbeat_timeout: float,
-    ) -> None:
-        self._backends = backends
-        self._limits = limits
-        self._counters = counters
-        self._journal = journal
-        self._heartbeat_timeout = heartbeat_timeout
-
-    async def register(self, _requests: AsyncIterator[bytes], context: Context) -> None:
-        """The rpc; its message is encoded, so that garbage gets an answer of ours."""
-        peer = context.peer()
-        try:
-            address = self._backends.register(await self._receive(context), peer)
-        except Refused as error:
-            code, problem = error.code, error.message
-        else:
-            registered = RegisterResponse(success=True, message=self._message(address))
-            return await answer(context, registered.SerializeToString())
-        self._journal.refused_backend(peer, code, problem)
-        return await fail(context, code, problem)
-
-    def _message(self, address: Address | None) -> str:
-        if address is None:
-            return "registered, and not dialled: open EstablishConnection to be called"
-        timeout = self._heartbeat_timeout
-        return f"{address} is registered; repeat this within {timeout:g} seconds"
-
-    async def _receive(self, context: Context) -> RegisterRequest:
-        timeout = self._limits.handshake_timeout
-        try:
-            received = await asyncio.wait_for(context.read(), timeout)
-        except asyncio.TimeoutError:
-            self._counters.refused["handshake_timeout"] += 1
-            problem = f"no request came within {timeout:g} seconds"
-            raise Refused(StatusCode.DEADLINE_EXCEEDED, problem) from None
-        if not isinstance(received, bytes):
-            raise Refused(StatusCode.INVALID_ARGUMENT, "the stream ended without a RegisterRequest")
-        try:
-            return decode(RegisterRequest, received)
-        except ProtocolError as error:
-            raise Refused(StatusCode.INVALID_ARGUMENT, str(error)) from None

@@ -100,11 +100,13 @@ class Callers(grpc.GenericRpcHandler):
 
     async def _take(self, path: str, messages: AsyncIterator[bytes], context: Context) -> bytes:
         shared = self._shared
+        # Asked here too: without TLS, the usual case, a call costs neither peer() nor the function.
         if shared.arrivals.is_used:
             shared.arrivals.called(context.peer)
         if self._is_closed:
             await fail(context, StatusCode.UNAVAILABLE, STOPPING)
             return b""
+        # From before the request has come: a gateway that stops waits for these, too.
         self.inside += 1
         try:
             answer: ForwardResponse | Reply

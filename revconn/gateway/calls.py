@@ -154,7 +154,7 @@ class Call(ABC):
 
     def hold(self, data: bytes, now: float) -> None:
         """Keep what is to be sent, until somebody comes who can be."""
-        self._state = _HELD
+        self._state = _HELD  # nobody's yet, so that whoever comes may be sent it
         self.held_since = now
         self.outgoing = Outgoing(data)
 
@@ -164,12 +164,12 @@ class Call(ABC):
         self._task = task
 
     def dialled(self, *, is_for_connectors: bool) -> None:
-        """What came of it is told now, or it is for connectors, since no backend was sent it."""
+        """The exchange is over; the call ends, or is for connectors if no backend was sent it."""
         self._task = None  # which says so itself, at its end: it is not to be cancelled any more
         self.may_dial = not is_for_connectors
 
     def connection_ended(self, reason: str) -> None:
-        """The connection is over that the call was sent on, or was to be."""
+        """The connection is over that the call was sent on, or was to be sent on."""
         self.lost = f"its connection ended: {reason}"
 
     def leave(self) -> None:
@@ -185,7 +185,7 @@ class Call(ABC):
             connection.end_if_drained()
 
     def end(self) -> None:
-        """It is settled: no timer, task or part of an answer is left behind."""
+        """The call is settled: no timer, task or message to a connector is left behind."""
         self._state = _SETTLED
         if self._timer is not None:
             self._timer.cancel()
@@ -220,14 +220,14 @@ class Calls:
         self._limits = limits
         self._counters = counters
         self._get_loop = get_loop
-        self._is_leaving = False
+        self._is_leaving = False  # from leave() on
         self._calls: dict[str, Call] = {}  # QUEUED, SENT and HELD, by the id that answers name
         # By asker, too: a backend is not told the id, so that those of two askers may be the same.
         self._dialled: dict[tuple[Connection | None, str], Call] = {}
         self.held_requests = HeldRequests(limits, counters)
         self.joining = Joining(limits, counters)
-        self._settled: set[str] = set()
-        self._settled_order: deque[str] = deque()
+        self._settled: set[str] = set()  # the ids of the last _REMEMBERED
+        self._settled_order: deque[str] = deque()  # the same, the oldest first
 
     def __len__(self) -> int:
         """How many calls wait for an answer, or for somebody to answer them."""
@@ -299,7 +299,7 @@ class Calls:
 
     def _add(self, call: Call) -> None:
         if not call.may_dial:
-            del self._dialled[call.asker, call.id]
+            del self._dialled[call.asker, call.id]  # which no backend was sent
         self._calls[call.id] = call
         if call.asker is not None:
             call.asker.asked.add(call.id)
@@ -361,7 +361,7 @@ class Calls:
         if request_id in self._calls:
             self._counters.answers_foreign += 1
             sender.note("an answer to what another key was asked", f": {request_id[:64]!r}")
-        elif request_id in self._settled:
+        elif request_id in self._settled:  # a second one, or it met the deadline on its way
             self._counters.answers_late += 1
         else:
             self._counters.answers_unknown += 1
@@ -388,7 +388,7 @@ class Calls:
         call = self._calls.get(request_id)
         if call is not None and call.asker is asker:
             return call
-        return self._dialled.get((asker, request_id))
+        return self._dialled.get((asker, request_id))  # ids of other askers may be the same
 
     def _expire(self, call: Call) -> None:
         self._counters.calls_expired += 1
@@ -397,7 +397,7 @@ class Calls:
             problem = "no connector of the service came back in time"
         elif call.joiners:
             problem = "the final chunk of the connector's answer did not come in time"
-        if call.lost:
+        if call.lost:  # and no later connection of that connector has answered
             problem = f"{problem}; {call.lost}"
         self._tell(call, "the deadline has passed")
         self.settle(call, failure(StatusCode.DEADLINE_EXCEEDED, problem, call.id))
@@ -426,7 +426,7 @@ class Calls:
             self.joining.drop(call.joiners, tuple(call.joiners))
         if call.held_since:
             self.held_requests.discard(call.id)
-        call.end()
+        call.end()  # withdraws it from a connector that has not been sent it
         self._settled.add(call.id)
         self._settled_order.append(call.id)
         if len(self._settled_order) > _REMEMBERED:
@@ -444,7 +444,7 @@ class Calls:
 
     def disconnected(self, connection: Connection) -> None:
         """Nobody hears what ``connection`` asked, and what it answered in part is never whole."""
-        for request_id in tuple(connection.asked):
+        for request_id in tuple(connection.asked):  # a copy: giving up takes each out of it
             call = self._asked(request_id, connection)
             if call is not None:
                 self.give_up(call, "the caller's connection ended")

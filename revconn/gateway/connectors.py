@@ -83,8 +83,11 @@ class ConnectorStreams:
     async def _establish(self, context: Context) -> None:
         protocol = self._new_protocol(context)
         try:
+            # Before anything is read: a stream costs memory and a descriptor as soon as it is open,
+            # long before its first message shows a key.
             self._require_room()
             registration = await self._receive_registration(context, protocol)
+            # Once it has registered: before that nobody knows whose stream it is.
             self._require_room_for(registration.key)
             self._shared.hooks.admit()
         except Refused as error:
@@ -123,6 +126,7 @@ class ConnectorStreams:
             end = protocol.tick(math.inf)
             assert end is not None
             raise Refused(*end) from None
+        # Anything else is grpc.aio.EOF: the connector closed the stream without a word.
         if isinstance(received, bytes):
             inbound = protocol.receive((received,), time.monotonic())
         else:
@@ -218,6 +222,8 @@ class _Stream:
         announced = Announcement.from_metadata(context.invocation_metadata() or ())
         limit = shared.limits.max_sent_message_bytes
         self._connection = Connection(
+            # A new one for every stream. The reference gateway takes the id that a connector
+            # offers, and removes the routes of the wrong stream when two have the same.
             id=str(uuid.uuid4()),
             key=registration.key,
             services=registration.services,
@@ -240,6 +246,8 @@ class _Stream:
         self._shared.registry.add(connection)
         self._shared.counters.connections_opened += 1
         self._shared.journal.connected(connection)
+        # Two tasks: a connector that does not read blocks whoever writes to it, and is heard all
+        # the same, its heartbeats and goodbye above all.
         reader = asyncio.ensure_future(self._guard(self._read()))
         writer = asyncio.ensure_future(self._guard(self._write()))
         ending = End(StatusCode.UNAVAILABLE, "the stream broke")
@@ -247,6 +255,8 @@ class _Stream:
             try:
                 ending = await self._end.came
             finally:  # grpc cancels this task when the stream breaks
+                # Nothing of a stream that is over is read: a request in it would be routed to
+                # others, and its answer come back to nobody.
                 reader.cancel()
                 self._forget(ending)
             await self._flush(writer, ending)
@@ -258,6 +268,8 @@ class _Stream:
     async def _flush(self, writer: asyncio.Future[None], ending: End) -> None:
         outbound = self._connection.outbound
         if ending.code is StatusCode.OK:
+            # A connector that left in peace is still written its last answers, as one is that was
+            # dismissed, whose queue is closed already. One that expired or broke is not.
             outbound.close()
         if outbound.is_closed:
             with contextlib.suppress(asyncio.TimeoutError):
@@ -268,6 +280,7 @@ class _Stream:
 
     def _forget(self, ending: End) -> None:
         shared, connection = self._shared, self._connection
+        # Out of the routes first: calls that have to find another place must not find this one.
         shared.registry.remove(connection)
         shared.events.forget(connection)
         if ending.code is not StatusCode.OK and not connection.outbound.is_closed:
@@ -293,6 +306,9 @@ class _Stream:
             announcement = Announcement(
                 SUPPORTED, self._shared.heartbeat_timeout, self._shared.limits.max_message_bytes
             )
+            # Ahead of CONNECTED: the connector adapts its heartbeat to what is stated here. A
+            # connector that said nothing of features is sent nothing, as the published protocol has
+            # it.
             await self._context.send_initial_metadata(announcement.metadata())
         outbound = self._connection.outbound
         while (message := await outbound.next()) is not None:
@@ -308,11 +324,14 @@ class _Stream:
                 # A stream that breaks looks like this at first; grpc cancels run() soon after.
                 await self._take_in(self._protocol.half_close(time.monotonic()))
                 return
+            # Message by message: grpc.aio hands over one at a time.
             batch = (received,)
 
     async def _take_in(self, inbound: FromConnector) -> bool:
         """Do what it asks for; no more is read before that is done. Whether that was the end."""
         shared, connection = self._shared, self._connection
+        # By far the most of what comes; nothing here awaits anything, so that no other task runs
+        # between a batch's answers.
         for response in inbound.responses:
             shared.calls.answer(response, connection)
         for kind, message in inbound.rest:
@@ -365,6 +384,8 @@ class _Stream:
         deadline = asyncio.get_running_loop().time() + seconds
         limit = shared.limits.max_sent_message_bytes
         call = ConnectorCall(request, wanted, deadline, connection, self._respond, limit)
+        # Rounded up, and never 0, which means no limit: a connector that gave up early would fail a
+        # call whose caller still waits.
         request.timeout_seconds = max(1, math.ceil(seconds))
         shared.calls.submit(call, message)
 
@@ -427,6 +448,8 @@ class _Stream:
         if connection.outbound.is_full and response.payload:
             problem = "the response cannot be delivered: what was sent before it is not being read"
             raise over_limit(counters, "max_queued_bytes", problem)
+        # Only to a connector that announced them: any other would take the first chunk for the
+        # whole answer.
         if CHUNKS in connection.features and len(data) > min(limit, _USUAL_LIMIT):
             try:
                 chunks = split(response, min(limit, _USUAL_LIMIT))

@@ -47,6 +47,7 @@ class Events:
         for event_type in event_types:
             if event_type in connection.subscriptions:
                 connection.subscriptions.remove(event_type)
+                # No type is kept that nobody wants: connectors choose the names.
                 subscribers = self._subscribers[event_type]
                 del subscribers[connection]
                 if not subscribers:
@@ -54,6 +55,7 @@ class Events:
 
     def forget(self, connection: Connection) -> None:
         """The subscriptions of a connection end with it."""
+        # A copy, since unsubscribing takes each out of it.
         self.unsubscribe(connection, tuple(connection.subscriptions))
 
     def publish(self, event: EventMessage) -> None:
@@ -67,11 +69,13 @@ class Events:
             event.event_id = str(uuid.uuid4())
         if not event.timestamp:
             event.timestamp = int(time.time())
+        # Once for all subscribers: what is queued for each is the same bytes.
         data = ConnectionMessage(event=event).SerializeToString()
         for connection in subscribers:
             self._deliver(data, connection)
 
     def _deliver(self, data: bytes, connection: Connection) -> None:
+        # It would end the subscriber's whole stream, and with it every call there.
         if len(data) > connection.max_message_bytes:
             self._drop(connection, 1)
             return

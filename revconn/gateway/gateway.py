@@ -25,6 +25,8 @@ __all__ = ["Gateway"]
 # Its name is what applications configure: it stays, whatever the file is called.
 logger = get_logger("revconn.gateway.server")
 
+# Stricter than a connector's target: a scheme, a path or a name and password before the host are no
+# part of what a socket is bound to.
 _HOST_PORT = re.compile(r"(?P<host>\[[0-9A-Fa-f:.%\w]+\]|[^\s:/\[\]@]+):(?P<port>\d{1,5})")
 
 
@@ -112,6 +114,8 @@ class Gateway:
         max_metadata_bytes: int = Limits.max_metadata_bytes,
         handshake_timeout: float = Limits.handshake_timeout,
     ) -> None:
+        # Whatever can be wrong is said here, in the thread of whoever made a mistake, and before
+        # anything listens. What a run needs besides is built by its own thread, which owns it.
         if tls is not None and not isinstance(tls, (ServerTLS, grpc.ServerCredentials)):
             kind = type(tls).__name__  # no more of it: it may be a private key
             remedy = "give ServerTLS(...), grpc.ssl_server_credentials(...), or None for plaintext"
@@ -120,6 +124,7 @@ class Gateway:
         self._address = address
         self._keys = ApiKeys(api_keys)
         self._is_loopback = _is_loopback(host)
+        # Without keys anybody who reaches the port could serve, and so hear what others are sent.
         if not self._keys.are_checked:
             self._require_loopback()
         self._settings = Settings(
@@ -172,6 +177,8 @@ class Gateway:
             if self._thread is not None:
                 raise RuntimeError("the gateway is running already")
             thread = self._thread = GatewayThread(self._settings)
+        # Outside the lock: the thread takes as long as the system does to listen, and whoever asks
+        # for stats() meanwhile, a log handler of that thread above all, must not wait for it.
         try:
             self._address = thread.start()
         except BaseException:
@@ -188,6 +195,7 @@ class Gateway:
         ended, at most ten seconds after the grace. A call from the gateway's own thread (a log
         handler's) returns at once.
         """
+        # Before anything is stopped: a grace that is none stops nothing.
         require_seconds("grace", grace, zero=True)
         with self._lock:
             thread = self._thread
@@ -225,6 +233,8 @@ class Gateway:
         """
         if api_keys is None:
             self._require_loopback()
+        # In force from here on, for whoever registers; then those are ended that had registered
+        # before. In the other order one could slip in between.
         self._keys.replace(api_keys)
         with self._lock:
             thread = self._thread
@@ -272,6 +282,7 @@ class Gateway:
 
 
 def _is_loopback(host: str) -> bool:
+    # Not looked up: what a name resolves to may change after the check.
     if host.lower() == "localhost":
         return True
     try:

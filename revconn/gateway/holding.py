@@ -56,6 +56,7 @@ class HeldRequests:
     def add(self, request_id: str, size: int) -> None:
         """One more waits, of ``size`` bytes."""
         self._counters.calls_held += 1
+        # The order of a dict is that of arrival: whoever came first goes on first.
         self.sizes[request_id] = size
         self.bytes += size
 

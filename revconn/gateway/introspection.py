@@ -47,6 +47,8 @@ class Health:
 
     def __init__(self, shared: Shared) -> None:
         self._shared = shared
+        # One event for each Watch call, set at any change: to know which names a change touches is
+        # not worth a table, since watchers are few and compare what they would say.
         self._watchers: set[asyncio.Event] = set()
         self._is_leaving = False
         self._is_over = False
@@ -69,6 +71,7 @@ class Health:
 
     def leave(self) -> None:
         """Say NOT_SERVING of everything from now on."""
+        # While the gateway finishes what it has: whoever balances calls looks for another one.
         self._is_leaving = True
         self._wake_watchers()
 
@@ -85,6 +88,8 @@ class Health:
             refused = error
         else:
             status = self._status(service)
+            # The health protocol asks for NOT_FOUND from Check, and for SERVICE_UNKNOWN from Watch,
+            # which goes on: the service may come.
             if status != HealthCheckResponse.SERVICE_UNKNOWN:
                 return HealthCheckResponse(status=status)
             refused = Refused(StatusCode.NOT_FOUND, f"no connector serves {service[:200]}")
@@ -110,6 +115,7 @@ class Health:
 
     async def _tell(self, service: str, context: Context) -> None:
         """Say how the service is, and whenever that changes, until the gateway stops."""
+        # It is there before the status is looked at: a change in between is not missed.
         changed = asyncio.Event()
         self._watchers.add(changed)
         try:
@@ -125,6 +131,7 @@ class Health:
             self._watchers.discard(changed)
 
     def _status(self, service: str) -> int:
+        # By the very names that a call from outside would be routed by.
         wanted = Wanted.by_outsider(service)
         known = self._shared.registry.serves(wanted) or self._shared.backends.serves(wanted)
         if service and not known:
@@ -174,6 +181,7 @@ def reflection_handlers(arrivals: Arrivals) -> tuple[grpc.GenericRpcHandler, ...
     )
     return tuple(
         grpc.method_handlers_generic_handler(service, {"ServerReflectionInfo": method})
+        # Tools ask for v1 first, older ones only know v1alpha.
         for service in (_V1, _V1ALPHA)
     )
 

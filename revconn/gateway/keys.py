@@ -64,6 +64,8 @@ class ApiKeys:
         """
         keys = None if given is None else _parse(given)
         with self._lock:
+            # One assignment: the gateway's thread reads either all of the old keys or all of the
+            # new.
             self._keys = None if keys is None else self._number(keys)
 
     def _number(self, keys: list[_Key]) -> dict[int, _Key]:
@@ -71,6 +73,8 @@ class ApiKeys:
         numbers = {key.text: number for number, key in (self._keys or {}).items()}
         numbered = {}
         for key in keys:
+            # A key that stays keeps its number, by which its connections are known; one that went
+            # and comes back gets another, so that it does not own what it had registered before.
             if key.text not in numbers:
                 self._highest += 1
                 numbers[key.text] = self._highest
@@ -86,6 +90,8 @@ class ApiKeys:
         if keys is None:
             return UNCHECKED
         found = None
+        # All keys, whether or not one matched: the time says neither how many there are before it,
+        # nor how much of one was right.
         candidate = offered.encode()
         for number, key in keys.items():
             if hmac.compare_digest(key.text, candidate):
@@ -112,10 +118,13 @@ class ApiKeys:
 
         Raises :class:`Refused`.
         """
+        # Counted first, then sorted out: that is itself the work that is to be bounded.
         if len(names) > _MOST_SERVICES:
             problem = f"{len(names):,} services; register {_MOST_SERVICES:,} at most"
             raise Refused(StatusCode.INVALID_ARGUMENT, problem)
         services = tuple(dict.fromkeys(names))
+        # All names are looked at before any permission: a name that is none is the connector's
+        # mistake whatever its key may do, and is told as such.
         for name in services:
             if not _is_service_name(name):
                 problem = f"{name[:200]!r} is not a service name; register package.Service"
@@ -152,6 +161,7 @@ def is_pattern(text: str) -> bool:
 
 
 def _matches(pattern: str, service: str) -> bool:
+    # The dot before the star stays: "echo.*" is no pattern for "echoes.Echo".
     if pattern.endswith("*"):
         return service.startswith(pattern[:-1])
     return service == pattern

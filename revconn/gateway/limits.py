@@ -11,6 +11,8 @@ from revconn.settings.checks import refuse, require_count, require_seconds
 
 __all__ = ["Counters", "Limits", "Watch"]
 
+# grpc's options are 32-bit integers, and the receive limit is set to twice ours, so that what is
+# over it but not by far is refused with words.
 _LARGEST = {"max_message_bytes": 2**30 - 1, "max_sent_message_bytes": 2**31 - 1}
 _SMALLEST = {"max_metadata_bytes": 1024}  # less has no room for what gRPC itself adds
 _TICKS = 20  # each late by as much as others wait for the processor: then all take longer
@@ -38,6 +40,7 @@ class Limits:
     handshake_timeout: float = 10.0
 
     def __post_init__(self) -> None:
+        # By the fields' names, which are the options': an error names what was given.
         for each in dataclasses.fields(self):
             value = getattr(self, each.name)
             if each.name == "handshake_timeout":
@@ -100,6 +103,8 @@ class Counters:
     events_delivered: int = 0
     events_unwanted: int = 0
     events_dropped: int = 0
+    # All of them from the beginning: monitoring wants to see a zero, not a name that comes up with
+    # the first refusal.
     refused: dict[str, int] = field(
         default_factory=lambda: {limit.name: 0 for limit in dataclasses.fields(Limits)}
     )
@@ -139,6 +144,9 @@ class Watch:
         self._timer.cancel()
 
     def _begin(self, timeout: float) -> None:
+        # In ticks of which each is set when the one before has rung: after a stall of the process
+        # one single timer would be over at once, though what was waited for has arrived and waits
+        # to be read. A starved gateway took unary calls for streaming ones.
         self._tick = timeout / _TICKS
         self._ticks = _TICKS
         self._timer = self._loop.call_later(self._tick, self._count)

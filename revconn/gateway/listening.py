@@ -1,4 +1,4 @@
-"""The gateway's server, on asyncio: what listens, and what ends it."""
+"""The gateway's server, on asyncio: what listens, who may come in, and what ends it."""
 
 from __future__ import annotations
 
@@ -11,13 +11,17 @@ from typing import TYPE_CHECKING, Any, Callable
 import grpc
 import grpc.aio
 
+from revconn._proto.registry_pb2 import RegisterRequest, RegisterResponse
+from revconn.core.connection import decode
+from revconn.core.errors import ProtocolError
 from revconn.core.gateway_side import End
 from revconn.core.status import StatusCode
-from revconn.gateway.backends import Registrations
+from revconn.gateway.backends import Address, Backends
 from revconn.gateway.callers import Callers
 from revconn.gateway.connectors import ConnectorStreams
-from revconn.gateway.limits import Limits
-from revconn.gateway.refusals import STOPPING, fail
+from revconn.gateway.limits import Counters, Limits
+from revconn.gateway.refusals import STOPPING, Refused, answer, fail
+from revconn.gateway.report import Journal
 from revconn.gateway.routes import Connection
 from revconn.gateway.shared import Settings, Shared
 from revconn.gateway.tls import Arrivals, ServerTLS, server_credentials
@@ -258,3 +262,56 @@ class Door:
 
         handler: grpc.RpcMethodHandler[Any, Any] = grpc.stream_stream_rpc_method_handler(enter)
         return handler
+
+
+class Registrations:
+    """Takes backends' registrations; each has to be repeated within the heartbeat timeout."""
+
+    def __init__(
+        self,
+        backends: Backends,
+        limits: Limits,
+        counters: Counters,
+        journal: Journal,
+        heartbeat_timeout: float,
+    ) -> None:
+        self._backends = backends
+        self._limits = limits
+        self._counters = counters
+        self._journal = journal
+        self._heartbeat_timeout = heartbeat_timeout
+
+    async def register(self, _requests: AsyncIterator[bytes], context: Context) -> None:
+        """The rpc; its message is encoded, so that garbage gets an answer of ours."""
+        peer = context.peer()
+        try:
+            address = self._backends.register(await self._receive(context), peer)
+        except Refused as error:
+            code, problem = error.code, error.message
+        else:
+            registered = RegisterResponse(success=True, message=self._message(address))
+            return await answer(context, registered.SerializeToString())
+        self._journal.refused_backend(peer, code, problem)
+        return await fail(context, code, problem)
+
+    def _message(self, address: Address | None) -> str:
+        if address is None:
+            return "registered, and not dialled: open EstablishConnection to be called"
+        timeout = self._heartbeat_timeout
+        return f"{address} is registered; repeat this within {timeout:g} seconds"
+
+    async def _receive(self, context: Context) -> RegisterRequest:
+        timeout = self._limits.handshake_timeout
+        try:
+            received = await asyncio.wait_for(context.read(), timeout)
+        # The stream was opened and nothing said: it would hold a place for ever.
+        except asyncio.TimeoutError:
+            self._counters.refused["handshake_timeout"] += 1
+            problem = f"no request came within {timeout:g} seconds"
+            raise Refused(StatusCode.DEADLINE_EXCEEDED, problem) from None
+        if not isinstance(received, bytes):
+            raise Refused(StatusCode.INVALID_ARGUMENT, "the stream ended without a RegisterRequest")
+        try:
+            return decode(RegisterRequest, received)
+        except ProtocolError as error:
+            raise Refused(StatusCode.INVALID_ARGUMENT, str(error)) from None

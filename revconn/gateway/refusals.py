@@ -55,6 +55,7 @@ class NobodyServes(Refused):
 
 def over_limit(counters: Counters, option: str, problem: str) -> Refused:
     """A refusal, counted, because of the limit that ``option`` sets."""
+    # Named as the option is: whoever reads the message knows which number to change.
     counters.refused[option] += 1
     return Refused(StatusCode.RESOURCE_EXHAUSTED, f"{problem} (the gateway's {option})")
 
@@ -84,6 +85,7 @@ def failure(code: StatusCode, message: str, request_id: str = "") -> ForwardResp
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
+# Ours are plain integers, since core knows nothing of grpc; grpc wants its own members.
 _GRPC_STATUS = {StatusCode(status.value[0]): status for status in grpc.StatusCode}
 
 
@@ -91,6 +93,8 @@ async def begin(context: Context, initial: Metadata) -> None:
     """Send the metadata that goes before all else, if there is any."""
     try:
         if initial:
+            # Only where there is some: it is an operation of its own, which costs every call of a
+            # caller's.
             await context.send_initial_metadata(initial)
     except grpc.aio.InternalError:
         raise _peer_is_gone() from None

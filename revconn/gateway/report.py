@@ -23,6 +23,8 @@ __all__ = ["ConnectionInfo", "Journal"]
 # Its name is what applications configure: it stays, whatever the file is called.
 logger = get_logger("revconn.gateway.journal")
 
+# A connector may register 10,000 services of 1,024 characters: what it can put into one line of the
+# log is bounded.
 _MOST_SERVICES = 100  # that are listed
 _LONGEST_NAME = 200
 
@@ -59,6 +61,7 @@ class ConnectionInfo:
     events_dropped: int
 
 
+# Not routes.Connection itself, which holds a Journal: routes stands on this room.
 class Reported(Protocol):
     """A connection, as far as the log tells of it."""
 
@@ -84,7 +87,7 @@ class Journal:
     # The life of a connection
 
     def connected(self, connection: Reported) -> None:
-        """It has registered."""
+        """The connector has registered."""
         fields = self._fields("connected", connection)
         services = presentable(", ".join(fields["services"])) or "no services"
         logger.info(
@@ -96,20 +99,20 @@ class Journal:
         )
 
     def draining(self, connection: Reported, reason: str) -> None:
-        """It is leaving: it finishes what it has and gets nothing new."""
+        """The connector is leaving: it finishes what it has and gets nothing new."""
         reason = self._quotable(reason)
         said = f": {reason}" if reason else ""
         fields = self._fields("draining", connection, reason)
         logger.info("connection %s is leaving%s", connection.id, said, extra=fields)
 
     def expired(self, connection: Reported, reason: str) -> None:
-        """It fell silent."""
+        """The connector fell silent, for longer than the heartbeat timeout."""
         reason = self._quotable(reason)
         fields = self._fields("expired", connection, reason)
         logger.warning("connection %s expired: %s", connection.id, reason, extra=fields)
 
     def ended(self, connection: Reported, reason: str) -> None:
-        """Its stream is over."""
+        """The connector's stream is over."""
         reason = self._quotable(reason)
         fields = self._fields("ended", connection, reason)
         logger.info("connection %s ended: %s", connection.id, reason, extra=fields)
@@ -118,6 +121,8 @@ class Journal:
 
     def refused(self, peer: str, code: StatusCode, reason: str) -> None:
         """A connector at ``peer`` was not let in."""
+        # By address and code, without the reason: that may quote what the peer said, which it can
+        # vary as it likes to fill the log and the memory of what was said.
         times = self._count("refused", peer, code)
         if times:
             reason = self._quotable(reason)
@@ -126,7 +131,7 @@ class Journal:
             logger.warning("refused a connector at %s: %s%s", peer, reason, again, extra=fields)
 
     def ignored(self, connection: Reported, what: str, detail: str = "") -> None:
-        """It said something in vain. What a peer can vary as it likes belongs into ``detail``."""
+        """A connector said something in vain; what it can vary at will belongs into ``detail``."""
         times = self._count("ignored", connection.peer, what)
         if times:
             said = what + self._quotable(detail)
@@ -135,7 +140,7 @@ class Journal:
             logger.warning("connection %s: ignored %s%s", connection.id, said, again, extra=fields)
 
     def lost_events(self, connection: Reported) -> None:
-        """It did not read its events in time."""
+        """A connector did not read its events in time."""
         if self._count("lost events", connection.peer):
             logger.warning(
                 "connection %s does not keep up with the events it subscribed to: %d lost so far",
@@ -187,6 +192,7 @@ class Journal:
             logger.warning("backend %s cannot be reached: %s%s", address, said, _again(times))
 
     def _count(self, event: str, peer: str, *more: Any) -> int:
+        # The port is another one for each connection, and would make each the first.
         return self._reminders.count((event, _host(peer), *more), time.monotonic())
 
     def _quotable(self, text: str) -> str:
@@ -207,6 +213,7 @@ class Journal:
 
     def _services(self, services: tuple[str, ...]) -> list[str]:
         names = [name[:_LONGEST_NAME] for name in services[:_MOST_SERVICES]]
+        # Masked together: for each name alone every key would be looked for again.
         return self._keys.mask("\n".join(names)).split("\n") if names else []
 
 

@@ -41,6 +41,7 @@ class Rerouting:
         self._backends = backends
         self._counters = counters
         self._get_loop = get_loop
+        # Both: a call that waits takes whoever comes first, a connector or a backend.
         registry.on_change.append(self._resume)
         backends.on_change.append(self._resume)
         registry.on_absence_end.append(self._absence_ended)
@@ -64,6 +65,8 @@ class Rerouting:
 
     def connection_ended(self, connection: Connection, reason: str) -> None:
         """``connection`` is out of the registry: nothing is written to it or read from it."""
+        # First what the connector itself asked: answers to those calls have nowhere to go, and none
+        # of them must be found another place below.
         self._calls.disconnected(connection)
         for call in self._calls.at(connection):
             call.connection_ended(reason)
@@ -78,11 +81,14 @@ class Rerouting:
             return False
         now = time.monotonic()
         connection = self._registry.take_turn(call.wanted, now)
+        # Its own turn again: a connector that leaves is out of the rings, but one that stalls is
+        # not.
         if connection is None or connection is call.connection:
             return False
         # To a stalled one only what would be lost otherwise.
         if not (to_stalled or connection.is_ready(now)):
             return False
+        # Already encoded, for another connector; one that announced less cannot take it.
         if len(data) > connection.max_message_bytes:
             return False
         call.leave()
@@ -96,6 +102,7 @@ class Rerouting:
             return True
         if self._registry.serves(call.wanted):  # by somebody who can take no more, or not that much
             return False
+        # As submit() decides, for a call that is in the table already.
         if call.may_dial and self._backends.serves(call.wanted):
             self._calls.dial(call, self._message(call).request)
             return True
@@ -120,6 +127,7 @@ class Rerouting:
 
     def _resume(self) -> None:
         """Somebody has come or gone: what waited for that may have somewhere to go."""
+        # A copy of what waits, in its order: sending one on takes it out.
         for call in self._calls.held():
             connection = self._registry.take_turn(call.wanted, time.monotonic())
             if connection is not None:
@@ -146,6 +154,7 @@ class Rerouting:
 
     def _message(self, call: Call) -> ConnectionMessage:
         """A request that was not written, with what is left of its time."""
+        # Decoded only here: most calls are never moved.
         message = ConnectionMessage.FromString(call.unsent or b"")
         if call.held_since:
             shorten_timeouts(message.request, self._get_loop().time() - call.held_since)

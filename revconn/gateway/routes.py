@@ -75,14 +75,16 @@ class Connection:
         return len(self.pending) < self.max_pending and self.outbound.is_ready(now)
 
     def encode(self, message: ConnectionMessage, counters: Counters) -> bytes:
-        """What is to be sent to it. Raises :class:`Refused` for more than it takes."""
+        """The message's bytes. Raises :class:`Refused` for more than the connector takes."""
         data = message.SerializeToString()
         if len(data) > self.max_message_bytes:
+            # Measured once it is encoded: what counts for the connector's receive limit is the
+            # whole message, headers and all, not the payload.
             require_size(data, self.max_message_bytes, counters)
         return data
 
     def require_room_to_ask(self, request_id: str, counters: Counters) -> None:
-        """Raises :class:`Refused` unless it may make one more call of its own, by that id."""
+        """Raises :class:`Refused` unless the connector may make one more call, by that id."""
         if request_id in self.asked:
             raise is_pending_already(request_id)
         if len(self.asked) >= self.max_pending:
@@ -90,30 +92,31 @@ class Connection:
             raise over_limit(counters, "max_pending_per_connection", problem)
 
     def count_unmatched(self) -> None:
-        """It answered what no call waits for."""
+        """The connector answered what no call waits for."""
         self.unmatched += 1
 
     def note(self, what: str, detail: str = "") -> bool:
-        """Log what it says in vain, as often as that is worth it.
+        """Log what the connector says in vain, as often as that is worth a line.
 
         Whether this was the first time. What a peer can vary as it likes belongs into ``detail``.
         """
         self.journal.ignored(self, what, detail)
+        # The log counts by peer, over connections; a connector is told once on each of its own.
         is_first = what not in self._noted
         self._noted.add(what)
         return is_first
 
     def lose_events(self, count: int) -> None:
-        """So many events were pushed out, or were too large for it, before it read them."""
+        """The connector lost so many events: it did not read them, or they were too large."""
         self.events_dropped += count
         self.journal.lost_events(self)
 
     def leave(self, departure: str) -> None:
-        """It takes its leave, in the way that ``departure`` says; the first word counts."""
+        """The connector leaves, in the way that ``departure`` says; the first word counts."""
         self.departure = self.departure or departure
 
     def disown(self) -> None:
-        """It serves nothing any more, and is not told."""
+        """The connector serves nothing any more, and is not told: a fault that tests ask for."""
         self.services = ()
 
     def end_if_drained(self) -> None:
@@ -123,6 +126,7 @@ class Connection:
 
     def dismiss(self, reason: str) -> None:
         """Send it away: what waits is still written, DISCONNECTED last."""
+        # DISCONNECTED is the last word: nothing may follow it on the stream.
         if self.protocol.established:  # not twice
             self.outbound.put(self.protocol.dismiss(reason))
         self.outbound.close()
@@ -179,9 +183,11 @@ class Registry:
 
     def add(self, connection: Connection) -> None:
         """Route the services of ``connection`` to it, among others that serve them."""
+        # Connectors come and go seldom, and other threads read this: a copy spares them a lock.
         self._connections = (*self._connections, connection)
         self._keys[connection.key] += 1
         for service in connection.services:
+            # To the end: whoever has waited longest has the next turn.
             self._rings.setdefault(service, deque()).append(connection)
         self._tell_change()
 
@@ -242,6 +248,8 @@ class Registry:
         """
         for name in wanted.names:
             ring = self._rings.get(name)
+            # The first name that anybody registered takes all: a parent is no help for a child that
+            # is served but busy.
             if ring is not None:
                 return _next_of(ring, now)
         return None
@@ -268,6 +276,7 @@ class Registry:
             self._absences[name] = end
         while len(self._absences) > _MOST_EXPECTED:
             del self._absences[next(iter(self._absences))]
+        # One timer for all the names of a connector, of which there may be thousands.
         loop.call_at(end, self._end_absences, end)
 
     def expects(self, wanted: Wanted) -> bool:
@@ -282,6 +291,7 @@ class Registry:
     def _end_absences(self, end: float) -> None:
         while self._absences:
             name = next(iter(self._absences))
+            # All absences last equally long: behind the first that goes on, all go on.
             if self._absences[name] > end:
                 break
             del self._absences[name]
@@ -374,6 +384,10 @@ class Outbound:
         self._bytes -= len(outgoing.data)
         outgoing.data = None
         self._withdrawn += 1
+        # A deque cannot drop from its middle: what is withdrawn stays, without its data, until it
+        # would be written. Callers who give up by the thousand on a connector that does not read
+        # would fill it, so it is rebuilt when half of it is empty: a constant time for each of
+        # them, on average.
         if self._withdrawn > _FEW and self._withdrawn > len(self._messages) // 2:
             self._messages = deque(each for each in self._messages if each.data is not None)
             self._withdrawn = 0
@@ -383,6 +397,8 @@ class Outbound:
         """Queue an event behind all else; how many older ones had to make room for it."""
         if self._is_closed:
             return 0
+        # Events are delivered at most once and go behind all else: they delay no request, and the
+        # newest are worth more than the oldest.
         self._events.append(data)
         self._event_bytes += len(data)
         dropped = 0
@@ -404,6 +420,8 @@ class Outbound:
         while not self._is_discarded:
             data = self._take()
             if data is not None:
+                # From here the message is grpc's: whether it left cannot be known, and so nobody
+                # else is sent it.
                 self._writing_since = time.monotonic()
                 return data
             if self._is_closed:
@@ -433,6 +451,7 @@ class Outbound:
     def _take(self) -> bytes | None:
         while self._messages:
             outgoing = self._messages.popleft()
+            # Whoever asks faster than it reads its answers waits in room() until here.
             if self._relief is not None and not self.is_crowded:
                 self._relieve()
             data = outgoing.data

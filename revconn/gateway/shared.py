@@ -63,6 +63,8 @@ class Shared:
         self.heartbeat_timeout = settings.heartbeat_timeout
         self.request_timeout = settings.request_timeout
         self.hooks = settings.hooks or Hooks()
+        # New for every run: a stop ended all connections and settled all calls, and counts are from
+        # the last start on. Only the keys stay.
         self.counters = Counters()
         self.registry = Registry(settings.reconnect_grace)
         self.arrivals = Arrivals()
@@ -71,6 +73,8 @@ class Shared:
             keys, limits, self.counters, self.journal, dials=settings.dial_backends
         )
         self.calls = Calls(self.registry, self.backends, limits, self.counters)
+        # The table of calls knows nothing of what comes and goes: rerouting listens to registry and
+        # backends, and moves calls through the table's own methods.
         self.rerouting = Rerouting(self.calls, self.registry, self.backends, self.counters)
         self.events = Events(limits, self.counters)
 
@@ -82,5 +86,7 @@ def stats_of(shared: Shared | None) -> dict[str, int]:
     """
     if shared is None:
         return {"connections": 0, "pending": 0} | Counters().snapshot()
+    # Lengths and numbers, each read in one step: exact enough for monitoring, and without a lock
+    # that the gateway's thread would have to take for every call.
     now = {"connections": len(shared.registry.connections), "pending": len(shared.calls)}
     return now | shared.counters.snapshot()

@@ -79,6 +79,8 @@ class _Source:
         self._tls = tls
         self._arrivals = arrivals
         self._lock = threading.Lock()  # guards _seen
+        # Before the files are read: one that changes in between is read again at the next
+        # handshake, in the other order it would pass for seen.
         self._seen = tls._signature()
         self.initial = _load(tls)
 
@@ -89,6 +91,8 @@ class _Source:
         with self._lock:
             if signature == self._seen:
                 return None
+            # Even of files that cannot be used: they are complained of once, not with every
+            # handshake.
             self._seen = signature
         try:
             configuration = _load(self._tls)
@@ -188,6 +192,7 @@ class Arrivals:
     def begun(self, now: float) -> None:
         """A connection is about to be secured."""
         self.is_used = True
+        # A deque's append is one step of the interpreter's: grpc's threads need no lock for it.
         self._begun.append(now)
 
     def called(self, get_peer: Callable[[], str]) -> None:
@@ -198,6 +203,8 @@ class Arrivals:
     def _hear(self, peer: str, now: float) -> None:
         last = self._heard.pop(peer, None)
         self._heard[peer] = now
+        # Whose handshake it was grpc does not say. The oldest is taken for it: all that counts is
+        # how many came to nothing.
         if (last is None or now - last > _REMEMBERED) and self._begun:
             self._begun.popleft()
         if len(self._heard) > _MOST:
