@@ -366,16 +366,7 @@ class Connector:
         if supervisor is None:
             state = self.state
             return tuple(LinkStatus(str(t), state, None) for t in self._options.targets)
-        return tuple(
-            LinkStatus(
-                str(link.target),
-                link.state,
-                link.connection_id,
-                link.last_error,
-                link.next_attempt_in,
-            )
-            for link in supervisor.links
-        )
+        return tuple(link.status for link in supervisor.links)
 
     def stats(self) -> dict[str, float]:
         """Counters since the start; empty before it.

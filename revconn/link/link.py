@@ -7,7 +7,6 @@ import threading
 import time
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import Callable
 
 import tenacity
@@ -33,7 +32,7 @@ from revconn.link.records import (
     reason,
 )
 from revconn.link.session import ApiKey, Session
-from revconn.runtime.state import State
+from revconn.runtime.state import LinkStatus, State
 from revconn.runtime.threads import drop_spares, guarded_thread, keep_spares, own_thread
 from revconn.serving.calls import Calls
 from revconn.serving.replies import Replies
@@ -157,22 +156,19 @@ class Link:
         return _STATES[self._plan.shown]
 
     @property
-    def connection_id(self) -> str | None:
-        """The id of the connection that serves now; ``None`` without one."""
-        serving = self._plan.serving
-        return serving.connection_id if serving is not None else None
-
-    @property
-    def last_error(self) -> str | None:
-        """Why there is no connection; ``None`` while there is one, and before the first failure."""
-        outage = self._plan.outage
-        return self._gave_up or (None if outage is None else outage.last_error)
-
-    @property
-    def next_attempt_in(self) -> float | None:
-        """Seconds until it tries again; ``None`` while it does not wait for that."""
-        due = self._plan.next_attempt
-        return None if due is None else max(0.0, due - time.monotonic())
+    def status(self) -> LinkStatus:
+        """What it is doing now, as an application sees it."""
+        # Without the lock, which a thread that a signal handler interrupted may hold: each of the
+        # plan's attributes is read once, and another may change in between.
+        plan = self._plan
+        serving, outage, due = plan.serving, plan.outage, plan.next_attempt
+        return LinkStatus(
+            target=self._name,
+            state=self.state,
+            connection_id=None if serving is None else serving.connection_id,
+            last_error=self._gave_up or (None if outage is None else outage.last_error),
+            next_attempt_in=None if due is None else max(0.0, due - time.monotonic()),
+        )
 
     @property
     def probe_round_trip(self) -> float | None:
@@ -341,14 +337,13 @@ class Link:
             return
         self._join_sessions_that_are_over()
         most = self._options.connect_timeout
-        connect_timeout = self._transport.patience(most, decision.failures)
         session = Session(
-            str(self.target),
             self._name,
             lambda line: self._transport.stream(line, self._name),
             self._calls,
             self._replies,
-            replace(self._options, connect_timeout=connect_timeout),
+            self._options,
+            connect_timeout=self._transport.patience(most, decision.failures),
             on_ready=self._session_ready,
             on_going_away=self._session_going_away,
             on_probed=self._probed,

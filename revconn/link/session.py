@@ -94,6 +94,8 @@ class Session:
     the timer's sleeps until something is due. ``_lock`` guards the connection, ``_retired`` and
     ``_says_last``; no I/O happens under it, and nothing is logged.
 
+    :param connect_timeout: seconds for this session's whole handshake.
+
     Whoever opened it is told in the receiving thread, with the session:
 
     :param on_ready: CONNECTED arrived. It is to call :meth:`let_answers_through`.
@@ -105,19 +107,18 @@ class Session:
     def __init__(
         self,
         target: str,
-        name: str,
         open_stream: Callable[[Line], Stream],
         calls: Calls,
         replies: Replies,
         options: Options,
         *,
+        connect_timeout: float,
         on_ready: Callable[[Session], object],
         on_going_away: Callable[[Session], object],
         on_probed: Callable[[Probed], object],
         on_end: Callable[[Session], object],
     ) -> None:
         self._target = target
-        self._name = name
         self._calls = calls
         self._replies = replies
         self._line = line = replies.open_line()
@@ -131,7 +132,7 @@ class Session:
         self._token = uuid.uuid4().hex  # what it answers probes with
         self._connection = ConnectorConnection(
             ConnectorLiveness(
-                options.connect_timeout,
+                connect_timeout,
                 options.heartbeat_interval,
                 options.liveness_timeout,
                 lambda: str(uuid.uuid4()),
@@ -152,7 +153,7 @@ class Session:
         self._says_last = False
         self._alarms: queue.SimpleQueue[bool] = queue.SimpleQueue()  # true: the end
         self._timer = guarded_thread(
-            f"revconn-heartbeat-{name}", self._keep_time, on_failure=self._fail
+            f"revconn-heartbeat-{target}", self._keep_time, on_failure=self._fail
         )
         self._thread: threading.Thread | None = None
         self.ready_since: float | None = None
@@ -191,7 +192,9 @@ class Session:
         if probed and interval is not None:
             patience = self._options.keepalive_timeout
             self._prober = Prober(probed, interval, patience, self._token.encode(), astray)
-        self._thread = guarded_thread(f"revconn-receiver-{self._name}", lambda: self._run(api_key))
+        self._thread = guarded_thread(
+            f"revconn-receiver-{self._target}", lambda: self._run(api_key)
+        )
         try:
             self._thread.start()
         except RuntimeError as error:  # no thread to be had: for now, or as the interpreter exits

@@ -62,13 +62,14 @@ def new_session(stream: Stream, calls: Calls, **options: Any) -> tuple[Session, 
             session.let_answers_through()
         ready.set()
 
+    made = make_options(**options)
     session = Session(
         "gateway:1",
-        "me",
         lambda _: stream,
         calls,
         calls.replies(replay_bytes=1000, doubt=50.0),
-        make_options(**options),
+        made,
+        connect_timeout=made.connect_timeout,
         on_ready=on_ready,
         on_going_away=lambda session: None,
         on_probed=lambda probed: None,
