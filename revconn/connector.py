@@ -177,6 +177,7 @@ class Connector:
         try:
             return cls(**{**options, **overrides})
         except ConfigurationError as error:
+            # Whoever has to mend it has set a variable, and never saw the argument.
             raise named_by_variable(error, prefix, overrides) from None
 
     # To set connector.max_worker, misspelt, would change nothing, and nobody would be told.
@@ -262,12 +263,14 @@ class Connector:
         with signals_into(self._wakeups):
             supervisor = self._launch()
             supervisor.start()
+            # Returns when _end() was called. To begin a drain is not to wait for it: the second
+            # signal has to be heard while the first one's drain goes on.
             obey_signals(
                 self._wakeups,
                 drain=lambda: supervisor.begin_drain(self._options.drain_timeout),
                 abort=supervisor.abort,
             )
-        self.wait()
+        self.wait()  # it has ended: this raises what ended it, if anything did
 
     def wait_ready(self, timeout: float | None = None) -> None:
         """Wait until at least one gateway has accepted the connection.
@@ -362,6 +365,7 @@ class Connector:
     @property
     def links(self) -> tuple[LinkStatus, ...]:
         """What each link is doing, in the order of ``targets``."""
+        # Read once: a start() in another thread sets it.
         supervisor = self._supervisor
         if supervisor is None:
             state = self.state
@@ -394,6 +398,7 @@ class Connector:
             refuse("callback", callback, "not callable", "give a function of the state")
         self._board.subscribe(callback)
 
+    # What a TimeoutError says of it, so it has to tell why there is no connection.
     def __repr__(self) -> str:
         targets = ", ".join(str(target) for target in self._options.targets)
         troubles = "".join(link._trouble() for link in self.links)
@@ -437,6 +442,7 @@ class Connector:
             self._board.renew_locks()
             return
         supervisor.forsake()
+        # Without the callbacks, which are for the parent: there it goes on, as if nothing was.
         self._board = StateBoard(State.CLOSED)
         self._forked = self._stopped = True
 
@@ -465,6 +471,7 @@ class Connector:
             raise error
 
 
+# Each that there is, started or not, for a fork to find; weakly, so that none lives on for that.
 _connectors: weakref.WeakSet[Connector] = weakref.WeakSet()
 _claims = Claims()
 

@@ -81,6 +81,7 @@ class HandshakeError(ConnectionLost):
         self.is_final = self.by_gateway and code in FINAL_CODES
 
 
+# A class of its own: a program that can get another key has to tell this from all other refusals.
 class AuthenticationError(HandshakeError):
     """The gateway refused the API key."""
 

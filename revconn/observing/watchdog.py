@@ -140,8 +140,10 @@ class SlowHandlers:
         thread = min(runs, key=lambda thread: runs[thread].since)
         run = runs[thread]
         stack = handler_stack(thread)
+        # Looked at again after the stack was taken: the run may have ended just before, and what
+        # the thread is doing then be another request's.
         if self._runs.now().get(thread) != run:
-            stack = None  # it has just ended: that may be another's
+            stack = None
         logger.warning_with_stack(
             stack,
             "slow handler: %r has been in its handler for %.1f s%s",

@@ -19,6 +19,7 @@ class State(Enum):
     CLOSED = "closed"
 
 
+# A value and not the link: what an application keeps of it neither changes nor keeps a link alive.
 @dataclass(frozen=True)
 class LinkStatus:
     """What one link is doing: its gateway's address, its state, its id while it has one.
@@ -35,7 +36,7 @@ class LinkStatus:
     last_error: str | None = None
     next_attempt_in: float | None = None
 
-    # In the repr of a connector, which its TimeoutErrors quote.
+    # In the repr of a connector, which its TimeoutErrors quote; nothing that users are to call.
     def _trouble(self) -> str:
         """Such as ``; a:1: Connection refused; next attempt in 0.7 s``; nothing if all is well."""
         if self.last_error is None:

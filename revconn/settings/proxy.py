@@ -66,6 +66,7 @@ def proxy_for(target: Target, proxy: str | bool | None) -> Proxy | None:
         return None
     import urllib.request  # brings http.client and more of email along
 
+    # The environment's exceptions go with its proxies, and the system's with the system's.
     environment = urllib.request.getproxies_environment()
     if environment:
         is_exempt = _is_exempt(target, environment.get("no", ""))

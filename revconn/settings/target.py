@@ -41,6 +41,7 @@ class Target:
     @classmethod
     def parse(cls, text: Any) -> Target:
         """Raises :class:`ConfigurationError` for anything else."""
+        # Of a file or a variable there is a newline at the end, most often; none belongs inside.
         address = text.strip() if isinstance(text, str) else ""
         if not address or not address.isprintable():
             refuse("targets", text, "not a gateway's address", _TARGET_REMEDY)
