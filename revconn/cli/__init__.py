@@ -28,11 +28,14 @@ class _Parser(argparse.ArgumentParser):
     """Says what is wrong in one line; --help says the rest."""
 
     def __init__(self, **settings: Any) -> None:
+        # An abbreviation that is clear today is another option's tomorrow, in scripts that nobody
+        # looks at.
         super().__init__(allow_abbrev=False, **settings)
         self.register("action", None, _StoreOnce)
 
     def refuse_unknown(self, words: Sequence[str]) -> NoReturn:
         """Of an option that there is not no value is shown: it may be a key."""
+        # argparse would show all of it, --api-kye=SECRET too, in logs that others read.
         options = [word.partition("=")[0] for word in words if word.startswith("-")]
         nearest = closest(options[0], self._option_string_actions) if options else None
         hint = f" (did you mean {nearest}?)" if nearest else ""
@@ -88,6 +91,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--version", action=_Version, nargs=0, help="say which version this is")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     words = sys.argv[1:] if argv is None else list(argv)
+    # The one command that is named, or all of them where --help or an error lists them.
     for name in set(words[:1]).intersection(_COMMANDS) or _COMMANDS:
         importlib.import_module(f"{__name__}.{name}").add_parser(commands)
     if words and words[0].startswith("-"):
@@ -100,6 +104,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ConfigurationError as error:
         print(f"revconn {arguments.command}: {error}", file=sys.stderr)
         return 2
+    # A port that is taken, a file that cannot be read: one line, no traceback.
     except OSError as error:
         print(f"revconn {arguments.command}: {error}", file=sys.stderr)
         return 1

@@ -58,6 +58,8 @@ class KeySources:
 
         Raises :class:`ConfigurationError`, in which no key is ever shown.
         """
+        # Not added to the others: whoever writes --api-key means these keys, and no variable that
+        # was left in the environment is to open the gateway beside them.
         if self.arguments or self.files:
             return _keys(self._given())
         if self.environment is None:
@@ -101,6 +103,7 @@ def _keys(entries: Iterable[_Entry]) -> _Keys:
     keys: _Keys = {}
     for entry in entries:
         key, patterns = _parse(entry)
+        # The second line's patterns would silently win, or lose.
         if key in keys:
             remedy = "write a key, and all its patterns, once"
             raise _refusal(entry, "gives a key again", remedy)
@@ -115,6 +118,7 @@ def _parse(entry: _Entry) -> tuple[str, tuple[str, ...] | None]:
     except ConfigurationError as error:
         raise _refusal(entry, error.problem, error.remedy) from None
     patterns = []
+    # A comment may follow a key, a "#" inside of one belongs to it.
     for word in rest:
         if word.startswith("#"):
             break

@@ -117,6 +117,9 @@ class Fleet:
     def run(self) -> int:
         """Serve until told to stop, or until the children cannot; the exit code."""
         with _SignalPipe() as pipe:
+            # Signals, reports and ends of children all arrive as bytes on descriptors: the one
+            # thread waits for all of them at once, and no handler of a signal runs in the middle of
+            # anything.
             self._selector.register(pipe, selectors.EVENT_READ, None)
             for slot in self._slots:
                 slot.take(self._start(slot))
@@ -148,8 +151,10 @@ class Fleet:
         if number == signal.SIGHUP:
             if not self._stopping:
                 logger.info("%s: replacing %d processes in turn", name, len(self._slots))
+                # A second SIGHUP begins afresh: those replaced already run the code of the first.
                 self._to_replace = list(self._slots)
             return
+        # Process groups, coreutils' timeout and supervisors deliver a signal twice.
         if self._repeats.is_one(number):
             return
         self._last_signal = signal.Signals(number)
@@ -165,6 +170,8 @@ class Fleet:
         self._signals = signals
         for child in self._living():
             if signals > 1:
+                # Another signal than the SIGTERM that it may have had a moment ago, which it would
+                # take for a repeat and go on draining.
                 child.leave(signal.SIGINT)
             elif not child.leaving:  # one that leaves would take it for the second
                 child.leave()
@@ -181,6 +188,7 @@ class Fleet:
                 start_new_session=True,  # Ctrl-C in a terminal is the parent's to pass on
             )
         finally:
+            # The child has copies. While ours of its reports is open, its end goes unnoticed.
             os.close(report_end)
             os.close(lifeline_end)
         child = _Child(process, reports, lifeline)
@@ -217,6 +225,7 @@ class Fleet:
 
     def _make_good(self, slot: _Slot, lost: _Child, code: int) -> None:
         """A process ended by itself: start another, unless that would only end the same way."""
+        # A key that is refused, or a connector that cannot be loaded, is the same the next time.
         if not lost.ready and code in (_REFUSED, _MISCONFIGURED):
             self._exit_code = code
             self._stop()
@@ -226,6 +235,7 @@ class Fleet:
     # Replacing
 
     def _replace_next(self) -> None:
+        # One at a time: there is never more than one process above the number that was asked for.
         while self._to_replace and not any(slot.successor for slot in self._slots):
             slot = self._to_replace.pop(0)
             if slot.child is not None:

@@ -177,6 +177,7 @@ def _add_tls(group: argparse._ArgumentGroup) -> None:
 def _add_limits(group: argparse._ArgumentGroup) -> None:
     parameters = inspect.signature(Gateway).parameters
     for name, (unit, text) in _LIMITS.items():
+        # From the signature, so that the help never says another default than the library's.
         default = parameters[name].default
         group.add_argument(
             _option(name),
@@ -193,9 +194,12 @@ def run(arguments: argparse.Namespace) -> int:
     sources = KeySources(
         tuple(arguments.api_key), tuple(arguments.api_key_file), keys_variable(os.environ)
     )
+    # Logging first: making it may warn, of a file with keys that others may read.
     gateway = _make_gateway(arguments, sources)
+    # Not in silence: its owner may believe that those keys are in force.
     if sources.ignores_environment:
         logger.warning("%s is not used: --api-key and --api-key-file go before it", KEYS_VARIABLE)
+    # Open on purpose, for development; or by a key under a connector's name, which is said.
     if sources == KeySources():
         other = f"{PREFIX}API_KEY"
         hint = f" ({other} is for a connector)" if other in os.environ else ""
@@ -204,9 +208,15 @@ def run(arguments: argparse.Namespace) -> int:
     wakeups: queue.SimpleQueue[int | None] = queue.SimpleQueue()
     repeats = Repeats()
     hangups = [signal.SIGHUP] if hasattr(signal, "SIGHUP") else []
+    # SIGHUP has its handler before the gateway listens and until it is gone: by default it would
+    # end the process. SIGINT and SIGTERM only once it serves: before, they end this as any command.
     with signals_into(wakeups, hangups), gateway:
         with signals_into(wakeups):
+            # Else a gateway that died would leave a process that waits for signals for ever, and
+            # whoever supervises it sees nothing.
             watch = _Watch(gateway, wakeups)
+            # On stdout, alone there: whoever started the command waits for this line, to learn the
+            # port. By now signals are obeyed: what waits for it may send one at once.
             announce(
                 f"gateway listening on {gateway.address}",
                 __name__,
@@ -216,11 +226,14 @@ def run(arguments: argparse.Namespace) -> int:
             )
             obey_signals(
                 wakeups,
+                # Only the end of the wait: the gateway is stopped below, where the next signal
+                # counts.
                 drain=lambda: wakeups.put(None),
                 abort=lambda: gateway.stop(grace=0.0),
                 reload=lambda: _reload_keys(gateway, sources),
                 repeats=repeats,
             )
+            # There must be no moment without a handler between the wait and the drain.
             _leave_at_once_by_the_next(repeats)
             _stop(gateway, arguments.grace)
     return 1 if watch.has_failed else 0
@@ -252,12 +265,14 @@ def _stop(gateway: Gateway, grace: float) -> None:
     """
     stopping = guarded_thread("revconn-stop", lambda: gateway.stop(grace))
     stopping.start()
+    # Short waits: a signal's handler runs between two of them, whichever thread got it.
     while stopping.is_alive():
         stopping.join(_GLANCE)
 
 
 def _leave_at_once_by_the_next(repeats: Repeats) -> None:
     def leave(number: int, frame: FrameType | None) -> None:
+        # The drain may have minutes to go; whoever asks again does not want to wait for them.
         if not repeats.is_one(number):
             # Not by the signal's default action: the first process of a container has none.
             os._exit(128 + number)
@@ -277,6 +292,7 @@ def _make_gateway(arguments: argparse.Namespace, sources: KeySources) -> Gateway
             **{name: getattr(arguments, name) for name in _LIMITS},
         )
     except ConfigurationError as error:
+        # The library names its own arguments; who types a command knows the options.
         name = _OPTIONS.get(error.name, error.name)
         if name in vars(arguments):
             name = _option(name)
@@ -287,6 +303,7 @@ def _tls(arguments: argparse.Namespace) -> ServerTLS | None:
     given = (arguments.tls_cert, arguments.tls_key, arguments.tls_client_ca)
     if given == (None, None, None):
         return None
+    # Half of TLS is an error, not plaintext.
     for option, value in (("--tls-cert", given[0]), ("--tls-key", given[1])):
         if value is None:
             raise ConfigurationError(option, None, "is missing", "TLS needs certificate and key")
@@ -295,6 +312,8 @@ def _tls(arguments: argparse.Namespace) -> ServerTLS | None:
 
 def _reload_keys(gateway: Gateway, sources: KeySources) -> None:
     try:
+        # All files are read and checked before any key is replaced: a file that is being edited
+        # leaves everybody connected.
         keys = sources.read()
         gateway.replace_keys(keys)
     except ConfigurationError as error:

@@ -36,6 +36,7 @@ def load_connector(spec: str) -> Connector:
         raise CannotLoad(f"{spec!r} names no connector; write package.module:connector")
     found = _find(_import(module_name), attribute)
     if isinstance(found, Connector):
+        # serve has to be the one who starts it: signals and the exit code depend on that.
         if found.state is not State.IDLE:
             raise CannotLoad(
                 f"{spec} was started while its module was imported; put connector.start() under"
@@ -53,11 +54,14 @@ def _is_dotted_name(text: str) -> bool:
 
 def _import(name: str) -> ModuleType:
     here = os.getcwd()
+    # As `python -m` has it, and a console script has not.
     if here not in sys.path:
         sys.path.insert(0, here)
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
+        # Only where it is the named module, or a package on the way to it, that is not there: a
+        # module that imports something missing was found, and is told about by its line.
         if error.name is not None and f"{name}.".startswith(f"{error.name}."):
             raise CannotLoad(f"{error.msg} (looked in {here} and on Python's path)") from error
         _blame(f"cannot import {name}", error)
@@ -85,6 +89,7 @@ def _make(spec: str, factory: Any) -> Connector:
         made = factory()
     except (Exception, SystemExit) as error:  # noqa: BLE001 - the user's code may raise anything
         _blame(f"{spec}() failed", error)
+    # None above all: a factory that forgot its return.
     if not isinstance(made, Connector):
         raise CannotLoad(f"what {spec}() returned is {_kind(made)}, not a Connector")
     return made
@@ -97,7 +102,9 @@ def _kind(value: Any) -> str:
 def _blame(what: str, error: BaseException) -> NoReturn:
     """Say what failed in the user's code, and where."""
     logger.debug("%s", what, exc_info=error)
+    # Its own text names the option already; a KeyError's says nothing without its kind.
     kind = "" if isinstance(error, ConfigurationError) else f"{type(error).__name__}: "
+    # One line, whatever the error's text: stderr is read by supervisors, line by line.
     message = " ".join(str(error).split())
     raise CannotLoad(f"{what}: {kind}{message}{_where(error)}") from error
 

@@ -13,6 +13,7 @@ from typing import NamedTuple
 __all__ = ["LogLine", "add_log_format", "add_log_level", "announce", "set_up_logging"]
 
 _FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+# As _FORMAT writes it: the demo takes apart what the other commands say.
 _LINE = re.compile(r"\S+ \S+ (?P<level>[A-Z]+) (?P<logger>[\w.]+): (?P<message>.*)")
 
 
@@ -38,6 +39,7 @@ def add_log_format(parser: argparse._ActionsContainer) -> None:
 
 def set_up_logging(level: str, log_format: str = "text") -> None:
     """Send log lines from ``level`` on to stderr."""
+    # stderr, always: stdout belongs to what is announced, and to the application.
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_JSONFormatter() if log_format == "json" else logging.Formatter(_FORMAT))
     logging.basicConfig(level=level.upper(), handlers=[handler])
@@ -47,6 +49,7 @@ def set_up_logging(level: str, log_format: str = "text") -> None:
 def announce(message: str, logger: str, log_format: str, **facts: str) -> None:
     """Say on stdout what whoever started the command waits for; as JSON, with its facts."""
     if log_format == "json":
+        # Not by logging: it is no matter of levels or handlers whether it is said.
         record = logging.LogRecord(logger, logging.INFO, "", 0, message, None, None)
         vars(record).update(facts)
         message = _JSONFormatter().format(record)

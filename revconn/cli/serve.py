@@ -97,6 +97,7 @@ def _obey_parent(connector: Connector, reports: int, lifeline: int) -> None:
 
     def report(state: State) -> None:
         if state is State.READY:
+            # A pipe, no signal and no file: its end, too, tells the parent something.
             os.write(reports, b"ready\n")
 
     def watch() -> None:
@@ -117,9 +118,11 @@ def _serve(connector: Connector) -> int:
         if state is State.CLOSED:
             wakeups.put(None)
 
+    # It may end by itself: a key that is refused ends it without any signal.
     connector.on_state_change(wake_at_the_end)
     with signals_into(wakeups):
         connector.start(block=False)
+        # In a thread, so that a second signal is heard while it drains.
         drain = guarded_thread("revconn-stop", connector.stop)
         aborted_by = obey_signals(wakeups, drain.start, connector.abort)
     connector.wait()
@@ -128,6 +131,8 @@ def _serve(connector: Connector) -> int:
 
 def _leave_running_handlers(code: int) -> None:
     """End the process here if a handler still runs: it may be printing as the interpreter goes."""
+    # Threads of handlers are daemons: Python would stop them wherever they are, a lock of stdout in
+    # hand, and then crash as it flushes stdout itself.
     handlers = [t for t in threading.enumerate() if t.name.startswith("revconn-handler")]
     deadline = time.monotonic() + _HANDLER_TIMEOUT
     for handler in handlers:

@@ -93,6 +93,7 @@ def metadata_from_headers(headers: Mapping[str, str]) -> Metadata:
         if value is None or not _is_applications(key):
             continue
         size = len(key) + len(text) + _PER_HEADER
+        # One that does not fit is left out, and smaller ones behind it are not.
         if size <= budget:
             budget -= size
             metadata.append((key, value))
@@ -104,6 +105,8 @@ def truncate_message(message: str) -> str:
     encoded = encode_message(message)
     if len(encoded) <= MESSAGE_BUDGET:
         return message
+    # The encoded text is cut, which is what has to fit: each character outside ASCII takes nine
+    # bytes or more of it. What is left of an escape, or of a character, at the cut goes too.
     cut = encoded[: MESSAGE_BUDGET - len(encode_message("..."))]
     return unquote(_CUT_ESCAPE.sub("", cut), errors="ignore") + "..."
 
@@ -125,6 +128,7 @@ def _encode_binary(value: bytes) -> str:
 
 
 def _decode_binary(text: str) -> bytes | None:
+    # gRPC asks to send it unpadded, and to take both.
     unpadded = text.rstrip("=")
     try:
         return base64.b64decode(unpadded + "=" * (-len(unpadded) % 4), validate=True)

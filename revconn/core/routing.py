@@ -17,6 +17,7 @@ def split_method_path(path: str) -> tuple[str, str]:
 
     Raises :class:`ValueError` for a path that names no service or no method.
     """
+    # The reference gateway passes a method_path on as it came, with or without the first slash.
     service, slash, method = path.removeprefix("/").rpartition("/")
     if not slash or not service or not method or "/" in service:
         raise ValueError(f"not a method path: {path[:200]!r}; expected /package.Service/Method")
@@ -52,6 +53,8 @@ class Wanted(NamedTuple):
         """As from a connector, else its last dotted part: ``post.Post`` finds ``Post``."""
         names = tuple(lookup_order(service))
         last = service.rpartition(".")[2]
+        # As the reference gateway finds services that outside callers name. Last: a full name that
+        # anybody registered goes before it.
         if last and last not in names and len(service) <= LONGEST_SERVICE:
             names += (last,)
         return cls(service, names)
@@ -74,6 +77,7 @@ class Routes(Generic[T]):
         For a second handler too, unless it is to ``replace`` the first.
         """
         service, method = split_method_path(path)
+        # With the slash, as gRPC writes a path.
         key = f"/{service}/{method}"
         if key in self.methods and not replace:
             raise ValueError(f"{path} already has a handler")
@@ -103,6 +107,7 @@ class Routes(Generic[T]):
         A gateway resolves a service by its dotted parents too, so a path may name a child of
         the service that was registered: the nearest parent's catch-all takes it.
         """
+        # As it is written nearly always: one look-up in the hot path, and nothing is split.
         exact = self.methods.get(path)
         if exact is not None:
             return exact

@@ -20,6 +20,7 @@ class FaultyGateway(Gateway):
 
     def __init__(self, faults: RequestFaults, **options: Any) -> None:
         super().__init__("127.0.0.1:0", **options)
+        # Not an argument of Gateway: faults are no option that anybody should find there.
         self._settings = replace(self._settings, hooks=faults)
 
     @property
@@ -30,6 +31,7 @@ class FaultyGateway(Gateway):
     def start(self) -> Gateway:
         """As :meth:`Gateway.start`."""
         super().start()
+        # The free port of the first start: connectors come back to it after a restart.
         self._settings = replace(self._settings, port=self.port)
         return self
 
@@ -46,5 +48,7 @@ class FaultyGateway(Gateway):
                 serving.registry.forget(connection)
             done.set()
 
+        # The registry belongs to the gateway's thread. A gateway that stops meanwhile does not run
+        # this any more, so that the wait has an end of its own.
         thread.call_soon(forget)
         done.wait(_TIMEOUT)

@@ -16,6 +16,7 @@ __all__ = ["Fault", "FaultProxy"]
 
 _CHUNK = 1 << 16
 _JOIN_TIMEOUT = 5.0
+# SO_LINGER of no seconds: close() throws away what was not sent, and says RST.
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 
 
@@ -124,6 +125,7 @@ class FaultProxy:
         with self._changed:
             self._closed = True
             self._changed.notify_all()
+        # shutdown() first, which wakes accept(): close() alone leaves it waiting on Linux.
         _shut(self._listener)
         self.cut_all()
         for thread in list(self._threads):
@@ -151,6 +153,7 @@ class FaultProxy:
         name = f"revconn-fault-proxy-{body.__name__.lstrip('_')}"
         thread = threading.Thread(target=body, args=args, name=name, daemon=True)
         with self._changed:
+            # Those of past connections are let go of: a test may make thousands.
             self._threads = [other for other in self._threads if other.is_alive()]
             self._threads.append(thread)
             thread.start()
@@ -179,11 +182,14 @@ class FaultProxy:
         if not self._wait_while_stalled(downstream):
             return
         try:
+            # Only now: a connection that was stalled from its beginning has no other side yet, and
+            # may be lead to another port meanwhile.
             upstream = socket.create_connection(self._upstream)
         except OSError:
             self._drop(downstream, reset=True)
             return
         with self._changed:
+            # It may have been broken while this connected.
             alive = downstream in self._sockets
             if alive:
                 self._sockets.add(upstream)
@@ -191,6 +197,7 @@ class FaultProxy:
         if not alive:
             _shut(upstream)
             return
+        # One thread for each direction, of which this one is the second.
         self._start(self._pump, downstream, upstream)
         self._pump(upstream, downstream)
 
@@ -208,6 +215,7 @@ class FaultProxy:
             ):
                 break
         self._drop(source)
+        # A half-open side stays open until the peer there ends it: it must not be told.
         if sink not in self._abandoned:
             self._drop(sink)
 
@@ -239,6 +247,8 @@ class FaultProxy:
 
     def _drop(self, *doomed: socket.socket, reset: bool = False) -> None:
         with self._changed:
+            # Each is closed once, by whoever takes it out of the set: a number that was closed may
+            # be another file's a moment later.
             mine = [each for each in doomed if each in self._sockets]
             for each in mine:
                 self._sockets.discard(each)

@@ -59,6 +59,7 @@ class Faults:
 
         More than 64 KiB at a time are held back for as long again. 0 ends it.
         """
+        # At once, not on entering a with block: used without one the delay simply lasts.
         self._proxy.slow_down(require_seconds("seconds", seconds, zero=True))
         return _at_exit(self._proxy.slow_down, 0.0)
 
@@ -97,6 +98,8 @@ class Faults:
         return self._lost
 
     def _lose(self) -> None:
+        # Noted before it happens: from then on they do not count as connected, although the gateway
+        # may not have noticed.
         self._lost |= {connection.connection_id for connection in self._gateway.connections()}
 
 

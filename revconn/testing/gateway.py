@@ -62,6 +62,8 @@ class TestGateway:
         requests = RequestFaults()
         self._gateway = FaultyGateway(requests, api_keys=api_key, **options)
         self._gateway.start()
+        # Between connectors and the gateway alone: callers are to see what comes of a fault, not
+        # the fault itself.
         self._proxy = FaultProxy(self._gateway.port)
         self.address = self._proxy.address
         self.gateway: Gateway = self._gateway
@@ -146,6 +148,7 @@ class TestGateway:
         deadline = time.monotonic() + require_seconds("timeout", timeout)
         while len(connections := self.connections()) < count:
             if time.monotonic() >= deadline:
+                # The usual mistake in a test is a wrong key, of which the gateway keeps count.
                 refused = self._gateway.stats()["connections_refused"]
                 raise TimeoutError(
                     f"after {timeout:g} seconds {len(connections)} of {count} connectors are "

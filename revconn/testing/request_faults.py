@@ -69,6 +69,7 @@ class RequestFaults(Hooks):
     def meet(self, data: bytes, outbound: _FaultyOutbound) -> list[tuple[_FaultyOutbound, bytes]]:
         """What is to be written, and where, now that ``data`` was to be written to one of them."""
         with self._lock:
+            # Decoded only while a fault waits: responses, events and all the other requests pass.
             if not (self._duplicates or self._oversize or self._reordered) or not _is_request(data):
                 return [(outbound, data)]
             if self._oversize:
@@ -84,6 +85,7 @@ class RequestFaults(Hooks):
             self._held += messages
             if self._reordered:
                 return []
+            # Each with the connection it was for: they may be several.
             released = self._held[::-1]
             self._held = []
             return released
@@ -104,6 +106,7 @@ class _FaultyOutbound(Outbound):
                 return None
             for outbound, message in self._faults.meet(data, self):
                 outbound._through.append(message)
+                # It may be another connection's, whose writer sleeps.
                 outbound._wake()
         return self._through.popleft()
 

@@ -40,6 +40,7 @@ def add_parser(subparsers: Any) -> None:
     )
     parser.add_argument(
         "--payload",
+        # None is a payload too: the field is then left out of the message.
         type=_whole_number(at_least=0, at_most=_LARGEST_PAYLOAD),
         default=64,
         metavar="BYTES",
@@ -54,6 +55,7 @@ def add_parser(subparsers: Any) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Run the command; the exit code."""
     try:
+        # Around the making of it too: a process that was started is ended, whenever a signal comes.
         with _signals_interrupt():
             demo = Demo(
                 Screen.on_stdout(),
@@ -75,6 +77,7 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
+# No Exception: nothing on the way out to run() may take it for a failure of the demo's.
 class _Interrupted(BaseException):
     """A signal asks the demo to end; whatever it is doing, its processes are ended first."""
 
@@ -88,6 +91,7 @@ def _signals_interrupt() -> Iterator[None]:
     def interrupt(number: int, frame: FrameType | None) -> NoReturn:
         raise _Interrupted(number)
 
+    # A terminal that is closed sends SIGHUP: gateway and connector must not go on without a demo.
     names = ("SIGINT", "SIGTERM", "SIGHUP")  # the last is unknown to some systems
     numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]
     previous = {number: signal.signal(number, interrupt) for number in numbers}
@@ -106,6 +110,7 @@ def _whole_number(*, at_least: int, at_most: int | None = None) -> Callable[[str
             number = int(text)
         except ValueError:
             number = None
+        # In words of our own: argparse would name this function where it names the type.
         if number is None or number < at_least or (at_most is not None and number > at_most):
             raise argparse.ArgumentTypeError(f"{text!r} is not a whole number, {bounds}")
         return number

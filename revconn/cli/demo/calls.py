@@ -25,7 +25,10 @@ def call_many(
     latencies: list[float] = []
     started = drawn = time.monotonic()
     for number in range(1, requests + 1):
+        # One after the other: the figures are latencies, and a queue's waiting time is none of
+        # them.
         outcome = caller.hello(_NAME, padding)
+        # Between calls, by this very thread: what the others say is shown where it was said.
         watch.look()
         _check(outcome, padding, watch.registrations[-1])
         latencies.append(outcome.latency)
@@ -33,6 +36,7 @@ def call_many(
             took = milliseconds(outcome.latency)
             screen.say(f'Hello(name="{_NAME}")  ──▶  "{outcome.reply.greeting}"  {took}')
         now = time.monotonic()
+        # A terminal takes longer to draw a line than a call takes to be answered.
         if now - drawn >= _REDRAW_INTERVAL:
             drawn = now
             screen.live(_progress(screen, number, requests, latencies[-_LATEST:], watch))
@@ -48,6 +52,7 @@ def _check(outcome: Outcome, padding: bytes, connection_id: str) -> None:
     reply = outcome.reply
     if reply.greeting != f"Hello, {_NAME}!" or reply.padding != padding:
         raise DemoFailed(f"a reply is not what the handler returned: {reply.greeting!r}")
+    # Proof that the call went through the gateway, on the very connection that it logged.
     if reply.connection_id != connection_id:
         raise DemoFailed(
             f"a call was answered on connection {reply.connection_id}, not on {connection_id}"
@@ -92,9 +97,11 @@ class Probes:
             self._call()
 
     def _call(self) -> Outcome:
+        # Whatever comes of it: during the outage a call is to fail, and that is shown.
         outcome = self._caller.hello(_NAME)
         self._watch.look(_PROBE_INTERVAL)
         self.failed += not outcome.ok
+        # Kept whole, though only the latest fit on a line: a cut is to be seen as one.
         self._marks += "●" if outcome.ok else "×"
         self._screen.live(self.timeline)
         return outcome

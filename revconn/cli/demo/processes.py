@@ -24,10 +24,11 @@ from revconn.settings.environment import PREFIX
 
 __all__ = ["Child", "DemoFailed", "Said", "Watch", "free_port"]
 
-_END_TIMEOUT = 10.0
-_KILL_TIMEOUT = 5.0
-_READER_TIMEOUT = 5.0
+_END_TIMEOUT = 10.0  # seconds from SIGTERM until one that does not end is killed
+_KILL_TIMEOUT = 5.0  # seconds that the system may take to end one
+_READER_TIMEOUT = 5.0  # seconds to read what one that has ended had still written
 
+# Of the log lines that operators see, too: the demo believes nothing else.
 _LISTENING = re.compile(r"gateway listening on (?P<address>\S+)")
 _REGISTERED = re.compile(r"connection (?P<id>\S+) from \S+ registered demo\.Greeter")
 _HEARTBEAT = re.compile(r"connection \S+: heartbeat")
@@ -63,15 +64,19 @@ class Child:
         self.expected_to_end = False
         self._last_lines: deque[str] = deque(maxlen=5)
         self._said = said
+        # As a user would type it, with the Python that runs the demo: "revconn" may not be on the
+        # PATH, or be another version's. With stderr in stdout, lines keep their order.
         self._process = subprocess.Popen(  # noqa: S603 - our own commands
             [sys.executable, "-m", "revconn", *arguments],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
+            # All of it stays on this machine, whatever proxy the environment names.
             env={**_without_ours(os.environ), "no_grpc_proxy": "127.0.0.1", **environment},
             encoding="utf-8",
             errors="replace",
         )
+        # A thread for each: a pipe that nobody reads fills up, and the process would stop there.
         self._reader = threading.Thread(target=self._read, name=f"revconn-demo-{name}", daemon=True)
         self._reader.start()
 
@@ -86,10 +91,12 @@ class Child:
             for line in lines:
                 self._last_lines.append(line.rstrip())
                 self._said.put(Said(self, line.rstrip()))
+        # Behind its last line: an end is noticed after all that led to it was shown.
         self._said.put(Said(self, None))
 
     def end(self) -> int:
         """Ask it to end (SIGTERM), kill it if it does not; its exit code."""
+        # First: its end may be noticed before this thread comes to anything else.
         self.expected_to_end = True
         try:
             self._process.terminate()
@@ -97,6 +104,8 @@ class Child:
         except subprocess.TimeoutExpired:
             pass
         finally:
+            # Of one that has ended already this does nothing but collect the exit code; and
+            # whatever interrupts the wait, no process is left behind.
             code = self.kill()
         return code
 
@@ -161,6 +170,8 @@ class Watch:
             return False
         if said.line is not None:
             self._read(said.child.name, LogLine.parse(said.line))
+        # At once, and with its last words: waiting for what it was to say would end in a time limit
+        # that explains nothing.
         elif not said.child.expected_to_end:
             raise DemoFailed(said.child.obituary())
         return True

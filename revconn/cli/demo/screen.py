@@ -18,6 +18,8 @@ _INDENT = "     "
 _ESCAPES = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 _STYLES = {"bold": "1", "dim": "2", "red": "31", "green": "32", "yellow": "33", "cyan": "36"}
 _SOURCES = {"gateway": "cyan", "connector": "yellow"}
+# For a terminal or a file whose encoding has no such symbols: a locale of C, say. A
+# UnicodeEncodeError would end the demo in the middle.
 _ASCII = str.maketrans(
     {
         "✓": "+",
@@ -54,6 +56,7 @@ class Screen:
     @classmethod
     def on_stdout(cls) -> Screen:
         """The screen that fits stdout and the environment (``NO_COLOR``, ``TERM``)."""
+        # In a file or a CI log lines that replace one another would all be there.
         live = sys.stdout.isatty() and os.environ.get("TERM", "dumb") != "dumb"
         colour = live and not os.environ.get("NO_COLOR")
         width = shutil.get_terminal_size().columns or 80  # older Pythons say 0 where it is unknown
@@ -89,6 +92,7 @@ class Screen:
         """A log line of another process."""
         prefix = self.style(f"{source:<9} │ ", _SOURCES[source])
         room = max(20, self._width - len(_INDENT) - len("connector │ ") - 1)
+        # Where nobody looks at columns a line stays whole, so that it can be searched for.
         for line in textwrap.wrap(message, room) if self._live else [message]:
             self.say(prefix + self.style(line, "dim"))
 
@@ -115,6 +119,8 @@ class Screen:
             self._write(f"{text}\n")
 
     def _fit(self, text: str) -> str:
+        # One that fills the width makes a terminal wrap, and "\r" would then replace its second
+        # half alone. Colour codes take no room; a line that is cut loses its colour with them.
         plain = _ESCAPES.sub("", text)
         return text if len(plain) < self._width else plain[: self._width - 1]
 
@@ -122,11 +128,14 @@ class Screen:
         if self._ascii:
             text = text.translate(_ASCII).encode("ascii", "replace").decode("ascii")
         self._stream.write(text)
+        # Line by line, and the live one has no end of line: nothing may wait in a buffer.
         self._stream.flush()
 
 
+# Asked of the stream itself: LANG and PYTHONIOENCODING, a pipe or a file each change it.
 def _has_symbols(stream: TextIO) -> bool:
     try:
+        # All or none: half of a picture in ASCII would be out of shape.
         "".join(map(chr, _ASCII)).encode(stream.encoding or "ascii")
     except UnicodeEncodeError:
         return False
@@ -166,6 +175,7 @@ def show_summary(
         connector=connector_pid,
     )
     for line in picture.splitlines():
+        # Line by line: each is indented as a line of the current step.
         screen.say(line)
     screen.say("")
     made = len(tally.latencies)
@@ -174,6 +184,7 @@ def show_summary(
         ("errors", f"{tally.errors} provoked, {tally.errors} returned with their exact status"),
         ("heartbeats", f"{tally.heartbeats} reached the gateway"),
     ]
+    # Not where the gateway was left alone (--no-restart).
     if tally.time_to_return is not None:
         outage = (
             f"answered again {tally.time_to_return:.2f} s after the kill;"
@@ -199,5 +210,6 @@ def percentiles(latencies: Sequence[float]) -> str:
 
 def percentile(values: Sequence[float], percent: float) -> float:
     """The smallest of the values that ``percent`` per cent of them do not exceed."""
+    # The nearest rank, a latency that was measured, and nothing between two of them.
     ordered = sorted(values)
     return ordered[max(0, math.ceil(percent / 100 * len(ordered)) - 1)]

@@ -16,9 +16,9 @@ from revconn.cli.demo.screen import Screen, Tally, show_summary
 __all__ = ["Demo"]
 
 _GREETER = "revconn.cli.demo.greeter:connector"
-_START_TIMEOUT = 30.0
-_HEARTBEAT_TIMEOUT = 10.0
-_RETURN_TIMEOUT = 30.0
+_START_TIMEOUT = 30.0  # seconds: a cold start of Python and grpc on a busy machine
+_HEARTBEAT_TIMEOUT = 10.0  # seconds, twenty times what the demo's connector waits
+_RETURN_TIMEOUT = 30.0  # seconds from the kill until a call is answered again
 _HEARTBEATS = 3
 _PROBES_AFTER_RETURN = 10
 
@@ -32,10 +32,13 @@ class Demo:
         self._requests = requests
         self._padding = bytes(payload)
         self._restart = restart
+        # Chosen here, not by the gateway: the second gateway has to listen where the first one did.
         self._address = f"127.0.0.1:{free_port()}"
+        # A new one each time: nobody else on this machine can register while the demo runs.
         self._key = secrets.token_urlsafe(16)
         self._tally = Tally()
         self._cleanup = contextlib.ExitStack()
+        # Undone in the opposite order: the processes first, the screen's live line last.
         self._cleanup.callback(screen.end_live)
         self._caller = self._cleanup.enter_context(Caller(self._address))
 
@@ -82,6 +85,8 @@ class Demo:
         connector = self._launch(
             "connector",
             ["serve", _GREETER],
+            # In the environment: command lines are seen by every user of the machine, and shown
+            # here.
             {"REVCONN_TARGET": self._address, "REVCONN_API_KEY": self._key},
         )
         self._watch.wait_for(
@@ -128,9 +133,11 @@ class Demo:
     def _lose_gateway(self, gateway: Child) -> Child:
         self._screen.step("The gateway is killed and started again; the connector is left alone")
         self._screen.command(f"kill -KILL {gateway.pid}")
+        # SIGKILL: it says no goodbye, and the connector has to find out by itself.
         gateway.kill()
         killed_at = time.monotonic()
         probes = Probes(self._caller, self._watch, self._screen)
+        # While nobody listens: one call at least is seen to fail.
         probes.more(1)
         successor = self._launch_gateway()
         outcome = probes.until_answered(_RETURN_TIMEOUT)
@@ -139,10 +146,12 @@ class Demo:
         self._watch.wait_for(
             self._watch.registrations, 2, _RETURN_TIMEOUT, "the connector did not register again"
         )
+        # It is no chance hit: the calls behind it are answered as well.
         probes.more(_PROBES_AFTER_RETURN)
         self._screen.end_live()
         self._screen.say(probes.timeline)
         new_id = outcome.reply.connection_id
+        # The gateway gives an id to each connection: an old one would mean that nothing was lost.
         if new_id == self._watch.registrations[0]:
             raise DemoFailed(f"the connector came back with its old id, {new_id}")
         self._screen.success(
@@ -152,6 +161,7 @@ class Demo:
 
     def _leave(self, connector: Child, gateway: Child) -> None:
         self._screen.step("Both are asked to leave (SIGTERM)")
+        # The connector first: its goodbye goes to a gateway that is still there.
         for child in (connector, gateway):
             code = child.end()
             self._watch.look()
@@ -162,6 +172,7 @@ class Demo:
     # Processes
 
     def _launch_gateway(self) -> Child:
+        # Heartbeats are logged at DEBUG, and the story counts them.
         arguments = ["gateway", "--address", self._address, "--log-level", "debug"]
         return self._launch("gateway", arguments, {"REVCONN_API_KEYS": self._key})
 
