@@ -42,7 +42,7 @@ class SafeLogger:
         self._logger = logger
 
     def debug(self, message: str, *arguments: object, **options: Any) -> None:
-        """As the standard logger's, like all the others."""
+        """Level DEBUG. Arguments are the standard logger's, here and below."""
         self._try(self._logger.debug, message, *arguments, stacklevel=3, **options)
 
     def info(self, message: str, *arguments: object, **options: Any) -> None:

@@ -87,7 +87,8 @@ class Condition(threading.Condition):
         self.sleepers = 0
 
     def wait(self, timeout: float | None = None) -> bool:
-        """As the standard one's, which :meth:`wait_for` calls too."""
+        """Wait to be notified, at most ``timeout`` seconds. Requires the lock."""
+        # wait_for() of the standard class comes here too, so every sleeper is counted.
         self.sleepers += 1
         try:
             return super().wait(timeout)
@@ -95,7 +96,7 @@ class Condition(threading.Condition):
             self.sleepers -= 1
 
     def notify_all(self) -> None:
-        """As the standard one's."""
+        """Wake all that wait. Requires the lock."""
         if self.sleepers:
             super().notify_all()
 
@@ -312,7 +313,10 @@ class Thread(threading.Thread):
     _loan: _Loan | None = None
 
     def start(self) -> None:
-        """As the standard one's."""
+        """Begin to run: in a thread of its own, or, where none can be started, in a spare one.
+
+        Raises :class:`RuntimeError` where there is no spare one either, and if it was started.
+        """
         try:
             super().start()
         except RuntimeError:
@@ -322,19 +326,20 @@ class Thread(threading.Thread):
                 raise
 
     def join(self, timeout: float | None = None) -> None:
-        """As the standard one's."""
+        """Wait, at most ``timeout`` seconds (``None``: no limit), until what it runs is over."""
+        # The spare thread itself may take a moment more to end; nobody is to wait for that.
         if self._loan is None:
             super().join(timeout)
         else:
             self._loan.over.wait(timeout)
 
     def is_alive(self) -> bool:
-        """As the standard one's."""
+        """Whether what it runs has begun and is not over."""
         return super().is_alive() if self._loan is None else not self._loan.over.is_set()
 
     @property
     def ident(self) -> int | None:
-        """As the standard one's."""
+        """The identifier of the thread that it runs in; ``None`` before the start."""
         return super().ident if self._loan is None else self._loan.ident
 
 
@@ -355,7 +360,7 @@ _loans: queue.SimpleQueue[_Loan | None] = queue.SimpleQueue()  # None: one of th
 
 
 def keep_spares(count: int) -> int:
-    """Keep so many more spare threads; how many there are: none where none are needed."""
+    """Start so many more spare threads. Returns how many: none where Python needs none."""
     global _spares_parked
     if not SPARES_NEEDED:
         return 0
@@ -371,7 +376,7 @@ def keep_spares(count: int) -> int:
 
 
 def drop_spares(count: int) -> None:
-    """Let so many end that were kept, unless they were lent meanwhile."""
+    """Let so many spare threads end. Those that are lent end with what they run."""
     global _spares_parked
     with _spares_lock:
         count = min(count, _spares_parked)
@@ -381,6 +386,7 @@ def drop_spares(count: int) -> None:
 
 
 def _lend(thread: Thread) -> _Loan | None:
+    """Have a spare thread run what ``thread`` was to run; ``None`` if there is none left."""
     global _spares_parked
     with _spares_lock:
         if not _spares_parked:
@@ -393,6 +399,7 @@ def _lend(thread: Thread) -> _Loan | None:
 
 
 def _wait_for_loan() -> None:
+    """A spare thread's body."""
     loan = _loans.get()
     if loan is None:
         return

@@ -103,7 +103,7 @@ def named_by_variable(
 
 
 def _refuse_unknown(environ: Mapping[str, str]) -> None:
-    """Under the prefix that is ours nobody reads any other name."""
+    """Refuse every name that is no option's: under ``REVCONN_`` nobody else reads any."""
     for rest in _unread(PREFIX, environ):
         if PREFIX + rest != _KEYS_OF_A_GATEWAY:
             nearest = closest(rest.upper(), _KNOWN)
@@ -112,7 +112,7 @@ def _refuse_unknown(environ: Mapping[str, str]) -> None:
 
 
 def _warn_of_misspelt(prefix: str, environ: Mapping[str, str]) -> None:
-    """Under a prefix that is the user's own there may be names of their own."""
+    """Warn of names that are nearly an option's. The prefix is the user's, who may have others."""
     for rest in _unread(prefix, environ):
         if nearest := closest(rest.upper(), _KNOWN, _LIKENESS):
             logger.warning("%s%s is not used: did you mean %s%s?", prefix, rest, prefix, nearest)
