@@ -401,7 +401,7 @@ class Connector:
     # What a TimeoutError says of it, so it has to tell why there is no connection.
     def __repr__(self) -> str:
         targets = ", ".join(str(target) for target in self._options.targets)
-        troubles = "".join(link._trouble() for link in self.links)
+        troubles = "".join(map(_trouble, self.links))
         state = self.state.name
         return f"<Connector {targets} {state} connection_id={self.connection_id}{troubles}>"
 
@@ -469,6 +469,15 @@ class Connector:
         error = None if self._supervisor is None else self._supervisor.error
         if error is not None:
             raise error
+
+
+def _trouble(link: LinkStatus) -> str:
+    """Such as ``; a:1: Connection refused; next attempt in 0.7 s``; nothing if all is well."""
+    if link.last_error is None:
+        return ""
+    due = link.next_attempt_in
+    following = "" if due is None else f"; next attempt in {due:.1f} s"
+    return f"; {link.target}: {link.last_error}{following}"
 
 
 # Each that there is, started or not, for a fork to find; weakly, so that none lives on for that.

@@ -35,12 +35,3 @@ class LinkStatus:
     connection_id: str | None
     last_error: str | None = None
     next_attempt_in: float | None = None
-
-    # In the repr of a connector, which its TimeoutErrors quote; nothing that users are to call.
-    def _trouble(self) -> str:
-        """Such as ``; a:1: Connection refused; next attempt in 0.7 s``; nothing if all is well."""
-        if self.last_error is None:
-            return ""
-        due = self.next_attempt_in
-        following = "" if due is None else f"; next attempt in {due:.1f} s"
-        return f"; {self.target}: {self.last_error}{following}"

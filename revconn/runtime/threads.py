@@ -347,11 +347,21 @@ class _Loan:
     """What a spare thread runs in the place of one that could not start."""
 
     def __init__(self, thread: Thread) -> None:
-        self.name = thread.name
-        self.body: Callable[[], object] = thread.run
         self.ident: int | None = None
         self.begun = threading.Event()
         self.over = threading.Event()
+        self._name = thread.name
+        self._body: Callable[[], object] = thread.run
+
+    def run(self) -> None:
+        """Called in the spare thread: under the name of the other, for logs and stack dumps."""
+        self.ident = threading.get_ident()
+        threading.current_thread().name = self._name
+        self.begun.set()
+        try:
+            self._body()
+        finally:
+            self.over.set()
 
 
 _spares_lock = threading.Lock()  # guards _spares_parked
@@ -401,16 +411,8 @@ def _lend(thread: Thread) -> _Loan | None:
 def _wait_for_loan() -> None:
     """A spare thread's body."""
     loan = _loans.get()
-    if loan is None:
-        return
-    # Under the name of the one it stands in for, which logs and stack dumps show.
-    loan.ident = threading.get_ident()
-    threading.current_thread().name = loan.name
-    loan.begun.set()
-    try:
-        loan.body()
-    finally:
-        loan.over.set()
+    if loan is not None:
+        loan.run()
 
 
 def _disown() -> None:
