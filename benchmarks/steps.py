@@ -42,7 +42,7 @@ class Path:
     def __init__(self, batch: int) -> None:
         self._engine = Engine(1 << 20)
         self._engine.open_stream("http", "gateway", METHOD, {"user-agent": "steps"})
-        self._engine.receive(_greeting(self._engine.take_output()[0]))
+        self._engine.receive(_greeting(b"".join(self._engine.take_output()[0])))
         self._connection = ConnectorConnection(
             ConnectorLiveness(10.0, 30.0, None, lambda: "probe"), token="0" * 32
         )

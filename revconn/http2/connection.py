@@ -6,6 +6,7 @@ import struct
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
+from typing import Union
 
 import h2.events
 
@@ -54,7 +55,7 @@ from revconn.http2.grpc import (
     who_ended,
 )
 
-__all__ = ["Engine"]
+__all__ = ["Buffer", "Engine"]
 
 _STREAM_WINDOW = 8 << 20
 _CONNECTION_WINDOW = 16 << 20
@@ -63,6 +64,7 @@ _MOST_GOAWAYS = 4
 _MOST_INFORMATIONAL = 10
 _MOST_UNSENT_CONTROL = 1 << 20
 _MOST_DATA_PER_WRITE = 1 << 18
+_COPIED_BYTES = 8 << 10  # and more of a payload is a buffer of its own, which the system gathers
 _PING_BYTES = 8
 _INCREMENT_BYTES = 4
 _SETTLED_EVERY = 500  # what frames cost; a fraction of what a peer is given at once
@@ -77,6 +79,9 @@ _INCREMENT_MASK = 0x7FFFFFFF
 _unpack_prefix = struct.Struct(">BI").unpack_from
 
 _NO_TRAILERS = StreamEnd(StatusCode.INTERNAL, "the gateway ended the stream without trailers")
+
+
+Buffer = Union[bytes, memoryview]
 
 
 class Engine:
@@ -154,15 +159,18 @@ class Engine:
                 self.control.append(update)
                 self.control_taken -= len(update)  # the peer did not ask for it
 
-    def take_output(self, messages: Sequence[bytes] = ()) -> tuple[bytes, int]:
-        """The next bytes to write, and how many carry messages, these included; none at the end."""
+    def take_output(self, messages: Sequence[bytes] = ()) -> tuple[list[Buffer], int]:
+        """What to write next, and how many bytes carry messages, these included; none at the end.
+
+        Small pieces are one buffer. Large ones are the payloads themselves, which are not copied.
+        """
         if self.end is not None:
-            return b"", 0
+            return [], 0
         control = self.control
-        parts: list[bytes | memoryview] = []
+        small: list[Buffer] = []
         while control:
-            parts.append(control.popleft())
-            self.control_taken += len(parts[-1])
+            small.append(control.popleft())
+            self.control_taken += len(small[-1])
         if len(messages) == 1 and not self.unsent:  # a lone answer, which fits as a rule
             message = messages[0]
             size = PREFIX_BYTES + len(message)
@@ -171,27 +179,49 @@ class Engine:
                 head = _pack_start(
                     size >> 8, size & 0xFF, DATA, 0, self._stream_id, 0, size - PREFIX_BYTES
                 )
-                return b"".join((*parts, head, message)), size
+                return [b"".join((*small, head, message))], size
         if messages:
             self.put(messages)
-        carried = self._take_data(parts) if self.unsent else 0
-        return b"".join(parts), carried
+        output: list[Buffer] = []
+        carried = self._take_data(small, output) if self.unsent else 0
+        if small:
+            output.append(b"".join(small))
+        return output, carried
 
-    def _take_data(self, parts: list[bytes | memoryview]) -> int:
-        """DATA frames, as far as the windows allow."""
+    def _take_data(self, small: list[Buffer], output: list[Buffer]) -> int:
+        """DATA frames, as far as the windows allow; how many bytes they carry.
+
+        ``small`` is what has no place in ``output`` yet, before and after.
+        """
         budget = min(self._outbound.room, _MOST_DATA_PER_WRITE)
         longest = self._longest_outbound
+        full_header = b""  # of nearly all frames of a large message
         carried = 0
         while self.unsent and carried < budget:
             run = self.unsent[0]
-            size = min(len(run), budget - carried, longest)
-            parts.append(data_header(size, self._stream_id))
-            parts.append(run[:size])
-            carried += size
-            if size < len(run):
-                self.unsent[0] = run[size:]
+            start, end = 0, len(run)
+            if end > budget - carried:
+                end = budget - carried
+                self.unsent[0] = run[end:]
             else:
                 self.unsent.popleft()
+            carried += end
+            while start < end:
+                size = end - start
+                if size < longest:
+                    small.append(data_header(size, self._stream_id))
+                else:
+                    size = longest
+                    full_header = full_header or data_header(size, self._stream_id)
+                    small.append(full_header)
+                piece = run[start : start + size]
+                start += size
+                if size < _COPIED_BYTES:
+                    small.append(piece)
+                else:
+                    output.append(b"".join(small))
+                    output.append(piece)
+                    small.clear()
         self._outbound.spend(carried)
         return carried
 

@@ -9,9 +9,11 @@ import socket
 import ssl
 import threading
 import weakref
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
+from revconn.http2.connection import Buffer
 from revconn.transport.tls import explain
 
 __all__ = ["TLSWire", "Wire", "open_socket"]
@@ -58,26 +60,44 @@ class Wire:
             self._poll.register(self._socket, select.POLLIN)
         return bool(self._poll.poll(seconds * 1000))
 
-    def write(self, data: bytes) -> None:
-        """Hand all of ``data``, and the backlog, to the network. Raises :class:`OSError`."""
+    def write(self, output: Sequence[Buffer]) -> None:
+        """Hand all of ``output``, behind the backlog, to the network. Raises :class:`OSError`."""
+        rest = list(output)
         if self.has_backlog:
-            data, self._backlog = self._backlog + data, b""
+            rest.insert(0, self._backlog)
+            self._backlog = b""
             self.has_backlog = False
-        self._socket.sendall(data)
+        if len(rest) == 1 or not self.can_write_now:
+            self._socket.sendall(rest[0] if len(rest) == 1 else b"".join(rest))
+            return
+        # Joining 1 MiB to write it takes longer than the system takes to gather and send it.
+        while rest:
+            rest = _rest_of(rest, self._socket.sendmsg(rest))
 
-    def write_now(self, data: bytes) -> None:
-        """Hand ``data`` to the network without waiting; what it does not take is the backlog.
+    def write_now(self, output: Sequence[Buffer]) -> None:
+        """Hand ``output`` to the network without waiting; what it does not take is the backlog.
 
         Raises :class:`OSError`. Only if ``can_write_now``.
         """
-        outgoing = self._backlog + data if self.has_backlog else data
+        if len(output) != 1 or self.has_backlog:
+            self._gather_now([self._backlog, *output] if self.has_backlog else output)
+            return
+        data = output[0]
         try:
-            sent = self._socket.send(outgoing, _DONT_WAIT)
+            sent = self._socket.send(data, _DONT_WAIT)
         except BlockingIOError:
             sent = 0
-        if sent < len(outgoing) or self.has_backlog:
-            self._backlog = outgoing[sent:]
-            self.has_backlog = bool(self._backlog)
+        if sent < len(data):
+            self._backlog = bytes(data[sent:])
+            self.has_backlog = True
+
+    def _gather_now(self, output: Sequence[Buffer]) -> None:
+        try:
+            sent = self._socket.sendmsg(output, (), _DONT_WAIT)
+        except BlockingIOError:
+            sent = 0
+        self._backlog = b"".join(_rest_of(output, sent))
+        self.has_backlog = bool(self._backlog)
 
     def close(self) -> None:
         """End both directions at once. Idempotent."""
@@ -87,6 +107,15 @@ class Wire:
     def release(self) -> None:
         """Give back the descriptor, once no thread uses it any more."""
         self._socket.close()
+
+
+def _rest_of(output: Sequence[Buffer], sent: int) -> list[Buffer]:
+    """What is left of it when so many bytes have gone."""
+    for index, buffer in enumerate(output):
+        if sent < len(buffer):
+            return [memoryview(buffer)[sent:], *output[index + 1 :]]
+        sent -= len(buffer)
+    return []
 
 
 class TLSWire(Wire):
@@ -146,20 +175,23 @@ class TLSWire(Wire):
             has_come = bool(self._tls.pending() or self._incoming.pending)
         return has_come or super().await_data(seconds)
 
-    def write(self, data: bytes) -> None:
-        """Hand all of ``data``, and the backlog, to the network. Raises :class:`OSError`."""
-        super().write(self._encrypt(data))
+    def write(self, output: Sequence[Buffer]) -> None:
+        """Hand all of ``output``, and the backlog, to the network. Raises :class:`OSError`."""
+        super().write(self._encrypt(output))
 
-    def write_now(self, data: bytes) -> None:
-        """Hand ``data`` to the network without waiting."""
-        super().write_now(self._encrypt(data))
+    def write_now(self, output: Sequence[Buffer]) -> None:
+        """Hand ``output`` to the network without waiting."""
+        super().write_now(self._encrypt(output))
 
-    def _encrypt(self, data: bytes) -> bytes:
+    def _encrypt(self, output: Sequence[Buffer]) -> list[Buffer]:
+        # As one, since each piece that OpenSSL is given becomes a record, however small it is.
+        data = output[0] if len(output) == 1 else b"".join(output)
         with self._lock:
             rest = memoryview(data)
             while rest:
                 rest = rest[self._tls.write(rest) :]
-            return self._outgoing.read()
+            encrypted = self._outgoing.read()
+        return [encrypted] if encrypted else []
 
     def _decrypt(self) -> bytes | None:
         """What can be decrypted now; ``None`` when more has to arrive first."""

@@ -72,9 +72,10 @@ def _write(engine: Engine) -> None:
         output, carried = engine.take_output()
         if not output:
             return
-        _require(carried <= len(output), "more carried than written")
+        size = sum(map(len, output))
+        _require(carried <= size, "more carried than written")
         _require(engine.end is None, "output after the end")
-        written += len(output)
+        written += size
         _require(written <= OUTPUT_LIMIT, "output without end")
 
 

@@ -173,11 +173,11 @@ class _MemoryWire:
         data, self._awaited = self._awaited, None
         return self._fed.get() if data is None else data
 
-    def write(self, data: bytes) -> None:
-        self._written.put(data)
+    def write(self, output: Sequence[bytes]) -> None:
+        self._written.put(b"".join(output))
 
-    def write_now(self, data: bytes) -> None:
-        self._written.put(data)
+    def write_now(self, output: Sequence[bytes]) -> None:
+        self._written.put(output[0] if len(output) == 1 else b"".join(output))
 
     def close(self) -> None:
         self._fed.put(b"")

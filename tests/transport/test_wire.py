@@ -1,6 +1,12 @@
-"""Reading a socket: memory in proportion to what arrives."""
+"""A socket: memory in proportion to what arrives, and all that is written, in its order."""
 
 from __future__ import annotations
+
+import socket as sockets
+import threading
+from collections.abc import Iterator
+
+import pytest
 
 from revconn.transport.wire import READ_BYTES, Wire
 
@@ -25,3 +31,78 @@ def test_much_is_asked_for_only_while_much_arrives() -> None:
     assert usual < READ_BYTES
     assert socket.asked == [usual, usual, READ_BYTES, READ_BYTES, usual]
     assert sizes == [100, usual, READ_BYTES, 100, 100]
+
+
+OUTPUT = [b"head", memoryview(bytes(range(256)) * 4_000), b"next", memoryview(b"x" * 700_000)]
+
+
+@pytest.fixture
+def ends() -> Iterator[tuple[sockets.socket, sockets.socket]]:
+    near, far = sockets.socketpair()
+    with near, far:
+        yield near, far
+
+
+def test_what_is_written_arrives_in_its_order(ends) -> None:
+    near, far = ends
+    wire, received = Wire(near), []
+    reader = threading.Thread(target=lambda: received.append(read_all(far)))
+    reader.start()
+    wire.write([b"first"])
+    wire.write_now(OUTPUT)  # more than the system takes at once
+    assert wire.has_backlog
+    wire.write(OUTPUT)
+    wire.write([])
+    assert not wire.has_backlog
+    wire.write_now([b"last"])
+    wire.close()
+    reader.join()
+    assert received == [b"first" + b"".join(OUTPUT) + b"".join(OUTPUT) + b"last"]
+
+
+def test_a_backlog_grows_while_the_peer_reads_nothing_and_leaves_first(ends) -> None:
+    near, far = ends
+    wire = Wire(near)
+    wire.write_now(OUTPUT)
+    wire.write_now([b"one more"])
+    reader_got: list[bytes] = []
+    reader = threading.Thread(target=lambda: reader_got.append(read_all(far)))
+    reader.start()
+    wire.write([])
+    wire.close()
+    reader.join()
+    assert reader_got == [b"".join(OUTPUT) + b"one more"]
+
+
+@pytest.mark.parametrize("at_once", [1, 3, 700])
+def test_a_system_that_takes_little_at_once_is_given_the_rest(at_once: int) -> None:
+    taken: list[bytes] = []
+
+    class Slow:
+        def sendmsg(self, buffers: list[bytes]) -> int:
+            taken.append(b"".join(buffers)[:at_once])
+            return len(taken[-1])
+
+    wire = Wire(Slow())
+    wire.can_write_now = True  # as a socket of the system's
+    wire.write([b"abc", b"", memoryview(b"defgh"), b"i"])
+    assert b"".join(taken) == b"abcdefghi"
+
+
+def test_sockets_of_green_threads_are_given_all_at_once() -> None:
+    """Theirs wait for the network in ``sendall`` alone."""
+    taken: list[bytes] = []
+
+    class Green:
+        def sendall(self, data: bytes) -> None:
+            taken.append(data)
+
+    Wire(Green()).write([b"abc", memoryview(b"def")])
+    assert taken == [b"abcdef"]
+
+
+def read_all(far: sockets.socket) -> bytes:
+    data = b""
+    while piece := far.recv(1 << 20):
+        data += piece
+    return data

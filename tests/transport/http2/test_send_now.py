@@ -27,11 +27,11 @@ class SlowWire:
     def __getattr__(self, name: str):
         return getattr(self._wire, name)
 
-    def write_now(self, data: bytes) -> None:
+    def write_now(self, output) -> None:
         self.writing.set()
         assert self.go_on.wait(TIMEOUT)
         self.writing.clear()
-        self._wire.write_now(data)
+        self._wire.write_now(output)
 
     def release(self) -> None:
         self.released_while_writing = self.writing.is_set()
@@ -103,7 +103,7 @@ def test_a_sender_that_got_stuck_behind_it_is_noticed(client: Client, slow: Slow
     assert slow.writing.wait(TIMEOUT)
     stuck, go_on = threading.Event(), threading.Event()
 
-    def write(data: bytes) -> None:
+    def write(output) -> None:
         stuck.set()
         assert go_on.wait(TIMEOUT)
 
