@@ -12,6 +12,7 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from typing import ClassVar, NamedTuple
 
 from revconn._proto.registry_pb2 import (
@@ -210,12 +211,10 @@ class ConnectorConnection(Connection):
 
     def log(self) -> None:
         """Log what was worth a line. Not to be called with a lock held."""
-        while self._lines:
-            try:
+        with suppress(IndexError):  # not "while there are any": another thread may take the last
+            while True:
                 log, level, line, arguments = self._lines.popleft()
-            except IndexError:  # another thread took the last one
-                return
-            log.log(level, line, *arguments)
+                log.log(level, line, *arguments)
 
     def _log(self, log: SafeLogger, level: int, line: str, *arguments: object) -> None:
         self._lines.append((log, level, line, arguments))

@@ -324,8 +324,8 @@ class Plan:
         """Whether nothing is lost by saying goodbye now, or then at last; or how long to wait."""
         if session.life is Life.OVER:
             return False  # what it brought may be unanswered, and nobody will ask for it there
-        if session.drains and self.connections == 1:
-            return True  # the gateway waits for all that ever came from it
+        if traffic.is_quiet() or (session.drains and self.connections == 1):
+            return True  # in the second case the gateway waits for all that ever came from it
         if self._calm is None or self._calm.session != session.number:
             assert session.accepted_at is not None
             came_by = max(session.accepted_at, self._last_break) if session.drains else now

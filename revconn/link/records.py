@@ -242,7 +242,8 @@ class Calm:
     A gateway that drains takes care of what it sent on that session itself: what had come before,
     by another one, has to be answered, and to leave if it can soon. One that does not drain loses
     what is unanswered then, unless another session leads to it too: the plan waits for a quiet
-    moment at first, then for what was unanswered as it began to wait.
+    moment at first, then for what was unanswered as it began to wait. A quiet moment ends any wait,
+    and the plan looks for that itself.
 
     :ivar session: its number.
     :ivar drains: whether the gateway does.
@@ -263,8 +264,6 @@ class Calm:
     def has_come(self, now: float, traffic: Traffic, deadline: float) -> bool | None:
         """Whether all that has to be answered was, and has left; ``None``: wait ``until`` then."""
         if not self.drains:
-            if traffic.is_quiet():
-                return True
             # Under load there is no quiet moment. After a while what came until now is enough.
             quiet_by = min(self.since + _QUIET_WAIT, deadline)
             if now < quiet_by:
