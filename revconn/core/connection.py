@@ -53,7 +53,8 @@ logger = get_logger(__name__)
 
 _Message = TypeVar("_Message", bound=Message)
 
-LONGEST_ID = 256  # characters
+# Characters. Ids are kept: of requests in flight, of calls that were cancelled. A UUID has 36.
+LONGEST_ID = 256
 
 
 class Phase(Enum):
@@ -83,11 +84,16 @@ Transitions = Mapping[tuple[Phase, Step], Phase]
 # What a gateway sends, a connector hears, and the other way round: most steps are both sides'. Each
 # side adds what only it can find out. A test lists what is declared and never taken.
 EITHER_SIDE: Final[Transitions] = {
+    # The connector speaks first, and its first message is the registration (a gateway fails the
+    # stream for anything else).
     (Phase.OPENED, Step.REGISTER): Phase.REGISTERING,
     (Phase.OPENED, Step.VIOLATE): Phase.ENDED,
     (Phase.OPENED, Step.CLOSE): Phase.ENDED,
+    # No way from here to LEAVING: a connector that is stopped before CONNECTED ends the stream, for
+    # it has no id yet to say goodbye with.
     (Phase.REGISTERING, Step.ACCEPT): Phase.READY,
     (Phase.REGISTERING, Step.CLOSE): Phase.ENDED,
+    # The goodbye is heard once. A second one, or the end of the half that said it, changes nothing.
     (Phase.READY, Step.DISCONNECT): Phase.LEAVING,
     (Phase.READY, Step.DISMISS): Phase.ENDED,
     (Phase.READY, Step.VIOLATE): Phase.ENDED,

@@ -44,8 +44,8 @@ __all__ = ["Arrival", "ConnectorConnection", "Due", "FromGateway", "Probed"]
 
 logger = get_logger(__name__)
 
-_LONGEST_QUOTE = 200
-_MOST_ASKED = 10_000
+_LONGEST_QUOTE = 200  # characters of a gateway's words in one line of the log
+_MOST_ASKED = 10_000  # calls of its own that are remembered
 _PROBE_END = -len(PROBE_METHOD)
 _REQUEST_TAG = b"\x12"  # with which a ConnectionMessage begins that holds a request, and no other
 
@@ -182,6 +182,8 @@ class ConnectorConnection(Connection):
 
     def heartbeat(self, unix_time: float) -> bytes:
         """A heartbeat with the id that the gateway gave."""
+        # LEAVING too: a gateway that drains still waits for answers, and would forget a connector
+        # that fell silent meanwhile.
         self._require(self.established, "heartbeat")
         heartbeat = Heartbeat(timestamp=int(unix_time), connection_id=self.connection_id)
         return ConnectionMessage(heartbeat=heartbeat).SerializeToString()
@@ -353,6 +355,8 @@ class ConnectorConnection(Connection):
             problem = "ignored a request with no id or an endless one: unanswerable"
             self._log_ignored(logging.WARNING, problem)
             return
+        # Without a prober of its own too: another replica may be the one that asks, whose probes
+        # are answered by whoever the gateway picks.
         if self._liveness.prober is not None:
             self._liveness.prober.arrived(request.request_id)
         response = ForwardResponse(
@@ -361,6 +365,7 @@ class ConnectorConnection(Connection):
         inbound.answers.append(ConnectionMessage(response=response).SerializeToString())
 
     def _receive_cancel(self, cancel: CancelRequest, inbound: FromGateway) -> None:
+        # It counts for what came before it: an id may be used again behind its own cancel.
         if is_possible_id(cancel.request_id):
             inbound.cancelled[cancel.request_id] = len(inbound.requests)
             reason = presentable(self._mask(cancel.reason))
@@ -409,6 +414,8 @@ class ConnectorConnection(Connection):
 
     def _receive_connected(self, status: ConnectionStatus, inbound: FromGateway) -> None:
         given = status.connection_id
+        # An id is needed, and kept as it is: heartbeats with any other id are only logged by the
+        # gateway, which then forgets the connection.
         if not given:
             raise ProtocolError("CONNECTED without a connection_id")
         if not is_possible_id(given) or not given.isprintable():
@@ -419,6 +426,7 @@ class ConnectorConnection(Connection):
                 problem = "a second CONNECTED with another connection_id"
                 raise ProtocolError(problem, self._quote(given))
             return
+        # Too late though nobody looked meanwhile: after a sleep the gateway may have forgotten it.
         overdue = self._liveness.accept(self._now)
         if overdue:
             self._end(inbound, Step.EXPIRE, overdue)

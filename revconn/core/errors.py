@@ -46,6 +46,7 @@ class Mask:
     __slots__ = ("_forms",)
 
     def __init__(self, secret: str) -> None:
+        # Worked out once for each session's key, and not with each text.
         forms = {form for form in _ways_to_write(secret) if len(form) >= _SHORTEST_SECRET}
         hides = len(secret) >= _SHORTEST_SECRET
         # Longest first: one may begin another.

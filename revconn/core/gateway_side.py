@@ -30,7 +30,7 @@ __all__ = ["End", "FromConnector", "GatewayConnection", "GatewayLiveness", "Good
 
 logger = get_logger(__name__)
 
-_LONGEST_QUOTE = 200
+_LONGEST_QUOTE = 200  # characters of a connector's words in one line of the log
 _STATUSES = {number: name for name, number in ConnectionStatus.StatusType.items()}
 _FOR_OTHERS = frozenset({"request", "event", "subscription"})
 
@@ -170,6 +170,8 @@ class GatewayConnection(Connection):
     def accept(self, connection_id: str, now: float) -> bytes:
         """CONNECTED: the connector may be sent requests from now on."""
         self._take(Step.ACCEPT)
+        # The gateway gives the id, whatever the registration offered: with one that is still known
+        # the routes of another connection would go when either of the two ends.
         self.connection_id = self.shown_id = connection_id
         self._liveness.heard(now)
         connected = ConnectionStatus(connection_id=connection_id)
@@ -190,6 +192,7 @@ class GatewayConnection(Connection):
 
         That is one that does not know what a cancel is, or that is gone.
         """
+        # What the published schema does not have is sent to those alone that announced it.
         if CANCEL not in self.features or not self.established:
             return None
         cancel = CancelRequest(request_id=request_id, reason=reason)
@@ -248,6 +251,8 @@ class GatewayConnection(Connection):
             batch, self._behind = [*self._behind, *batch], []
         # As on the other side: for each response nothing is called but what is written in C.
         for number, data in enumerate(batch):
+            # It ends the connection, and its caller is to hear of it: the gateway looks for whom
+            # it was.
             if len(data) > self._limit:
                 inbound.too_large = data
                 self._take(Step.VIOLATE)
@@ -259,6 +264,8 @@ class GatewayConnection(Connection):
                 break
             kind = message.WhichOneof("message_type")
             if self.phase is _OPENED:
+                # The gateway looks at the key next, and may have to wait for that: what the
+                # connector sent meanwhile keeps its order.
                 self._receive_first(kind, message, inbound, now)
                 self._behind += batch[number + 1 :]
                 break
@@ -290,6 +297,7 @@ class GatewayConnection(Connection):
             problem = f"the first message must be register, not {kind or 'an unset one'}"
             self._end(inbound, Step.VIOLATE, problem)
             return
+        # Once more, though the gateway waited no longer than that: its loop has a clock of its own.
         overdue = self._liveness.registered(now)
         if overdue:
             self._end(inbound, Step.EXPIRE, overdue, StatusCode.DEADLINE_EXCEEDED)
@@ -301,6 +309,8 @@ class GatewayConnection(Connection):
         self, kind: str | None, message: ConnectionMessage, inbound: FromConnector, now: float
     ) -> None:
         """What is no response."""
+        # What breaks no rule is ignored, and named: a newer connector must not lose its stream for
+        # a message that this gateway does not know.
         if kind == "heartbeat":
             self._receive_heartbeat(message.heartbeat, inbound, now)
         elif kind == "request" and not is_possible_id(message.request.request_id):

@@ -39,17 +39,21 @@ _LATE = 1.0  # seconds; a look that came so much too late shows that nothing ran
 PROBE_METHOD = "/RevconnProbe"
 """How the path of any connector's probe ends, after the slash and the service."""
 
-_RECHECK = 1.0
+_RECHECK = 1.0  # seconds until a bad sign has to be there still
 _COPIES = 3  # of a probe that stays unanswered, by turns to others: one replica may be stuck
 _TRIES_PER_REPLICA = 8  # by chance one of so many misses us once in e**8
 _MOST_ANONYMOUS = 16  # answers that do not say whose they are: then this service's turn is over
 _MOST_REPLICAS = 1000
 _TOKEN_LENGTH = 32
+# Gateways do not say in a code that there is no route: the reference gateway has 500 for all of its
+# failures, and words. The second is the embedded gateway's.
 _NO_ROUTE = ("No reverse connection found", "no connector serves")
 _REFERENCE_GATEWAYS_WORDS = {  # which come with status 500
     "Too many pending requests": StatusCode.RESOURCE_EXHAUSTED,
     "Request timeout": StatusCode.DEADLINE_EXCEEDED,
 }
+# Of an overloaded gateway's answers. Taken for "it does not route such calls" they once ended all
+# probes of a connection that was merely busy.
 _SAYS_NOTHING = frozenset(
     {StatusCode.RESOURCE_EXHAUSTED, StatusCode.UNAVAILABLE, StatusCode.DEADLINE_EXCEEDED}
 )
@@ -117,7 +121,8 @@ class ConnectorLiveness:
         if self._handshake_by is not None and now > self._handshake_by:  # nobody looked meanwhile
             return self._overdue()
         self._handshake_by = None
-        # Before it was accepted there was nothing to forget: the handshake's limit bounds that.
+        # Silence counts from here. Before it was accepted there was nothing to forget, and a slow
+        # handshake was once taken for a sleep: its own limit bounds that.
         self._left_at = self._next_look = now
         self._next_beat = now + self._interval
         if self.prober is not None:
@@ -130,6 +135,8 @@ class ConnectorLiveness:
         A heartbeat that waited while the machine slept leaves as soon as it wakes: the gap that
         it ends has to be remembered.
         """
+        # "Handed to the network", not "queued": behind a network that takes nothing heartbeats
+        # queue up on time, and the gateway hears none of them.
         if at > self._left_at:
             self._longest_gap = self.longest_silence(at)
             self._left_at = at
@@ -179,6 +186,8 @@ class ConnectorLiveness:
     def _end(self, now: float, prober: Prober | None, *, late: float, reading: bool) -> str:
         if self._handshake_by is not None:
             return self._overdue() if now >= self._handshake_by else ""
+        # The longest gap, not the last one: a gateway that dropped a route in an earlier one takes
+        # later heartbeats as if all were well, and the route never comes back.
         silence = self.longest_silence(now)
         if self._timeout is not None and silence > self._timeout:
             return (
@@ -186,6 +195,7 @@ class ConnectorLiveness:
                 " forgotten the connection"
             )
         if prober is not None:
+            # A machine that slept, or was starved, has answers to read that came in time.
             if late > _LATE:
                 prober.skip(late)
             if not reading:
@@ -220,7 +230,7 @@ class Verdict(Enum):
 
 
 class _Route:
-    """One service's way here. The last four are of its present turn."""
+    """One service's way here. The last four fields are of its present turn."""
 
     def __init__(self, service: str) -> None:
         self.service = service
@@ -229,10 +239,42 @@ class _Route:
         self.begin_turn()
 
     def begin_turn(self) -> None:
+        self.refused = 0  # so often in a row the gateway knew no route
+        self.tries = 0  # that reached another replica
+        self.anonymous = 0  # answers that do not say whose they are
+        self.others: set[bytes] = set()  # the tokens of other replicas
+
+    def returned(self) -> None:
+        self.proven, self.missed = True, 0
+
+    def reached_another(self, token: bytes) -> None:
         self.refused = 0
-        self.tries = 0
-        self.anonymous = 0
-        self.others: set[bytes] = set()
+        self.tries += 1
+        if len(self.others) < _MOST_REPLICAS:
+            self.others.add(token)
+
+    def missed_turn(self) -> bool:
+        """Whether it was no chance: in two turns all went to others, and it had worked before."""
+        self.missed += 1
+        return self.proven and self.missed > 1
+
+    def was_refused(self) -> bool:
+        """Whether it was no coincidence: the gateway knew no route twice in a row."""
+        self.refused += 1
+        return self.refused > 1
+
+    def was_answered(self) -> None:
+        self.refused = 0
+
+    def answered_anonymously(self) -> bool:
+        """Whether that was so often that nobody may be there who knows what a probe is."""
+        self.anonymous += 1
+        return self.anonymous >= _MOST_ANONYMOUS and not self.has_replicas
+
+    @property
+    def has_replicas(self) -> bool:
+        """Whether a probe of it reached a connector, this one or another."""
+        return self.proven or bool(self.others)
 
 
 class Prober:
@@ -333,8 +375,7 @@ class Prober:
         token = response.payload[-_TOKEN_LENGTH:] if is_success(response.status_code) else b""
         if token == self.token:
             self.round_trip = now - asked_at
-            route.proven = True
-            route.missed = 0
+            route.returned()
             self._end_turn(now)
             return Verdict.ALIVE
         if len(token) == _TOKEN_LENGTH:
@@ -342,14 +383,10 @@ class Prober:
         return self._refused(route, response, now)
 
     def _answered_by_other(self, route: _Route, token: bytes, now: float) -> Verdict:
-        route.refused = 0
-        route.tries += 1
-        if len(route.others) < _MOST_REPLICAS:
-            route.others.add(token)
+        route.reached_another(token)
         if route.anonymous or route.tries < _TRIES_PER_REPLICA * (len(route.others) + 1):
             return self._look_out(route, now)
-        route.missed += 1
-        lost = route.proven and route.missed > 1
+        lost = route.missed_turn()
         self._end_turn(now)
         return Verdict.LOST if lost else Verdict.UNKNOWN
 
@@ -357,22 +394,22 @@ class Prober:
         words = response.error_message
         code = _REFERENCE_GATEWAYS_WORDS.get(words) or status_code(response.status_code)
         if words.startswith(_NO_ROUTE):
-            route.refused += 1
-            if route.refused > 1:
+            if route.was_refused():
                 return self._without_route(route, now)
             self._due = now + min(_RECHECK, self._interval)
             return Verdict.UNKNOWN
-        route.refused = 0
+        route.was_answered()
         if code in _SAYS_NOTHING:
             self._end_turn(now)
             return Verdict.UNKNOWN
-        route.anonymous += 1
-        if route.anonymous >= _MOST_ANONYMOUS and not (route.proven or route.others):
+        if route.answered_anonymously():
             return self._drop(route, now)
         return self._look_out(route, now)
 
     def _without_route(self, route: _Route, now: float) -> Verdict:
-        if route.proven or route.others or route.service not in self._astray:
+        # Where the last connection was given up for the same service, and this one has not been
+        # reached by it either, a third would be no better.
+        if route.has_replicas or route.service not in self._astray:
             return Verdict.LOST
         self._end_turn(now)
         return Verdict.ASTRAY

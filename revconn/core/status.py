@@ -42,6 +42,7 @@ class StatusCode(IntEnum):
     UNAUTHENTICATED = 16
 
 
+# google.rpc.Code's own mapping. Several codes share a number: the exact one travels in a header.
 _HTTP_STATUS = {
     StatusCode.OK: 200,
     StatusCode.CANCELLED: 499,
@@ -59,6 +60,8 @@ _HTTP_STATUS = {
     StatusCode.UNAUTHENTICATED: 401,
 }
 
+# The other way round, for those who send no grpc-status: a number has to mean one code. Beyond that
+# mapping: 408 and 502, which are proxies' words.
 _STATUS_CODE = {
     400: StatusCode.INVALID_ARGUMENT,
     401: StatusCode.UNAUTHENTICATED,
@@ -83,6 +86,7 @@ def http_status(code: StatusCode) -> int:
 
 def is_success(status: int) -> bool:
     """Whether a response's ``status_code`` is a success: 0 (gRPC's OK) and 2xx are."""
+    # The guide says 200, another document 0: who writes a response says 200, who reads takes both.
     return status == 0 or 200 <= status <= 299
 
 
@@ -151,10 +155,12 @@ def speaker(
     :param metadata: the names of all the headers and trailers that came.
     :param opened: whether response headers had opened the stream before.
     """
+    # A proxy knows no header of ours. The embedded gateway announces itself with refusals too.
     if any(name.startswith(_OWN_HEADERS) for name in metadata):
         return Speaker.GATEWAY
     if code is StatusCode.UNIMPLEMENTED:  # to the one method that makes it a gateway
         return Speaker.STRANGER
+    # Who opened the stream had taken it for its own: a proxy that refuses sends trailers alone.
     if opened or (code, words) == _REFERENCE_GATEWAYS_WORDS:
         return Speaker.GATEWAY
     if code is StatusCode.INVALID_ARGUMENT or (code is StatusCode.UNAUTHENTICATED and words):

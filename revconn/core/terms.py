@@ -44,6 +44,7 @@ _LIVENESS_SHARE = 0.75  # of the gateway's timeout: as the defaults are, 90 s of
 _LEAST_TIMEOUT = 0.1  # seconds; to meet less we would send little but heartbeats
 LEAST_BYTES = 1024  # less has no room for an id and a few headers
 
+# Of a peer's header no more is looked at, however long it is.
 _LONGEST_HEADER = 1024
 _LONGEST_NUMBER = 20
 
@@ -105,6 +106,7 @@ class Terms:
         """The terms of a stream that the gateway opened with ``metadata``. Never raises."""
         headers = dict(metadata)
         announced = Announcement.from_metadata(headers.items())
+        # The stricter side's limit holds: a looser one of the gateway's changes nothing.
         terms = replace(self, features=announced.features & SUPPORTED)
         if HEARTBEAT_TIMEOUT_HEADER in headers:
             timeout = announced.heartbeat_timeout

@@ -43,7 +43,9 @@ from revconn.transport.base import Transport
 __all__ = ["Link"]
 
 _JOIN_TIMEOUT = 5.0
-_THREADS_TO_LEAVE = 6  # close, drain; a resolver, receiver, heartbeat, sender
+# close, drain; a resolver, receiver, heartbeat, sender. As the interpreter ends Python 3.12 starts
+# no thread any more, and a connector that is still there then has to leave all the same.
+_THREADS_TO_LEAVE = 6
 
 _STATES = {
     Phase.IDLE: State.IDLE,
@@ -149,6 +151,9 @@ class Link:
             stop=tenacity.stop_never if most is None else tenacity.stop_after_attempt(most),
             wait=lambda retry_state: options.backoff.delay(retry_state.attempt_number),
         )
+
+    # Read without the lock, in any thread: each reads an attribute of the plan's once, and goes by
+    # what was there.
 
     @property
     def state(self) -> State:
@@ -276,7 +281,7 @@ class Link:
                     plan.closed()
             except BaseException as failure:  # noqa: BLE001 - it is raised from start() and wait()
                 error = error or failure
-            finally:
+            finally:  # whatever failed: the supervisor counts the links that have not ended
                 drop_spares(self._spares)
                 self._on_end(self, error)
 
@@ -299,8 +304,10 @@ class Link:
                 now = time.monotonic()
                 decision = self._plan.decide(now, self._traffic)
                 news = self._plan.take_news()
-                # Decided and asleep under one lock: what happens in between wakes this thread.
+                # Decided and asleep under one lock: what happens in between wakes this thread. News
+                # are told first: they are of the state in which it is going to wait.
                 if not news and isinstance(decision, Wait):
+                    # A plan that waits for something to happen waits until infinity.
                     timeout = min(decision.until - now, threading.TIMEOUT_MAX)
                     self._replies.awaited += decision.for_traffic
                     self._changed.wait(timeout)
@@ -323,6 +330,7 @@ class Link:
             delay = self._judge(decision)
             with self._happening() as plan:
                 plan.judged(delay)
+        # The key is looked at here, without the lock: it is in a file.
         elif isinstance(decision, LookAtKey) and self._api_key.is_another():
             with self._happening() as plan:
                 plan.another_key()
@@ -357,10 +365,13 @@ class Link:
         if is_stopping:
             session.retire("stopped")
         services = self._services if decision.registers else ()
+        # What one session found out of the gateway's routes holds for the next one too.
         probed = tuple(service for service in services if service not in self._unprobed)
         session.start(api_key, services, probed=probed, astray=tuple(self._astray))
 
     def _join_sessions_that_are_over(self) -> None:
+        # They have told of their end, and do nothing more. Joined all the same: a connector that
+        # reconnects for weeks leaves no thread behind.
         with self._lock:
             over, self._over = self._over, []
         for session in over:

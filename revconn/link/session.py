@@ -129,7 +129,9 @@ class Session:
         self._on_end = on_end
         self._stream = open_stream(line)
         self._lock = threading.Lock()
-        self._token = uuid.uuid4().hex  # what it answers probes with
+        # What it answers probes with. One for each session: an answer that another connection of
+        # this very process gave proves nothing of this one.
+        self._token = uuid.uuid4().hex
         self._connection = ConnectorConnection(
             ConnectorLiveness(
                 connect_timeout,
@@ -187,7 +189,8 @@ class Session:
         the sake of those that are ``astray`` the last one was given up.
         """
         self.services = services
-        self._mask = self._stream.mask = Mask(api_key)
+        self._mask = Mask(api_key)
+        self._stream.hide(self._mask)
         interval = self._options.probe_interval
         if probed and interval is not None:
             patience = self._options.keepalive_timeout
@@ -198,6 +201,7 @@ class Session:
         try:
             self._thread.start()
         except RuntimeError as error:  # no thread to be had: for now, or as the interpreter exits
+            # Otherwise answers would be kept for a line that no stream will ever take from.
             self._line.close()
             self._end(self._loss(str(error)))
 
@@ -221,7 +225,7 @@ class Session:
                 error = failure
             error = self._failure or error
             try:
-                if error is not None:
+                if error is not None:  # perhaps its address was to blame: the next takes another
                     self._stream.blame()
                 self._tear_down(settled=error is None and self._says_last)
             finally:  # the link waits for that
@@ -232,14 +236,19 @@ class Session:
         with self._lock:
             registration = self._connection.register(api_key, self.services, now, self._prober)
         self._connection.log()
+        # It waits before there is a stream to take it, so that nothing can go ahead of it: a
+        # gateway fails a stream whose first message is another one.
         self._line.put_control(registration)
         try:
+            # The timer before the stream: the handshake's limit ends what hangs in open() too.
             self._timer.start()
             self._stream.open()
         except RuntimeError as error:  # no thread to be had
             raise self._loss(str(error)) from None
         while True:
             self._take_in(self._stream.receive())
+            # Told once: the plan keeps it in mind until it can open another session. Meanwhile
+            # this one goes on as before.
             if self._stream.going_away and not self.going_away:
                 self.going_away = True
                 self._on_going_away(self)
@@ -249,6 +258,9 @@ class Session:
         with self._lock:
             if self._connection.phase is not Phase.LEAVING or self._retired is not None:
                 return False
+        # Front proxies put a reset behind the gateway's last word, and grpcio shows CANCELLED in
+        # the place of its OK. With nothing unsent that is the end too; what it cost before was
+        # all of drain_timeout, and each answer once more, at every goodbye behind HAProxy.
         return ended.code is StatusCode.OK or (ended.status_lost and self._line.is_flushed)
 
     def _end(self, error: BaseException | None) -> None:
@@ -258,9 +270,13 @@ class Session:
     def _take_in(self, batch: list[bytes]) -> None:
         if not self._introduced:
             self._meet()
+        # Two clocks: the plan's, by which its waits go, stands still while the machine sleeps.
+        # Deadlines and heartbeats do not: the gateway goes on counting them.
         arrived, now = time.monotonic(), clock.with_suspend()
         arriving = self._replies.arriving
-        arriving[self._line] = arrived  # whoever asks whether all is answered has to see it
+        # A batch that is being decoded is not in the table of calls yet. Whoever asks whether all
+        # is answered has to see it: a goodbye could overtake the answers to it.
+        arriving[self._line] = arrived
         try:
             with self._lock:
                 inbound = self._connection.receive(batch, now)
@@ -273,6 +289,7 @@ class Session:
             if self._replies.awaited:
                 with self._replies.lock:
                     self._replies.changed.notify_all()
+        # Behind the requests: they came before what ended the connection, and their callers wait.
         if inbound.end is not None:
             raise self._loss(str(inbound.end))
 
@@ -289,6 +306,7 @@ class Session:
     def _take_in_rare(self, inbound: FromGateway, now: float) -> None:
         """What a batch brought besides requests for handlers."""
         self._connection.log()
+        # CONNECTED first: the rest of the batch is about a connection that the plan knows by then.
         if inbound.connection_id is not None:
             self._become_ready()
         if inbound.cancelled:
@@ -301,6 +319,7 @@ class Session:
             self._on_probed(probed)
             if probed.verdict is Verdict.LOST:
                 self.retire(probed.reason)
+        # No sign of life: gateways count heartbeats alone, so a probe that leaves hides no gap.
         for probe in inbound.probes:
             self._line.put_control(probe, is_sign_of_life=False)
         if inbound.connection_id is not None or inbound.probed or inbound.probes:
@@ -324,6 +343,7 @@ class Session:
         )
 
     def _loss_by(self, ended: StreamEnded) -> ConnectionLost:
+        # Whoever retired it knew the reason; what the stream ends with is an echo of that.
         if self._retired is None:
             return self._loss(ended.details, ended.code, ended.speaker)
         if ended.code is StatusCode.CANCELLED:  # it only says that we closed it
@@ -336,6 +356,7 @@ class Session:
         code: StatusCode | None = None,
         speaker: Speaker = Speaker.STRANGER,
     ) -> ConnectionLost:
+        # The key is hidden before the text is cut: what is left of one that was cut may not match.
         reason = presentable(self._mask(reason))
         if self.ready_since is not None:
             return ConnectionLost(self._target, reason, code)
@@ -345,6 +366,7 @@ class Session:
         if advice is not None:
             reason = f"{reason}; {advice}"
         refused = code in (StatusCode.UNAUTHENTICATED, StatusCode.PERMISSION_DENIED)
+        # While a gateway is redeployed its proxy answers 401 and 403 in its place, to any key.
         by_gateway = speaker is not Speaker.STRANGER
         kind = AuthenticationError if refused and by_gateway else HandshakeError
         return kind(self._target, reason, code, speaker=speaker)
@@ -354,6 +376,8 @@ class Session:
             self._connection.end()
         self._connection.log()
         self._alarms.put(True)
+        # The line before the stream: what it has not sent, and what may not have arrived unless
+        # all is settled, goes back to the replies, for the next session to send.
         self._line.close(settled=settled)
         self._stream.close()
         self._stream.join(_JOIN_TIMEOUT)
@@ -373,9 +397,12 @@ class Session:
         with self._lock:
             if self._connection.phase is not Phase.READY:
                 return False
+            # Behind the look at the phase: only the first goodbye says whether it is the last word.
             self._says_last = last
             goodbye = self._connection.disconnect()
         self._connection.log()
+        # Before the goodbye is queued: a gateway that knows no draining stops reading at it, and
+        # what follows it on this stream is lost.
         if not self.drains:
             self._line.withhold_answers()
         self._line.put_control(goodbye)
@@ -386,6 +413,8 @@ class Session:
         with self._lock:
             if self._retired is None:
                 self._retired = self._loss(reason)
+        # The receiving thread wakes in receive(), or in open(), and tears all of it down: here the
+        # caller may be any thread, and must not wait for another.
         self._line.close()
         self._stream.close()
 
@@ -419,8 +448,11 @@ class Session:
     def _look(self, now: float) -> float | None:
         """Do what is due; by when to look at the peer again, if that may not wait."""
         with self._lock:
+            # Before the tick: a heartbeat that came due while the machine slept leaves as soon as
+            # it wakes, and the gap that it ended is what the tick has to find.
             if self._line.control_left_at is not None:
                 self._connection.heartbeat_left(self._line.control_left_at)
+            # While answers have piled up nothing is read here, an answer to a probe neither.
             due = self._connection.tick(now, time.time(), reading=not self._line.blocked)
             established = self._connection.established
         if due.end:

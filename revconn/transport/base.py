@@ -103,10 +103,14 @@ class StreamEnded(Exception):
 class Stream(ABC):
     """One bidirectional gRPC stream. A stream owns its sender thread, which drains a Source.
 
-    ``mask`` hides in the log what the peer must not echo. To be set before :meth:`open`.
+    ``mask`` hides in the log what the peer must not echo.
     """
 
     mask = Mask("")
+
+    def hide(self, mask: Mask) -> None:
+        """Log nothing of the peer's but through ``mask``. To be called before :meth:`open`."""
+        self.mask = mask
 
     going_away = False
     """Whether the peer wants the stream replaced, while it still works.
