@@ -11,11 +11,14 @@ __all__ = ["LinkStatus", "State"]
 class State(Enum):
     """What a connector (or one of its links) is doing now."""
 
-    IDLE = "idle"
-    CONNECTING = "connecting"
-    READY = "ready"
-    BACKING_OFF = "backing off"
-    DRAINING = "draining"
+    # CONNECTING leads to READY, or to BACKING_OFF and back. A loss leads from READY to one of the
+    # two: to CONNECTING where the next attempt begins at once.
+    IDLE = "idle"  # not started
+    CONNECTING = "connecting"  # an attempt is under way, and no other link is ready
+    READY = "ready"  # a gateway has said CONNECTED: its requests come
+    BACKING_OFF = "backing off"  # waits until the next attempt is due
+    DRAINING = "draining"  # a connector alone: it answers what was accepted, and leaves
+    # A link's is over, told to end or given up; a connector's when all of its links' are. For good.
     CLOSED = "closed"
 
 
