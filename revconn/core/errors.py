@@ -31,6 +31,7 @@ class ProtocolError(RevconnError):
 
 def presentable(text: str) -> str:
     """``text`` as part of one line: shortened, control characters replaced by spaces."""
+    # A line break of a peer's would begin a line of its own in the log, of whatever level it likes.
     text = text[:_LONGEST_DETAILS]
     return text if text.isprintable() else "".join(c if c.isprintable() else " " for c in text)
 

@@ -60,6 +60,7 @@ def encode_failure(
 
     ``status`` defaults to the code's HTTP status.
     """
+    # Before both uses: a lone surrogate in a handler's error once cost the caller the status.
     message = encodable(message)
     return encode_response(
         request_id,

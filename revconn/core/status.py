@@ -103,6 +103,8 @@ def response_code(status: int, headers: Mapping[str, str]) -> StatusCode:
     A header that contradicts the status (one a success, the other not) or that is no code at
     all is not believed.
     """
+    # Handlers set headers too: one that says OK over a failure's status would make the failure's
+    # payload an answer.
     try:
         code = StatusCode(int(headers.get("grpc-status", "")))
     except ValueError:
@@ -119,6 +121,7 @@ def encode_message(message: str) -> str:
 
 def decode_message(value: str) -> str:
     """Undo :func:`encode_message`; a stray ``%`` is kept, bytes that are no UTF-8 become U+FFFD."""
+    # Whatever a peer sent is words for people: nothing here may fail for want of an encoding.
     return unquote(value, errors="replace")
 
 

@@ -77,6 +77,7 @@ class Announcement:
     @classmethod
     def from_metadata(cls, metadata: Iterable[tuple[str, str | bytes]]) -> Announcement:
         """What a peer's metadata announces. Never raises: what cannot be read was not said."""
+        # Values that are bytes are those of keys in -bin: none of ours is.
         headers = {key: value for key, value in metadata if isinstance(value, str)}
         return cls(
             features=_parse_features(headers.get(FEATURES_HEADER, "")),
@@ -108,6 +109,7 @@ class Terms:
         announced = Announcement.from_metadata(headers.items())
         # The stricter side's limit holds: a looser one of the gateway's changes nothing.
         terms = replace(self, features=announced.features & SUPPORTED)
+        # Said and not understood is a note for the operator; not said is how older gateways are.
         if HEARTBEAT_TIMEOUT_HEADER in headers:
             timeout = announced.heartbeat_timeout
             if timeout is None or timeout < _LEAST_TIMEOUT:

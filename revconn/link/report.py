@@ -47,6 +47,7 @@ def _connected(target: Target, news: Connected) -> None:
 
 
 def _serves_on(_target: Target, news: ServesOn) -> None:
+    # INFO: another connection serves, and nobody has to act.
     logger.info("lost %s: %s; %s serves on", news.connection_id, news.error, news.fallback)
 
 
@@ -55,6 +56,8 @@ def _lost(_target: Target, news: Lost) -> None:
 
 
 def _failed(_target: Target, news: Failed) -> None:
+    # Each attempt is a line at DEBUG. Those at WARNING come at growing intervals: a gateway that is
+    # away for a night is no reason for thousands.
     logger.log(
         logging.WARNING if news.worth_a_line else logging.DEBUG,
         "no connection%s: %s; trying again in %.1f s",
@@ -65,6 +68,7 @@ def _failed(_target: Target, news: Failed) -> None:
 
 
 def _gave_up_replacing(target: Target, news: GaveUpReplacing) -> None:
+    # ERROR, though it serves: when this connection ends there is none, and somebody has to act.
     logger.error(
         "%s: gave up replacing %s, which serves on until it ends: %s",
         target,
@@ -78,6 +82,7 @@ def _another_key(target: Target, _news: AnotherKey) -> None:
     logger.info("%s: there is another API key: replacing the connection", target)
 
 
+# By the kind of news, so that a new kind without a line fails in the first test that meets it.
 _LINES: dict[type, Callable[[Target, Any], None]] = {
     Connected: _connected,
     ServesOn: _serves_on,
@@ -115,7 +120,7 @@ def is_fatal_failed(error: BaseException) -> None:
 
 def _so_far(outage: Outage, now: float) -> str:
     """Such as `` for 1 m 10 s, 7 attempts``; nothing after the first attempt."""
-    if outage.attempts < 2:
+    if outage.attempts < 2:  # it has only begun: there is nothing to count yet
         return ""
     return f" for {duration(now - outage.since)}, {_attempts(outage.attempts)}"
 
@@ -138,6 +143,7 @@ def duration(seconds: float) -> str:
     """Seconds for people: ``0.4 s``, ``12 s``, ``3 m 12 s``, ``2 h 5 m``, ``1 d 0 h``."""
     if seconds < 9.95:
         return f"{max(0.0, seconds):.1f} s"
+    # Two units at most. Whoever reads it wants to know whether it was seconds or hours.
     rest = round(seconds)
     for (unit, size), (smaller, part) in zip(_UNITS, _UNITS[1:]):
         if rest >= size:
