@@ -34,7 +34,7 @@ class _Parser(argparse.ArgumentParser):
         self.register("action", None, _StoreOnce)
 
     def refuse_unknown(self, words: Sequence[str]) -> NoReturn:
-        """Of an option that there is not no value is shown: it may be a key."""
+        """End with an error that names the unknown option, without its value: that may be a key."""
         # argparse would show all of it, --api-kye=SECRET too, in logs that others read.
         options = [word.partition("=")[0] for word in words if word.startswith("-")]
         nearest = closest(options[0], self._option_string_actions) if options else None

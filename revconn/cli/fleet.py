@@ -44,7 +44,7 @@ class _Child:
     leaving: bool = False
 
     def become_ready(self) -> None:
-        """It said that it serves."""
+        """The process said that it serves."""
         self.ready = True
 
     def leave(self, number: signal.Signals = signal.SIGTERM) -> None:
@@ -53,7 +53,7 @@ class _Child:
         self.process.send_signal(number)
 
     def bury(self) -> int:
-        """It has ended: close what led to it; its exit code."""
+        """The process has ended: close the pipes to it; its exit code."""
         os.close(self.reports)
         os.close(self.lifeline)
         return self.process.wait()
@@ -83,7 +83,7 @@ class _Slot:
         self.successor = successor
 
     def become_ready(self) -> None:
-        """Who starts here may fail afresh: it has worked once."""
+        """A process serves here: failures are counted from zero again."""
         self.failures = 0
 
     def lose_child(self) -> None:
@@ -166,7 +166,7 @@ class Fleet:
         self._stop(self._signals + 1)
 
     def _stop(self, signals: int = 1) -> None:
-        """Once: they drain. Again: they leave at once, not by what they may take for a repeat."""
+        """Have all children drain; if they were told so before, leave at once."""
         self._signals = signals
         for child in self._living():
             if signals > 1:

@@ -258,7 +258,7 @@ class _Watch:
 
 
 def _stop(gateway: Gateway, grace: float) -> None:
-    """In a thread, at which this one looks now and then.
+    """Stop the gateway in a thread, at which this one looks now and then.
 
     A signal that arrives while another one's handler runs interrupts no wait: its own handler would
     run when that has ended.

@@ -75,7 +75,7 @@ def headers_size(headers: Mapping[str, str]) -> int:
 
 
 def application_metadata(metadata: Iterable[tuple[str, str | bytes]]) -> Metadata:
-    """What an application set, of a call's metadata; the transport's own is left out."""
+    """The part of a call's metadata that an application set, without the transport's own."""
     return tuple((key, value) for key, value in metadata if _is_applications(key))
 
 
@@ -105,7 +105,7 @@ def truncate_message(message: str) -> str:
     encoded = encode_message(message)
     if len(encoded) <= MESSAGE_BUDGET:
         return message
-    # The encoded text is cut, which is what has to fit: each character outside ASCII takes nine
+    # The encoded text is cut, which is what has to fit: each character outside ASCII takes six
     # bytes or more of it. What is left of an escape, or of a character, at the cut goes too.
     cut = encoded[: MESSAGE_BUDGET - len(encode_message("..."))]
     return unquote(_CUT_ESCAPE.sub("", cut), errors="ignore") + "..."

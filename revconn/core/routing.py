@@ -45,12 +45,15 @@ class Wanted(NamedTuple):
 
     @classmethod
     def by_connector(cls, service: str) -> Wanted:
-        """Itself, else a dotted parent. A connector's key may call no more than what it names."""
+        """Found as itself, else as a dotted parent.
+
+        Not by its last part: a key that may call ``post.Post`` is none for ``Post``.
+        """
         return cls(service, tuple(lookup_order(service)))
 
     @classmethod
     def by_outsider(cls, service: str) -> Wanted:
-        """As from a connector, else its last dotted part: ``post.Post`` finds ``Post``."""
+        """Found as by a connector, else by its last dotted part: ``post.Post`` finds ``Post``."""
         names = tuple(lookup_order(service))
         last = service.rpartition(".")[2]
         # As the reference gateway finds services that outside callers name. Last: a full name that

@@ -69,7 +69,7 @@ class Reply(NamedTuple):
     trailing: Metadata = ()
 
     def response(self, request_id: str, *, framed: bool) -> ForwardResponse:
-        """The same, as a connector that asked is answered."""
+        """The reply as a ``ForwardResponse``, for a connector that asked."""
         headers = headers_from_metadata((*self.initial, *self.trailing))
         headers.update({"content-type": "application/grpc", "grpc-status": str(int(self.code))})
         if self.message:
@@ -449,5 +449,5 @@ class Address(NamedTuple):
 
 
 def quoted(text: str) -> str:
-    """Whatever was given for an address, for a log: without a password that may be in it."""
+    """What a peer gave for an address, quoted for the log without a password in it."""
     return repr(_USER_INFO.sub(r"\1***@", text)[:200])

@@ -57,17 +57,17 @@ class OutsideCall(Call):
         self.answered: asyncio.Future[ForwardResponse | Reply] = loop.create_future()
 
     def respond(self, response: ForwardResponse) -> None:
-        """From a connector, or from the gateway itself."""
+        """Let the caller's rpc have what a connector, or the gateway itself, answered."""
         if not self.answered.done():  # a caller that gave up has cancelled it
             self.answered.set_result(response)
 
     def relay(self, reply: Reply) -> None:
-        """From a backend."""
+        """Let the caller's rpc have what a backend answered."""
         if not self.answered.done():
             self.answered.set_result(reply)
 
     def for_backend(self, request: ForwardRequest) -> BackendRequest:
-        """What the caller sent, as it is; the backend, too, wants to know the caller's deadline."""
+        """The caller's message and metadata as they came, and what is left of its time."""
         payload = unframe(request.payload) if is_framed(request.payload) else request.payload
         metadata = application_metadata(self._context.invocation_metadata() or ())
         return BackendRequest(payload, metadata, _remaining(self._context, self.deadline))
@@ -185,7 +185,7 @@ class Callers(grpc.GenericRpcHandler):
     # What is answered
 
     def _relayed(self, path: str, reply: Reply, context: Context) -> Reply:
-        """What a backend answered, as it is, but for what is the transport's own."""
+        """What the caller gets of a backend's answer: all but the transport's own metadata."""
         logger.debug("%.200r from %s: %s, from a backend", path, context.peer(), reply.code.name)
         return reply._replace(
             initial=application_metadata(reply.initial),
@@ -193,7 +193,7 @@ class Callers(grpc.GenericRpcHandler):
         )
 
     def _reply(self, path: str, response: ForwardResponse, context: Context) -> Reply:
-        """What a connector, or the gateway itself, answered."""
+        """What the caller gets of the answer of a connector, or of the gateway itself."""
         code = response_code(response.status_code, response.headers)
         if _would_log(logging.DEBUG):
             logger.debug("%.200r from %s: %s", path, context.peer(), code.name)

@@ -342,7 +342,7 @@ class Calls:
         self.settle(call, response)
 
     def refuse_too_large(self, response: ForwardResponse, sender: Connection, size: int) -> Refused:
-        """For an answer in a message over the limit: settled so, as far as anybody waits for it."""
+        """Fail the call, if one waits, whose answer came in a message over the limit."""
         limit = self._limits.max_message_bytes
         problem = f"a message of {size:,} bytes exceeds {limit:,}"
         call = self._calls.get(response.request_id)
@@ -368,7 +368,7 @@ class Calls:
             sender.note("an answer to what nobody asked", f": {request_id[:64]!r}")
 
     def give_up(self, call: Call, reason: str) -> None:
-        """Its asker waits no more. A call that was settled meanwhile is left as it is."""
+        """The asker waits no more. A call that was settled meanwhile is left as it is."""
         if call.state is _SETTLED:
             return
         if call.state is not _DIALLED:  # of those the backends' own count says so, as they end
@@ -417,7 +417,7 @@ class Calls:
             call.release_asker()
 
     def _remove(self, call: Call) -> None:
-        """Out of the table, before anybody hears of it: that happens once."""
+        """Take a call out of the table, before anybody hears of it: so that happens once."""
         if call.state is _DIALLED:
             del self._dialled[call.asker, call.id]
         else:
@@ -443,7 +443,7 @@ class Calls:
         return [self._calls[request_id] for request_id in self.held_requests.sizes]
 
     def disconnected(self, connection: Connection) -> None:
-        """Nobody hears what ``connection`` asked, and what it answered in part is never whole."""
+        """Give up the calls that ``connection`` made, and drop the chunks that came on it."""
         for request_id in tuple(connection.asked):  # a copy: giving up takes each out of it
             call = self._asked(request_id, connection)
             if call is not None:
@@ -455,7 +455,7 @@ class Calls:
     # Backends
 
     def dial(self, call: Call, request: ForwardRequest) -> None:
-        """Have a backend answer, which keeps the time itself."""
+        """Have a backend answer; grpc's own deadline takes the place of the call's timer."""
         if call.state is not _NEW:
             self._remove(call)
         if call.asker is not None:

@@ -58,7 +58,7 @@ class Registration(NamedTuple):
 
 
 def check_registration(register: ConnectionRegister, keys: ApiKeys) -> Registration:
-    """What a connector registers. Raises :class:`Refused`."""
+    """Check a ``register``: its key, and what that may register. Raises :class:`Refused`."""
     key = keys.identify(register.api_key)
     if key is None:
         raise Refused(StatusCode.UNAUTHENTICATED, "Invalid token")
@@ -171,11 +171,11 @@ class ConnectorCall(Call):
         self._limit = limit
 
     def respond(self, response: ForwardResponse) -> None:
-        """From another connector, or from the gateway itself."""
+        """Send the asking connector what another one, or the gateway itself, answered."""
         self._respond(response, self.method)
 
     def relay(self, reply: Reply) -> None:
-        """From a backend, in the shape of the request."""
+        """Send the asking connector what a backend answered: prefixed if the request was."""
         self.respond(reply.response(self.id, framed=self._framed))
 
     def for_backend(self, request: ForwardRequest) -> BackendRequest:

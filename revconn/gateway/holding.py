@@ -54,7 +54,7 @@ class HeldRequests:
         raise over_limit(self._counters, "max_pending_per_connection", problem)
 
     def add(self, request_id: str, size: int) -> None:
-        """One more waits, of ``size`` bytes."""
+        """Count one more request that waits, of ``size`` bytes."""
         self._counters.calls_held += 1
         # The order of a dict is that of arrival: whoever came first goes on first.
         self.sizes[request_id] = size
@@ -107,7 +107,7 @@ class Joining:
             self.held_bytes += joiner.held_bytes - before
 
     def drop(self, joiners: Joiners, senders: Iterable[Connection]) -> None:
-        """What these have not finished is not needed, or starts afresh on another connection."""
+        """Forget what came on these connections: the call is settled, or they have ended."""
         for sender in senders:
             joiner = joiners.pop(sender, None)
             if joiner is not None:

@@ -56,7 +56,7 @@ class Health:
         shared.backends.on_change.append(self._wake_watchers)
 
     def handler(self) -> grpc.GenericRpcHandler:
-        """What the server is to be given."""
+        """Check and Watch, as the server wants them."""
         kinds = {
             "Check": grpc.unary_unary_rpc_method_handler,
             "Watch": grpc.unary_stream_rpc_method_handler,

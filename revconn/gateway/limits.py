@@ -140,7 +140,7 @@ class Watch:
         self._begin(timeout)
 
     def stop(self) -> None:
-        """It is over in time."""
+        """What was to be done is done in time: do not cancel its task."""
         self._timer.cancel()
 
     def _begin(self, timeout: float) -> None:

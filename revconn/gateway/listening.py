@@ -203,7 +203,10 @@ def _introspection(
 
 
 def _most_calls(limits: Limits) -> int:
-    """Of any kind: for those that have no limit of their own, and never come near the others'."""
+    """How many rpcs of any kind grpc lets in at once.
+
+    For those that have no limit of their own; far above what the others' limits allow.
+    """
     return limits.max_connections + 3 * limits.max_pending + _LONGEST_BACKLOG
 
 

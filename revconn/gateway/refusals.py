@@ -1,4 +1,4 @@
-"""What the gateway itself answers, and how grpc is told."""
+"""What the gateway itself answers where it refuses or fails, and how grpc is told of it."""
 
 from __future__ import annotations
 

@@ -113,7 +113,7 @@ class Rerouting:
         return True
 
     def _lose(self, call: Call) -> None:
-        """Nobody is there to answer a call that nobody has seen."""
+        """Fail a call that was written to no connector, and that none is there to be written to."""
         if call.lost:
             self._counters.calls_lost += 1
             service = call.wanted.service[:200]
@@ -126,7 +126,7 @@ class Rerouting:
     # Calls that wait for somebody to come
 
     def _resume(self) -> None:
-        """Somebody has come or gone: what waited for that may have somewhere to go."""
+        """A connector or backend has come or gone: send on what was held for it."""
         # A copy of what waits, in its order: sending one on takes it out.
         for call in self._calls.held():
             connection = self._registry.take_turn(call.wanted, time.monotonic())

@@ -266,7 +266,7 @@ class Registry:
     # Services whose last connector has just left
 
     def expect_back(self, names: Iterable[str]) -> None:
-        """Nobody serves these any more; somebody may come within the grace."""
+        """Nobody serves these names any more; for the grace's time somebody is expected to."""
         if not self._grace:
             return
         loop = self._get_loop()
@@ -284,7 +284,7 @@ class Registry:
         return any(name in self._absences for name in wanted.names)
 
     def expect_nobody(self) -> None:
-        """Nobody is let in any more, so that nobody comes back."""
+        """The gateway lets nobody in any more: no service is expected back."""
         self._grace = 0.0
         self._absences.clear()
 

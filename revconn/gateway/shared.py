@@ -29,7 +29,7 @@ class Hooks:
         """A connector has shown a key that is accepted. Raises :class:`Refused` to refuse it."""
 
     def new_outbound(self, limits: Limits) -> Outbound:
-        """What takes the messages for a connector that has been admitted."""
+        """The queue of messages to a connector that has been admitted."""
         return Outbound(limits)
 
 

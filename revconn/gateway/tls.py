@@ -85,7 +85,7 @@ class _Source:
         self.initial = _load(tls)
 
     def fetch(self) -> grpc.ServerCertificateConfiguration | None:
-        """What to use from now on; ``None`` to go on as before."""
+        """The certificates to use from now on; ``None`` to go on with those before."""
         self._arrivals.begun(time.monotonic())
         signature = self._tls._signature()
         with self._lock:
@@ -190,7 +190,7 @@ class Arrivals:
         self._reminder = Reminder()
 
     def begun(self, now: float) -> None:
-        """A connection is about to be secured."""
+        """A TLS handshake begins."""
         self.is_used = True
         # A deque's append is one step of the interpreter's: grpc's threads need no lock for it.
         self._begun.append(now)

@@ -29,7 +29,7 @@ class FaultyGateway(Gateway):
         return int(self.address.rpartition(":")[2])
 
     def start(self) -> Gateway:
-        """As :meth:`Gateway.start`."""
+        """As :meth:`Gateway.start`, and from then on always on the same port."""
         super().start()
         # The free port of the first start: connectors come back to it after a restart.
         self._settings = replace(self._settings, port=self.port)

@@ -183,7 +183,7 @@ class FaultProxy:
             return
         try:
             # Only now: a connection that was stalled from its beginning has no other side yet, and
-            # may be lead to another port meanwhile.
+            # may be led to another port meanwhile.
             upstream = socket.create_connection(self._upstream)
         except OSError:
             self._drop(downstream, reset=True)

@@ -56,14 +56,14 @@ class RequestFaults(Hooks):
     # What the gateway meets
 
     def admit(self) -> None:
-        """As :meth:`Hooks.admit`."""
+        """As :meth:`Hooks.admit`: refuses whoever registers, as long as a test asks for that."""
         with self._lock:
             refusal = self._refusal
         if refusal is not None:
             raise Refused(*refusal)
 
     def new_outbound(self, limits: Limits) -> Outbound:
-        """As :meth:`Hooks.new_outbound`."""
+        """As :meth:`Hooks.new_outbound`: a queue whose requests meet these faults."""
         return _FaultyOutbound(limits, self)
 
     def meet(self, data: bytes, outbound: _FaultyOutbound) -> list[tuple[_FaultyOutbound, bytes]]:
@@ -92,7 +92,10 @@ class RequestFaults(Hooks):
 
 
 class _FaultyOutbound(Outbound):
-    """It belongs to the gateway's thread, as every :class:`Outbound`."""
+    """A connection's queue, of whose requests the faults have their say as they leave.
+
+    It belongs to the gateway's thread, as every :class:`Outbound`.
+    """
 
     def __init__(self, limits: Limits, faults: RequestFaults) -> None:
         super().__init__(limits)

@@ -40,7 +40,7 @@ def add_parser(subparsers: Any) -> None:
     )
     parser.add_argument(
         "--payload",
-        # None is a payload too: the field is then left out of the message.
+        # No bytes are a payload too: protobuf then leaves the field out.
         type=_whole_number(at_least=0, at_most=_LARGEST_PAYLOAD),
         default=64,
         metavar="BYTES",

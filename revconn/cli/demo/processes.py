@@ -35,7 +35,7 @@ _HEARTBEAT = re.compile(r"connection \S+: heartbeat")
 
 
 def _without_ours(environ: Mapping[str, str]) -> dict[str, str]:
-    """What is set for the user's own gateways and connectors is not for the demo's."""
+    """The environment without ``REVCONN_`` variables: they are for the user's own processes."""
     return {name: value for name, value in environ.items() if not name.startswith(PREFIX)}
 
 

@@ -97,7 +97,7 @@ class Screen:
             self.say(prefix + self.style(line, "dim"))
 
     def success(self, text: str) -> None:
-        """Something that was to be shown worked."""
+        """Say that what a step was to show has worked."""
         self.say(f"{self.style('✓', 'green')} {text}")
 
     def live(self, text: str) -> None:
