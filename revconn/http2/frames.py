@@ -1,6 +1,6 @@
 """HTTP/2 (RFC 9113) below the engine: frames, the windows of flow control, how much is too much.
 
-DATA, PING, WINDOW_UPDATE and GOAWAY are read and written here; all other frames are h2's, which
+DATA, PING, WINDOW_UPDATE and GOAWAY are ours; all other frames are h2's, which
 :class:`ControlFrames` wraps.
 """
 
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
 
 import h2.config
 import h2.connection
@@ -39,15 +38,12 @@ __all__ = [
     "WORTHWHILE_BYTES",
     "ControlFrames",
     "FrameSplitter",
-    "Goaway",
     "Patience",
     "Piece",
     "ReceiveWindow",
     "SendWindow",
     "data_header",
-    "error_name",
     "initial_window_change",
-    "parse_goaway",
     "parse_window_update",
     "ping",
     "unpad",
@@ -71,7 +67,6 @@ HEADER_BYTES = 9
 # RFC 9113, section 4.1. The length has 24 bits, which struct cannot say: 16 bits and 8.
 HEADER = struct.Struct(">HBBBI")  # length (high 16 bits, low 8), kind, flags, stream id
 _unpack_header = HEADER.unpack_from
-_GOAWAY_HEAD = struct.Struct(">II")
 _INCREMENT = struct.Struct(">I")
 _ID_MASK = 0x7FFFFFFF  # the 32nd bit is reserved, and to be ignored when received (section 4.1)
 
@@ -88,48 +83,11 @@ _MOST = 100_000  # with what was earned: it may take a peer many reads to use th
 WORTHWHILE_BYTES = 256
 """Of a frame's payload: a smaller one costs more than it brings, unless it brings a message."""
 
-_ERROR_NAMES = (  # by their codes (section 7)
-    "NO_ERROR",
-    "PROTOCOL_ERROR",
-    "INTERNAL_ERROR",
-    "FLOW_CONTROL_ERROR",
-    "SETTINGS_TIMEOUT",
-    "STREAM_CLOSED",
-    "FRAME_SIZE_ERROR",
-    "REFUSED_STREAM",
-    "CANCEL",
-    "COMPRESSION_ERROR",
-    "CONNECT_ERROR",
-    "ENHANCE_YOUR_CALM",
-    "INADEQUATE_SECURITY",
-    "HTTP_1_1_REQUIRED",
-)
-
 Piece = tuple[int, int, int, bytes, int, int]
 """Kind, flags, stream id, and the buffer in which the payload begins and ends at two offsets.
 
 A bare tuple, because there is one for every small message.
 """
-
-
-class Goaway(NamedTuple):
-    """A peer's wish to end the connection."""
-
-    error_code: int
-    last_stream_id: int
-    debug: str
-
-    @property
-    def is_too_many_pings(self) -> bool:
-        """Whether gRPC servers say so to a client that pings more often than they allow.
-
-        Those built on gRPC's C core and grpc-go allow one in five minutes unless told otherwise.
-        """
-        return error_name(self.error_code) == "ENHANCE_YOUR_CALM" and self.debug == "too_many_pings"
-
-    def __str__(self) -> str:
-        debug = f", {self.debug[:200]!r}" if self.debug else ""
-        return f"GOAWAY {error_name(self.error_code)}{debug}"
 
 
 class FrameSplitter:
@@ -307,16 +265,6 @@ def parse_window_update(payload: bytes) -> int:
     return int(increment & _ID_MASK)
 
 
-def parse_goaway(payload: bytes) -> Goaway:
-    """What a GOAWAY frame says."""
-    if len(payload) < _GOAWAY_HEAD.size:
-        raise ProtocolError("a GOAWAY frame cut short", f"{len(payload)} bytes")
-    # The debug data is whatever the peer likes: it reaches a log line cut short and quoted.
-    last_stream_id, error_code = _GOAWAY_HEAD.unpack_from(payload)
-    debug = payload[_GOAWAY_HEAD.size :].decode("utf-8", "replace")
-    return Goaway(error_code, last_stream_id & _ID_MASK, debug)
-
-
 def unpad(buffer: bytes, start: int, end: int) -> tuple[int, int]:
     """Where the data of a padded frame begins and ends."""
     # The first byte says how much of the end is padding; as much as the payload is a
@@ -324,11 +272,6 @@ def unpad(buffer: bytes, start: int, end: int) -> tuple[int, int]:
     if start == end or buffer[start] >= end - start:
         raise ProtocolError("a DATA frame with more padding than payload")
     return start + 1, end - buffer[start]
-
-
-def error_name(code: int) -> str:
-    """An HTTP/2 error code's name."""
-    return _ERROR_NAMES[code] if code < len(_ERROR_NAMES) else f"code {code:#x}"
 
 
 class SendWindow:

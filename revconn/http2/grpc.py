@@ -12,9 +12,9 @@ from typing import Callable, NamedTuple
 from revconn.core.errors import ProtocolError, presentable
 from revconn.core.framing import PREFIX_BYTES
 from revconn.core.status import Speaker, StatusCode, decode_message, speaker
-from revconn.http2.frames import error_name
 
 __all__ = [
+    "Goaway",
     "MessageReader",
     "Pieces",
     "StreamEnd",
@@ -22,7 +22,9 @@ __all__ = [
     "encode_metadata",
     "end_by_reset",
     "end_by_trailers",
+    "error_name",
     "frame_all",
+    "parse_goaway",
     "refusal",
     "request_headers",
     "who_ended",
@@ -42,6 +44,9 @@ _HEAD = 4 << 10
 _SMALL = 1 << 10  # bytes: where a view of a piece costs more than copying it
 _RUN = 64 << 10
 
+_GOAWAY_HEAD = struct.Struct(">II")  # RFC 9113, section 6.8
+_ID_MASK = 0x7FFFFFFF
+
 _GRPC_CONTENT = re.compile(r"application/grpc(?:[+;].*)?")
 
 # What stands in a gateway's place answers with HTTP alone: gRPC's http-grpc-status-mapping. Any
@@ -57,6 +62,23 @@ _HTTP_CODES = {
     504: StatusCode.UNAVAILABLE,
 }
 
+_ERROR_NAMES = (  # by their codes (section 7)
+    "NO_ERROR",
+    "PROTOCOL_ERROR",
+    "INTERNAL_ERROR",
+    "FLOW_CONTROL_ERROR",
+    "SETTINGS_TIMEOUT",
+    "STREAM_CLOSED",
+    "FRAME_SIZE_ERROR",
+    "REFUSED_STREAM",
+    "CANCEL",
+    "COMPRESSION_ERROR",
+    "CONNECT_ERROR",
+    "ENHANCE_YOUR_CALM",
+    "INADEQUATE_SECURITY",
+    "HTTP_1_1_REQUIRED",
+)
+
 # PROTOCOL-HTTP2, "Errors". The other codes of HTTP/2 are INTERNAL, codes unknown to it UNKNOWN.
 _RESET_CODES = {
     "STREAM_CLOSED": StatusCode.UNKNOWN,
@@ -66,6 +88,26 @@ _RESET_CODES = {
     "INADEQUATE_SECURITY": StatusCode.PERMISSION_DENIED,
     "HTTP_1_1_REQUIRED": StatusCode.UNKNOWN,
 }
+
+
+class Goaway(NamedTuple):
+    """A peer's wish to end the connection."""
+
+    error_code: int
+    last_stream_id: int
+    debug: str
+
+    @property
+    def is_too_many_pings(self) -> bool:
+        """Whether gRPC servers say so to a client that pings more often than they allow.
+
+        Those built on gRPC's C core and grpc-go allow one in five minutes unless told otherwise.
+        """
+        return error_name(self.error_code) == "ENHANCE_YOUR_CALM" and self.debug == "too_many_pings"
+
+    def __str__(self) -> str:
+        debug = f", {self.debug[:200]!r}" if self.debug else ""
+        return f"GOAWAY {error_name(self.error_code)}{debug}"
 
 
 def request_headers(
@@ -167,6 +209,21 @@ def end_by_reset(error_code: int) -> StreamEnd:
     name = error_name(error_code)
     unknown = StatusCode.UNKNOWN if name.startswith("code ") else StatusCode.INTERNAL
     return StreamEnd(_RESET_CODES.get(name, unknown), f"the gateway reset the stream ({name})")
+
+
+def parse_goaway(payload: bytes) -> Goaway:
+    """What a GOAWAY frame says."""
+    if len(payload) < _GOAWAY_HEAD.size:
+        raise ProtocolError("a GOAWAY frame cut short", f"{len(payload)} bytes")
+    # The debug data is whatever the peer likes: it reaches a log line cut short and quoted.
+    last_stream_id, error_code = _GOAWAY_HEAD.unpack_from(payload)
+    debug = payload[_GOAWAY_HEAD.size :].decode("utf-8", "replace")
+    return Goaway(error_code, last_stream_id & _ID_MASK, debug)
+
+
+def error_name(code: int) -> str:
+    """An HTTP/2 error code's name."""
+    return _ERROR_NAMES[code] if code < len(_ERROR_NAMES) else f"code {code:#x}"
 
 
 def _is_grpc(headers: Mapping[str, str | bytes]) -> bool:

@@ -10,7 +10,7 @@ from revconn.core.errors import Mask
 from revconn.core.status import StatusCode
 from revconn.core.terms import OFFER
 from revconn.http2.connection import Engine
-from revconn.http2.frames import Goaway
+from revconn.http2.grpc import Goaway
 from revconn.logger import get_logger
 from revconn.runtime.threads import guarded_thread
 from revconn.settings.options import TLS

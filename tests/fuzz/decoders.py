@@ -30,8 +30,14 @@ from revconn.core.terms import SUPPORTED, Terms
 from revconn.gateway.connectors import check_registration
 from revconn.gateway.keys import ApiKeys
 from revconn.gateway.refusals import Refused
-from revconn.http2.frames import FrameSplitter, parse_goaway, parse_window_update, unpad
-from revconn.http2.grpc import MessageReader, decode_metadata, end_by_trailers, refusal
+from revconn.http2.frames import FrameSplitter, parse_window_update, unpad
+from revconn.http2.grpc import (
+    MessageReader,
+    decode_metadata,
+    end_by_trailers,
+    parse_goaway,
+    refusal,
+)
 from revconn.messages import received
 from revconn.serving.replies import Replies
 from revconn.settings.proxy import Proxy

@@ -16,15 +16,13 @@ from revconn.http2.frames import (
     PADDED,
     WINDOW_UPDATE,
     FrameSplitter,
-    Goaway,
     Piece,
     data_header,
-    error_name,
-    parse_goaway,
     parse_window_update,
     unpad,
     window_update,
 )
+from revconn.http2.grpc import Goaway, error_name, parse_goaway
 
 LONGEST = 1000
 SETTINGS = SettingsFrame(0).serialize()
