@@ -57,12 +57,16 @@ from revconn.http2.grpc import (
 
 __all__ = ["Buffer", "Engine"]
 
+# What a gateway may send ahead of what handlers took is the stream's window. The connection's is
+# larger, so that one stream never waits for it.
 _STREAM_WINDOW = 8 << 20
 _CONNECTION_WINDOW = 16 << 20
-_FRAME_BYTES = 1 << 18
-_MOST_GOAWAYS = 4
-_MOST_INFORMATIONAL = 10
-_MOST_UNSENT_CONTROL = 1 << 20
+_FRAME_BYTES = 1 << 18  # as much as one read of the wire takes
+_MOST_GOAWAYS = 4  # that are kept, for the log: a graceful shutdown has two
+_MOST_INFORMATIONAL = 10  # responses of status 1xx before the real one
+_MOST_UNSENT_CONTROL = 1 << 20  # bytes that a peer has us say while it does not read them
+# What is asked for while a write lasts waits for its end; and a write that lasts too long counts as
+# a peer that reads nothing, so it must be short on a slow line too.
 _MOST_DATA_PER_WRITE = 1 << 18
 _COPIED_BYTES = 8 << 10  # and more of a payload is a buffer of its own, which the system gathers
 _PING_BYTES = 8
@@ -100,6 +104,13 @@ class Engine:
     writer each.
     """
 
+    #   opened --headers of gRPC--> reading --trailers, reset, GOAWAY, an error--> ended
+    #      +-----headers that refuse, reset, GOAWAY, an error-----------------------^
+    #
+    # ``_reading_id`` tells opened from reading, ``end`` says that it has ended. While reading,
+    # receive() takes whole frames apart by itself (``_is_plain``), follows one large message
+    # (``_reader.missing``), or has the splitter give out frame by frame.
+
     def __init__(self, message_limit: int) -> None:
         # Once the gateway's headers announce gzip. What it may inflate to altogether is renewed by
         # whoever takes the messages away: here nobody knows whether they are still in memory.
@@ -118,6 +129,8 @@ class Engine:
         self._reading_id = -1  # the stream's, once its headers have come
         self._is_plain = False  # nothing has come in part, so receive() may take it apart itself
         self._in_headers = False  # a block of them, which nothing else may come between
+        # Messages for which the peer's window has no room yet, in runs. Whether there are any is
+        # read by the receiving thread, too, which then wakes the sender as the window opens.
         self.unsent: deque[memoryview] = deque()
         self.control: deque[bytes] = deque()
         self._control_put = 0  # bytes that the peer made us say
@@ -135,6 +148,8 @@ class Engine:
         self, scheme: str, authority: str, path: str, metadata: Mapping[str, str | bytes]
     ) -> None:
         """Begin the connection and the one stream on it. Before any other thread is there."""
+        # The request does not wait for the gateway's SETTINGS: that would cost a round trip, and
+        # RFC 9113 (section 3.4) allows it. The connection's window has no setting, but an update.
         self.control.append(self._control_frames.begin())
         self.control.append(window_update(0, _CONNECTION_WINDOW - DEFAULT_WINDOW))
         self._stream_id = self._control_frames.open_stream(
@@ -171,7 +186,9 @@ class Engine:
         while control:
             small.append(control.popleft())
             self.control_taken += len(small[-1])
-        if len(messages) == 1 and not self.unsent:  # a lone answer, which fits as a rule
+        # A lone answer, which fits as a rule: one join and no queue, since each call more would
+        # show in the time that one request takes.
+        if len(messages) == 1 and not self.unsent:
             message = messages[0]
             size = PREFIX_BYTES + len(message)
             if size <= self._longest_outbound and self._outbound.spend_all(size):
@@ -263,6 +280,7 @@ class Engine:
                     high, low, kind, flags, stream_id, flag, length = _unpack_start(data, offset)
                     position = offset + HEADER_BYTES
                     end = position + (high << 8 | low)
+                    # Padded, acknowledged, the stream's last, or cut by the read: the splitter's.
                     if end > size or flags or end - position > _FRAME_BYTES:
                         break
                     if kind == DATA and stream_id == reading_id:
@@ -270,6 +288,7 @@ class Engine:
                         received += end - position
                         if end - position >= WORTHWHILE_BYTES:
                             weight -= 1
+                        # By far the most: one whole message in a frame of its own.
                         if position + PREFIX_BYTES + length == end and not flag and length <= limit:
                             messages.append(data[position + PREFIX_BYTES : end])
                             continue
@@ -331,6 +350,7 @@ class Engine:
 
     def _take_rest(self, data: bytes, messages: list[bytes]) -> None:
         """What is no row of whole frames with whole messages."""
+        # Looked for here: at the top of receive() it cost a small message a twentieth more.
         offset = 0
         if self._reader.missing:
             offset = self._take_large(data, 0, messages)
@@ -356,7 +376,9 @@ class Engine:
         plain_bytes = 0
         before = len(messages)
         for kind, flags, stream_id, buffer, start, end in self._splitter.feed(data):
-            if self._in_headers:  # h2 refuses what is no part of them
+            # Nothing may come between HEADERS and the end of their block (RFC 9113, section 4.3):
+            # h2 sees every frame meanwhile, and refuses even a PING.
+            if self._in_headers:
                 self._receive_other(buffer[start - HEADER_BYTES : end])
                 self._in_headers = not flags & END_HEADERS
             elif kind == DATA and not flags and stream_id == self._reading_id:
@@ -446,7 +468,7 @@ class Engine:
 
     def _receive_headers(self, metadata: Mapping[str, str | bytes]) -> None:
         self.initial_metadata = metadata
-        self._reading_id = self._stream_id
+        self._reading_id = self._stream_id  # DATA before this is refused
         refused = refusal(metadata)
         if refused is not None:
             self._finish(refused, who_ended(metadata, None))
@@ -462,12 +484,15 @@ class Engine:
     def _receive_goaway(self, goaway: Goaway) -> None:
         if len(self.goaways) < _MOST_GOAWAYS:
             self.goaways.append(goaway)
+        # A server that shuts down gracefully says first 2**31 - 1, then the last stream that it
+        # took: only below ours it has refused ours, and did nothing for it (section 6.8).
         if goaway.last_stream_id < self._stream_id:
             reason = f"the gateway refused the stream ({goaway})"
             self._finish(StreamEnd(StatusCode.UNAVAILABLE, reason))
 
     def _finish(self, end: StreamEnd, speaker: Speaker = Speaker.STRANGER) -> None:
         """The first end counts: what follows (an END_STREAM, a reset) only confirms it."""
+        # Last what others look at: who sees an end finds whose word it is.
         if self.end is None:
             self.speaker = speaker
             self.end = end

@@ -147,6 +147,8 @@ def decode_metadata(headers: Iterable[tuple[bytes, bytes]]) -> dict[str, str | b
         if not name.endswith("-bin"):
             metadata[name] = raw_value.decode("utf-8", "replace")
             continue
+        # Receivers must take both forms, padded or not. A value that is neither is left out: it is
+        # no reason to give up a stream.
         try:
             metadata[name] = base64.b64decode(
                 raw_value + b"=" * (-len(raw_value) % 4), validate=True
@@ -162,6 +164,8 @@ def refusal(metadata: Mapping[str, str | bytes]) -> StreamEnd | None:
         return end_by_trailers(metadata, silent="no reason given")  # it may not be the gateway
     if _is_grpc(metadata):
         return None
+    # While a gateway is redeployed its proxy answers in its place: an HTML page with 404, 403, 401
+    # or 502, of which an operator wants to know that it was no gateway.
     http_status = _number(metadata.get(":status"))
     content_type = str(metadata.get("content-type", ""))
     code = _HTTP_CODES.get(http_status, StatusCode.UNKNOWN)
@@ -180,6 +184,8 @@ def end_by_trailers(
     status = metadata.get("grpc-status")
     words = metadata.get("grpc-message")
     details = (presentable(decode_message(str(words))) if words else "") or silent
+    # A status that gRPC does not define is UNKNOWN, as is none at all (PROTOCOL-HTTP2): the words
+    # stay the gateway's.
     try:
         return StreamEnd(StatusCode(_number(status)), details)
     except ValueError:
@@ -233,12 +239,14 @@ def _is_grpc(headers: Mapping[str, str | bytes]) -> bool:
 
 def _number(value: str | bytes | None) -> int:
     """A header's number; -1 for anything else."""
+    # int() would take "+1", "1_0", any script's digits, and thousands of them.
     text = value if isinstance(value, str) else ""
     return int(text) if text.isascii() and text.isdigit() and len(text) < 10 else -1
 
 
 def frame_all(messages: Iterable[bytes]) -> list[memoryview]:
     """Several messages, each with its prefix, as few runs of bytes; large ones are not copied."""
+    # DATA frames need not begin where messages do: a batch of small answers leaves as one.
     runs: list[memoryview] = []
     run: list[bytes] = []
     append = run.append
@@ -269,7 +277,7 @@ class MessageReader:
     def __init__(self, limit: int) -> None:
         self._limit = limit
         self._inflate: Callable[[bytes], bytes] | None = None
-        self._prefix = b""
+        self._prefix = b""  # the beginning of one that was cut, less than five bytes
         self._compressed = False
         self._pieces = Pieces()
         self.missing = 0  # bytes, of a message that has begun
