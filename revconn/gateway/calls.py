@@ -163,8 +163,8 @@ class Call(ABC):
         self._state = _DIALLED
         self._task = task
 
-    def dialled(self, *, is_for_connectors: bool) -> None:
-        """The exchange is over; the call ends, or is for connectors if no backend was sent it."""
+    def exchange_ended(self, *, is_for_connectors: bool) -> None:
+        """The backend's task is done: the call ends, or is for connectors if nothing was sent."""
         self._task = None  # which says so itself, at its end: it is not to be cancelled any more
         self.may_dial = not is_for_connectors
 
@@ -469,7 +469,7 @@ class Calls:
         # What may have been sent goes nowhere else: a backend may have acted upon it.
         is_unsent = isinstance(outcome, Unreachable) and outcome.is_unsent
         is_for_connectors = is_unsent and self._registry.expects(call.wanted)
-        call.dialled(is_for_connectors=is_for_connectors)
+        call.exchange_ended(is_for_connectors=is_for_connectors)
         try:
             if is_for_connectors:
                 self.submit(call, ConnectionMessage(request=request))

@@ -7,9 +7,8 @@ from typing import Any, Callable
 
 from revconn.core.status import StatusCode
 from revconn.settings.checks import require_count, require_number, require_seconds
-from revconn.testing.embedded import FaultyGateway
 from revconn.testing.fault_proxy import FaultProxy
-from revconn.testing.request_faults import RequestFaults
+from revconn.testing.faulty_gateway import FaultyGateway, RequestFaults
 
 __all__ = ["Faults"]
 

@@ -12,10 +12,9 @@ from google.protobuf.message import Message
 
 from revconn.gateway import ConnectionInfo, Gateway
 from revconn.settings.checks import refuse, require_api_key, require_count, require_seconds
-from revconn.testing.embedded import FaultyGateway
 from revconn.testing.fault_proxy import FaultProxy
 from revconn.testing.faults import Faults
-from revconn.testing.request_faults import RequestFaults
+from revconn.testing.faulty_gateway import FaultyGateway, RequestFaults
 
 __all__ = ["TestGateway"]
 

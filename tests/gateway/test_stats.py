@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Coroutine
+from typing import Any
+
+import pytest
+
 from revconn.gateway import Gateway
+from revconn.gateway.listening import Serving
 from tests.support.waiting import eventually
 
 
@@ -37,3 +43,29 @@ def test_they_are_plain_and_the_callers_own(gateway) -> None:
     assert {type(value) for value in stats.values()} == {int}
     stats["calls"] = 7
     assert gateway.stats()["calls"] == 0
+
+
+def test_a_start_that_fails_leaves_zeros_and_no_connections(gateway, connect) -> None:
+    connect(gateway, "echo.Echo")
+    other = Gateway(gateway.address, api_keys="key")
+    with pytest.raises(OSError, match="cannot listen"):
+        other.start()
+    assert set(other.stats().values()) == {0}
+    assert other.connections() == ()
+
+
+def test_a_run_that_is_about_to_start_has_counted_nothing_yet(connect, monkeypatch) -> None:
+    seen = []
+
+    def serve(self: Serving) -> Coroutine[Any, Any, str]:
+        seen.append((gateway.stats(), gateway.connections()))
+        return listen(self)
+
+    gateway = Gateway(api_keys="key")
+    with gateway:
+        connect(gateway, "echo.Echo")
+    listen = Serving.start
+    monkeypatch.setattr(Serving, "start", serve)
+    with gateway:
+        assert [(set(stats.values()), connections) for stats, connections in seen] == [({0}, ())]
+    assert gateway.stats()["connections_opened"] == 0

@@ -1,18 +1,24 @@
-"""What goes wrong with messages inside the gateway: requests on their way out, and handshakes."""
+"""The embedded gateway with faults inside: requests on their way out, handshakes, a lost memory."""
 
 from __future__ import annotations
 
 import threading
 from collections import deque
+from dataclasses import replace
+from typing import Any
 
 from revconn._proto.registry_pb2 import ConnectionMessage, ForwardRequest
 from revconn.core.status import StatusCode
+from revconn.gateway import Gateway
 from revconn.gateway.limits import Limits
+from revconn.gateway.listening import Serving
 from revconn.gateway.refusals import Refused
 from revconn.gateway.routes import Outbound
 from revconn.gateway.shared import Hooks
 
-__all__ = ["RequestFaults"]
+__all__ = ["FaultyGateway", "RequestFaults"]
+
+_TIMEOUT = 10.0  # seconds for the gateway's thread to come to it
 
 
 class RequestFaults(Hooks):
@@ -112,6 +118,45 @@ class _FaultyOutbound(Outbound):
                 # It may be another connection's, whose writer sleeps.
                 outbound._wake()
         return self._through.popleft()
+
+
+class FaultyGateway(Gateway):
+    """A gateway with faults inside, on a free port that it keeps: the same one after each start."""
+
+    def __init__(self, faults: RequestFaults, **options: Any) -> None:
+        super().__init__("127.0.0.1:0", **options)
+        # Not an argument of Gateway: faults are no option that anybody should find there.
+        self._settings = replace(self._settings, hooks=faults)
+
+    @property
+    def port(self) -> int:
+        """Where it listens, or will again."""
+        return int(self.address.rpartition(":")[2])
+
+    def start(self) -> Gateway:
+        """As :meth:`Gateway.start`, and from then on always on the same port."""
+        super().start()
+        # The free port of the first start: connectors come back to it after a restart.
+        self._settings = replace(self._settings, port=self.port)
+        return self
+
+    def forget_all(self) -> None:
+        """Forget every connection, and leave its stream open; returns when that is done."""
+        with self._lock:
+            thread = self._thread
+        if thread is None:
+            return
+        done = threading.Event()
+
+        def forget(serving: Serving) -> None:
+            for connection in serving.registry.connections:
+                serving.registry.forget(connection)
+            done.set()
+
+        # The registry belongs to the gateway's thread. A gateway that stops meanwhile does not run
+        # this any more, so that the wait has an end of its own.
+        thread.call_soon(forget)
+        done.wait(_TIMEOUT)
 
 
 def _is_request(data: bytes) -> bool:
