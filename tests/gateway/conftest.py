@@ -20,8 +20,8 @@ from revconn.gateway import (
     report,
     rerouting,
     routes,
-    thread,
 )
+from revconn.gateway import gateway as facade
 from tests.support.scripted_connector import ScriptedConnector
 from tests.support.waiting import eventually
 
@@ -78,7 +78,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     running = [thread.name for thread in threading.enumerate() if thread.name == "revconn-gateway"]
     assert not running, "a gateway runs already, and would go by this clock too"
     clock = Clock()
-    for module in (calls, connectors, rerouting, listening, report, routes, thread):
+    for module in (calls, connectors, rerouting, listening, report, routes, facade):
         monkeypatch.setattr(module, "time", clock)
     monkeypatch.setattr(listening, "LONGEST_EXPIRY_INTERVAL", 0.01)
     return clock

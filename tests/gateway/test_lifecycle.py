@@ -19,7 +19,7 @@ import pytest
 import trustme
 
 from revconn.exceptions import ConfigurationError
-from revconn.gateway import Gateway, thread
+from revconn.gateway import Gateway
 from revconn.gateway import gateway as facade
 from revconn.gateway.limits import Limits
 from tests.support.scripted_connector import ScriptedConnector
@@ -130,7 +130,7 @@ def test_a_thread_that_cannot_even_make_its_loop_says_so(monkeypatch) -> None:
     def fail() -> None:
         raise OSError("Too many open files")
 
-    monkeypatch.setattr(thread.asyncio, "new_event_loop", fail)
+    monkeypatch.setattr(facade.asyncio, "new_event_loop", fail)
     with pytest.raises(OSError, match="Too many open files"):
         Gateway(api_keys="key").start()
 
@@ -280,7 +280,7 @@ def test_a_stopped_gateway_may_be_started_again(gateway, connect) -> None:
 
 
 def test_a_thread_that_cannot_be_stopped_is_reported_and_kept(gateway, monkeypatch, caplog) -> None:
-    monkeypatch.setattr(thread, "_STOP_MARGIN", 0.0)
+    monkeypatch.setattr(facade, "_STOP_MARGIN", 0.0)
     held, release = threading.Event(), threading.Event()
 
     def hold() -> None:
@@ -386,9 +386,9 @@ def test_two_gateways_in_one_process_do_not_disturb_each_other(run_gateway, conn
 def test_the_loop_reports_other_errors_than_grpcios_wake_ups(caplog) -> None:
     loop = asyncio.new_event_loop()
     try:
-        thread._report_loop_error(loop, {"message": "m", "exception": BlockingIOError()})
+        facade._report_loop_error(loop, {"message": "m", "exception": BlockingIOError()})
         assert caplog.records == []
-        thread._report_loop_error(loop, {"message": "something else"})
+        facade._report_loop_error(loop, {"message": "something else"})
         assert "something else" in caplog.text
     finally:
         loop.close()
