@@ -37,9 +37,13 @@ def split(
     The last one carries headers and error message, as the protocol has it. Raises
     :class:`ValueError` when these leave no room for the payload, or it takes too many chunks.
     """
+    # Receivers take status, headers and error message from the final chunk: the others carry the id,
+    # the status and a piece, so that headers are not paid for in each.
     last = ForwardResponse()
     last.CopyFrom(response)
     last.ClearField("payload")
+    # One size for all, that of the chunk with the least room: then a chunk's place in the payload
+    # follows from its number.
     room = min(limit - last.ByteSize() - _STREAM_INFO, _MAX_SIZE)
     payload = response.payload if payload is None else payload
     total = len(payload)
@@ -102,7 +106,7 @@ class LargeAnswer:
         self.has_left = False
         self.method = method
         self.size = len(message) + (0 if payload is None else len(payload) + _LENGTHS)
-        self._chunks: Iterator[ForwardResponse] = iter(())
+        self._chunks: Iterator[ForwardResponse] = iter(())  # of the connection it leaves on now
 
     @property
     def request_id(self) -> str:
@@ -116,6 +120,7 @@ class LargeAnswer:
 
     def copy(self) -> LargeAnswer:
         """The same answer, to be sent on another connection as well."""
+        # Chunks belong to one connection: the copy begins anew on its own. The payload is shared.
         other = copy.copy(self)
         other._chunks = iter(())
         return other
@@ -125,6 +130,8 @@ class LargeAnswer:
 
         Raises :class:`ValueError` when its headers leave no room in one.
         """
+        # Not as large as the gateway takes: heartbeats and small answers wait for a chunk that is
+        # being written. Twice the head, so that long headers do not make many tiny chunks.
         usual = _CHUNK_BYTES + 2 * self._head.ByteSize()
         self._chunks = split(self._head, min(limit, usual), self._payload)
 
@@ -168,6 +175,7 @@ class ChunkJoiner:
         Chunks may come in any order, the final one last. Raises :class:`ProtocolError` when one
         is wrong, or too much: there is nothing to be joined any more then.
         """
+        # Checked before anything is kept: who sends a wrong chunk gets no memory for it.
         info = chunk.response_stream_info
         self._check(info, chunk.payload)
         self._parts[info.chunk_index] = chunk.payload
@@ -184,6 +192,7 @@ class ChunkJoiner:
             raise ProtocolError(
                 f"chunk {index} is said to hold {info.chunk_size:,} bytes", f"{len(payload):,}"
             )
+        # Optional, and so one chunk may say it and the next not: it is held to once it was said.
         if info.HasField("total_size"):
             self._check_total(info.total_size)
         size = self.held_bytes + len(payload)
@@ -206,6 +215,8 @@ class ChunkJoiner:
         self._total_size = total
 
     def _join(self, final: ForwardResponse) -> ForwardResponse:
+        # The final chunk is sent last. One that is missing now never comes; to wait for it would keep
+        # a caller until the deadline, and the parts in memory.
         count = final.response_stream_info.chunk_index + 1
         if len(self._parts) < count:
             missing = next(index for index in range(count) if index not in self._parts)

@@ -19,7 +19,9 @@ __all__ = [
 PREFIX_BYTES = 5
 _PREFIX = struct.Struct(">BI")
 _PREFIX_STARTS = (b"\x00", b"\x01")
-_USUAL_RATIO = 32  # what gzip makes of text and of most else
+# gzip makes a thousandth of zeros, and a 32nd at best of text and most else. What inflates to more
+# is worth less than it costs: each 64 KiB beyond count as a frame without data.
+_USUAL_RATIO = 32
 _EXCESS_PER_WEIGHT = 64 << 10
 
 
@@ -29,6 +31,7 @@ def is_framed(payload: bytes) -> bool:
     Any bytes may be a message, and few begin so; no protobuf does, since field number 0 does not
     exist. Who sends one that does, bare, prefixes it: see :func:`pack`.
     """
+    # Cheapest first: this is asked of each payload that comes, and few begin so.
     return (
         payload.startswith(_PREFIX_STARTS)
         and len(payload) >= PREFIX_BYTES
@@ -52,6 +55,7 @@ def unframe(payload: bytes, encoding: str = "", limit: int = 0) -> bytes:
     A compressed one is inflated to at most ``limit`` bytes when ``encoding``, its
     ``grpc-encoding``, is gzip. Raises :class:`ProtocolError` when that cannot be done.
     """
+    # A gateway may pass on the raw body of a gRPC call, flag and all, and the encoding as a header.
     message = payload[PREFIX_BYTES:]
     if payload[0] == 0:
         return message
@@ -85,13 +89,16 @@ class GzipInflater:
 
     def __call__(self, message: bytes) -> bytes:
         """The message that was compressed. Raises :class:`ProtocolError`."""
-        inflater = zlib.decompressobj(16 + zlib.MAX_WBITS)
+        inflater = zlib.decompressobj(16 + zlib.MAX_WBITS)  # 16: with gzip's header and checksum
+        # One byte beyond the limit tells a message that fits from one that would go on: no bomb is
+        # inflated further than that.
         try:
             data = inflater.decompress(message, self._left + 1)
         except zlib.error as error:
             raise ProtocolError(f"gzip message does not inflate: {error}") from None
         if len(data) > self._left:
             raise ProtocolError(f"gzip messages inflate to more than {self._limit:,} bytes")
+        # zlib takes a stream that was cut short for one that may go on.
         if not inflater.eof or inflater.unused_data:
             raise ProtocolError("gzip message cut short, or followed by more")
         self._left -= len(data)

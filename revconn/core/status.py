@@ -43,6 +43,7 @@ class StatusCode(IntEnum):
 
 
 # google.rpc.Code's own mapping. Several codes share a number: the exact one travels in a header.
+# google.rpc.Code's own mapping. UNKNOWN, INTERNAL and DATA_LOSS are 500, as is any other.
 _HTTP_STATUS = {
     StatusCode.OK: 200,
     StatusCode.CANCELLED: 499,

@@ -196,10 +196,12 @@ def end_by_trailers(
 def who_ended(
     headers: Mapping[str, str | bytes], trailers: Mapping[str, str | bytes] | None
 ) -> Speaker:
-    """Who ended a stream, with trailers or, ``None``, with the headers alone."""
+    """Whose refusal ended a stream, with trailers or, ``None``, with the headers alone."""
     last = headers if trailers is None else trailers
     status = _number(last.get("grpc-status"))
-    if not _is_grpc(headers) or not 0 <= status <= max(StatusCode):
+    # Whose word it is matters where it refuses. OK (0) is no refusal, and neither is a number that
+    # gRPC does not know.
+    if not _is_grpc(headers) or not 0 < status <= max(StatusCode):
         return Speaker.STRANGER
     words = last.get("grpc-message")
     return speaker(

@@ -25,6 +25,7 @@ __all__ = [
     "user_agent",
 ]
 
+# The one RPC of the reverse connection. A server that does not know it is no gateway.
 METHOD = "/registry.RegistryService/EstablishConnection"
 
 LARGEST_MESSAGE = 256 << 20
@@ -124,6 +125,9 @@ class Stream(ABC):
 
         Raises :class:`StreamEnded`, also when :meth:`close` was called meanwhile.
         """
+
+    # A stream pulls from its source what it sends: a batch is then all that waits when the network
+    # is ready for more, and what was not pulled when it ended can leave on another one.
 
     @abstractmethod
     def receive(self) -> list[bytes]:

@@ -69,6 +69,8 @@ class Dialer:
         :class:`StreamEnded` (UNAVAILABLE) with the reason, and :class:`ConfigurationError` for
         certificates that cannot be used (any more).
         """
+        # Before anything is opened: a certificate that cannot be read is the user's to mend, and no
+        # reason to trouble a gateway.
         context = None if self._tls is None else client_context(self._tls)
         sock, address = self._connect(cancelled)
         try:
@@ -80,6 +82,8 @@ class Dialer:
             sock.settimeout(None)
         except BaseException as error:
             sock.close()
+            # TCP was fine there, but not what came after: a wrong certificate behind one of several
+            # addresses must not be the first choice for ever.
             self.failed(address)
             if isinstance(error, OSError):
                 raise _unavailable(_words(error)) from None
@@ -110,6 +114,8 @@ class Dialer:
             _shake_hands(wire, cancelled)
         except (OSError, ValueError) as error:
             raise _unavailable(explain(error)) from None
+        # HTTP/2 over TLS is agreed on by ALPN alone (RFC 9113, section 3.2). A server without it
+        # would take the preface for a broken HTTP/1 request.
         if wire.alpn != "h2":
             raise _unavailable(NO_HTTP2)
         return wire
@@ -130,6 +136,7 @@ class Dialer:
 
 
 def _shake_hands(wire: TLSWire, cancelled: Callable[[], bool]) -> None:
+    # The socket's timeout is `_POLL`, so each round asks again whether it is still wanted.
     while not cancelled():
         with suppress(socket.timeout):
             if wire.handshake():
@@ -221,6 +228,7 @@ class AddressOrder:
         leaves none out.
         """
         addresses = _interleave(list(dict.fromkeys(found)))
+        # What the name does not have any more is forgotten: it may come back as a new machine.
         self._failed = {each: None for each in self._failed if each in addresses}
         ranks = {address: rank for rank, address in enumerate(self._failed)}
         if self._failed:
@@ -273,6 +281,7 @@ def _race(
                 next_start = time.monotonic() + _HEAD_START
             for sock in _settled(running):
                 address = running.pop(sock)
+                # Writable means settled, well or badly: which, the socket says once.
                 code = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
                 if code == 0:
                     return sock, address

@@ -32,7 +32,7 @@ __all__ = ["Http2Transport"]
 
 logger = get_logger(__name__)
 
-_SEND_STALL = 30.0
+_SEND_STALL = 30.0  # seconds in which a peer takes nothing of one write: a gateway that is stuck
 _MOMENT = 0.001  # seconds; a write that does not wait takes a hundredth of that
 
 
@@ -66,6 +66,9 @@ class Http2Transport(Transport):
 
     def heed(self, goaway: Goaway, mask: Mask) -> None:
         """A gateway wants a connection to end: say so, and ping less if that was the reason."""
+        # Servers built on gRPC's C core and grpc-go end a connection whose pings are too frequent.
+        # Remembered here and not by the stream, because it is the next connection that has to ping
+        # less, and the one after it less again, until it is as seldom as the gateway bears.
         if goaway.is_too_many_pings and self.keepalive_interval is not None:
             self.keepalive_interval *= 2
             logger.warning(
@@ -91,6 +94,8 @@ class _Http2Stream(Stream):
         self._transport = transport
         self._source = source
         self._engine = Engine(LARGEST_MESSAGE)
+        # Held while writing, which is I/O: a write is whole frames, and two threads' would mix. Who
+        # could do anything else instead never waits for it longer than `_MOMENT`.
         self._turn = threading.Lock()
         self._wire: Wire | None = None
         self._address: Address | None = None
@@ -101,14 +106,16 @@ class _Http2Stream(Stream):
         self._heeded = 0
         self._brought_messages = False  # the last read
         self._waited_since = -1  # how much control was written when it last waited for an answer
-        self._heard_at = 0.0
-        self._pinged_at: float | None = None
-        self._sending_since: float | None = None
+        self._heard_at = 0.0  # the receiving thread's, as of its last read
+        self._pinged_at: float | None = None  # whoever calls check()'s
+        self._sending_since: float | None = None  # whoever has the turn to write's
 
     # The receiving thread
 
     def open(self) -> None:
         """Dial, and begin the stream."""
+        # The receiver's thread dials, and close() may come at any instant of it: `_closed` is set
+        # before `_wire` is looked at there, and looked at after `_wire` is set here.
         wire, self._address = self._transport.dialer.dial(self._is_closed)
         self._wire = wire
         if self._closed:  # close() came while dialling
@@ -157,6 +164,8 @@ class _Http2Stream(Stream):
             messages = engine.receive(data)
             if engine.unsent and engine.may_send:  # now: an inline handler may take its time
                 self._source.nudge()
+            # Returned even with nothing to deliver: the session looks at `going_away` in between,
+            # and has another connection opened before this one ends.
             if engine.goaways and len(engine.goaways) > self._heeded:
                 self._heed(engine.goaways)
                 return messages
@@ -188,6 +197,8 @@ class _Http2Stream(Stream):
 
     def _describe(self, error: OSError | None) -> str:
         """Why the connection is over: an error, or the gateway's wish (``None``)."""
+        # An error with a number comes from the system, in the middle of whatever was under way; one
+        # without is TLS's, which already says what is wrong.
         if error is not None:
             where = "" if error.errno is None else self._engine.describe_end()
             return _network_words(error) + where
@@ -230,11 +241,14 @@ class _Http2Stream(Stream):
                     wire.write(output)
             if not output:
                 return self._engine.end is None
-            if carried:
+            if carried:  # a slow gateway is not a stuck one, however much there is to send
                 self._sending_since = time.monotonic()
 
     def _wait_for_more(self) -> list[bytes] | None:
         """Wait for messages, or for the peer's window; ``None`` when the stream is to end."""
+        # take() would say that the batch before has left, which waits in the engine for the window
+        # to open: if the stream ended meanwhile those answers would go out on no other. Nor is
+        # `_sending_since` reset, so that a window that never opens is noticed.
         if self._engine.unsent:
             return [] if self._source.wait() else None
         self._sending_since = None
@@ -268,7 +282,7 @@ class _Http2Stream(Stream):
             output, _ = self._engine.take_output(messages)
             if output:
                 wire.write_now(output)
-        except OSError as error:
+        except OSError as error:  # as in _send(): the receiving thread tells why
             self._send_error = _network_words(error)
             wire.close()
             return False
@@ -284,7 +298,7 @@ class _Http2Stream(Stream):
         return min((due for due in dues if due is not None), default=None)
 
     def _check_reading(self, now: float) -> float | None:
-        since = self._sending_since
+        since = self._sending_since  # once: whoever writes may reset it any time
         if since is None:
             return None
         if now < since + _SEND_STALL:
@@ -296,6 +310,8 @@ class _Http2Stream(Stream):
         interval, timeout = self._transport.keepalive_interval, self._transport.keepalive_timeout
         if interval is None:
             return None
+        # Whatever was heard since the ping answers it: a gateway may have much to send before its
+        # acknowledgement. One ping is under way at a time.
         heard_at = self._heard_at
         if self._pinged_at is None or heard_at > self._pinged_at:
             if now < heard_at + interval:
@@ -322,6 +338,8 @@ class _Http2Stream(Stream):
         """Wait for the sender, then give back the socket."""
         if self._sender.ident is not None and self._sender is not threading.current_thread():
             self._sender.join(timeout)
+        # Last of all: a descriptor that is given back while a thread still uses it may be another
+        # file's by then.
         wire, self._wire = self._wire, None
         if wire is not None:
             with self._turn:  # whoever writes now notices that the wire is closed
@@ -330,15 +348,16 @@ class _Http2Stream(Stream):
     def _fail(self, code: StatusCode, reason: str) -> StreamEnded:
         """Close the wire; the first reason counts, whichever thread finds it."""
         self._closed = True
+        # Two threads may both find none and append: the first in the list is what all tell.
         if not self._failures:
             end = self._engine.end
             self._failures.append(
                 StreamEnded(*end, self._engine.speaker) if end else StreamEnded(code, reason)
             )
         wire = self._wire
-        if wire is not None:
+        if wire is not None:  # which wakes a thread that reads or writes it
             wire.close()
-        self._source.nudge()
+        self._source.nudge()  # and this the sender, if it waits for something to send
         return self._failures[0]
 
     def _is_closed(self) -> bool:

@@ -24,6 +24,7 @@ def client_context(tls: TLS) -> ssl.SSLContext:
     """
     if tls.ssl_context is not None:
         return tls.ssl_context
+    # Read for each connection: certificates are renewed under a connector that runs for months.
     ca = tls.read("ca")
     if ca is None:
         context = ssl.create_default_context()
@@ -53,6 +54,7 @@ def _trust(context: ssl.SSLContext, ca: bytes, tls: TLS) -> None:
 
 
 def _load_pair(context: ssl.SSLContext, cert: PathOrPEM, key: PathOrPEM) -> None:
+    # Without it OpenSSL asks the terminal for a password, and a service would wait there for ever.
     def encrypted() -> str:
         refuse(
             "TLS(key=)", _shown(key), "is encrypted", "decrypt it: openssl pkey -in ... -out ..."
@@ -93,7 +95,7 @@ def _as_file(name: str, source: PathOrPEM) -> Iterator[str | os.PathLike[str]]:
 def _in_memory(content: bytes) -> Iterator[str | None]:
     """The path of a file that is on no disk; ``None`` where the system has no such files."""
     try:
-        descriptor = os.memfd_create("revconn")
+        descriptor = os.memfd_create("revconn")  # the key stays in memory
     except (AttributeError, OSError):  # not Linux, or it is forbidden
         yield None
         return
@@ -128,6 +130,7 @@ _TOO_STRICT = (
     " ssl_context.verify_flags &= ~ssl.VERIFY_X509_STRICT"
 )
 
+# By OpenSSL's numbers (X509_V_ERR_...), which are stable, where its words are not.
 _VERIFY_CODES = {
     2: _UNTRUSTED,
     7: "the gateway's certificate is signed by another key of that authority: give its new"
@@ -148,6 +151,7 @@ _VERIFY_CODES = {
     **dict.fromkeys(range(80, 94), _TOO_STRICT),
 }
 
+# The first sign that is found in OpenSSL's reason, which differs by release, is what is told.
 _REASONS = (
     ("WRONG_VERSION_NUMBER", _NOT_TLS),
     ("UNKNOWN_PROTOCOL", _NOT_TLS),

@@ -32,7 +32,8 @@ class Wire:
 
     def __init__(self, sock: socket.socket) -> None:
         self._socket = sock
-        # Not on Windows; and the sockets of green threads wait all the same.
+        # Not on Windows; and the sockets of green threads, which are of a class of their own, wait
+        # all the same.
         self.can_write_now = bool(_DONT_WAIT) and isinstance(sock, _socket.socket)
         self._backlog = b""
         self.has_backlog = False
@@ -44,6 +45,8 @@ class Wire:
 
         Raises :class:`OSError`.
         """
+        # A lone request is read into a block that the allocator keeps; asked for 256 KiB each time,
+        # it would have the system map fresh memory for a hundred bytes.
         data = self._socket.recv(self._read_bytes)
         self._read_bytes = READ_BYTES if len(data) >= _USUAL_READ_BYTES else _USUAL_READ_BYTES
         return data
@@ -53,6 +56,7 @@ class Wire:
 
         False at once where the system, or what green threads made of it, has no way to tell.
         """
+        # Not select(), which knows no descriptor above 1,023.
         if self._poll is None:
             if not hasattr(select, "poll"):
                 return False
@@ -101,6 +105,8 @@ class Wire:
 
     def close(self) -> None:
         """End both directions at once. Idempotent."""
+        # Not close(), which leaves a thread that is in recv() or send() there for ever, and its
+        # descriptor to the next file that anybody opens.
         with suppress(OSError):  # the peer may have been faster
             self._socket.shutdown(socket.SHUT_RDWR)
 
@@ -165,7 +171,7 @@ class TLSWire(Wire):
                 data = self._decrypt()
             if data is not None:
                 return data
-            received = super().read()
+            received = super().read()  # with no lock: it may wait for hours, and others write
             with self._lock:
                 self._feed(received)
 
@@ -195,6 +201,8 @@ class TLSWire(Wire):
 
     def _decrypt(self) -> bytes | None:
         """What can be decrypted now; ``None`` when more has to arrive first."""
+        # A TLS record holds 16 KiB at most: as many as have arrived come out at once, so that the
+        # engine is not called for each.
         size = 0
         try:
             while size < READ_BYTES:
@@ -218,6 +226,7 @@ class TLSWire(Wire):
             self._incoming.write_eof()
 
 
+# Whoever dials adds to it. A child looks through it after a fork, where no other thread is.
 _sockets: weakref.WeakSet[socket.socket] = weakref.WeakSet()
 
 

@@ -195,6 +195,7 @@ def test_a_reset_has_the_code_that_grpc_maps_it_to(
         ({**GRPC, "grpc-status": "7", "revconn-features": ""}, None, Speaker.GATEWAY),
         ({**GRPC, "revconn-features": ""}, {"grpc-status": "12"}, Speaker.GATEWAY),
         (GRPC, {"grpc-status": "16"}, Speaker.GATEWAY),
+        (GRPC, {"grpc-status": "0"}, Speaker.STRANGER),  # nobody's: it refuses nothing
         ({**GRPC, "grpc-status": "16"}, None, Speaker.STRANGER),
         ({**GRPC, "grpc-status": "99", "grpc-message": "x"}, None, Speaker.STRANGER),
         ({**GRPC, ":status": "204", "grpc-status": "3"}, None, Speaker.STRANGER),
