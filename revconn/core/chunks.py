@@ -37,8 +37,8 @@ def split(
     The last one carries headers and error message, as the protocol has it. Raises
     :class:`ValueError` when these leave no room for the payload, or it takes too many chunks.
     """
-    # Receivers take status, headers and error message from the final chunk: the others carry the id,
-    # the status and a piece, so that headers are not paid for in each.
+    # Receivers take status, headers and error message from the final chunk: the others carry id,
+    # status and a piece, so that headers are not paid for in each.
     last = ForwardResponse()
     last.CopyFrom(response)
     last.ClearField("payload")
@@ -215,8 +215,8 @@ class ChunkJoiner:
         self._total_size = total
 
     def _join(self, final: ForwardResponse) -> ForwardResponse:
-        # The final chunk is sent last. One that is missing now never comes; to wait for it would keep
-        # a caller until the deadline, and the parts in memory.
+        # The final chunk is sent last. One that is missing now never comes: waiting would keep a
+        # caller until the deadline, and the parts in memory.
         count = final.response_stream_info.chunk_index + 1
         if len(self._parts) < count:
             missing = next(index for index in range(count) if index not in self._parts)

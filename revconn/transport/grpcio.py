@@ -53,15 +53,19 @@ class GrpcioTransport(Transport):
         self._proxy = proxy
         self._options: list[tuple[str, int | str]] = [
             ("grpc.enable_http_proxy", 0),  # not by grpcio's own reading of the environment
-            ("grpc.max_receive_message_length", LARGEST_MESSAGE),
+            ("grpc.max_receive_message_length", LARGEST_MESSAGE),  # 4 MiB is its default
             ("grpc.max_send_message_length", -1),
+            # Channels to one place share a connection otherwise, and its backoff.
             ("grpc.use_local_subchannel_pool", 1),
+            # gRPC would open the stream again by itself: only a link's thread opens streams.
             ("grpc.enable_retries", 0),
         ]
         if _HAS_FIXED_WINDOWS:
             # By what gRPC measures, a slow machine's network holds 100 MiB and more.
             self._options.append(("grpc.http2.bdp_probe", 0))
             self._options.append(("grpc.http2.lookahead_bytes", _WINDOW))
+        # It connects to the proxy's addresses, which it takes for the gateway's, and asks for the
+        # gateway as these say.
         if proxy is not None:
             self._options.append(("grpc.http_connect_server", target.destination))
             if proxy.authorization is not None:
@@ -116,6 +120,8 @@ class GrpcioTransport(Transport):
     def channel(self, addresses: Sequence[Address]) -> grpc.Channel:
         """A new channel, to these addresses in this order."""
         options = [*self._options, *self._keepalive()]
+        # The addresses stand where the name would: what TLS checks and what servers read as the
+        # authority has to be said.
         if self._tls is not None and self._tls.server_name is not None:
             # It becomes the authority too: grpcio lets no call go by another name.
             options.append(("grpc.ssl_target_name_override", bare_host(self._tls.server_name)))
@@ -124,6 +130,7 @@ class GrpcioTransport(Transport):
         where = _address_list(addresses) if addresses else self._target.address
         if self._tls is None:
             return grpc.insecure_channel(where, options)
+        # Read for each stream: certificates are renewed under a connector that runs for months.
         credentials = grpc.ssl_channel_credentials(
             self._tls.read("ca"), self._tls.read("key"), self._tls.read("cert")
         )
@@ -185,6 +192,9 @@ class _GrpcioStream(Stream):
         threading.Thread(target=int, name=f"revconn-trial-{self._name}", daemon=True).start()
         self._begin(self._transport.channel(self._addresses), self._outgoing())
 
+    # The call is made without the lock, which close() takes: channel and call are set together, and
+    # whoever comes second of the two sees what the first left.
+
     def _begin(self, channel: grpc.Channel, outgoing: Iterator[bytes]) -> None:
         establish: Any = channel.stream_stream(METHOD)
         call = establish(outgoing, metadata=OFFER)
@@ -218,10 +228,12 @@ class _GrpcioStream(Stream):
 
     def receive(self) -> list[bytes]:
         assert self._call is not None, "open() comes first"
+        # Not asking for the next message is all that holds a gateway back here: gRPC opens its window
+        # as messages are taken.
         self._source.wait_for_room()
         try:
             message = next(self._call)
-        except StopIteration:
+        except StopIteration:  # how grpcio tells OK
             raise StreamEnded(StatusCode.OK, "the gateway ended the stream") from None
         except grpc.RpcError as error:
             raise self._end_by(error) from None
@@ -231,6 +243,7 @@ class _GrpcioStream(Stream):
     def _end_by(self, error: Any) -> StreamEnded:
         """What it means that a call failed."""
         code, details = StatusCode(error.code().value[0]), error.details() or ""
+        # grpcio shows a GOAWAY by its words alone.
         if "too many pings" in details.lower():
             self._transport.ping_less()
         status_lost = code is StatusCode.CANCELLED and _RESET_WITH_CANCEL in details
@@ -238,6 +251,7 @@ class _GrpcioStream(Stream):
             refused = self._ask_again(self._registration)
             if refused is not None:
                 return self._end_by(refused)
+        # What grpcio says of a failed connection is its own word, and so no gateway's.
         reason = explain(details, tls=self._transport.speaks_tls)
         whose = Speaker.STRANGER if reason != details else self._speaker(code, details)
         return StreamEnded(code, reason, whose, status_lost=status_lost)
@@ -277,7 +291,7 @@ class _GrpcioStream(Stream):
         return [(key, value) for key, value in self._call.initial_metadata()]
 
     def close(self) -> None:
-        with self._lock:
+        with self._lock:  # decided here, done outside: ending a call may run grpcio's callbacks
             self._closed = True
             channel, call = self._channel, self._call
             self._channel = None
@@ -314,6 +328,8 @@ class _GrpcioStream(Stream):
                 sender.join(max(0.0, deadline - time.monotonic()))
 
 
+# grpcio tells what went wrong in words alone, which change from release to release: these were seen
+# between 1.62 and the newest. The first sign that is found counts.
 _RESET_WITH_CANCEL = "RST_STREAM with error code 8"
 _NO_CONNECTION = "failed to connect to all addresses"
 _NOT_TRUSTED = (
@@ -363,6 +379,8 @@ _HANG_UPS = (
 def explain(details: str, *, tls: bool) -> str:
     """What grpcio says of why a call failed, led by what they mean where that is known."""
     meaning = next((meaning for sign, meaning in _EXPLANATIONS if sign in details), None)
+    # A gateway that hangs up while a connection is made expects something else of it; one that does
+    # so later has only ended it.
     unexplained = meaning is None and details.startswith(_NO_CONNECTION)
     if unexplained and any(sign in details for sign in _HANG_UPS):
         meaning = f"the gateway hung up at once: does it expect {_what_it_may_miss(tls)}?"
