@@ -228,8 +228,8 @@ class _GrpcioStream(Stream):
 
     def receive(self) -> list[bytes]:
         assert self._call is not None, "open() comes first"
-        # Not asking for the next message is all that holds a gateway back here: gRPC opens its window
-        # as messages are taken.
+        # Not asking for the next message is all that holds a gateway back here: gRPC opens its
+        # window as messages are taken.
         self._source.wait_for_room()
         try:
             message = next(self._call)
