@@ -146,7 +146,7 @@ class Connection:
         self._log(logger, logging.DEBUG, line, self.shown_id, before, after)
 
     def _log(self, log: SafeLogger, level: int, line: str, *arguments: object) -> None:
-        """A line for the log: now, unless the side's owner holds a lock, as a connector's does."""
+        """Log a line: here at once, on a side whose owner holds a lock meanwhile after that."""
         log.log(level, line, *arguments)
 
 
@@ -156,7 +156,7 @@ def is_possible_id(given: str) -> bool:
 
 
 def no_message(data: bytes) -> ProtocolError:
-    """What is wrong with ``data``, which could not be decoded."""
+    """The error of a peer that sent ``data``, which could not be decoded."""
     return ProtocolError("bytes that are no ConnectionMessage", f"{len(data):,} bytes")
 
 

@@ -222,7 +222,7 @@ class ConnectorConnection(Connection):
         self._lines.append((log, level, line, arguments))
 
     def _log_ignored(self, level: int, problem: str, detail: str = "") -> None:
-        """A line, unless the gateway does this again and again."""
+        """Log what the gateway said in vain, unless it says that again and again."""
         count = self._ignored.count(problem, self._now)
         if count:
             times = f" ({count:,} times since the last such line)" if count > 1 else ""
@@ -231,7 +231,7 @@ class ConnectorConnection(Connection):
     # Time
 
     def agree(self, terms: Terms) -> None:
-        """What holds with this gateway; without this, it announced nothing.
+        """Go by the terms that hold with this gateway; without this, it announced nothing.
 
         Comes before the first message that is heard.
         """
@@ -329,7 +329,7 @@ class ConnectorConnection(Connection):
         return inbound
 
     def _receive_rare(self, message: ConnectionMessage, data: bytes, inbound: FromGateway) -> None:
-        """What is no request for a handler, as a rule."""
+        """Take in what is no request for a handler, as a rule."""
         kind = message.WhichOneof("message_type")
         if kind == "request" and _is_for_handler(message.request):
             request = message.request
@@ -350,7 +350,7 @@ class ConnectorConnection(Connection):
             self._log_ignored(logging.INFO, f"ignored a {kind}: a gateway has no use for one here")
 
     def _receive_odd_request(self, request: ForwardRequest, inbound: FromGateway) -> None:
-        """A probe, or a request that nobody can answer."""
+        """Answer a probe; ignore a request that nobody can answer."""
         if not is_possible_id(request.request_id):
             problem = "ignored a request with no id or an endless one: unanswerable"
             self._log_ignored(logging.WARNING, problem)

@@ -79,7 +79,7 @@ class Mask:
 
 
 def _ways_to_write(secret: str) -> list[str]:
-    """As programs quote it in their own words. Most secrets look the same in nearly all of them."""
+    """The secret as programs quote it. Most secrets look the same in nearly all of these ways."""
     data = encodable(secret).encode()
     encoded = [quote(secret, "", errors="replace"), quote(secret, errors="replace")]
     return [

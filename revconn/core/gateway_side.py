@@ -308,7 +308,7 @@ class GatewayConnection(Connection):
     def _receive_rare(
         self, kind: str | None, message: ConnectionMessage, inbound: FromConnector, now: float
     ) -> None:
-        """What is no response."""
+        """Take in what is no response."""
         # What breaks no rule is ignored, and named: a newer connector must not lose its stream for
         # a message that this gateway does not know.
         if kind == "heartbeat":

@@ -230,7 +230,7 @@ class Verdict(Enum):
 
 
 class _Route:
-    """One service's way here. The last four fields are of its present turn."""
+    """The way of one service's requests to this connection. The last four are of its turn."""
 
     def __init__(self, service: str) -> None:
         self.service = service
@@ -315,7 +315,7 @@ class Prober:
 
     @property
     def service(self) -> str:
-        """Whose turn it is."""
+        """The service whose turn it is."""
         return self._turns[0].service if self._turns else ""
 
     def start(self, now: float) -> None:
@@ -329,7 +329,7 @@ class Prober:
         return self._due is not None and now >= self._due
 
     def ask(self, request_id: str, now: float) -> ForwardRequest:
-        """A probe, which is on its way from now on. The id is unique everywhere."""
+        """Make a probe, which is on its way from now on. The id is unique everywhere."""
         if not self._asked:
             self._patient_until = now + self.patience
             self._doubted = self._arrived = self._heard = False
@@ -426,14 +426,14 @@ class Prober:
     # Time
 
     def excuse(self, now: float) -> None:
-        """No answer can come at present: this side does not read."""
+        """Be patient anew: this side does not read at present, so no answer can come."""
         self._patient_until = now + self.patience
         self._doubted = False
         if self._asked and self._due is not None:
             self._due = now + self.patience / _COPIES
 
     def skip(self, seconds: float) -> None:
-        """So many seconds have passed in which this machine did not run: they do not count."""
+        """Leave out of account so many seconds, in which this machine did not run."""
         self._patient_until += seconds
         if self._asked:
             self._asked = {each: at + seconds for each, at in self._asked.items()}
@@ -473,7 +473,7 @@ class Prober:
             self._begin_round(max(now, self._next_round))
 
     def _drop(self, route: _Route, now: float) -> Verdict:
-        """Probe it no more."""
+        """Probe this service no more."""
         self._routes.remove(route)
         self._end_turn(now)
         return Verdict.UNABLE

@@ -57,7 +57,7 @@ _STATES = {
 
 
 class _Traffic:
-    """What came by a link and is still to be answered, or to leave: what its plan asks.
+    """What a link's plan asks of what came by it: whether it is answered, and the answers are gone.
 
     Each predicate requires the link's lock, which is that of the calls and of the replies: there is
     no moment between two of them.
@@ -81,7 +81,7 @@ class _Traffic:
 
 
 class Link:
-    """Keeps one gateway connected, in a thread of its own; the only one that opens a stream.
+    """Keeps one gateway connected, in a thread of its own, which alone opens streams to it.
 
     The :class:`~revconn.link.plan.Plan` decides; the link's thread carries out. Sessions' threads
     and whoever ends the link tell the plan what happens, which wakes that thread, and tell in turn
@@ -157,12 +157,12 @@ class Link:
 
     @property
     def state(self) -> State:
-        """What it is doing now."""
+        """What the link is doing now."""
         return _STATES[self._plan.shown]
 
     @property
     def status(self) -> LinkStatus:
-        """What it is doing now, as an application sees it."""
+        """What the link is doing now, as an application sees it."""
         # Without the lock, which a thread that a signal handler interrupted may hold: each of the
         # plan's attributes is read once, and another may change in between.
         plan = self._plan
@@ -230,7 +230,7 @@ class Link:
 
     @contextmanager
     def _happening(self) -> Iterator[Plan]:
-        """While inside, under the lock, the plan can be told of what happens. Then it is acted on.
+        """Hold the lock while the plan is told of what happens; then have it acted on, and told.
 
         The link's thread wakes before anything else: it must not miss it, whatever telling the
         rest runs into.
@@ -286,7 +286,7 @@ class Link:
                 self._on_end(self, error)
 
     def _carry_out_plan(self) -> BaseException | None:
-        """Until the plan is at its end, with an error or without."""
+        """Do what the plan decides, to its end; the error that it ended with, if there is one."""
         try:
             while True:
                 decision = self._decide()
@@ -298,7 +298,7 @@ class Link:
             return None if self._plan.is_stopping else error
 
     def _decide(self) -> Decision:
-        """What to do next; waits for it."""
+        """What the link's thread is to do next; sleeps until there is something to do."""
         while True:
             with self._lock:
                 now = time.monotonic()
@@ -336,7 +336,7 @@ class Link:
                 plan.another_key()
 
     def _open(self, decision: Open) -> None:
-        """Another session, which registers the services or only takes answers along."""
+        """Open a session, which registers the services or only takes answers along."""
         try:  # the key first: a stream that is open while a user's function takes its time is late
             api_key = self._api_key.show()
         except HandshakeError as error:

@@ -87,7 +87,7 @@ _ATTENDING = {Phase.CONNECTING, Phase.HANDING_OVER, Phase.SERVING}  # to the cur
 
 @dataclass(eq=False)
 class _Session:
-    """What the plan knows of one, by its number."""
+    """What the plan knows of one session, by its number."""
 
     number: int
     registers: bool
@@ -167,7 +167,7 @@ class Plan:
         }
 
     def take_news(self) -> list[News]:
-        """What has not been told yet, in its order."""
+        """The news that nobody has told yet, in their order."""
         news, self._news = self._news, []
         return news
 
@@ -238,7 +238,7 @@ class Plan:
         self.is_stopping = True
 
     def closed(self) -> None:
-        """All has ended."""
+        """All sessions have ended, and the link's thread is about to."""
         self._show(Phase.CLOSED)
 
     # Decisions
@@ -250,7 +250,7 @@ class Plan:
         return decision
 
     def _decide(self, now: float, traffic: Traffic) -> Decision | None:
-        """One step; ``None``: the next one decides."""
+        """Take one step; ``None``: the phase that it led to decides."""
         # First of all, in every phase: whatever the thread was woken by, or came back from, it
         # opens nothing more after stop(), and nothing that registers after leave().
         if self.is_stopping:
@@ -321,7 +321,7 @@ class Plan:
         return Retire(left, "another connection has taken its place") if left else None
 
     def _is_calm(self, session: _Session, now: float, traffic: Traffic, by: float) -> bool | Wait:
-        """Whether nothing is lost by saying goodbye now, or then at last; or how long to wait."""
+        """Whether goodbye is said now with nothing lost, or at ``by`` all the same; else a wait."""
         if session.life is Life.OVER:
             return False  # what it brought may be unanswered, and nobody will ask for it there
         if traffic.is_quiet() or (session.drains and self.connections == 1):
@@ -389,7 +389,7 @@ class Plan:
         self._news.append(Failed(error, outage, worth_a_line, wait, now))
 
     def _lose(self, error: BaseException, now: float) -> None:
-        """No session serves any more, unless one does, or that was told already."""
+        """Tell the loss, and begin an outage, unless a session serves or there is one already."""
         if self.outage is None and self.serving is None:
             self.outage = Outage(now, error)
             self._news.append(Lost(error))
@@ -463,7 +463,7 @@ class Plan:
         return None
 
     def _settle(self, now: float, traffic: Traffic) -> Decision | None:
-        """A stream may have broken off: the stand-in takes what is still to be answered."""
+        """Let the stand-in take what is to be answered: another stream may have broken off."""
         assert self._stand_in is not None
         if self._stand_in.life is Life.OVER:
             return self._conclude(now, traffic)
@@ -482,7 +482,7 @@ class Plan:
         return self._conclude(now, traffic)
 
     def _conclude(self, now: float, traffic: Traffic) -> Decision:
-        """All are over. What they left goes out on another session, which registers nothing."""
+        """Look what the sessions that are over left: it goes out on one that registers nothing."""
         in_peace = all(each.error is None for each in self._others)
         if (self._was_calm and in_peace) or traffic.is_quiet():
             return self._end(None)
@@ -496,5 +496,5 @@ class Plan:
 
 
 def _numbers(sessions: Iterable[_Session]) -> tuple[int, ...]:
-    """Of those that are not over."""
+    """The numbers of those sessions that are not over."""
     return tuple(each.number for each in sessions if each.life is not Life.OVER)

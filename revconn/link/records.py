@@ -160,7 +160,7 @@ class LookAtKey(NamedTuple):
 
 
 class Wait(NamedTuple):
-    """Until then (monotonic), or until something happens.
+    """Sleep until then (monotonic), or until something happens.
 
     ``for_traffic`` says that :class:`Traffic` counts as that.
     """
@@ -170,7 +170,7 @@ class Wait(NamedTuple):
 
 
 class End(NamedTuple):
-    """Retire whatever is left; ``error`` says why, unless that was asked for."""
+    """Retire the sessions that are left; ``error`` says why, unless that was asked for."""
 
     error: BaseException | None
 
@@ -307,7 +307,7 @@ class Outage:
             self._reminder.is_due(now)  # the loss itself was worth a line
 
     def failed(self, error: BaseException, now: float) -> bool:
-        """Another attempt failed; whether that is worth a line."""
+        """Count an attempt that failed; whether that is worth a line."""
         # Counted whatever is logged: the line that ends the outage says how many there were.
         self.attempts += 1
         self.last_error = reason(error)
@@ -327,7 +327,7 @@ class Failures:
         self._strangers_since: float | None = None  # nothing else has answered since
 
     def count(self, now: float, accepted_at: float | None) -> None:
-        """One more, of a session that the gateway accepted then or, ``None``, did not."""
+        """Count the end of a session, which the gateway accepted then or, ``None``, did not."""
         if accepted_at is not None:
             # It is a gateway, and the key and the services were right: from now on only a
             # gateway's own word says that they are not.
@@ -359,5 +359,5 @@ class Failures:
 
 
 def reason(error: BaseException) -> str:
-    """Why, in words that do not name the target."""
+    """Why a session ended, in words that do not name the target."""
     return error.reason if isinstance(error, ConnectionLost) else str(error)

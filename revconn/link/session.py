@@ -304,7 +304,7 @@ class Session:
             self._connection.agree(self.terms)
 
     def _take_in_rare(self, inbound: FromGateway, now: float) -> None:
-        """What a batch brought besides requests for handlers."""
+        """Act on what a batch brought besides requests for handlers."""
         self._connection.log()
         # CONNECTED first: the rest of the batch is about a connection that the plan knows by then.
         if inbound.connection_id is not None:
@@ -446,7 +446,7 @@ class Session:
             return False
 
     def _look(self, now: float) -> float | None:
-        """Do what is due; by when to look at the peer again, if that may not wait."""
+        """Do what is due; return by when to look at the peer again, if that may not wait."""
         with self._lock:
             # Before the tick: a heartbeat that came due while the machine slept leaves as soon as
             # it wakes, and the gap that it ended is what the tick has to find.
