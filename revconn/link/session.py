@@ -288,7 +288,7 @@ class Session:
             del arriving[self._line]
             if self._replies.awaited:
                 with self._replies.lock:
-                    self._replies.changed.notify_all()
+                    self._replies.notify()
         # Behind the requests: they came before what ended the connection, and their callers wait.
         if inbound.end is not None:
             raise self._loss(str(inbound.end))
