@@ -148,7 +148,7 @@ class Session:
         self._mask = Mask("")
         self._retired: ConnectionLost | None = None
         self._failure: BaseException | None = None  # of the timer's thread, which sets it
-        self.going_away = False
+        self._going_away = False
         self.services: tuple[str, ...] = ()
         self._prober: Prober | None = None
         self.error: BaseException | None = None
@@ -158,7 +158,6 @@ class Session:
             f"revconn-heartbeat-{target}", self._keep_time, on_failure=self._fail
         )
         self._thread: threading.Thread | None = None
-        self.ready_since: float | None = None
 
     @property
     def connection_id(self) -> str:
@@ -169,11 +168,6 @@ class Session:
     def drains(self) -> bool:
         """Whether the gateway, told goodbye, sends nothing new and still reads answers."""
         return DRAIN in self.terms.features
-
-    @property
-    def serves(self) -> bool:
-        """Whether it is there for requests to come: accepted, and not told goodbye."""
-        return bool(self.services) and self._connection.phase is Phase.READY
 
     def start(
         self,
@@ -249,8 +243,8 @@ class Session:
             self._take_in(self._stream.receive())
             # Told once: the plan keeps it in mind until it can open another session. Meanwhile
             # this one goes on as before.
-            if self._stream.going_away and not self.going_away:
-                self.going_away = True
+            if self._stream.going_away and not self._going_away:
+                self._going_away = True
                 self._on_going_away(self)
 
     def _left_in_peace(self, ended: StreamEnded) -> bool:
@@ -308,7 +302,8 @@ class Session:
         self._connection.log()
         # CONNECTED first: the rest of the batch is about a connection that the plan knows by then.
         if inbound.connection_id is not None:
-            self._become_ready()
+            self._on_ready(self)
+            self._replies.log_refused()
         if inbound.cancelled:
             self._replies.withdraw(inbound.cancelled)
             self._calls.cancel(self._replies, inbound.cancelled)
@@ -324,11 +319,6 @@ class Session:
             self._line.put_control(probe, is_sign_of_life=False)
         if inbound.connection_id is not None or inbound.probed or inbound.probes:
             self._alarms.put(False)  # something may be due sooner now
-
-    def _become_ready(self) -> None:
-        self.ready_since = time.monotonic()
-        self._on_ready(self)
-        self._replies.log_refused()
 
     def let_answers_through(self) -> None:
         """Send answers from now on: what the link calls when it is told that the session is ready.
@@ -358,7 +348,7 @@ class Session:
     ) -> ConnectionLost:
         # The key is hidden before the text is cut: what is left of one that was cut may not match.
         reason = presentable(self._mask(reason))
-        if self.ready_since is not None:
+        if self._connection.connection_id:  # it was accepted
             return ConnectionLost(self._target, reason, code)
         if code is not None:
             reason = ": ".join(part for part in (code.name, reason) if part)
