@@ -125,6 +125,10 @@ class LargeAnswer:
         other._chunks = iter(())
         return other
 
+    def mark_doubtful(self, deadline: float) -> None:
+        """All of it left, on a connection that broke: to be sent again, until ``deadline``."""
+        self.deadline, self.has_left = deadline, True
+
     def begin(self, limit: int) -> None:
         """Start, again if need be, with the first chunk. ``limit``: of a message, in bytes.
 

@@ -271,7 +271,7 @@ def _fate(answer: Answer | LargeAnswer) -> tuple[float | None, bool]:
 
 def _doubtful(answer: Answer | LargeAnswer, deadline: float) -> Answer | LargeAnswer:
     if isinstance(answer, LargeAnswer):
-        answer.deadline, answer.has_left = deadline, True
+        answer.mark_doubtful(deadline)
         return answer
     message, _, _, method = answer
     return message, deadline, True, method
