@@ -117,6 +117,8 @@ class Callers(grpc.GenericRpcHandler):
                 # The caller's own deadline is grpc's business: it cancels this when it passes.
                 deadline = asyncio.get_running_loop().time() + shared.request_timeout
                 payload = pack(await self._read(messages))
+                # grpc takes the caller's grpc-timeout out of the metadata; whoever answers is to
+                # know it, less what the request took to come.
                 remaining = context.time_remaining()
                 if remaining is not None:
                     headers["grpc-timeout"] = format_grpc_timeout(remaining)
@@ -136,6 +138,7 @@ class Callers(grpc.GenericRpcHandler):
             else:
                 reply = self._reply(path, answer, context)
             if reply.code is StatusCode.OK:
+                # Only of backends: a ForwardResponse has one set of headers, which go last.
                 if reply.initial:
                     await begin(context, reply.initial)
                 context.set_trailing_metadata(reply.trailing)

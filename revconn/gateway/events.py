@@ -65,6 +65,7 @@ class Events:
         if subscribers is None:
             self._counters.events_unwanted += 1
             return
+        # What a publisher left out is filled in here, for all subscribers alike.
         if not event.event_id:
             event.event_id = str(uuid.uuid4())
         if not event.timestamp:

@@ -48,6 +48,7 @@ class HeldRequests:
         if self.has_room:
             return
         problem = "too much waits for services to come back"
+        # Each limit is named where it is met: who is told can change the right one.
         if self.bytes >= self._limits.max_queued_bytes:
             raise over_limit(self._counters, "max_queued_bytes", problem)
         problem = f"{problem}: {self._limits.max_pending_per_connection:,} calls"

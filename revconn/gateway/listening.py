@@ -107,6 +107,7 @@ class Serving:
         """Take nothing new, give calls ``grace`` seconds to be answered, end everything."""
         loop = asyncio.get_running_loop()
         self.hurry(grace)
+        # In this order, and without an await in between: nobody is let in who would be forgotten.
         self._registry_door.close()
         self._callers.close()
         self.shared.calls.leave()
@@ -120,6 +121,7 @@ class Serving:
             connection.dismiss(STOPPING)
         if self._health is not None:
             self._health.end()
+        # Goodbyes are queued and failed calls told: they have a moment to be written.
         await self._server.stop(_FAREWELL_TIMEOUT)
         await self.shared.backends.close()
         # Handlers that grpc cancelled just now still have to notice.

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter, deque
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Callable
 
@@ -265,9 +265,9 @@ class Registry:
 
     # Services whose last connector has just left
 
-    def expect_back(self, names: Iterable[str]) -> None:
+    def expect_back(self, names: Sequence[str]) -> None:
         """Nobody serves these names any more; for the grace's time somebody is expected to."""
-        if not self._grace:
+        if not (self._grace and names):  # others serve all that it served
             return
         loop = self._get_loop()
         end = loop.time() + self._grace

@@ -268,6 +268,20 @@ def test_a_call_whose_time_is_up_half_way_through_its_answer_is_told_so(gateway)
     assert write(a) is None  # it did not announce that it can be told
 
 
+def test_chunks_of_a_connection_that_ended_are_dropped_and_the_next_begins_afresh(gateway) -> None:
+    a = gateway.add("a")
+    call = gateway.submit("1")
+    write(a)
+    gateway.calls.answer(chunk("1", 0), a)
+    gateway.end(a)
+    assert gateway.calls.joining.held_bytes == 0
+    b = gateway.add("b")
+    gateway.calls.answer(chunk("1", 0), b)
+    gateway.calls.answer(chunk("1", 1, final=True), b)
+    assert [each.payload for each in call.outcomes] == [b"xyxy"]
+    assert gateway.calls.joining.held_bytes == 0
+
+
 # Admission
 
 
@@ -419,6 +433,41 @@ def test_what_a_backend_was_surely_not_sent_waits_for_a_connector() -> None:
     assert call.state is State.HELD
     a = gateway.add("a")
     gateway.answer("1", a)
+    assert call.codes == [StatusCode.OK]
+
+
+def add_without_room(gateway: Gateway, name: str) -> None:
+    """A connector comes for which as many requests wait as may."""
+    connection = make(name, "echo.Echo", limits=gateway.limits)
+    connection.pending |= {"x", "y"}
+    gateway.registry.add(connection)
+
+
+def test_what_no_backend_was_sent_is_refused_where_no_connector_has_room() -> None:
+    gateway, call = dialled(grace=5.0)
+    add_without_room(gateway, "b")
+    gateway.loop.tasks[0].resume(Unreachable(is_unsent=True))
+    assert call.codes == [StatusCode.RESOURCE_EXHAUSTED]
+    assert len(gateway.calls) == 0
+
+
+def test_a_held_call_is_refused_where_who_comes_has_no_room() -> None:
+    gateway = Gateway(grace=5.0)
+    gateway.end(gateway.add("a"))
+    call = gateway.submit("1")
+    add_without_room(gateway, "b")
+    assert call.codes == [StatusCode.RESOURCE_EXHAUSTED]
+    assert gateway.calls.held_requests.bytes == 0
+
+
+def test_what_was_not_written_when_its_connection_ended_goes_to_a_backend() -> None:
+    gateway = Gateway()
+    a = gateway.add("a")
+    call = gateway.submit("1")
+    gateway.backends.come(is_there=True)
+    gateway.end(a)
+    assert call.state is State.DIALLED
+    gateway.loop.tasks[0].resume(Reply(StatusCode.OK, ""))
     assert call.codes == [StatusCode.OK]
 
 
