@@ -25,11 +25,13 @@ from revconn._proto.registry_pb2 import (
     Heartbeat,
 )
 from revconn.core.connection import (
+    CANCEL,
     EITHER_SIDE,
     LONGEST_ID,
     Connection,
     Phase,
     Step,
+    Terms,
     Transitions,
     is_possible_id,
     no_message,
@@ -37,7 +39,6 @@ from revconn.core.connection import (
 from revconn.core.errors import Mask, ProtocolError, presentable
 from revconn.core.liveness import PROBE_METHOD, ConnectorLiveness, Prober, Verdict
 from revconn.core.status import is_success
-from revconn.core.terms import CANCEL, Terms
 from revconn.logger import Reminders, SafeLogger, get_logger
 
 __all__ = ["Arrival", "ConnectorConnection", "Due", "FromGateway", "Probed"]

@@ -14,6 +14,7 @@ from revconn._proto.registry_pb2 import (
     Heartbeat,
 )
 from revconn.core.connection import (
+    CANCEL,
     EITHER_SIDE,
     Connection,
     Phase,
@@ -23,7 +24,6 @@ from revconn.core.connection import (
     no_message,
 )
 from revconn.core.status import StatusCode
-from revconn.core.terms import CANCEL
 from revconn.logger import get_logger
 
 __all__ = ["End", "FromConnector", "GatewayConnection", "GatewayLiveness", "Goodbye"]

@@ -20,11 +20,11 @@ from revconn._proto.registry_pb2 import (
     ForwardResponse,
     RegisterRequest,
 )
+from revconn.core.connection import VIA_HEADER
 from revconn.core.framing import pack
 from revconn.core.metadata import Metadata, headers_from_metadata
 from revconn.core.routing import Wanted
 from revconn.core.status import StatusCode, encode_message, http_status
-from revconn.core.terms import VIA_HEADER
 from revconn.exceptions import ConfigurationError
 from revconn.gateway.keys import ApiKeys
 from revconn.gateway.limits import Counters, Limits, Watch

@@ -20,7 +20,7 @@ from revconn._proto.registry_pb2 import (
     SubscriptionRequest,
 )
 from revconn.core.chunks import split
-from revconn.core.connection import decode
+from revconn.core.connection import CHUNKS, FEATURES_HEADER, SUPPORTED, Announcement, decode
 from revconn.core.deadline import request_deadline
 from revconn.core.errors import ProtocolError
 from revconn.core.framing import is_framed, unframe
@@ -28,7 +28,6 @@ from revconn.core.gateway_side import End, FromConnector, GatewayConnection, Gat
 from revconn.core.metadata import headers_size, metadata_from_headers
 from revconn.core.routing import Wanted, split_method_path
 from revconn.core.status import StatusCode
-from revconn.core.terms import CHUNKS, FEATURES_HEADER, SUPPORTED, Announcement
 from revconn.gateway.backends import BackendRequest, Reply
 from revconn.gateway.calls import Call
 from revconn.gateway.keys import ApiKeys

@@ -9,13 +9,12 @@ import uuid
 from collections.abc import Collection
 from typing import Callable, NoReturn
 
-from revconn.core.connection import Phase
+from revconn.core.connection import CHUNKS, DRAIN, Phase, Terms
 from revconn.core.connector_side import ConnectorConnection, FromGateway, Probed
 from revconn.core.errors import Mask, presentable
 from revconn.core.liveness import ConnectorLiveness, Prober, Verdict
 from revconn.core.sending import answer
 from revconn.core.status import Speaker, StatusCode
-from revconn.core.terms import CHUNKS, DRAIN, Terms
 from revconn.exceptions import (
     AuthenticationError,
     ConfigurationError,

@@ -12,8 +12,8 @@ from typing import Any, Callable
 
 import grpc
 
+from revconn.core.connection import OFFER
 from revconn.core.status import Speaker, StatusCode, speaker
-from revconn.core.terms import OFFER
 from revconn.logger import get_logger
 from revconn.runtime.threads import guarded_thread
 from revconn.settings.options import TLS

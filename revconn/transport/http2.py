@@ -6,9 +6,9 @@ import threading
 import time
 from collections.abc import Iterable, Sequence
 
+from revconn.core.connection import OFFER
 from revconn.core.errors import Mask
 from revconn.core.status import StatusCode
-from revconn.core.terms import OFFER
 from revconn.http2.connection import Engine
 from revconn.http2.grpc import Goaway
 from revconn.logger import get_logger

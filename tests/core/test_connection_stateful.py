@@ -27,7 +27,7 @@ from revconn._proto.registry_pb2 import (
     ForwardRequest,
     ForwardResponse,
 )
-from revconn.core.connection import Connection, Phase, Step
+from revconn.core.connection import CANCEL, CHUNKS, DRAIN, Connection, Phase, Step, Terms
 from revconn.core.connector_side import ConnectorConnection, FromGateway
 from revconn.core.gateway_side import FromConnector, GatewayConnection, GatewayLiveness
 from revconn.core.liveness import (
@@ -36,7 +36,6 @@ from revconn.core.liveness import (
     Prober,
     Verdict,
 )
-from revconn.core.terms import CANCEL, CHUNKS, DRAIN, Terms
 from tests.support.connections import ids
 
 HANDSHAKE = 10.0

@@ -12,11 +12,10 @@ from revconn._proto.registry_pb2 import (
     ForwardResponse,
     Heartbeat,
 )
-from revconn.core.connection import Phase
+from revconn.core.connection import Phase, Terms
 from revconn.core.connector_side import Due
 from revconn.core.errors import ProtocolError
 from revconn.core.liveness import Prober, Verdict
-from revconn.core.terms import Terms
 from tests.support.connections import (
     CONNECTED,
     DISCONNECTED,

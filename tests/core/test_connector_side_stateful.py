@@ -18,9 +18,8 @@ from revconn._proto.registry_pb2 import (
     ForwardResponse,
     Heartbeat,
 )
-from revconn.core.connection import Phase
+from revconn.core.connection import CANCEL, CHUNKS, DRAIN, Phase, Terms
 from revconn.core.errors import ProtocolError
-from revconn.core.terms import CANCEL, CHUNKS, DRAIN, Terms
 from tests.support.connections import ids, opened, said
 from tests.support.texts import texts
 

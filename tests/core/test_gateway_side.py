@@ -20,7 +20,7 @@ from revconn._proto.registry_pb2 import (
     Heartbeat,
     SubscriptionRequest,
 )
-from revconn.core.connection import Phase
+from revconn.core.connection import CANCEL, Phase
 from revconn.core.errors import ProtocolError
 from revconn.core.gateway_side import (
     End,
@@ -30,7 +30,6 @@ from revconn.core.gateway_side import (
     Goodbye,
 )
 from revconn.core.status import StatusCode
-from revconn.core.terms import CANCEL
 from tests.support.connections import DISCONNECTED, ERROR, cancel, request, status
 
 LIMIT = 1000

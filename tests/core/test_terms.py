@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from revconn.core.terms import CANCEL, CHUNKS, OFFER, SUPPORTED, Announcement, Terms
+from revconn.core.connection import CANCEL, CHUNKS, OFFER, SUPPORTED, Announcement, Terms
 from tests.support.texts import texts
 
 OWN = Terms(heartbeat_interval=30.0, liveness_timeout=90.0, max_message_bytes=4 << 20)

@@ -16,7 +16,7 @@ from revconn._proto.registry_pb2 import (
     ForwardResponse,
 )
 from revconn.core.chunks import ChunkJoiner
-from revconn.core.connection import decode
+from revconn.core.connection import SUPPORTED, Terms, decode
 from revconn.core.connector_side import ConnectorConnection
 from revconn.core.deadline import request_deadline
 from revconn.core.errors import ProtocolError, presentable
@@ -26,7 +26,6 @@ from revconn.core.liveness import ConnectorLiveness, Prober
 from revconn.core.metadata import metadata_from_headers, truncate_message
 from revconn.core.routing import Routes
 from revconn.core.status import decode_message, response_code
-from revconn.core.terms import SUPPORTED, Terms
 from revconn.gateway.connectors import check_registration
 from revconn.gateway.keys import ApiKeys
 from revconn.gateway.refusals import Refused

@@ -17,9 +17,9 @@ from revconn._proto.registry_pb2 import (
     ForwardResponse,
     ResponseStreamInfo,
 )
+from revconn.core.connection import CHUNKS
 from revconn.core.routing import Wanted
 from revconn.core.status import StatusCode, response_code
-from revconn.core.terms import CHUNKS
 from revconn.gateway import calls as calls_module
 from revconn.gateway.backends import BackendRequest, Backends, Reply, Unreachable
 from revconn.gateway.calls import Call, Calls, State

@@ -13,10 +13,10 @@ from revconn._proto.registry_pb2 import (
     ConnectionStatus,
     ForwardRequest,
 )
+from revconn.core.connection import Terms
 from revconn.core.connector_side import ConnectorConnection, FromGateway
 from revconn.core.gateway_side import GatewayConnection, GatewayLiveness
 from revconn.core.liveness import ConnectorLiveness, Prober
-from revconn.core.terms import Terms
 
 CONNECTED = ConnectionStatus.CONNECTED
 DISCONNECTED = ConnectionStatus.DISCONNECTED
