@@ -196,12 +196,9 @@ class Call(ABC):
             self.leave()
 
     def release_asker(self) -> None:
-        """After the answer: an asker that is leaving goes with its last."""
-        asker = self.asker
-        if asker is not None:
-            asker.asked.discard(self.id)
-            if asker.departure:
-                asker.end_if_drained()
+        """Tell a connector that asks, once it was answered: one that is leaving may then go."""
+        if self.asker is not None:
+            self.asker.settle_asked(self.id)
 
 
 class Calls:
@@ -302,7 +299,7 @@ class Calls:
             del self._dialled[call.asker, call.id]  # which no backend was sent
         self._calls[call.id] = call
         if call.asker is not None:
-            call.asker.asked.add(call.id)
+            call.asker.ask(call.id)
         call.expire_by(self._get_loop().call_at(call.deadline, self._expire, call))
 
     def nobody_serves(self, call: Call) -> Refused:
@@ -459,7 +456,7 @@ class Calls:
         if call.state is not _NEW:
             self._remove(call)
         if call.asker is not None:
-            call.asker.asked.add(call.id)
+            call.asker.ask(call.id)
         self._dialled[call.asker, call.id] = call
         tell = partial(self._take_outcome, call, request)
         exchange = self._backends.exchange(call.wanted, request, call.for_backend, tell)

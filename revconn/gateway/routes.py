@@ -34,10 +34,9 @@ class Connection:
     showed (never the key itself). ``outbound`` takes what is to be sent to it; ``end`` ends the
     stream with a status and a reason, the first call counts. ``max_pending`` bounds the requests
     that wait for it, ``max_message_bytes`` is the largest message that may be sent to it.
-    ``pending`` and ``asked`` are the ids of the calls that it is to answer, and of those that it
-    asks: :class:`revconn.gateway.calls.Call` keeps them. ``departure`` says how it takes its leave,
-    once it does.
-    Times are monotonic seconds.
+    ``pending`` are the ids of the calls that it is to answer, and ``asked`` of those that it makes.
+    ``subscriptions`` are for :class:`revconn.gateway.events.Events` to change. ``departure`` says
+    how it takes its leave, once it does. Times are monotonic seconds.
     """
 
     id: str
@@ -52,6 +51,8 @@ class Connection:
     max_message_bytes: int
     features: frozenset[str] = frozenset()
     journal: Journal = field(default_factory=Journal)
+    # Filled and emptied by Call.queue() and Call.leave(), and by nobody else: a request comes by
+    # there twice, and a method for each would be two of the sixty calls that it costs in all.
     pending: set[str] = field(default_factory=set)
     asked: set[str] = field(default_factory=set)
     subscriptions: set[str] = field(default_factory=set)
@@ -90,6 +91,16 @@ class Connection:
         if len(self.asked) >= self.max_pending:
             problem = f"the connector has {self.max_pending:,} calls of its own under way"
             raise over_limit(counters, "max_pending_per_connection", problem)
+
+    def ask(self, request_id: str) -> None:
+        """A call of the connector's own is under way."""
+        self.asked.add(request_id)
+
+    def settle_asked(self, request_id: str) -> None:
+        """A call of the connector's own is settled; one that is leaving goes with its last."""
+        self.asked.discard(request_id)
+        if self.departure:
+            self.end_if_drained()
 
     def count_unmatched(self) -> None:
         """The connector answered what no call waits for."""
