@@ -77,7 +77,7 @@ class Path:
         self, message: ForwardRequest, request_id: str, method: str, size: int, now: float
     ) -> Request:
         deadline = request_deadline(message.timeout_seconds, message.headers, now)
-        return received(message, request_id, method, deadline, now, size, self._replies)
+        return received(message, request_id, method, deadline, now, size, self._replies, {}, 0)
 
     def _answer(self, requests: list[Request]) -> list[Answer | LargeAnswer]:
         return [self._answer_one(each) for each in requests]

@@ -15,6 +15,9 @@ from revconn.runtime.threads import own_thread, shielded
 
 __all__ = ["Request", "Response"]
 
+HEADER_BYTES = 256
+"""Bytes of memory, about, that a header takes beside its own, decoded and in a dict."""
+
 _LARGE = 16 << 10
 _MOST_INFLATED = 16 << 20  # bytes of one payload, in each of the threads that run handlers
 
@@ -29,12 +32,12 @@ class Request:
     """
 
     __slots__ = (
-        "_active",
         "_arrived",
         "_callbacks",
         "_cost",
         "_due",
         "_headers",
+        "_in_flight",
         "_link",
         "_message",
         "_packed",
@@ -51,12 +54,12 @@ class Request:
     framed: bool
     """Whether the payload came in gRPC's framing; the answer then goes out in it too."""
 
-    _active: bool
     _arrived: float
     _callbacks: tuple[Callable[[], object], ...]
     _cost: int
     _due: float | None
     _headers: dict[str, str] | None
+    _in_flight: Mapping[str, Request]
     _link: Any
     _message: ForwardRequest | None
     _packed: bytes | None
@@ -103,7 +106,14 @@ class Request:
         False once the request was answered, its deadline passed, its caller gave up (where the
         gateway passes that on) or the connector was aborted.
         """
-        return self._active and (self._due is None or clock.with_suspend() < self._due)
+        return self._is_unsettled() and (self._due is None or clock.with_suspend() < self._due)
+
+    def _is_unsettled(self) -> bool:
+        """Whether it is in the table of calls: nobody has answered it, or given it up.
+
+        By itself, and not by its id: after it was settled another request may have come with that.
+        """
+        return self._in_flight.get(self.request_id) is self
 
     def add_callback(self, callback: Callable[[], object]) -> bool:
         """Call ``callback()`` once, when the request is over: see :meth:`is_active`.
@@ -111,18 +121,14 @@ class Request:
         False when it is over already: the callback will not be called. It runs in a thread that
         others share, so it should return soon; an exception in it is logged.
         """
-        if not self._active:
+        if not self._is_unsettled():  # in a forked child nobody may ever release the lock
             return False
         with self._link.lock:
-            if not self._active:
+            # Again: whoever settles it holds this lock, and calls what it finds here then.
+            if not self._is_unsettled():
                 return False
             self._callbacks = (*self._callbacks, callback)
             return True
-
-    def _settle(self) -> bool:
-        """It is over from now on; whether it was not before. Requires holding the lock."""
-        was_active, self._active = self._active, False
-        return was_active
 
     def _call_back(self) -> None:
         """It is over: call what was to be called then, each once, whoever else does the same."""
@@ -131,6 +137,12 @@ class Request:
         with own_thread():  # they may call stop()
             for callback in callbacks:
                 shielded(f"{self!r}: a callback", callback)
+
+    def _count(self) -> None:
+        """From now on it counts as what waits for a worker does: all that it takes, about."""
+        headers = self.headers
+        self._cost = HEADER_BYTES * len(headers) + len(self._payload)
+        self._cost += sum(len(name) + len(value) for name, value in headers.items())
 
     def __repr__(self) -> str:
         return f"Request({self.method!r:.200}, request_id={self.request_id!r})"
@@ -147,17 +159,21 @@ def received(
     arrived: float,
     size: int,
     link: Any,
+    in_flight: Mapping[str, Request],
+    cost: int,
 ) -> Request:
     """The request that came in a message of ``size`` bytes, by the link whose replies those are.
 
-    ``due`` is :func:`~revconn.runtime.clock.with_suspend`'s, ``arrived`` monotonic. A function,
-    because there is one for each request: calling a class that has an ``__init__`` costs as much
-    again.
+    ``due`` is :func:`~revconn.runtime.clock.with_suspend`'s, ``arrived`` monotonic. ``in_flight``
+    is the table that it is to be put in, and ``cost`` the bytes of memory that count while it is
+    there. A function, because there is one for each request: calling a class that has an
+    ``__init__`` costs as much again.
     """
     request: Request = _new_request(Request)
     payload = message.payload  # once: protobuf makes a copy for everybody who asks
-    # The replies' lock, which is that of the table of calls, guards _active and _callbacks.
+    # The replies' lock, which is that of the table of calls, guards _callbacks and the table.
     request._link = link
+    request._in_flight = in_flight
     request._callbacks = ()
     # All that begins otherwise is bare beyond doubt, without a call.
     request.framed = payload[:1] < b"\x02" and is_framed(payload)
@@ -165,9 +181,8 @@ def received(
     request._payload = payload
     request._headers = None
     request.request_id = request_id
-    request._active = True
     request._arrived = arrived
-    request._cost = 0  # bytes of memory, about, that count while it is in flight
+    request._cost = cost
     request._due = due
     request.method = method
     if size > _LARGE:  # worth more than the time it takes: not to hold the payload twice

@@ -12,7 +12,7 @@ from revconn.core.framing import frame
 from revconn.exceptions import ProtocolError
 from revconn.messages import Request, Response
 from revconn.runtime import clock
-from tests.support.requests import request_of
+from tests.support.requests import request_of, settle
 
 
 def request(due: float | None = None, **fields: Any) -> Request:
@@ -88,9 +88,16 @@ def test_the_deadline_comes_nearer_while_the_machine_sleeps(
 def test_a_request_is_active_until_it_is_settled() -> None:
     made = request()
     assert made.is_active()
-    made._settle()
-    made._settle()
+    settle(made)
     assert not made.is_active()
+
+
+def test_a_request_that_was_settled_is_not_active_because_another_came_with_its_id() -> None:
+    made, another = request(request_id="a"), request(request_id="a")
+    made._in_flight = another._in_flight
+    assert another.is_active()
+    assert not made.is_active()
+    assert not made.add_callback(object)
 
 
 def test_a_request_is_active_until_its_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -107,7 +114,7 @@ def test_callbacks_are_called_once_and_none_is_added_to_a_request_that_is_over()
     called: list[str] = []
     assert made.add_callback(lambda: called.append("one"))
     assert made.add_callback(lambda: called.append("two"))
-    made._settle()
+    settle(made)
     assert not made.add_callback(lambda: called.append("late"))
     made._call_back()
     made._call_back()
@@ -119,7 +126,7 @@ def test_a_request_that_ends_just_before_a_callback_is_added_does_not_take_it() 
 
     class EndsMeanwhile:
         def __enter__(self) -> None:
-            made._settle()
+            settle(made)
 
         def __exit__(self, *exc_info: object) -> None:
             pass

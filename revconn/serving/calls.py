@@ -6,6 +6,7 @@ import itertools
 import math
 import threading
 import time
+from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Executor
 from typing import Callable
@@ -17,20 +18,18 @@ from revconn.core.responses import encode_failure
 from revconn.core.sending import Answer, answer
 from revconn.core.status import StatusCode
 from revconn.logger import get_logger
-from revconn.messages import Request, received
+from revconn.messages import HEADER_BYTES, Request, received
 from revconn.runtime import clock
 from revconn.runtime.threads import Condition, DaemonExecutor
 from revconn.serving.deadlines import Deadlines
 from revconn.serving.handlers import Answering, Handlers, Runs, failed, handler_stack
 from revconn.serving.inline import Inline
 from revconn.serving.replies import Replies
-from revconn.serving.workers import Workers
+from revconn.serving.workers import Served, Workers
 
 __all__ = ["Calls"]
 
 logger = get_logger(__name__)
-
-_HEADER = 256  # bytes of memory, about, that a header takes beside its own, decoded and in a dict
 
 _with_suspend = clock.with_suspend
 _monotonic = time.monotonic
@@ -48,12 +47,15 @@ class Calls:
            v
         running: in a worker, or (inline) in the thread that received it
            v
+        served: its answer is made; several are settled at a time
+           v
         settled: answered | expired (504) | cancelled (not answered) | given up (503)
 
-    From waiting and running each of the last three may come first: who finds the call in the table
-    settles it, in one step with queueing its answer, and a result that comes after that is late.
-    So a call is in the table exactly until its answer is with the replies of its link, and who asks
-    whether all is answered looks there, and at what is ``arriving`` by the link.
+    From waiting, running and served each of the last three may come first: whoever finds the call
+    in the table settles it, in one step with queueing its answer, and a result that comes after
+    that is late. So a call is in the table exactly until its answer is with the replies of its
+    link, and whoever asks whether all is answered looks there, and at what is ``arriving`` by the
+    link. Whether a call is settled is nowhere else: there is no flag that could say otherwise.
 
     ``_lock`` guards all state, the replies', the workers' and the deadlines' too. Thread-safe.
 
@@ -82,7 +84,7 @@ class Calls:
             runs,
             max_message_bytes,
             expire=self._expire,
-            settle=self._settle_batch,
+            settle=self._settle_inline,
             hand_over=self._hand_over,
         )
         self._runs = runs
@@ -91,18 +93,16 @@ class Calls:
         self._max_in_flight_bytes = max_in_flight_bytes
         self._lock = threading.Lock()
         self._settled = Condition(self._lock)
-        self._lingering: set[Replies] = set()  # with answers that wait for _flush()
         self.workers = Workers(
             self._lock,
             executor,
             max_workers,
             runs,
             answer=Answering(handlers.all, max_message_bytes).answer,
-            settle=self._settle,
+            settle=self._settle_served,
+            call_back=self._call_back,
             expire=self._expire,
             fail=self._fail,
-            flush=self._flush,
-            unsent=self._lingering,
             on_broken=on_failure,
             may_block=executor_may_block,
         )
@@ -156,6 +156,7 @@ class Calls:
         worse, and the one answer serves both.
         """
         inline_methods = self._inline_methods
+        in_flight = self._in_flight[link]
         pooled: list[Request] = []
         inline: list[Request] = []
         for message, request_id, method, size in arrivals:
@@ -169,17 +170,17 @@ class Calls:
                 headers = message.headers
                 if "grpc-timeout" in headers:
                     due = nearer_deadline(due, headers["grpc-timeout"], now)
-                request = received(message, request_id, method, due, arrived, size, link)
+                # What runs inline is over before more is read: it counts for no limit.
+                cost = 0 if is_inline else size + HEADER_BYTES * len(headers)
+                request = received(
+                    message, request_id, method, due, arrived, size, link, in_flight, cost
+                )
             except BaseException:  # no memory, say: the connection, and the batch, need not suffer
                 logger.exception("request %r: serving it failed", request_id)
                 failure = encode_failure(request_id, StatusCode.INTERNAL, "internal error")
                 link.answer([answer(failure, None)])
                 continue
-            if is_inline:
-                inline.append(request)
-            else:
-                request._cost = size + _HEADER * len(headers)
-                pooled.append(request)
+            (inline if is_inline else pooled).append(request)
         served = self._admit(link, pooled, inline)
         if served:
             self.inline.serve(link, served, arrived, now - arrived)
@@ -230,18 +231,20 @@ class Calls:
                 self._repeated += 1
                 continue
             in_flight[request.request_id] = request
-            if len(admitted) >= room:
-                request._cost = 0  # whoever settles it takes off what was counted: nothing
+            # Those to be refused too: whoever settles a call takes off what it costs.
+            self._bytes += request._cost
+            if room <= 0:
                 refused.append(request)
             else:
+                room -= 1
                 admitted.append(request)
-                self._bytes += request._cost
                 if request._due is not None and request._due < self._deadlines.next_due:
                     self._deadlines.expect(request._due)
-        self._total += len(admitted) + len(refused)
-        self._exempt += len(refused)
-        self._accepted += len(admitted)
-        self._overloaded += len(refused)
+        count, over = len(admitted), len(refused)
+        self._total += count + over
+        self._exempt += over
+        self._accepted += count
+        self._overloaded += over
         if not self.saturated and self._bytes > self._max_in_flight_bytes:
             self._saturate(True)
         return admitted, refused
@@ -251,13 +254,17 @@ class Calls:
         code = StatusCode.RESOURCE_EXHAUSTED
         failures = [answer(encode_failure(each.request_id, code, reason), None) for each in refused]
         in_flight = self._in_flight[link]
+        answers = []
         with self._lock:
-            told = [number for number, each in enumerate(refused) if each._settle()]
-            for number in told:
-                del in_flight[refused[number].request_id]
-            self._total -= len(told)
+            for request, failure in zip(refused, failures):
+                if in_flight.get(request.request_id) is request:  # else cancelled meanwhile
+                    del in_flight[request.request_id]
+                    self._bytes -= request._cost
+                    answers.append(failure)
+            self._total -= len(answers)
             self._exempt -= len(refused)
-            line = link.put([failures[number] for number in told], alone=True)
+            self._desaturate()
+            line = link.put(answers, alone=True)
             self._tell_settled(link)
         link.send_out(line)
         logger.debug("refused %d requests: %s", len(refused), reason)
@@ -268,7 +275,12 @@ class Calls:
         for link in self._in_flight:
             link.set_saturated(saturated)
 
-    def _settle_batch(
+    def _desaturate(self) -> None:
+        """Some were settled: read on, if it was too much until now."""
+        if self.saturated and self._bytes <= self._max_in_flight_bytes:
+            self._saturate(False)
+
+    def _settle_inline(
         self,
         link: Replies,
         served: list[tuple[Request, Answer | LargeAnswer]],
@@ -281,9 +293,9 @@ class Calls:
         with self._lock:
             count = 0
             for request, answer in served:
-                if request._active:
-                    request._active = False
-                    del in_flight[request.request_id]
+                request_id = request.request_id
+                if request_id in in_flight and in_flight[request_id] is request:
+                    del in_flight[request_id]
                     answers.append(answer)
                     count += 1
                 else:  # cancelled, say
@@ -310,9 +322,9 @@ class Calls:
         """
         in_flight = self._in_flight[link]
         with self._lock:
-            waiting = [request for request in requests if request._active]
+            waiting = [each for each in requests if in_flight.get(each.request_id) is each]
             for request in waiting:
-                request._cost = _memory(request)
+                request._count()
                 del in_flight[request.request_id]
             self._total -= len(waiting)
             self._exempt -= len(requests)
@@ -326,21 +338,56 @@ class Calls:
 
     # Any thread
 
-    def _settle(
-        self,
-        request: Request,
-        answer: Answer | LargeAnswer,
-        *,
-        expired: bool = False,
-        lingers: bool = True,
-    ) -> bool:
-        """Answer a request unless somebody else already did.
+    def _settle_served(self, served: deque[Served]) -> list[Request]:
+        """Answer what was served, and send it in this thread: many answers as one.
 
-        An answer that ``lingers`` may wait for others, until :meth:`_flush`.
+        So many as came by the same link, one after the other. Workers append meanwhile. Returns
+        those whose callbacks are to be called.
         """
+        answers: list[Answer | LargeAnswer] = []
+        called_back: list[Request] = []
+        link: Replies | None = None
+        with self._lock:
+            freed = 0
+            for _ in range(len(served)):  # nobody else takes any away: that needs the lock
+                request, answer = served.popleft()
+                if request._link is not link:
+                    if link is not None:
+                        served.appendleft((request, answer))
+                        break
+                    link = request._link
+                    in_flight = self._in_flight[link]
+                request_id = request.request_id
+                if request_id in in_flight and in_flight[request_id] is request:
+                    del in_flight[request_id]
+                    freed += request._cost
+                    answers.append(answer)
+                    if request._callbacks:
+                        called_back.append(request)
+                else:  # it expired, say
+                    self._late += 1
+            if link is None or not answers:
+                return called_back
+            count = len(answers)
+            self._total -= count
+            self._answered += count
+            self._bytes -= freed
+            if self.saturated:
+                self._desaturate()
+            line = link.put(answers, alone=True)
+            if link.awaited or self._settled.sleepers:
+                self._tell_settled(link)
+        if line is not None:
+            line.send_reserved()
+        if link.refused:  # aside: a log handler may take long, and a worker has requests in hand
+            self._call_aside([link.log_refused])
+        return called_back
+
+    def _settle(self, request: Request, failure: Answer, *, expired: bool = False) -> bool:
+        """Answer a request that nobody will serve, unless somebody else already did."""
         link = request._link
         with self._lock:
-            if not request._settle():
+            if request._in_flight.get(request.request_id) is not request:
                 self._late += not expired
                 return False
             del self._in_flight[link][request.request_id]
@@ -350,26 +397,13 @@ class Calls:
             else:
                 self._answered += 1
             self._bytes -= request._cost
-            if self.saturated and self._bytes <= self._max_in_flight_bytes:
-                self._saturate(False)
-            line = link.put((answer,), alone=not self._total, lingers=lingers)
-            if link.lingers:
-                self._lingering.add(link)
+            self._desaturate()
+            line = link.put((failure,), alone=not self._total)
             if link.awaited or self._settled.sleepers:
                 self._tell_settled(link)
-        if line is not None:
-            line.send_reserved()
-        if link.refused:
-            self.workers.busy_with(link.log_refused)
+        link.send_out(line)
+        self._call_back([request])
         return True
-
-    def _flush(self) -> None:
-        """Send what workers have answered, in this thread, many answers as one."""
-        while self._lingering:
-            with self._lock:
-                line = self._lingering.pop().take_lingering() if self._lingering else None
-            if line is not None:
-                line.send_reserved()
 
     def _tell_settled(self, link: Replies) -> None:
         """Who waits until all is answered looks again. Requires holding ``_lock``."""
@@ -378,24 +412,22 @@ class Calls:
 
     def _fail(self, request: Request, code: StatusCode, reason: str) -> bool:
         """Answer a request with an error unless somebody else already did answer it."""
-        settled = self._settle(request, failed(request, code, reason), lingers=False)
-        if settled:
-            self._call_back([request])
-        return settled
+        return self._settle(request, failed(request, code, reason))
 
     def _expire(self, request: Request) -> None:
         late = failed(request, StatusCode.DEADLINE_EXCEEDED, "deadline exceeded")
-        if self._settle(request, late, expired=True, lingers=False):
-            self._call_back([request])
+        self._settle(request, late, expired=True)
 
     def _call_back(self, ended: Iterable[Request]) -> None:
         """These are over, and nobody else calls their callbacks. Does not wait."""
-        for request in ended:
-            if request._callbacks:
-                try:
-                    self._caller.submit(request._call_back)
-                except RuntimeError:  # shut down, or no thread to be had
-                    request._call_back()
+        self._call_aside(request._call_back for request in ended if request._callbacks)
+
+    def _call_aside(self, functions: Iterable[Callable[[], object]]) -> None:
+        for function in functions:
+            try:
+                self._caller.submit(function)
+            except RuntimeError:  # shut down, or no thread to be had
+                function()
 
     # Callers give up
 
@@ -410,13 +442,11 @@ class Calls:
             for request_id in request_ids:
                 request = in_flight.pop(request_id, None)
                 if request is not None:
-                    request._settle()
                     self._bytes -= request._cost
                     cancelled.append(request)
             self._cancelled += len(cancelled)
             self._total -= len(cancelled)
-            if self.saturated and self._bytes <= self._max_in_flight_bytes:
-                self._saturate(False)
+            self._desaturate()
             if cancelled:
                 self._tell_settled(link)
         if cancelled:
@@ -444,6 +474,9 @@ class Calls:
     def give_up(self) -> int:
         """Answer 503 to everything that is still in flight, name it in the log, and count it."""
         reason = "the service stopped before it could answer"
+        # Not for what has an answer: its worker comes to that in a moment, or waits for this lock.
+        while self.workers.served:
+            self._call_back(self._settle_served(self.workers.served))
         with self._lock:
             left = list(self._all())
         runs = self._runs.now().items() if left else ()
@@ -483,8 +516,6 @@ class Calls:
         return itertools.chain.from_iterable(map(dict.values, self._in_flight.values()))
 
     def _abandon(self) -> None:
-        for request in self._all():
-            request._settle()
         for table in self._in_flight.values():
             table.clear()
         self._total = 0
@@ -503,13 +534,3 @@ class Calls:
                 "in_flight": self._total,
                 "waiting": len(self.workers.waiting),
             }
-
-
-def _memory(request: Request) -> int:
-    """Bytes that it takes, about."""
-    headers = request.headers
-    return (
-        len(request._payload)
-        + sum(len(name) + len(value) for name, value in headers.items())
-        + _HEADER * len(headers)
-    )

@@ -75,7 +75,7 @@ class Inline:
             if due is not None and due - offset <= start:
                 self._expire(request)
                 continue
-            if not request._active:  # cancelled, by another stream of the link
+            if request.request_id not in request._in_flight:  # cancelled, by another stream
                 continue
             running[thread] = (request, start)
             try:

@@ -60,7 +60,6 @@ class Replies:
         self._on_relief = on_relief
         self.congested = False
         self._saturated = False
-        self.lingers = False  # answers are queued that the sender was not woken for
         self._is_relieved = False  # and on_relief is to be called by whoever has released the lock
         self._replay_bytes = replay_bytes
         self._doubt = doubt
@@ -138,21 +137,12 @@ class Replies:
 
     # Each of these requires holding the lock
 
-    def put(
-        self,
-        answers: Sequence[Answer | LargeAnswer],
-        *,
-        alone: bool = False,
-        lingers: bool = False,
-    ) -> Line | None:
+    def put(self, answers: Sequence[Answer | LargeAnswer], *, alone: bool = False) -> Line | None:
         """Queue answers.
 
         ``alone`` says that no others will follow soon: then it may be that they are not queued, but
         reserved for whoever calls, who has to pass what this returns to :meth:`send_out` when it
         has released the lock. A lone answer saves a change of threads this way.
-
-        One that ``lingers`` does not wake the sender: others will follow, and then whoever calls
-        asks :meth:`take_lingering`.
         """
         line = self._only
         if line is None or self._opening:
@@ -165,29 +155,7 @@ class Replies:
         if outbound.answer_bytes > ROOM_BYTES or outbound.large_bytes:
             self.measure()
         if line.parked:
-            # Only the sender notices that answers which piled up have left.
-            if lingers and not self.congested:
-                self.lingers = True
-            else:
-                line.unpark()
-        return None
-
-    def take_lingering(self) -> Line | None:
-        """Reserve what lingers for whoever calls, as :meth:`put` does; else the sender sends it."""
-        assert self._lock.locked()
-        self.lingers = False
-        line = self._only
-        if line is None or self._opening:  # another stream began meanwhile
-            for each in self._lines:
-                each.unpark()
-            return None
-        if not line.parked:
-            return None
-        answers = line.outbound.take_answers(_BATCH_BYTES)
-        if answers and line.reserve(answers):
-            return line
-        line.outbound.put_back([*answers])
-        line.unpark()
+            line.unpark()
         return None
 
     def is_flushed(self) -> bool:

@@ -8,7 +8,7 @@ import queue
 import threading
 import time
 from collections import deque
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from concurrent.futures import BrokenExecutor, Executor, Future
 from typing import Callable, NamedTuple
 
@@ -23,12 +23,17 @@ from revconn.runtime.threads import guarded_thread, own_thread
 from revconn.serving.handlers import LONG, Runs
 from revconn.serving.replies import Replies
 
-__all__ = ["Backlog", "Workers"]
+__all__ = ["Backlog", "Served", "Workers"]
 
 logger = get_logger(__name__)
 
-_LINGER = 0.1
-_SHIFT = 0.5
+_LINGER = 0.1  # seconds that a worker waits for another request before it goes
+_SHIFT = 0.5  # seconds after which it makes way for a successor
+_MOST_SERVED = 64  # requests that are settled at a time, at most: about so many
+_LARGE = 16 << 10  # bytes of an answer that is worth a write of its own
+
+Served = tuple[Request, "Answer | LargeAnswer"]
+"""A request, and the answer that it is to be settled with."""
 
 _monotonic = time.monotonic
 _with_suspend = clock.with_suspend
@@ -50,15 +55,17 @@ class Workers:
     """Feeds requests to at most ``most`` workers.
 
     Each is answered by ``answer``, which runs its handler; from just before until that has returned
-    ``runs.running`` has an entry for the worker's thread. The answer is for ``settle``, or the
-    request for ``expire`` or ``fail``: those too that nobody can serve, because the executor took
-    no worker. What ``settle`` leaves to be sent is in ``unsent``, and sent by ``flush``.
+    ``runs.running`` has an entry for the worker's thread. Then it is in ``served`` until a worker,
+    the same one or another, has ``settle`` take all out that is there: one lock and one write for
+    many. That returns those whose callbacks are due. A request that has no answer is for ``expire``
+    or ``fail``, as are those that nobody can serve, because the executor took no worker.
     ``on_broken`` is told why when the executor will never take another one.
 
     While the answers of a link pile up its requests are held, until :meth:`resume`.
 
-    While requests wait and somebody is in a handler or a callback, which may take long, another
-    worker is awake and in neither, or has been called and will be. One, not as many as there are: a
+    While requests wait, or are served and not settled, and somebody is in a handler or a callback,
+    which may take long, another worker is awake and in neither, or has been called and will be; or
+    nothing is left in ``served``. One, not as many as there are: a
     worker that was called and waits for the interpreter's lock only takes time from those that
     work, and 50 connectors with 16 workers each came to a standstill by that.
 
@@ -71,9 +78,10 @@ class Workers:
     thread of its own: whoever puts requests has a connection to keep alive, and a worker may be the
     very one whose end that waits for.
 
-    ``lock``, the owner's, guards all state. But requests are taken from ``waiting`` without it:
-    that is atomic, and a lock for each, which 16 workers and a receiving thread want, would be
-    dear. Parked workers wait on a queue and not on a condition, which is Python code. Thread-safe.
+    ``lock``, the owner's, guards all state. But requests are taken from ``waiting``, and appended
+    to ``served``, without it: that is atomic, and a lock for each, which 16 workers and a receiving
+    thread want, would be dear. Parked workers wait on a queue and not on a condition, which is
+    Python code. Thread-safe.
     """
 
     def __init__(
@@ -84,11 +92,10 @@ class Workers:
         runs: Runs,
         *,
         answer: Callable[[Request], Answer | LargeAnswer],
-        settle: Callable[[Request, Answer | LargeAnswer], object],
+        settle: Callable[[deque[Served]], list[Request]],
+        call_back: Callable[[list[Request]], object],
         expire: Callable[[Request], object],
         fail: Callable[[Request, StatusCode, str], object],
-        flush: Callable[[], None],
-        unsent: Collection[object],
         on_broken: Callable[[BaseException], None],
         may_block: bool = False,
     ) -> None:
@@ -98,10 +105,9 @@ class Workers:
         self._running = runs.running
         self._answer = answer
         self._settle = settle
+        self._call_back = call_back
         self._expire = expire
         self._fail = fail
-        self._flush = flush
-        self._unsent = unsent
         self._stranding = Reminder()
         self._on_broken = on_broken
         self._contracts: queue.SimpleQueue[object] | None = None
@@ -111,6 +117,7 @@ class Workers:
             self._recruiter = guarded_thread("revconn-recruiter", self._recruit, on_broken)
         self._lock = lock
         self.waiting: deque[Request] = deque()
+        self.served: deque[Served] = deque()
         self._held: deque[Request] = deque()  # of congested links
         self._count = 0
         self._hired: set[object] = set()
@@ -140,7 +147,7 @@ class Workers:
         """What waits for a worker; ``None`` when nothing does."""
         with self._lock:
             waiting = tuple(self.waiting)
-            first = next((request for request in waiting if request._active), None)
+            first = next((request for request in waiting if request._is_unsettled()), None)
             if first is None:
                 return None
             wanted = len(self._hired)
@@ -152,8 +159,8 @@ class Workers:
         In place and one by one, since workers take from the same deque meanwhile.
         """
         with self._lock:
-            self._held = deque(request for request in self._held if request._active)
-            for request in [each for each in tuple(self.waiting) if not each._active]:
+            self._held = deque(request for request in self._held if request._is_unsettled())
+            for request in [each for each in tuple(self.waiting) if not each._is_unsettled()]:
                 with contextlib.suppress(ValueError):  # a worker was faster
                     self.waiting.remove(request)
 
@@ -296,10 +303,7 @@ class Workers:
         self._running.pop(threading.get_ident(), None)
         self.hire()
         # After that: nobody counts on this worker any more, but somebody may have just before.
-        try:
-            self._flush()
-        except BaseException:
-            logger.exception("sending answers failed")
+        self._settle_all()
 
     def _work_a_shift(self) -> bool:
         """Serve; whether there has to be a successor. Otherwise the place is given back."""
@@ -313,12 +317,11 @@ class Workers:
                 request = waiting.popleft()
             except IndexError:
                 request = None  # a thread that waits keeps nothing alive
-                self._flush()
+                self._settle_all()
                 if not self._park():
                     return False
                 now = _monotonic()
                 continue
-            now = _monotonic()
             # Before the look at the others: of two workers that enter a handler at the same time
             # one at least sees that the other does.
             running[thread] = (request, now)
@@ -335,25 +338,35 @@ class Workers:
         """Run a request in this worker's thread; when it was done (monotonic)."""
         running = self._running
         try:
-            if not self._called and self._awake() <= 0:
+            served = self.served
+            if (self.waiting or served) and not self._called and self._awake() <= 0:
                 if self.waiting:
                     self._look_after_waiting()
-                if not self._called:
-                    try:  # what was answered must not wait for this handler
-                        self._flush()
-                    except BaseException:  # nor has this request to suffer for it
-                        logger.exception("sending answers failed")
+                if served and not self._called:
+                    self._settle_all()  # what has an answer must not wait for this handler
             if request._due is not None and request._due <= _with_suspend():
                 self._expire(request)
-            elif request._active and not (request._link.congested and self._hold(request)):
+            elif request.request_id in request._in_flight and not (
+                request._link.congested and self._hold(request)
+            ):
                 answer = self._answer(request)
                 end = _monotonic()
                 if end - start > LONG:
                     self._runs.remember(request, start, end)
                 del running[thread]
-                self._settle(request, answer)
                 if request._callbacks:
-                    self.busy_with(request._call_back)
+                    self._settle_all()  # first: answers leave in the order they were made in
+                    for each in self._settle(deque([(request, answer)])):
+                        self._busy_with(each._call_back)
+                    return _monotonic()
+                served.append((request, answer))
+                if self.waiting and (
+                    len(served) >= _MOST_SERVED
+                    or type(answer) is not tuple
+                    or len(answer[0]) > _LARGE
+                ):
+                    self._settle_all()
+                    end = _monotonic()
                 return end
             del running[thread]
         except BaseException:  # the worker, and whoever waits for the answer, need not suffer
@@ -362,14 +375,27 @@ class Workers:
             self._fail(request, StatusCode.INTERNAL, "internal error")
         return _monotonic()
 
-    def busy_with(self, function: Callable[[], object]) -> None:
-        """Call what may take as long as a handler: callbacks, an application's log handlers."""
-        self._flush()
+    def _settle_all(self) -> None:
+        """Settle what was served, whatever that runs into: all of it, or who is to do the rest?"""
+        while self.served:
+            try:
+                called_back = self._settle(self.served)
+                # Their own workers have gone on, and this one has a request in hand, maybe: that
+                # need not wait for what a callback does.
+                if called_back:
+                    self._call_back(called_back)
+            except BaseException:
+                logger.exception("settling requests failed")
+
+    def _busy_with(self, function: Callable[[], object]) -> None:
+        """Call what may take as long as a handler does."""
         with self._lock:
             self._in_callbacks += 1
             hire = self._call()
         if hire:
             self.hire()
+        # After that, as in _work(): nobody counts on this worker while it is in there.
+        self._settle_all()
         try:
             function()
         finally:
@@ -387,13 +413,17 @@ class Workers:
     def _park(self) -> bool:
         """Wait until there is work, or false: the worker was not needed for a while, and goes."""
         with self._lock:
-            # Whoever left answers unsent has counted on this worker, which was awake until here.
-            if self.waiting or self._unsent:
+            if self.waiting:
                 return True
             if self._closed:
                 self._count -= 1
                 return False
             self._parked += 1
+            # After that: another worker, which appends without the lock and looks who is awake
+            # then, has counted on this one, or sees that it is not.
+            if self.served:
+                self._parked -= 1
+                return True
         try:
             self._calls.get(timeout=_LINGER)
         except queue.Empty:

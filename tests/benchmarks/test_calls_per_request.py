@@ -11,12 +11,12 @@ from tests.support.call_counts import KINDS, calls_of_one_request, echo, numbers
 
 # In Python, in C: at most. The same on Python 3.9 with the oldest dependencies as on 3.13 with the
 # newest: none of them has a part in it but protobuf, in C. A few more in the pool than inline are
-# the worker's: it looks whether another one has to come, and sends what was left to linger.
+# the worker's: it looks whether another one has to come, and settles what was served.
 BARS = {
     "inline": (24, 37),
-    "pool": (34, 55),
+    "pool": (31, 53),
     "inline-pinged": (26, 45),
-    "pool-pinged": (37, 63),
+    "pool-pinged": (34, 61),
 }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future
 from typing import Any, Callable
@@ -18,7 +19,7 @@ from revconn.runtime.threads import DaemonExecutor
 from revconn.serving import workers as workers_module
 from revconn.serving.handlers import Runs
 from revconn.serving.workers import Workers
-from tests.support.requests import request_of
+from tests.support.requests import request_of, settle
 from tests.support.threads import TIMEOUT, in_thread
 from tests.support.waiting import eventually
 
@@ -59,7 +60,6 @@ class Scene:
         self.served: list[str] = []
         self.settled: list[str] = []
         self.failed: list[tuple[str, StatusCode, str]] = []
-        self.flushed: list[int] = []  # how many had been settled at each time
         self.broken: list[BaseException] = []
         self.lock = threading.Lock()
         self.workers = kind(
@@ -69,10 +69,9 @@ class Scene:
             self.runs,
             answer=self._answer,
             settle=self._settle,
+            call_back=lambda requests: [each._call_back() for each in requests],
             expire=lambda request: pytest.fail("no request here has a deadline"),
             fail=self._fail,
-            flush=lambda: self.flushed.append(len(self.settled)),
-            unsent=(),
             on_broken=self.broken.append,
         )
 
@@ -82,10 +81,15 @@ class Scene:
         self.handler(request.request_id)
         return answer(request.request_id.encode(), None)
 
-    def _settle(self, request: Request, answer: Answer) -> None:
-        assert threading.get_ident() not in self.runs.running
-        assert answer[0] == request.request_id.encode()
-        self.settled.append(request.request_id)
+    def _settle(self, served: deque[tuple[Request, Any]]) -> list[Request]:
+        settled = []
+        with self.lock:
+            while served:
+                request, answer = served.popleft()
+                assert answer[0] == request.request_id.encode()
+                settled.append(request)
+        self.settled += [request.request_id for request in settled]
+        return [request for request in settled if request._callbacks]
 
     def _fail(self, request: Request, code: StatusCode, reason: str) -> None:
         self.failed.append((request.request_id, code, reason))
@@ -200,12 +204,12 @@ def test_a_backlog_is_counted_from_the_first_that_is_still_wanted() -> None:
     scene = Scene(Executor())
     assert scene.workers.backlog(5.0) is None
     cancelled, waiting = scene.put(*"ab")
-    cancelled._active = False
+    settle(cancelled)
     waiting._arrived = 2.0
     assert scene.workers.backlog(5.0) == (2, 3.0, 0, 1)
     scene.workers.forget_settled()
     assert scene.workers.backlog(5.0) == (1, 3.0, 0, 1)
-    waiting._active = False
+    settle(waiting)
     assert scene.workers.backlog(5.0) is None
 
 
@@ -229,77 +233,116 @@ def test_after_the_end_nothing_is_taken_any_more(end: Callable[[Scene], None]) -
     assert len(scene.executor.tasks) == 1
 
 
-def test_a_request_need_not_suffer_because_answers_before_it_cannot_be_sent(
+def served(request_id: str) -> tuple[Request, Answer]:
+    """By another worker, which went on."""
+    request = request_of(ForwardRequest(request_id=request_id))
+    return request, answer(request_id.encode(), None)
+
+
+def test_a_request_need_not_suffer_because_those_before_it_cannot_be_settled(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(workers_module, "_LINGER", 0.0)
     scene = Scene(Executor(), most=1)
-    raised = []
+    settle = scene.workers._settle
 
-    def flush() -> None:
-        raised.append(MemoryError())
-        raise raised[-1]
+    def run_out_of_memory(served: deque[Any]) -> list[Request]:
+        monkeypatch.setattr(scene.workers, "_settle", settle)
+        served.popleft()
+        raise MemoryError
 
-    scene.put("a")
-    with monkeypatch.context() as patch:
-        patch.setattr(scene.workers, "_flush", flush)
-        scene.executor.tasks[0][1]()
-    assert scene.settled == ["a"]
+    monkeypatch.setattr(scene.workers, "_settle", run_out_of_memory)
+    scene.put("a", "b")
+    scene.workers.served += [served("lost"), served("left")]
+    scene.executor.tasks[0][1]()
+    assert scene.settled == ["left", "a", "b"]
     assert scene.failed == []
-    assert "sending answers failed" in caplog.text
-    assert "a worker failed; another one takes its place" in caplog.text
-    assert len(scene.executor.tasks) == 2
-    scene.put("b")
-    scene.executor.tasks[1][1]()
-    assert scene.settled == ["a", "b"]
+    assert "settling requests failed" in caplog.text
     assert scene.workers._count == 0, "it has gone, for want of work"
 
 
-def test_a_worker_that_is_busy_with_what_the_user_has_called_is_not_counted_on(
-    scene, monkeypatch: pytest.MonkeyPatch
+def test_answers_of_a_worker_that_goes_on_are_settled_together_but_not_too_many(
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(workers_module, "_LINGER", TIMEOUT)
-    made: Scene = scene(lambda request_id: None)
-    held_up, let_go = threading.Event(), threading.Event()
-    settle = made.workers._settle
+    monkeypatch.setattr(workers_module, "_LINGER", 0.0)
+    monkeypatch.setattr(workers_module, "_MOST_SERVED", 2)
+    scene = Scene(Executor(), most=1)
+    at_once: list[int] = []
+    settle = scene.workers._settle
 
-    def hold_up() -> None:
-        held_up.set()
-        assert let_go.wait(TIMEOUT)
+    def count(served: deque[Any]) -> list[Request]:
+        at_once.append(len(served))
+        return settle(served)
 
-    def settle_slowly(request: Request, answer: Answer) -> None:
-        settle(request, answer)
-        if request.request_id == "a":
-            made.workers.busy_with(hold_up)
-
-    monkeypatch.setattr(made.workers, "_settle", settle_slowly)
-    made.put("a")
-    assert held_up.wait(TIMEOUT)
-    made.put("b")
-    eventually(lambda: "b" in made.settled)
-    let_go.set()
+    monkeypatch.setattr(scene.workers, "_settle", count)
+    # One more is parked, or those would be settled before the next handler is entered.
+    scene.workers._called = True
+    scene.put(*"abcde")
+    scene.workers.hire()
+    scene.executor.tasks[0][1]()
+    assert at_once == [2, 2, 1]
+    assert scene.settled == ["a", "b", "c", "d", "e"]
 
 
-def test_a_worker_that_would_park_sends_what_another_has_left_to_it_meanwhile(
+class LeftMore(Workers):
+    """Another worker, that saw this one awake, leaves to it what it has served, and goes on."""
+
+    def _park(self) -> bool:
+        self.served.extend(self.left)
+        self.left = ()
+        return super()._park()
+
+    left: tuple[Any, ...] = ()
+
+
+def test_a_worker_that_would_park_settles_what_another_has_left_to_it_meanwhile(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(workers_module, "_LINGER", 0.0)
+    scene = Scene(Executor(), most=1, kind=LeftMore)
+    assert isinstance(scene.workers, LeftMore)
+    scene.workers.left = (served("left"),)
+    scene.put("a")
+    scene.executor.tasks[0][1]()
+    assert scene.settled == ["a", "left"]
+    assert scene.workers._parked == 0
+
+
+def test_a_worker_that_goes_into_a_callback_settles_what_another_has_left_to_it_first(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(workers_module, "_LINGER", 0.0)
     scene = Scene(Executor(), most=1)
-    unsent: set[str] = set()
-    flushes = []
+    settle = scene.workers._settle
 
-    def flush() -> None:
-        unsent.clear()
-        flushes.append(None)
-        if len(flushes) == 1:
-            unsent.add("by a worker that saw this one awake")
+    def settle_and_be_left_more(served_now: deque[Any]) -> list[Request]:
+        monkeypatch.setattr(scene.workers, "_settle", settle)
+        scene.workers.served.append(served("left"))
+        return settle(served_now)
 
-    monkeypatch.setattr(scene.workers, "_flush", flush)
-    monkeypatch.setattr(scene.workers, "_unsent", unsent)
-    scene.put("a")
+    monkeypatch.setattr(scene.workers, "_settle", settle_and_be_left_more)
+    settled_before: list[str] = []
+    scene.put("a", callback=lambda: settled_before.extend(scene.settled))
     scene.executor.tasks[0][1]()
-    assert unsent == set()
-    assert scene.settled == ["a"]
+    assert settled_before == ["a", "left"]
+
+
+def test_a_worker_that_makes_way_settles_what_another_has_left_to_it_last(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(workers_module, "_SHIFT", 0.0)
+    scene = Scene(Executor(), most=1)
+    scene.put("a")
+    hire = scene.workers.hire
+
+    def be_left_more_and_hire() -> None:
+        scene.workers.served.append(served("left"))
+        hire()
+
+    monkeypatch.setattr(scene.workers, "hire", be_left_more_and_hire)
+    scene.executor.tasks[0][1]()
+    assert len(scene.executor.tasks) == 2, "a successor"
+    assert scene.settled == ["left"]
 
 
 # While somebody is in a handler, another worker is awake or called
@@ -341,7 +384,7 @@ def test_a_worker_that_is_in_a_callback_is_not_counted_on(
     made: Scene = scene(lambda request_id: None, most=2)
     made.put("a", callback=lambda: hanging.set() or gate("callback"))
     assert hanging.wait(TIMEOUT)
-    assert made.flushed[-1] == 1, "nor does the answer wait for it"
+    assert made.settled == ["a"], "nor does the answer wait for it"
     made.put("b")
     eventually(lambda: made.settled == ["a", "b"])
     eventually(lambda: made.workers._parked == 1)
@@ -397,6 +440,6 @@ def test_what_is_forgotten_leaves_the_others_in_their_order() -> None:
     scene = Scene(Executor(), most=1)
     requests = scene.put(*"abcde")
     for number in (1, 3):
-        requests[number]._active = False
+        settle(requests[number])
     scene.workers.forget_settled()
     assert [each.request_id for each in scene.workers.waiting] == ["a", "c", "e"]

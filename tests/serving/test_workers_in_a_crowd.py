@@ -123,6 +123,11 @@ def test_all_that_may_run_at_once_do_and_each_is_answered(
                 for each in bringing:
                     each.result(TIMEOUT)
                 assert crowd.blocks(blocking), f"round {number}: {calls.workers.backlog(0.0)}"
+                # No answer waits for those that block, nor does a request while there are workers.
+                eventually(lambda: not calls.workers.served)
+                if blocking < MOST:
+                    held = kinds.count("handler")
+                    eventually(lambda held=held: calls.stats()["in_flight"] == held)
                 crowd.let_go()
                 assert calls.wait_idle(TIMEOUT)
         finally:
