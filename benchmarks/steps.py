@@ -19,7 +19,6 @@ from revconn import Request
 from revconn._proto.registry_pb2 import ConnectionMessage, ConnectionStatus, ForwardRequest
 from revconn.core.chunks import LargeAnswer
 from revconn.core.connector_side import Arrival, ConnectorConnection
-from revconn.core.deadline import request_deadline
 from revconn.core.framing import frame
 from revconn.core.liveness import ConnectorLiveness
 from revconn.core.routing import Routes
@@ -76,8 +75,7 @@ class Path:
     def _request(
         self, message: ForwardRequest, request_id: str, method: str, size: int, now: float
     ) -> Request:
-        deadline = request_deadline(message.timeout_seconds, message.headers, now)
-        return received(message, request_id, method, deadline, now, size, self._replies, {}, 0)
+        return received(message, request_id, method, size, now, now, self._replies, {}, True)
 
     def _answer(self, requests: list[Request]) -> list[Answer | LargeAnswer]:
         return [self._answer_one(each) for each in requests]

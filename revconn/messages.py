@@ -8,6 +8,7 @@ from types import MappingProxyType
 from typing import Any, Callable
 
 from revconn._proto.registry_pb2 import ForwardRequest
+from revconn.core.deadline import nearer_deadline
 from revconn.core.framing import is_framed, unframe
 from revconn.core.status import is_success
 from revconn.runtime import clock
@@ -15,9 +16,7 @@ from revconn.runtime.threads import own_thread, shielded
 
 __all__ = ["Request", "Response"]
 
-HEADER_BYTES = 256
-"""Bytes of memory, about, that a header takes beside its own, decoded and in a dict."""
-
+_HEADER = 256  # bytes of memory, about, that a header takes beside its own, decoded and in a dict
 _LARGE = 16 << 10
 _MOST_INFLATED = 16 << 20  # bytes of one payload, in each of the threads that run handlers
 
@@ -141,7 +140,7 @@ class Request:
     def _count(self) -> None:
         """From now on it counts as what waits for a worker does: all that it takes, about."""
         headers = self.headers
-        self._cost = HEADER_BYTES * len(headers) + len(self._payload)
+        self._cost = _HEADER * len(headers) + len(self._payload)
         self._cost += sum(len(name) + len(value) for name, value in headers.items())
 
     def __repr__(self) -> str:
@@ -155,21 +154,27 @@ def received(
     message: ForwardRequest,
     request_id: str,
     method: str,
-    due: float | None,
-    arrived: float,
     size: int,
+    arrived: float,
+    now: float,
     link: Any,
     in_flight: Mapping[str, Request],
-    cost: int,
+    counts: bool,
 ) -> Request:
     """The request that came in a message of ``size`` bytes, by the link whose replies those are.
 
-    ``due`` is :func:`~revconn.runtime.clock.with_suspend`'s, ``arrived`` monotonic. ``in_flight``
-    is the table that it is to be put in, and ``cost`` the bytes of memory that count while it is
-    there. A function, because there is one for each request: calling a class that has an
-    ``__init__`` costs as much again.
+    That was when ``arrived`` says (monotonic), and ``now``
+    (:func:`~revconn.runtime.clock.with_suspend`). ``in_flight`` is the table that it is to be put
+    in, and it ``counts`` if the memory that it takes there does.
     """
+    # A function, because there is one for each request: calling a class that has an __init__ costs
+    # as much again.
     request: Request = _new_request(Request)
+    timeout = message.timeout_seconds
+    due = now + timeout if timeout > 0 else None
+    headers = message.headers
+    if "grpc-timeout" in headers:  # the caller's own; the nearer of the two counts
+        due = nearer_deadline(due, headers["grpc-timeout"], now)
     payload = message.payload  # once: protobuf makes a copy for everybody who asks
     # The replies' lock, which is that of the table of calls, guards _callbacks and the table.
     request._link = link
@@ -182,11 +187,11 @@ def received(
     request._headers = None
     request.request_id = request_id
     request._arrived = arrived
-    request._cost = cost
+    request._cost = size + _HEADER * len(headers) if counts else 0
     request._due = due
     request.method = method
     if size > _LARGE:  # worth more than the time it takes: not to hold the payload twice
-        request._headers = dict(message.headers)
+        request._headers = dict(headers)
         request._message = None
     else:
         request._message = message

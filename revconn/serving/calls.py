@@ -13,14 +13,12 @@ from typing import Callable
 
 from revconn.core.chunks import LargeAnswer
 from revconn.core.connector_side import Arrival
-from revconn.core.deadline import nearer_deadline
 from revconn.core.responses import encode_failure
 from revconn.core.sending import Answer, answer
 from revconn.core.status import StatusCode
 from revconn.logger import get_logger
-from revconn.messages import HEADER_BYTES, Request, received
-from revconn.runtime import clock
-from revconn.runtime.threads import Condition, DaemonExecutor
+from revconn.messages import Request, received
+from revconn.runtime.threads import Condition
 from revconn.serving.deadlines import Deadlines
 from revconn.serving.handlers import Answering, Handlers, Runs, failed, handler_stack
 from revconn.serving.inline import Inline
@@ -31,7 +29,6 @@ __all__ = ["Calls"]
 
 logger = get_logger(__name__)
 
-_with_suspend = clock.with_suspend
 _monotonic = time.monotonic
 
 
@@ -58,10 +55,7 @@ class Calls:
     link. Whether a call is settled is nowhere else: there is no flag that could say otherwise.
 
     ``_lock`` guards all state, the replies', the workers' and the deadlines' too. Thread-safe.
-
-    ``saturated`` says that more than ``max_in_flight_bytes`` are in flight; the links' peers are
-    held back then. ``on_failure`` is told what this cannot go on from: an executor that is broken,
-    say.
+    ``on_failure`` is told what this cannot go on from: an executor that is broken, say.
     """
 
     def __init__(
@@ -88,7 +82,6 @@ class Calls:
             hand_over=self._hand_over,
         )
         self._runs = runs
-        self._running = runs.running
         self._max_in_flight = max_in_flight
         self._max_in_flight_bytes = max_in_flight_bytes
         self._lock = threading.Lock()
@@ -100,7 +93,6 @@ class Calls:
             runs,
             answer=Answering(handlers.all, max_message_bytes).answer,
             settle=self._settle_served,
-            call_back=self._call_back,
             expire=self._expire,
             fail=self._fail,
             on_broken=on_failure,
@@ -108,12 +100,14 @@ class Calls:
         )
         self._in_flight: dict[Replies, dict[str, Request]] = {}
         self._total = 0
-        self._exempt = 0  # of those: served inline or being refused, beyond max_in_flight
+        # Of those: beyond max_in_flight, as being refused or served inline, which is over before
+        # their thread reads more. For the same reason what those bring takes no part in _bytes.
+        self._exempt = 0
         self._bytes = 0
-        self.saturated = False
+        self.saturated = False  # too many bytes are in flight: the gateways are held back
         self._closed = False
-        self._accepted = self._answered = self._cancelled = self._expired = 0
-        self._late = self._repeated = self._overloaded = 0
+        names = "accepted", "answered", "cancelled", "expired", "late", "repeated", "overloaded"
+        self._counts = dict.fromkeys(names, 0)  # since the start
         self._sooner = threading.Condition(self._lock)  # to look for deadlines, or for the end
         self._deadlines = Deadlines(
             self._sooner,
@@ -122,14 +116,10 @@ class Calls:
             self.workers.forget_settled,
             on_failure,
         )
-        # For callbacks of requests whose handlers may be busy yet: where a handler has answered its
-        # own thread calls them, and one that hangs here delays only other callbacks.
-        self._caller = DaemonExecutor(1, "revconn-callbacks")
 
     def start(self) -> None:
-        """Start the thread that watches deadlines, and the one for callbacks."""
+        """Start the threads that watch deadlines and call callbacks."""
         self._deadlines.start()
-        self._caller.start()
         self.workers.start()
 
     def replies(self, *, replay_bytes: int, doubt: float) -> Replies:
@@ -151,9 +141,7 @@ class Calls:
     ) -> None:
         """A batch of requests arrived; those with an inline handler are served before it returns.
 
-        They came when ``arrived`` says (monotonic), and ``now`` (with suspend). A repeated id is
-        ignored while the first request with it is in flight: running a handler twice would be
-        worse, and the one answer serves both.
+        They came when ``arrived`` says (monotonic), and ``now`` (with suspend).
         """
         inline_methods = self._inline_methods
         in_flight = self._in_flight[link]
@@ -165,15 +153,8 @@ class Calls:
                 is_inline = method in inline_methods or (
                     method[:1] != "/" and self._inline_routes.find(method) is not None
                 )
-                timeout = message.timeout_seconds
-                due = now + timeout if timeout > 0 else None
-                headers = message.headers
-                if "grpc-timeout" in headers:
-                    due = nearer_deadline(due, headers["grpc-timeout"], now)
-                # What runs inline is over before more is read: it counts for no limit.
-                cost = 0 if is_inline else size + HEADER_BYTES * len(headers)
                 request = received(
-                    message, request_id, method, due, arrived, size, link, in_flight, cost
+                    message, request_id, method, size, arrived, now, link, in_flight, not is_inline
                 )
             except BaseException:  # no memory, say: the connection, and the batch, need not suffer
                 logger.exception("request %r: serving it failed", request_id)
@@ -197,19 +178,20 @@ class Calls:
         with self._lock:
             if pooled:
                 admitted, refused = self._admit_pooled(in_flight, pooled)
+                # In the same step: a request that is in the table, and waits nowhere, never runs.
                 hire = bool(admitted) and self.workers.put(admitted)
             count = 0
             for request in inline:
                 if request.request_id in in_flight or self._closed:
-                    self._repeated += not self._closed
+                    self._counts["repeated"] += not self._closed
                 else:
                     in_flight[request.request_id] = request
                     served.append(request)
                     count += 1
             self._total += count
             self._exempt += count
-            self._accepted += count
-        if hire:
+            self._counts["accepted"] += count
+        if hire:  # without the lock: it is the application's executor, maybe, and may block
             self.workers.hire()
         if refused:
             self._refuse(link, refused)
@@ -218,35 +200,35 @@ class Calls:
     def _admit_pooled(
         self, in_flight: dict[str, Request], requests: list[Request]
     ) -> tuple[list[Request], list[Request]]:
-        """Those for workers, and those over the limit: to be refused. Requires the lock.
-
-        The latter are in flight too, until that is said: whoever asks whether all is answered
-        must not miss them.
-        """
+        """Those for workers, and those over the limit: to be refused. Requires the lock."""
         room = 0 if self._closed else self._max_in_flight - self._total + self._exempt
         admitted: list[Request] = []
         refused: list[Request] = []
         for request in requests:
+            # Ignored: to run a handler twice would be worse, and the one answer serves both.
             if request.request_id in in_flight:
-                self._repeated += 1
+                self._counts["repeated"] += 1
                 continue
             in_flight[request.request_id] = request
-            # Those to be refused too: whoever settles a call takes off what it costs.
+            # Those to be refused too, until that is said: whoever asks whether all is answered must
+            # not miss them, and whoever settles a call takes off what it costs.
             self._bytes += request._cost
             if room <= 0:
                 refused.append(request)
             else:
                 room -= 1
                 admitted.append(request)
+                # Only one that comes before all others wakes a thread: with the same timeout for
+                # each request that is one in as many as come within it.
                 if request._due is not None and request._due < self._deadlines.next_due:
                     self._deadlines.expect(request._due)
         count, over = len(admitted), len(refused)
         self._total += count + over
         self._exempt += over
-        self._accepted += count
-        self._overloaded += over
-        if not self.saturated and self._bytes > self._max_in_flight_bytes:
-            self._saturate(True)
+        self._counts["accepted"] += count
+        self._counts["overloaded"] += over
+        if self._bytes > self._max_in_flight_bytes:
+            self._saturate()
         return admitted, refused
 
     def _refuse(self, link: Replies, refused: list[Request]) -> None:
@@ -263,22 +245,20 @@ class Calls:
                     answers.append(failure)
             self._total -= len(answers)
             self._exempt -= len(refused)
-            self._desaturate()
+            self._saturate()
             line = link.put(answers, alone=True)
             self._tell_settled(link)
         link.send_out(line)
         logger.debug("refused %d requests: %s", len(refused), reason)
 
-    def _saturate(self, saturated: bool) -> None:
+    def _saturate(self) -> None:
+        """See whether too much is in flight: what comes is not read then. Requires the lock."""
         assert self._lock.locked()
-        self.saturated = saturated
-        for link in self._in_flight:
-            link.set_saturated(saturated)
-
-    def _desaturate(self) -> None:
-        """Some were settled: read on, if it was too much until now."""
-        if self.saturated and self._bytes <= self._max_in_flight_bytes:
-            self._saturate(False)
+        saturated = self._bytes > self._max_in_flight_bytes
+        if saturated is not self.saturated:
+            self.saturated = saturated
+            for link in self._in_flight:
+                link.set_saturated(saturated)
 
     def _settle_inline(
         self,
@@ -288,6 +268,8 @@ class Calls:
         alone: bool,
     ) -> None:
         """Answer what was served: of so many that were ``taken`` some may have expired."""
+        # So like _settle_served(), and not one with it: that takes each from a deque, and what is
+        # served inline costs so little that a call more would be seen.
         in_flight = self._in_flight[link]
         answers: list[Answer | LargeAnswer] = []
         with self._lock:
@@ -299,9 +281,9 @@ class Calls:
                     answers.append(answer)
                     count += 1
                 else:  # cancelled, say
-                    self._late += 1
+                    self._counts["late"] += 1
             self._total -= count
-            self._answered += count
+            self._counts["answered"] += count
             self._exempt -= taken
             line = link.put(answers, alone=alone) if answers else None
             if link.awaited or self._settled.sleepers:
@@ -317,8 +299,7 @@ class Calls:
     def _hand_over(self, link: Replies, requests: list[Request]) -> None:
         """While a gateway does not read, workers take what inline handlers would have.
 
-        From now on they wait, so they count as all that waits does, have their deadlines watched,
-        and may be too many.
+        They wait now: so they count, have their deadlines watched, and may be too many.
         """
         in_flight = self._in_flight[link]
         with self._lock:
@@ -328,7 +309,7 @@ class Calls:
                 del in_flight[request.request_id]
             self._total -= len(waiting)
             self._exempt -= len(requests)
-            self._accepted -= len(waiting)
+            self._counts["accepted"] -= len(waiting)
             admitted, refused = self._admit_pooled(in_flight, waiting)
             hire = bool(admitted) and self.workers.put(admitted)
         if hire:
@@ -352,7 +333,7 @@ class Calls:
             for _ in range(len(served)):  # nobody else takes any away: that needs the lock
                 request, answer = served.popleft()
                 if request._link is not link:
-                    if link is not None:
+                    if link is not None:  # the next one's: nobody holds two reserved lines
                         served.appendleft((request, answer))
                         break
                     link = request._link
@@ -365,71 +346,58 @@ class Calls:
                     if request._callbacks:
                         called_back.append(request)
                 else:  # it expired, say
-                    self._late += 1
+                    self._counts["late"] += 1
             if link is None or not answers:
                 return called_back
             count = len(answers)
             self._total -= count
-            self._answered += count
+            self._counts["answered"] += count
             self._bytes -= freed
             if self.saturated:
-                self._desaturate()
+                self._saturate()
+            # Alone, however many they are: the workers have nothing more to send now.
             line = link.put(answers, alone=True)
             if link.awaited or self._settled.sleepers:
                 self._tell_settled(link)
         if line is not None:
             line.send_reserved()
         if link.refused:  # aside: a log handler may take long, and a worker has requests in hand
-            self._call_aside([link.log_refused])
+            self.workers.call_aside([link.log_refused])
         return called_back
 
-    def _settle(self, request: Request, failure: Answer, *, expired: bool = False) -> bool:
-        """Answer a request that nobody will serve, unless somebody else already did."""
+    def _fail(self, request: Request, code: StatusCode, reason: str) -> bool:
+        """Answer a request with an error, unless it was settled already. True if it was not."""
         link = request._link
+        failure = failed(request, code, reason)
+        expired = code is StatusCode.DEADLINE_EXCEEDED
         with self._lock:
-            if request._in_flight.get(request.request_id) is not request:
-                self._late += not expired
+            in_flight = self._in_flight[link]
+            # The deadlines' thread and the request's own may both come here, and a result too.
+            if in_flight.get(request.request_id) is not request:
+                self._counts["late"] += not expired
                 return False
-            del self._in_flight[link][request.request_id]
+            del in_flight[request.request_id]
             self._total -= 1
-            if expired:
-                self._expired += 1
-            else:
-                self._answered += 1
+            self._counts["expired" if expired else "answered"] += 1
             self._bytes -= request._cost
-            self._desaturate()
+            self._saturate()
             line = link.put((failure,), alone=not self._total)
             if link.awaited or self._settled.sleepers:
                 self._tell_settled(link)
         link.send_out(line)
-        self._call_back([request])
+        self.workers.call_back([request])
         return True
 
     def _tell_settled(self, link: Replies) -> None:
-        """Who waits until all is answered looks again. Requires holding ``_lock``."""
+        """Have those look again who wait until all is answered. Requires the lock.
+
+        Not for each call: to notify two conditions costs as much as all else that settles it.
+        """
         link.changed.notify_all()
         self._settled.notify_all()
 
-    def _fail(self, request: Request, code: StatusCode, reason: str) -> bool:
-        """Answer a request with an error unless somebody else already did answer it."""
-        return self._settle(request, failed(request, code, reason))
-
     def _expire(self, request: Request) -> None:
-        late = failed(request, StatusCode.DEADLINE_EXCEEDED, "deadline exceeded")
-        self._settle(request, late, expired=True)
-
-    def _call_back(self, ended: Iterable[Request]) -> None:
-        """These are over, and nobody else calls their callbacks. Does not wait."""
-        self._call_aside(request._call_back for request in ended if request._callbacks)
-
-    def _call_aside(self, functions: Iterable[Callable[[], object]]) -> None:
-        for function in functions:
-            try:
-                self._caller.submit(function)
-            except RuntimeError:  # shut down, or no thread to be had
-                function()
-
-    # Callers give up
+        self._fail(request, StatusCode.DEADLINE_EXCEEDED, "deadline exceeded")
 
     def cancel(self, link: Replies, request_ids: Iterable[str]) -> None:
         """Nobody waits for these any more: they are not answered, and not run if they still wait.
@@ -444,14 +412,14 @@ class Calls:
                 if request is not None:
                     self._bytes -= request._cost
                     cancelled.append(request)
-            self._cancelled += len(cancelled)
+            self._counts["cancelled"] += len(cancelled)
             self._total -= len(cancelled)
-            self._desaturate()
+            self._saturate()
             if cancelled:
                 self._tell_settled(link)
-        if cancelled:
+        if cancelled:  # or what nobody will take while all workers are busy would keep its payload
             self.workers.forget_settled()
-        self._call_back(cancelled)
+        self.workers.call_back(cancelled)
         for request in cancelled:
             logger.debug("%r was cancelled", request)
 
@@ -473,14 +441,15 @@ class Calls:
 
     def give_up(self) -> int:
         """Answer 503 to everything that is still in flight, name it in the log, and count it."""
-        reason = "the service stopped before it could answer"
         # Not for what has an answer: its worker comes to that in a moment, or waits for this lock.
         while self.workers.served:
-            self._call_back(self._settle_served(self.workers.served))
+            self.workers.call_back(self._settle_served(self.workers.served))
         with self._lock:
             left = list(self._all())
+        # Stacks first: a handler that sees that it is given up may be gone a moment later.
         runs = self._runs.now().items() if left else ()
         stacks = {run.request: handler_stack(thread) for thread, run in runs}
+        reason = "the service stopped before it could answer"
         given_up = [each for each in left if self._fail(each, StatusCode.UNAVAILABLE, reason)]
         for request in given_up:
             logger.warning_with_stack(
@@ -495,15 +464,15 @@ class Calls:
     def close(self) -> None:
         """Abandon what is in flight and end the deadline thread. Idempotent."""
         with self._lock:
-            self._closed = True
+            self._closed = True  # what arrives from now on is ignored: nobody is told
             abandoned = list(self._all())
             self._abandon()
             self.workers.close()
             self._sooner.notify_all()
             for link in self._in_flight:
                 self._tell_settled(link)
-        self._call_back(abandoned)
-        self._caller.shutdown(wait=False)
+        self.workers.call_back(abandoned)
+        self.workers.end_callbacks()
 
     def forsake(self) -> None:
         """In a forked child: run nothing more. Takes no lock: its owner may be gone."""
@@ -512,7 +481,10 @@ class Calls:
         self._abandon()
 
     def _all(self) -> Iterator[Request]:
-        """All that is in flight, one by one. Requires the lock as long as one is asked for."""
+        """All that is in flight, one by one. Requires the lock as long as one is asked for.
+
+        Not a list: most looks of the deadlines' thread end before the first one.
+        """
         return itertools.chain.from_iterable(map(dict.values, self._in_flight.values()))
 
     def _abandon(self) -> None:
@@ -523,14 +495,5 @@ class Calls:
     def stats(self) -> dict[str, int]:
         """Counters since the start, and how much is in flight and waiting now."""
         with self._lock:
-            return {
-                "accepted": self._accepted,
-                "answered": self._answered,
-                "cancelled": self._cancelled,
-                "expired": self._expired,
-                "late": self._late,
-                "repeated": self._repeated,
-                "overloaded": self._overloaded,
-                "in_flight": self._total,
-                "waiting": len(self.workers.waiting),
-            }
+            now = {"in_flight": self._total, "waiting": len(self.workers.waiting)}
+            return {**self._counts, **now}

@@ -8,7 +8,7 @@ import queue
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import BrokenExecutor, Executor, Future
 from typing import Callable, NamedTuple
 
@@ -19,7 +19,7 @@ from revconn.exceptions import RevconnError
 from revconn.logger import Reminder, get_logger
 from revconn.messages import Request
 from revconn.runtime import clock
-from revconn.runtime.threads import guarded_thread, own_thread
+from revconn.runtime.threads import DaemonExecutor, guarded_thread, own_thread
 from revconn.serving.handlers import LONG, Runs
 from revconn.serving.replies import Replies
 
@@ -93,7 +93,6 @@ class Workers:
         *,
         answer: Callable[[Request], Answer | LargeAnswer],
         settle: Callable[[deque[Served]], list[Request]],
-        call_back: Callable[[list[Request]], object],
         expire: Callable[[Request], object],
         fail: Callable[[Request, StatusCode, str], object],
         on_broken: Callable[[BaseException], None],
@@ -105,7 +104,6 @@ class Workers:
         self._running = runs.running
         self._answer = answer
         self._settle = settle
-        self._call_back = call_back
         self._expire = expire
         self._fail = fail
         self._stranding = Reminder()
@@ -126,9 +124,16 @@ class Workers:
         self._called = False  # a parked worker was, and has not woken yet
         self._calls: queue.SimpleQueue[None] = queue.SimpleQueue()
         self._closed = False
+        # For callbacks of requests whose handlers may be busy yet: where a handler has answered its
+        # own thread calls them, and one that hangs here delays only other callbacks.
+        self._caller = DaemonExecutor(1, "revconn-callbacks")
 
     def start(self) -> None:
-        """Start the thread that asks for workers, if there has to be one."""
+        """Start the thread for callbacks, and the one that asks for workers if there has to be.
+
+        Raises :class:`RuntimeError` when there is none to be had.
+        """
+        self._caller.start()
         if self._recruiter is not None:
             self._recruiter.start()
 
@@ -189,6 +194,24 @@ class Workers:
         """In a forked child: serve nothing more. Takes no lock: its owner may be gone."""
         self._closed = True
         self.waiting.clear()
+
+    # Callbacks, in their own thread
+
+    def call_back(self, ended: Iterable[Request]) -> None:
+        """These are over, and nobody else calls their callbacks. Does not wait."""
+        self.call_aside(request._call_back for request in ended if request._callbacks)
+
+    def call_aside(self, functions: Iterable[Callable[[], object]]) -> None:
+        """Call what may take long. Does not wait, unless there is no thread to be had."""
+        for function in functions:
+            try:
+                self._caller.submit(function)
+            except RuntimeError:  # shut down, or the interpreter exits
+                function()
+
+    def end_callbacks(self) -> None:
+        """Call what is to be called yet, and let that thread end."""
+        self._caller.shutdown(wait=False)
 
     # Hiring
 
@@ -383,7 +406,7 @@ class Workers:
                 # Their own workers have gone on, and this one has a request in hand, maybe: that
                 # need not wait for what a callback does.
                 if called_back:
-                    self._call_back(called_back)
+                    self.call_back(called_back)
             except BaseException:
                 logger.exception("settling requests failed")
 

@@ -113,8 +113,7 @@ def _connection(data: bytes) -> None:
 
 
 def _request(message: ForwardRequest, request_id: str, method: str, size: int) -> None:
-    deadline = request_deadline(message.timeout_seconds, message.headers, 0.0)
-    request = received(message, request_id, method, deadline, 0.0, size, Replies(), {}, 0)
+    request = received(message, request_id, method, size, 0.0, 0.0, Replies(), {}, True)
     assert repr(request).isprintable()
     assert len(repr(request)) < 5000
     _ROUTES.find(request.method)

@@ -43,7 +43,7 @@ def converse(data: bytes) -> Engine:
         inbound = connection.receive(messages, 0.0)
         link = Replies()
         for message, request_id, method, size in inbound.requests:
-            request = received(message, request_id, method, None, 0.0, size, link, {}, 0)
+            request = received(message, request_id, method, size, 0.0, 0.0, link, {}, True)
             engine.put([_answer(request)])
         engine.grant()
         engine.ping()

@@ -40,7 +40,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
     monkeypatch.setattr(calls_module, "_monotonic", clock)
     monkeypatch.setattr(inline_module, "_monotonic", clock)
-    monkeypatch.setattr(calls_module, "_with_suspend", clock)
+    monkeypatch.setattr("revconn.runtime.clock.with_suspend", clock)
     return clock
 
 

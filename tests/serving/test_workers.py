@@ -69,7 +69,6 @@ class Scene:
             self.runs,
             answer=self._answer,
             settle=self._settle,
-            call_back=lambda requests: [each._call_back() for each in requests],
             expire=lambda request: pytest.fail("no request here has a deadline"),
             fail=self._fail,
             on_broken=self.broken.append,

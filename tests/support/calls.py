@@ -12,6 +12,7 @@ import pytest
 from revconn import Request
 from revconn._proto.registry_pb2 import ConnectionMessage, ForwardRequest, ForwardResponse
 from revconn.core.connector_side import Arrival
+from revconn.runtime import clock
 from revconn.runtime.threads import DaemonExecutor
 from revconn.serving import calls as calls_module
 from revconn.serving.calls import Calls
@@ -85,7 +86,7 @@ class CallsLink:
             self.replies,
             arrivals,
             calls_module._monotonic() if arrived is None else arrived,
-            calls_module._with_suspend() if now is None else now,
+            clock.with_suspend() if now is None else now,
         )
 
     def cancels(self, *request_ids: str) -> None:
@@ -104,8 +105,9 @@ class CallsLink:
 
     def statuses(self) -> dict[str, int]:
         """Of all that was answered since the last time."""
-        batches, self.batches = self.batches, []
-        answered = [response for batch in batches for response in batch] + self.queued()
+        answered = self.queued()
+        while self.batches:  # one by one: a worker may be about to add another
+            answered += self.batches.pop(0)
         return {response.request_id: response.status_code for response in answered}
 
 

@@ -24,13 +24,14 @@ def request_of(
         message,
         message.request_id,
         message.method_path,
-        due,
-        arrived,
         message.ByteSize(),
+        arrived,
+        0.0,
         Replies() if link is None else link,
         in_flight,
-        0,
+        False,
     )
+    request._due = due
     in_flight[request.request_id] = request
     return request
 
