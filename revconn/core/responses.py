@@ -25,6 +25,7 @@ def encode_response(
     if framed:
         # A failure without a payload is what gRPC calls trailers-only: there is nothing to frame.
         payload = frame(payload) if payload or is_success(status) else b""
+        # A handler's own headers win: the code that it chose is more exact than its status.
         headers = {
             "content-type": "application/grpc",
             "grpc-status": str(int(status_code(status))),

@@ -88,9 +88,9 @@ class Link:
     what the plan has to tell: a state does not wait for a user's ``api_key`` or ``is_fatal``, which
     the link's thread may be calling.
 
-    ``_lock``, which is that of the table of calls, guards the plan, ``_sessions`` and ``_over``;
-    ``_changed`` is its condition, which the replies notify too while somebody waits for traffic.
-    Nothing is called under it but the plan, and what that asks of :class:`_Traffic`.
+    ``_lock``, which is that of the table of calls, guards the plan, ``_sessions`` and ``_over``; on
+    its condition, that of the replies, the link's thread sleeps. Nothing is called under it but the
+    plan, and what that asks of :class:`_Traffic`.
 
     :param services: the names to register.
     :param on_change: called without the lock, in any thread: the state may be another.
@@ -132,7 +132,6 @@ class Link:
         )
         self._retrying = self._make_retrying(options)
         self._lock = self._replies.lock
-        self._changed = self._replies.changed
         self._sessions: dict[Session, int] = {}  # with the numbers that the plan knows them by
         self._over: list[Session] = []  # whose threads are about to end
         self._unprobed: set[str] = set()  # services that the gateway does not route our calls of
@@ -240,7 +239,7 @@ class Link:
                 yield self._plan
             finally:  # news go with whoever brought their cause: none is told twice, or too early
                 news = self._plan.take_news()
-                self._changed.notify_all()
+                self._replies.notify()
         # Without the lock: logging runs the application's handlers, the supervisor its callbacks.
         self._tell(news)
 
@@ -309,9 +308,7 @@ class Link:
                 if not news and isinstance(decision, Wait):
                     # A plan that waits for something to happen waits until infinity.
                     timeout = min(decision.until - now, threading.TIMEOUT_MAX)
-                    self._replies.awaited += decision.for_traffic
-                    self._changed.wait(timeout)
-                    self._replies.awaited -= decision.for_traffic
+                    self._replies.sleep(timeout, for_traffic=decision.for_traffic)
                     continue
             self._tell(news)
             if not isinstance(decision, Wait):

@@ -74,6 +74,7 @@ def _gave_up_replacing(target: Target, news: GaveUpReplacing) -> None:
         target,
         news.kept,
         news.error,
+        # Our own errors say it all; what a user's function raised is found by its traceback.
         exc_info=None if isinstance(news.error, RevconnError) else news.error,
     )
 
@@ -127,7 +128,7 @@ def _so_far(outage: Outage, now: float) -> str:
 
 def _over(outage: Outage, now: float) -> str:
     """Such as ``: back after 3 m 12 s, 9 attempts, last error: ...``; nothing if all was well."""
-    if outage.last_error is None:
+    if outage.last_error is None:  # the first attempt of all succeeded: that was no outage
         return ""
     took = duration(now - outage.since)
     attempts = _attempts(outage.attempts + 1)

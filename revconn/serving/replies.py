@@ -182,6 +182,13 @@ class Replies:
         finally:
             self.awaited -= 1
 
+    def sleep(self, timeout: float, *, for_traffic: bool) -> None:
+        """Sleep until something happens to the link; with ``for_traffic`` an answer is that too."""
+        assert self._lock.locked()
+        self.awaited += for_traffic
+        self.changed.wait(timeout)
+        self.awaited -= for_traffic
+
     def notify(self) -> None:
         """Have the link's thread look again, and all who wait for traffic or for room."""
         assert self._lock.locked()
