@@ -12,9 +12,9 @@ from revconn.core.status import StatusCode
 
 __all__ = ["ROOM_BYTES", "Answer", "Outbound", "Sent", "answer"]
 
-_MOST_LARGE_BYTES = 512 << 20
-ROOM_BYTES = 16 << 20
-_LARGE_ROOM_BYTES = 128 << 20
+_MOST_LARGE_BYTES = 512 << 20  # of large answers that wait: one more fails, unless it is alone
+ROOM_BYTES = 16 << 20  # of small answers that wait; with more the gateway is held back
+_LARGE_ROOM_BYTES = 128 << 20  # the same, of large ones
 _OVERHEAD = 140  # bytes of Python's own that an answer takes beside its message
 
 
@@ -49,7 +49,8 @@ class Outbound:
         self._answers: deque[Answer] = deque()
         self._large: deque[LargeAnswer] = deque()
         self._limit = sys.maxsize
-        self._chunks: bool | None = None
+        self._chunks: bool | None = None  # not known yet
+        # Both are 0 exactly while nothing waits: no message is empty.
         self.answer_bytes = 0
         self.large_bytes = 0
 
@@ -68,6 +69,7 @@ class Outbound:
 
     def put_all(self, answers: Iterable[Answer | LargeAnswer]) -> None:
         """Queue answers behind everything else."""
+        # What put() does, without its call: most answers are small, and there is one per request.
         limit = self._limit
         for answer in answers:
             if type(answer) is tuple and len(answer[0]) <= limit:
@@ -101,6 +103,8 @@ class Outbound:
 
     def take_chunk(self) -> tuple[bytes, LargeAnswer | None]:
         """A chunk of the large answer whose turn it is, and that answer if it was the last one."""
+        # In turns: one that is just too large need not wait for a huge one before it. All its bytes
+        # count until the last chunk is taken, as the payload is in memory until then.
         large = self._large.popleft()
         message, is_last = large.next_chunk()
         if not is_last:
@@ -130,6 +134,8 @@ class Outbound:
 
     def withdraw(self, request_ids: Container[str]) -> None:
         """Nobody waits for these any more: the rest of large answers to them need not be sent."""
+        # Chunks that have left are the gateway's to forget, with the request that it gave up. A
+        # small answer is left alone: sending it costs less than looking for it.
         for large in [each for each in self._large if each.request_id in request_ids]:
             self._large.remove(large)
             self.large_bytes -= large.size
@@ -155,6 +161,7 @@ class Outbound:
         How many of them had never left.
         """
         never_left = 0
+        # Large ones first: one of them makes room for thousands of small ones.
         while self.answer_bytes + self.large_bytes > most_bytes and len(self) > 1:
             if self._large:
                 large = self._large.popleft()
@@ -186,6 +193,7 @@ class Outbound:
             self._large.append(large)
             self.large_bytes += large.size
             return
+        # Said to the caller too, who would wait for a missing answer until the deadline.
         code, reason = problem
         self._refused(f"{large.about}: the answer was not sent: {reason}")
         failure = answer(large.failure(code, reason), large.deadline)
@@ -228,7 +236,7 @@ class Sent:
 
         ``size`` are their bytes, if the caller knows them.
         """
-        if answers:
+        if answers:  # one entry per batch, not per answer: tens of thousands may be kept
             size = (size or sum(map(_size, answers))) + _OVERHEAD * len(answers)
             self.batches.append((now, size, answers))
             self._bytes += size

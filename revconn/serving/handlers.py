@@ -64,7 +64,7 @@ class _Failure(NamedTuple):
     payload: bytes = b""
 
 
-_MOST_SHAPES = 1024
+_MOST_SHAPES = 1024  # what is called, and with how much, is the callers' choice, and has no bound
 
 _shapes: dict[tuple[int, int], tuple[bytes, bytes]] = {}
 _SMALL = LEAST_BYTES - 512  # bytes of payload, whatever id comes with it
@@ -138,8 +138,9 @@ class Answering:
 
 def _failure(request: Request, handler: Handler, error: BaseException) -> _Failure:
     """What it means that a handler raised; called while that is being handled."""
-    if isinstance(error, RequestError):
+    if isinstance(error, RequestError):  # the handler's own word, for the caller: no traceback
         return _Failure(error.code, error.message, error.status)
+    # What went wrong is for the log alone: its words may hold anything, and callers are strangers.
     logger.exception("%r: handler %s failed", request, _name(handler))
     return _INTERNAL_ERROR
 
@@ -175,7 +176,7 @@ def _describe(result: object) -> str:
     """What it is, and what it should have been. One that waits to be run is closed."""
     name = type(result).__name__
     if isinstance(result, (Coroutine, Generator)):
-        result.close()
+        result.close()  # or Python warns, much later, that it was never awaited
     if isinstance(result, (Awaitable, AsyncIterator)):
         return f"{name}: {_NOT_ASYNC}"
     if isinstance(result, Generator):
@@ -211,9 +212,12 @@ def encode_success(request_id: str, payload: bytes) -> bytes:
 
 
 def _shape(name_size: int, payload_size: int) -> tuple[bytes, bytes]:
+    # Tags of registry.proto: 0x1a is ConnectionMessage.response; in there 0x0a is request_id, 0x10
+    # status_code, 0x22 payload.
     before_name = b"\x0a" + _varint(name_size)
     before_payload = b"\x10" + _varint(200) + b"\x22" + _varint(payload_size)
     size = len(before_name) + name_size + len(before_payload) + payload_size
+    # Threads may do this at once: the worst is a shape that is made twice.
     if len(_shapes) >= _MOST_SHAPES:
         _shapes.clear()
     shape = _shapes[name_size, payload_size] = (
@@ -224,6 +228,7 @@ def _shape(name_size: int, payload_size: int) -> tuple[bytes, bytes]:
 
 
 def _varint(number: int) -> bytes:
+    # Protobuf's: seven bits in each byte, the lowest first, and a bit that says that more follow.
     digits = bytearray()
     while number > 127:
         digits.append(number & 127 | 128)
@@ -336,6 +341,7 @@ class Handlers:
         _add(self.all.add_method, path, handler, replace)
         if inline:
             self.inline_ever.add_method(path, handler, replace=True)
+            # After that: a receiving thread that finds it there finds its handler too.
             self.inline.add_method(path, handler, replace=True)
         else:
             self.inline.discard_method(path)
@@ -381,6 +387,8 @@ class Runs:
 
     def __init__(self) -> None:
         self.running: dict[int, tuple[Request, float]] = {}
+        # For the watchdog, which looks now and then: it may find the interpreter held by a run that
+        # is over by then.
         self._ended: deque[tuple[Run, float]] = deque(maxlen=_REMEMBERED)
 
     def remember(self, request: Request, since: float, now: float) -> None:
@@ -389,6 +397,7 @@ class Runs:
 
     def now(self) -> dict[int, Run]:
         """What runs now, by the identifiers of threads."""
+        # A copy, in one step: handlers begin and end meanwhile.
         return {thread: Run(*run) for thread, run in self.running.copy().items()}
 
     def during(self, start: float, end: float) -> list[Request]:
@@ -406,6 +415,7 @@ def handler_stack(thread: int) -> str | None:
     ``None`` when no handler runs there, nor where the interpreter does not know the thread (a green
     one).
     """
+    # The thread runs on meanwhile: each frame's line is noted as it is passed.
     frames = []
     frame = sys._current_frames().get(thread)
     while frame is not None:

@@ -83,6 +83,7 @@ class Inline:
             except BaseException:  # the connection, and the batch, need not suffer
                 logger.exception("%r: serving it failed", request)
                 answer = failed(request, StatusCode.INTERNAL, "internal error")
+            # One look at the clock per request: the end of one is the start of the next.
             end = _monotonic()
             if end - start > _PATIENCE:
                 self._took_long(request, start, end)
@@ -92,6 +93,8 @@ class Inline:
                 continue
             served.append((request, answer))
             unsent += len(answer[0]) if type(answer) is tuple else _PORTION + 1
+            # At once: what is large, lest a batch of such pile up, and what has a callback, which
+            # is due now and not when the batch is done.
             if unsent > _PORTION or request._callbacks:
                 del running[thread]
                 self._settle(link, served, taken, False)

@@ -145,6 +145,8 @@ class Replies:
         has released the lock. A lone answer saves a change of threads this way.
         """
         line = self._only
+        # One that opens gets a copy of what leaves until it may carry answers itself: the stream
+        # that it replaces may break, and take with it what left a moment before.
         if line is None or self._opening:
             self._put_on_all(answers)
             return None
@@ -197,6 +199,8 @@ class Replies:
     def measure(self) -> None:
         """See whether answers have piled up; a sender that had no room for more has to notice."""
         assert self._lock.locked()
+        # What is held back has no part in it: it is bounded by itself, and with no stream there is
+        # nobody to hold back.
         congested = not all(line.outbound.has_room for line in self._lines)
         if self.congested and not congested:
             self._is_relieved = True
@@ -207,6 +211,8 @@ class Replies:
     def _put_on_all(self, answers: Iterable[Answer | LargeAnswer]) -> None:
         """Queue answers for every line there is, or for the one to come."""
         assert self._lock.locked()
+        # Without a stream that carries answers, one that opens needs no copy: what is held goes out
+        # there as soon as it may carry them.
         lines = self._lines + self._opening if self._lines else []
         first, *others = [line.outbound for line in lines] or [self._held]
         for answer in answers:
@@ -332,6 +338,8 @@ class Line(SenderQueue):
         """Send in this thread what :meth:`reserve` has set aside; the sender the rest."""
         answers = self._sending
         assert self._send_now is not None
+        # Whatever send_now runs into, what was reserved is given back: else nothing would ever
+        # leave on this line again.
         sent = False
         try:
             sent = self._send_now(self._messages)
@@ -356,7 +364,7 @@ class Line(SenderQueue):
 
     def wait_for_room(self) -> None:
         """Hold back whoever reads from the peer until there is room, or the line is closed."""
-        if self.blocked:
+        if self.blocked:  # without the lock first: this is asked for every batch that arrives
             with self._lock:
                 self._replies.changed.wait_for(lambda: self._closed or not self.blocked)
 
@@ -369,7 +377,7 @@ class Line(SenderQueue):
             if self._closed:
                 return
             self._closed = True
-            self._control.clear()
+            self._control.clear()  # heartbeats and a goodbye say nothing on another stream
             self._give_up_answers([] if settled else self._sent.take(clock.with_suspend()))
             self.unpark()
             self._replies.notify()
@@ -468,6 +476,7 @@ class Line(SenderQueue):
         """What waits, oldest first; nothing if the sender has to wait for more."""
         assert self._lock.locked()
         batch = super()._next_batch()
+        # Taken, and not gone: until the sender comes back the stream may break under them.
         if self._carries_answers:
             if self.has_answers:
                 answers = self.outbound.take_answers(_BATCH_BYTES)

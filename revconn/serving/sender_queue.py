@@ -26,6 +26,8 @@ class SenderQueue:
         self._closed = False
         self.parked = False
         self._nudged = False
+        # It has one entry at most, put by whoever turns ``parked`` off: so a call is never lost
+        # between the look at what waits, under the lock, and the sleep, without it.
         self._calls: queue.SimpleQueue[None] = queue.SimpleQueue()
         self.batches = 0  # begun so far
         self.control_left_at: float | None = None
@@ -36,7 +38,7 @@ class SenderQueue:
         ``is_sign_of_life`` says that the gateway takes it for one: when that left is remembered.
         """
         with self._lock:
-            if not self._closed:
+            if not self._closed:  # else nobody would take it
                 self._control.append(message)
                 self._sign_waits |= is_sign_of_life
                 self.unpark()

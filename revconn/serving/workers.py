@@ -143,7 +143,7 @@ class Workers:
         Does not block. Requires holding the lock.
         """
         assert self._lock.locked()
-        if self._closed:
+        if self._closed:  # nobody would take them, and whoever closed has abandoned all there is
             return False
         self.waiting.extend(requests)
         return self._call()
@@ -249,6 +249,7 @@ class Workers:
     def hire(self) -> None:
         """Ask the executor for a worker, as :meth:`put` said. Without the lock."""
         contract = object()
+        # Before it is submitted: an executor may run it at once, in this very thread.
         with self._lock:
             self._hired.add(contract)
             if self.waiting and self._parked and not self._called:  # the executor may be busy
@@ -284,11 +285,11 @@ class Workers:
         """
         stranded: list[Request] = []
         with self._lock:
-            if contract not in self._hired:
+            if contract not in self._hired:  # it began after all, or was dismissed already
                 return
             self._count -= 1
             self._hired.remove(contract)
-            if not self._count:
+            if not self._count:  # else those that there are come to it
                 stranded += self.waiting
                 self.waiting.clear()
         if _is_for_good(error) and not self._closed:
@@ -324,6 +325,7 @@ class Workers:
         except BaseException:
             logger.exception("a worker failed; another one takes its place")
         self._running.pop(threading.get_ident(), None)
+        # The place is not given back: the successor has it, or whoever finds that there is none.
         self.hire()
         # After that: nobody counts on this worker any more, but somebody may have just before.
         self._settle_all()
@@ -367,6 +369,7 @@ class Workers:
                     self._look_after_waiting()
                 if served and not self._called:
                     self._settle_all()  # what has an answer must not wait for this handler
+            # The deadlines' thread may not have come to it yet, and a handler must not run late.
             if request._due is not None and request._due <= _with_suspend():
                 self._expire(request)
             elif request.request_id in request._in_flight and not (
