@@ -301,8 +301,10 @@ class Engine:
                             messages.append(data[position + PREFIX_BYTES : stop])
                             position = stop
                             weight -= 1
-                        if position < end:  # a message that goes on in the next frame
+                        if position < end:  # one that goes on in the next frame, or is compressed
+                            weight += len(messages)
                             self._reader.feed(data, position, end, messages)
+                            weight -= len(messages)
                             offset = self._take_large(data, offset, messages)
                             if not self._is_plain:
                                 break
@@ -377,7 +379,10 @@ class Engine:
         before = len(messages)
         for kind, flags, stream_id, buffer, start, end in self._splitter.feed(data):
             # Nothing may come between HEADERS and the end of their block (RFC 9113, section 4.3):
-            # h2 sees every frame meanwhile, and refuses even a PING.
+            # h2 sees every frame meanwhile, and refuses even a PING. Not DATA, which the splitter
+            # may give out in pieces that are no frames: h2 would wait for the rest for ever.
+            if self._in_headers and kind == DATA:
+                raise ProtocolError("DATA in the middle of headers")
             if self._in_headers:
                 self._receive_other(buffer[start - HEADER_BYTES : end])
                 self._in_headers = not flags & END_HEADERS

@@ -131,6 +131,7 @@ class FrameSplitter:
         self._needed = HEADER_BYTES
         while size - offset >= HEADER_BYTES:
             high, low, kind, flags, stream_id = _unpack_header(data, offset)
+            stream_id &= _ID_MASK
             length = high << 8 | low
             if length > self._accepted:
                 self._check(kind, flags, length, data)

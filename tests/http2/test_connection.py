@@ -334,15 +334,104 @@ def test_large_messages_come_out_whole_whatever_they_are_cut_into(
     assert drain(engine).endswith(PING_ACK + b"estimate")
 
 
-def test_a_compressed_message_of_many_frames_is_inflated() -> None:
+def opened_with_gzip() -> Engine:
+    """The same, with a peer that may compress its messages."""
     engine = Engine(LIMIT)
     engine.open_stream("http", "example.com:1", "/a.B/C", {})
     headers = hpack.Encoder().encode([*GRPC_HEADERS, ("grpc-encoding", "gzip")])
-    engine.receive(SETTINGS + HeadersFrame(1, headers, flags=["END_HEADERS"]).serialize())
+    engine.receive(SETTINGS + WINDOW + HeadersFrame(1, headers, flags=["END_HEADERS"]).serialize())
+    drain(engine)
+    return engine
+
+
+def compressed(data: bytes) -> bytes:
+    zipped = gzip.compress(data)
+    return b"\x01" + len(zipped).to_bytes(4, "big") + zipped
+
+
+def test_a_compressed_message_of_many_frames_is_inflated() -> None:
     noise = random.Random(1).randbytes(100_000)
-    compressed = gzip.compress(noise)
-    whole = b"\x01" + len(compressed).to_bytes(4, "big") + compressed
-    assert engine.receive(b"".join(data_frames(whole))) == [noise]
+    whole = b"".join(data_frames(compressed(noise)))
+    assert opened_with_gzip().receive(whole) == [noise]
+
+
+def test_many_compressed_messages_are_no_flood() -> None:
+    engine, frame = opened_with_gzip(), data_frames(compressed(b"hello"))[0]
+    for _ in range(12):
+        assert engine.receive(frame * 1_000) == [b"hello"] * 1_000
+    assert engine.end is None
+
+
+UPDATES = [WINDOW[:5] + stream_id + b"\x00\x00\x00\x01" for stream_id in (bytes(4), b"\0\0\0\x01")]
+ENDS = [
+    b"",
+    HeadersFrame(
+        1, hpack.Encoder().encode([("grpc-status", "0")]), flags=["END_HEADERS", "END_STREAM"]
+    ).serialize(),
+    DataFrame(1, message(b"bye"), flags=["PADDED", "END_STREAM"], pad_length=3).serialize(),
+]
+
+
+@st.composite
+def conversations(draw: st.DrawFn) -> list[bytes]:
+    """The frames of messages large and small, compressed or not, in frames cut anywhere."""
+    kinds = st.tuples(
+        st.sampled_from([message, compressed]), st.sampled_from([0, 1, 251, 252, 1_025, 20_000])
+    )
+    noise = random.Random(1)
+    left = b"".join(kind(noise.randbytes(size)) for kind, size in draw(st.lists(kinds, max_size=6)))
+    frames = []
+    sizes = st.sampled_from([0, 1, 4, 5, 6, 255, 256, 257, 1_025, 16_000])
+    for size in draw(st.lists(sizes, max_size=15)):
+        padding = draw(st.sampled_from([None, None, None, 0, 255]))
+        flags = [] if padding is None else ["PADDED"]
+        frames.append(DataFrame(1, left[:size], flags=flags, pad_length=padding or 0).serialize())
+        frames.append(draw(st.sampled_from([b"", b"", PING, UNKNOWN, SETTINGS, *UPDATES])))
+        left = left[size:]
+    return [*frames, *data_frames(left), draw(st.sampled_from(ENDS))]
+
+
+@given(
+    conversations(),
+    st.lists(st.sampled_from([1, 2, 5, 8, 9, 13, 14, 100, 1_024, 1_025, 7_000]), max_size=30),
+)
+def test_a_conversation_cut_anywhere_is_what_it_is_frame_by_frame(
+    frames: list[bytes], sizes: list[int]
+) -> None:
+    """Its messages and end, what is answered, what the windows hold, and what it has cost."""
+    left, reads = b"".join(frames), []
+    for size in sizes:
+        reads.append(left[:size])
+        left = left[size:]
+    by_frame, by_read, at_once = (
+        outcome(each) for each in (frames, [*reads, left], [b"".join(frames)])
+    )
+    assert by_read == by_frame
+    assert at_once == by_frame
+
+
+def outcome(reads: list[bytes]) -> tuple[object, ...]:
+    engine = opened_with_gzip()
+    messages = [each for read in reads for each in engine.receive(read)]
+    if engine.end is not None:  # nothing counts any more
+        return messages, engine.end
+    counts = engine.inbound._received, engine._outbound.room, engine._cost
+    return messages, engine.end, counts, drain(engine)
+
+
+def test_data_in_the_middle_of_headers_is_refused_though_the_read_cuts_it() -> None:
+    """HTTP/2 allows nothing there but CONTINUATION."""
+    engine = opened()
+    engine.receive(HeadersFrame(1, b"", flags=[]).serialize())
+    engine.receive(data_frames(message(b"x" * 100))[0][:50])
+    assert engine.end == StreamEnd(StatusCode.INTERNAL, "DATA in the middle of headers")
+
+
+def test_the_reserved_bit_of_a_stream_id_is_ignored() -> None:
+    engine, frame = opened(), bytearray(data_frames(message(b"hello"))[0])
+    frame[5] |= 0x80
+    assert engine.receive(bytes(frame)) == [b"hello"]
+    assert engine.end is None
 
 
 @pytest.mark.parametrize("flags", [["END_STREAM"], ["PADDED", "END_STREAM"]])
