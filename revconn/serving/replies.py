@@ -461,7 +461,7 @@ class Line(SenderQueue):
         self._replies.drop_line(self, returned, replayed=len(doubtful))
 
     def _rest(self) -> None:
-        """The previous batch has left."""
+        """The sender came back: its answers have left, and may not have arrived for a while."""
         assert self._lock.locked()
         if self._taken:
             self._sent.add(self._taken, clock.with_suspend())
@@ -492,7 +492,7 @@ class Line(SenderQueue):
         return batch
 
     def _go(self) -> None:
-        """The sender goes: with what it took, and with what another thread began to send."""
+        """The sender leaves, with what it took, and with what another thread began to send."""
         assert self._lock.locked()
         if self._begun:
             self._taken += self._begun

@@ -90,7 +90,7 @@ class SenderQueue:
             self._calls.put(None)
 
     def _rest(self) -> None:
-        """The previous batch has left."""
+        """The sender came back: what it took the time before was handed to the network."""
         if self._sign_taken:
             self.control_left_at = clock.with_suspend()
             self._sign_taken = False
@@ -102,10 +102,10 @@ class SenderQueue:
         return batch
 
     def _go(self) -> None:
-        """The sender goes, with what it took."""
+        """The sender leaves :meth:`take` or :meth:`wait`, with what it took if it did."""
         self._nudged = False
 
     # Without it
 
     def _after_taking(self) -> None:
-        """The sender goes, and holds no lock."""
+        """The sender leaves :meth:`take`, and holds no lock."""

@@ -12,7 +12,7 @@ import pytest
 
 from revconn import State
 from revconn.runtime import clock
-from revconn.serving import calls, deadlines, workers
+from revconn.serving import deadlines, workers
 from revconn.testing import Fault
 from tests.support.waiting import eventually
 
@@ -113,7 +113,7 @@ def suspend(monkeypatch):
     slept = [0.0]
     now = clock.with_suspend
     monkeypatch.setattr(clock, "with_suspend", lambda: now() + sum(slept))
-    for module in (calls, deadlines, workers):
+    for module in (deadlines, workers):
         monkeypatch.setattr(module, "_with_suspend", clock.with_suspend)
     return slept.append
 
