@@ -222,6 +222,8 @@ class Link:
             sessions = list(self._sessions)
         for session in sessions:  # here and now: the link's thread may be in a user's function
             session.retire("stopped")
+        # For the same reason: whoever waits for answers to leave would wait for that function too.
+        self._replies.close()
 
     def forsake(self) -> None:
         """In a forked child: open no other stream. Takes no lock: its owner may be gone."""
@@ -275,7 +277,8 @@ class Link:
                 error = self._carry_out_plan()
                 self._gave_up = None if error is None else reason(error)
                 self._end_sessions()
-                self._replies.close()  # not before: sessions put back what they could not deliver
+                # Not before, unless abort() came: sessions put back what they could not deliver.
+                self._replies.close()
                 with self._happening() as plan:
                     plan.closed()
             except BaseException as failure:  # noqa: BLE001 - it is raised from start() and wait()

@@ -7,6 +7,7 @@ import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Callable
 
+import grpc
 import pytest
 
 from revconn import Connector, Request, State, supervisor
@@ -40,6 +41,49 @@ def test_a_blocking_api_key_callable_does_not_keep_a_connector_from_ending(
     connector.wait(timeout=0)
     assert f"left {gateway.address} behind" in caplog.text
     released.set()
+
+
+def test_no_thread_waits_on_for_the_answers_of_a_link_that_was_left_behind(
+    new_connector, gateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervisor, "_ABORT_WAIT", 0.1)
+    keys = iter(["key"])
+    asked_again, entered, let_go, released = (threading.Event() for _ in range(4))
+
+    def api_key() -> str:
+        for key in keys:
+            return key
+        asked_again.set()
+        released.wait(TIMEOUT)
+        return "key"
+
+    def handler(request: Request) -> bytes:
+        entered.set()
+        let_go.wait(TIMEOUT)
+        return b""
+
+    connector = new_connector(gateway.address, api_key=api_key)
+    connector.add_method("/echo.Echo/Say", handler)
+    connector.start(block=False)
+    peer = gateway.accept_ready()
+    peer.request()
+    assert entered.wait(TIMEOUT)
+    peer.end(grpc.StatusCode.UNAVAILABLE, "the network is to blame")
+    assert asked_again.wait(TIMEOUT)
+    let_go.set()  # its answer is kept for a connection that never comes
+    eventually(lambda: connector.stats()["in_flight"] == 0)
+    (drain,) = threads_begun(lambda: in_thread(connector.stop, 10 * TIMEOUT), "revconn-drain")
+    connector.abort()
+    assert connector.state is State.CLOSED
+    drain.join(TIMEOUT / 2)
+    assert not drain.is_alive()
+    released.set()
+
+
+def threads_begun(begin: Callable[[], object], name: str) -> list[threading.Thread]:
+    """The threads of that name, once what ``begin`` does has led to one."""
+    begin()
+    return eventually(lambda: [each for each in threading.enumerate() if each.name == name])
 
 
 @pytest.fixture
