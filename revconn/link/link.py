@@ -302,7 +302,7 @@ class Link:
     def _decide(self) -> Decision:
         """What the link's thread is to do next; sleeps until there is something to do."""
         while True:
-            with self._lock:
+            with self._lock, self._replies.awaiting():
                 now = time.monotonic()
                 decision = self._plan.decide(now, self._traffic)
                 news = self._plan.take_news()

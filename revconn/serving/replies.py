@@ -5,8 +5,8 @@ from __future__ import annotations
 import sys
 import threading
 from collections import deque
-from collections.abc import Container, Iterable, Sequence
-from contextlib import suppress
+from collections.abc import Container, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import Callable
 
 from revconn.core.chunks import LargeAnswer
@@ -115,8 +115,8 @@ class Replies:
         Control messages do not count: a handshake that hangs is nothing to wait for. True at
         once when no stream will follow: nothing can be flushed any more.
         """
-        with self._lock:
-            return self.await_traffic(self.is_flushed, timeout)
+        with self._lock, self.awaiting():
+            return self.changed.wait_for(self.is_flushed, timeout)
 
     def unsent(self) -> dict[object, int]:
         """The lines with something to send, each with how many batches were begun there."""
@@ -175,21 +175,27 @@ class Replies:
         for line in self._lines:
             line.block(saturated or not line.outbound.has_room)
 
-    def await_traffic(self, condition: Callable[[], bool], timeout: float) -> bool:
-        """Wait, at most ``timeout`` seconds, until something is answered, or has left."""
+    @contextmanager
+    def awaiting(self) -> Iterator[None]:
+        """While inside, the caller is told of traffic. To be entered before it looks at that."""
         assert self._lock.locked()
+        # A receiving thread that has taken in a batch asks without the lock whether anybody waits.
+        # One that is about to, and has looked already, it would not notify.
         self.awaited += 1
         try:
-            return self.changed.wait_for(condition, timeout)
+            yield
         finally:
             self.awaited -= 1
 
     def sleep(self, timeout: float, *, for_traffic: bool) -> None:
-        """Sleep until something happens to the link; with ``for_traffic`` an answer is that too."""
+        """Sleep, inside of :meth:`awaiting`, until something happens to the link.
+
+        Traffic counts as that with ``for_traffic`` alone: each answer would wake the link's thread.
+        """
         assert self._lock.locked()
-        self.awaited += for_traffic
+        self.awaited -= not for_traffic
         self.changed.wait(timeout)
-        self.awaited -= for_traffic
+        self.awaited += not for_traffic
 
     def notify(self) -> None:
         """Have the link's thread look again, and all who wait for traffic or for room."""

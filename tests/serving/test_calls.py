@@ -95,8 +95,8 @@ class Table:
 
     def wait_answered(self, timeout: float, came_by: float = float("inf")) -> bool:
         """As a link's plan asks, whenever something is answered."""
-        with self.link.lock:
-            return self.link.await_traffic(
+        with self.link.lock, self.link.awaiting():
+            return self.link.changed.wait_for(
                 lambda: self.calls.is_answered(self.link, came_by), timeout
             )
 
