@@ -31,7 +31,9 @@ from revconn.transport import transport_for
 
 __all__ = ["Claims", "StateBoard", "Supervisor", "combine"]
 
-logger = get_logger("revconn.runtime.supervisor")  # as users have it in their configuration
+# Their names are what applications configure: they stay, whatever the file is called.
+logger = get_logger("revconn.runtime.supervisor")
+_claims_logger = get_logger("revconn.runtime.claims")
 
 # In seconds, like all times here.
 _LINGER = 5.0  # for a gateway that does not end its stream, once all is answered
@@ -471,7 +473,7 @@ class Claims:
         for target in targets:
             shared = [name for name in services if (target.place, name) in taken]
             if shared:
-                logger.warning(
+                _claims_logger.warning(
                     "another connector of this process serves %s at %s already, and the gateway"
                     " lets both take turns: stop() the older one first, or give it the new handlers"
                     " with add_method(..., replace=True)",

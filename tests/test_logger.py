@@ -182,3 +182,59 @@ def test_no_module_has_a_logger_that_raises() -> None:
         and ast.unparse(node) != "logging.getLogger('hpack')"
     ]
     assert {place.partition(":")[0] for place in direct} == {"logger.py"}
+
+
+# What applications have in their logging's configuration. A line's logger stays, whatever file the
+# line moves to.
+_NAMES = {
+    "revconn.cli.fleet",
+    "revconn.cli.gateway",
+    "revconn.cli.loading",
+    "revconn.cli.serve",
+    "revconn.connector",
+    "revconn.core.connection",
+    "revconn.core.connector_side",
+    "revconn.core.gateway_side",
+    "revconn.environment",
+    "revconn.gateway.arrivals",
+    "revconn.gateway.connectors",
+    "revconn.gateway.dialling",
+    "revconn.gateway.journal",
+    "revconn.gateway.proxy",
+    "revconn.gateway.server",
+    "revconn.gateway.serving",
+    "revconn.gateway.thread",
+    "revconn.gateway.tls",
+    "revconn.guard",
+    "revconn.link.session",
+    "revconn.observing.watchdog",
+    "revconn.runtime.claims",
+    "revconn.runtime.link",
+    "revconn.runtime.signals",
+    "revconn.runtime.supervisor",
+    "revconn.serving.calls",
+    "revconn.serving.handlers",
+    "revconn.serving.inline",
+    "revconn.serving.replies",
+    "revconn.serving.workers",
+    "revconn.transport.grpcio",
+    "revconn.transport.http2",
+    "revconn.validation",
+}
+
+
+def test_loggers_keep_their_names() -> None:
+    assert _names() >= _NAMES
+
+
+def _names() -> set[str]:
+    """What ``get_logger`` is called with anywhere."""
+    root = pathlib.Path(revconn.__file__).parent.parent
+    names: set[str] = set()
+    for path in root.glob("revconn/**/*.py"):
+        module = ".".join(path.relative_to(root).with_suffix("").parts)
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) == "get_logger":
+                name = ast.unparse(node.args[0])
+                names.add(module if name == "__name__" else name.strip("'"))
+    return names

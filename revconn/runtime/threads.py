@@ -30,7 +30,7 @@ __all__ = [
     "shielded",
 ]
 
-logger = get_logger(__name__)
+logger = get_logger("revconn.guard")  # as users have it in their logging's configuration
 
 T = TypeVar("T")
 

@@ -25,7 +25,7 @@ __all__ = [
     "warn_of_readers",
 ]
 
-logger = get_logger(__name__)
+logger = get_logger("revconn.validation")  # as users have it in their logging's configuration
 
 # ASCII alone, as protobuf's identifiers are, and so the names of gRPC's services.
 _SERVICE_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*(?:\.[A-Za-z_][A-Za-z0-9_]*)*")

@@ -16,7 +16,7 @@ from revconn.settings.target import parse_targets
 
 __all__ = ["PREFIX", "VARIABLES", "KeyFile", "environment_options", "named_by_variable"]
 
-logger = get_logger(__name__)
+logger = get_logger("revconn.environment")  # as users have it in their logging's configuration
 
 PREFIX = "REVCONN_"
 _KEYS_OF_A_GATEWAY = f"{PREFIX}API_KEYS"  # what `revconn gateway` reads
