@@ -142,7 +142,6 @@ def _measure(kind: Kind, wire: _MemoryWire, recorder: _Recorder, number: int) ->
 class _MemoryWire:
     """In the place of transport/http2's Wire: reads what was fed, keeps what is written."""
 
-    address = None
     has_backlog = False
     can_write_now = True
 
