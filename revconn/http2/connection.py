@@ -84,7 +84,6 @@ _unpack_prefix = struct.Struct(">BI").unpack_from
 
 _NO_TRAILERS = StreamEnd(StatusCode.INTERNAL, "the gateway ended the stream without trailers")
 
-
 Buffer = Union[bytes, memoryview]
 
 
@@ -393,8 +392,7 @@ class Engine:
                 self.inbound.use(end - start)
                 self._receive_odd_data(flags, stream_id, buffer, start, end, messages)
             elif kind == WINDOW_UPDATE and stream_id in (0, self._stream_id):
-                increment = parse_window_update(buffer[start:end])
-                self._outbound.open(stream_id, increment)
+                self._outbound.open(stream_id, parse_window_update(buffer[start:end]))
             elif kind == PING and end - start == _PING_BYTES and stream_id == 0:
                 if not flags & ACK:
                     self._say(PING_ACK + buffer[start:end])
@@ -474,8 +472,7 @@ class Engine:
     def _receive_headers(self, metadata: Mapping[str, str | bytes]) -> None:
         self.initial_metadata = metadata
         self._reading_id = self._stream_id  # DATA before this is refused
-        refused = refusal(metadata)
-        if refused is not None:
+        if (refused := refusal(metadata)) is not None:
             self._finish(refused, who_ended(metadata, None))
         encoding = metadata.get("grpc-encoding", "identity")
         if encoding == "gzip":
