@@ -30,7 +30,7 @@ logger = get_logger(__name__)
 _LINGER = 0.1  # seconds that a worker waits for another request before it goes
 _SHIFT = 0.5  # seconds after which it makes way for a successor
 _MOST_SERVED = 64  # requests that are settled at a time, at most: about so many
-_LARGE = 16 << 10  # bytes of an answer that is worth a write of its own
+_PORTION = 256 << 10  # bytes of answers that are settled at a time: about so many
 
 Served = tuple[Request, "Answer | LargeAnswer"]
 """A request, and the answer that it is to be settled with."""
@@ -389,7 +389,7 @@ class Workers:
                 if self.waiting and (
                     len(served) >= _MOST_SERVED
                     or type(answer) is not tuple
-                    or len(answer[0]) > _LARGE
+                    or len(served) * len(answer[0]) > _PORTION  # as if all were like this one
                 ):
                     self._settle_all()
                     end = _monotonic()
