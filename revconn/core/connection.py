@@ -165,7 +165,10 @@ class Connection:
         self._log(logger, logging.DEBUG, line, self.shown_id, before, after)
 
     def _log(self, log: SafeLogger, level: int, line: str, *arguments: object) -> None:
-        """Log a line: here at once, on a side whose owner holds a lock meanwhile after that."""
+        """Log a line at once.
+
+        The connector's side keeps it until its owner, a session, has let go of the lock.
+        """
         log.log(level, line, *arguments)
 
 

@@ -95,7 +95,8 @@ class Session:
 
     :param connect_timeout: seconds for this session's whole handshake.
 
-    Whoever opened it is told in the receiving thread, with the session:
+    Whoever opened it is told in the receiving thread. Each is called with the session, but
+    ``on_probed`` with what came of the probe:
 
     :param on_ready: CONNECTED arrived. It is to call :meth:`let_answers_through`.
     :param on_going_away: the gateway wants it replaced; it serves on.
@@ -375,17 +376,17 @@ class Session:
 
     # Any thread
 
-    def say_goodbye(self, *, last: bool = True) -> bool:
+    def say_goodbye(self, *, last: bool = True) -> None:
         """Send DISCONNECTED and go on serving until the gateway ends the stream.
 
         A gateway that knows no draining reads no answers from then on: they go out elsewhere.
         Not ``last``: there are answers to what came on other streams, which the gateway does not
         wait for; those that it may have missed go out elsewhere too.
-        False when there is no established connection to take leave of.
+        Does nothing where there is no connection to take leave of: it has just ended, say.
         """
         with self._lock:
             if self._connection.phase is not Phase.READY:
-                return False
+                return
             # Behind the look at the phase: only the first goodbye says whether it is the last word.
             self._says_last = last
             goodbye = self._connection.disconnect()
@@ -395,7 +396,6 @@ class Session:
         if not self.drains:
             self._line.withhold_answers()
         self._line.put_control(goodbye)
-        return True
 
     def retire(self, reason: str) -> None:
         """End the stream at once, for this reason. The first one counts."""

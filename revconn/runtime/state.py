@@ -11,8 +11,8 @@ __all__ = ["LinkStatus", "State"]
 class State(Enum):
     """What a connector (or one of its links) is doing now."""
 
-    # CONNECTING leads to READY, or to BACKING_OFF and back. A loss leads from READY to one of the
-    # two: to CONNECTING where the next attempt begins at once.
+    # CONNECTING leads to READY, or to BACKING_OFF and back. A loss leads from READY to BACKING_OFF,
+    # however short that is, or to CONNECTING where another connection was being opened already.
     IDLE = "idle"  # not started
     CONNECTING = "connecting"  # an attempt is under way, and no other link is ready
     READY = "ready"  # a gateway has said CONNECTED: its requests come

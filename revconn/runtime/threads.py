@@ -1,4 +1,4 @@
-"""The library's threads: none ends unnoticed, and what they wait for lets the interpreter end."""
+"""The library's threads: none ends unnoticed, and none waits for itself; the pool; spare ones."""
 
 from __future__ import annotations
 
