@@ -64,7 +64,7 @@ class Replies:
         self._replay_bytes = replay_bytes
         self._doubt = doubt
         self.refused: deque[str] = deque()  # to be logged by whoever has released the lock
-        self._held = self._new_queue()
+        self._held = Outbound(self.refused.append)
         self._lines: list[Line] = []  # those that carry answers, the newest last
         self._only: Line | None = None  # of those, when it is the only one
         self._opening: list[Line] = []  # those that will, with a copy of what leaves until then
@@ -93,9 +93,6 @@ class Replies:
             self.notify()
         self.tell_relief()
 
-    def _new_queue(self) -> Outbound:
-        return Outbound(self.refused.append)
-
     def log_refused(self) -> None:  # without the lock
         """Tell of answers that became errors."""
         while self.refused:
@@ -104,7 +101,7 @@ class Replies:
 
     def open_line(self) -> Line:
         """A line for a new stream."""
-        line = Line(self, self._new_queue(), Sent(self._doubt, self._replay_bytes))
+        line = Line(self, Outbound(self.refused.append), Sent(self._doubt, self._replay_bytes))
         with self._lock:
             self._opening.append(line)
         return line
@@ -112,8 +109,7 @@ class Replies:
     def wait_flushed(self, timeout: float) -> bool:
         """Wait, at most ``timeout`` seconds, until every answer was handed to the network.
 
-        Control messages do not count: a handshake that hangs is nothing to wait for. True at
-        once when no stream will follow: nothing can be flushed any more.
+        Control messages do not count. True at once when no stream will follow.
         """
         with self._lock, self.awaiting():
             return self.changed.wait_for(self.is_flushed, timeout)
@@ -145,8 +141,7 @@ class Replies:
         has released the lock. A lone answer saves a change of threads this way.
         """
         line = self._only
-        # One that opens gets a copy of what leaves until it may carry answers itself: the stream
-        # that it replaces may break, and take with it what left a moment before.
+        # One that opens gets a copy: the stream that it replaces may break with what just left.
         if line is None or self._opening:
             self._put_on_all(answers)
             return None
@@ -205,8 +200,7 @@ class Replies:
     def measure(self) -> None:
         """See whether answers have piled up; a sender that had no room for more has to notice."""
         assert self._lock.locked()
-        # What is held back has no part in it: it is bounded by itself, and with no stream there is
-        # nobody to hold back.
+        # What is held back is bounded by itself: with no stream there is nobody to hold back.
         congested = not all(line.outbound.has_room for line in self._lines)
         if self.congested and not congested:
             self._is_relieved = True
@@ -217,8 +211,7 @@ class Replies:
     def _put_on_all(self, answers: Iterable[Answer | LargeAnswer]) -> None:
         """Queue answers for every line there is, or for the one to come."""
         assert self._lock.locked()
-        # Without a stream that carries answers, one that opens needs no copy: what is held goes out
-        # there as soon as it may carry them.
+        # One that opens needs no copy of what is held: it will get all of that.
         lines = self._lines + self._opening if self._lines else []
         first, *others = [line.outbound for line in lines] or [self._held]
         for answer in answers:
@@ -344,8 +337,7 @@ class Line(SenderQueue):
         """Send in this thread what :meth:`reserve` has set aside; the sender the rest."""
         answers = self._sending
         assert self._send_now is not None
-        # Whatever send_now runs into, what was reserved is given back: else nothing would ever
-        # leave on this line again.
+        # Whatever it runs into: what stayed reserved would let nothing leave here ever again.
         sent = False
         try:
             sent = self._send_now(self._messages)
