@@ -148,6 +148,7 @@ class Call(ABC):
         """Wait for ``connection`` to be sent ``data``, and for its answer."""
         self._state = _QUEUED
         self.lost = ""
+        self.held_since = 0.0  # what the call waited is taken from its time already
         self.connection = connection
         connection.pending.add(self.id)
         self.outgoing = connection.outbound.put(data)

@@ -333,7 +333,11 @@ class GatewayThread:
 
     def start(self) -> str:
         """Serve; the address. Raises what made that fail."""
-        self._thread.start()
+        try:
+            self._thread.start()
+        except BaseException as error:  # no thread could be had: none is to be waited for
+            self._started.set_exception(error)
+            raise
         return self._started.result(_START_TIMEOUT)
 
     def stop(self, grace: float) -> bool:

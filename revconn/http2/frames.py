@@ -348,7 +348,7 @@ class ReceiveWindow:
         self.is_half_used = False
 
     def use(self, size: int) -> None:
-        """So many bytes arrived: all of a frame's payload, padding included (section 6.9.1)."""
+        """So many bytes arrived: all of a frame's payload, padding included (section 6.1)."""
         self._received += size
         used = self._received - self._given_back
         if used + used >= self._size:

@@ -471,6 +471,21 @@ def test_what_was_not_written_when_its_connection_ended_goes_to_a_backend() -> N
     assert call.codes == [StatusCode.OK]
 
 
+def test_what_a_call_has_waited_is_taken_from_its_time_once() -> None:
+    gateway = Gateway(grace=10.0)
+    gateway.end(gateway.add("a"))
+    call = AnyCall("1", gateway.loop.time() + TIMEOUT, None)
+    request = ForwardRequest(request_id="1", timeout_seconds=60)
+    gateway.calls.submit(call, ConnectionMessage(request=request))
+    gateway.loop.advance(5)
+    b = gateway.add("b")  # which ends before it is sent the call; nor does the backend get it
+    gateway.backends.come(is_there=True)
+    gateway.end(b)
+    gateway.loop.tasks[0].resume(Unreachable(is_unsent=True))
+    sent = write(gateway.add("c"))
+    assert ConnectionMessage.FromString(sent or b"").request.timeout_seconds == 55
+
+
 @pytest.mark.parametrize("is_unsent", [True, False])
 def test_what_a_backend_may_have_been_sent_goes_nowhere_else(is_unsent) -> None:
     gateway, call = dialled(grace=0.0 if is_unsent else 5.0)

@@ -135,6 +135,21 @@ def test_a_thread_that_cannot_even_make_its_loop_says_so(monkeypatch) -> None:
         Gateway(api_keys="key").start()
 
 
+def test_a_thread_that_cannot_be_had_is_not_waited_for(monkeypatch) -> None:
+    class NoMore(threading.Thread):
+        def start(self) -> None:
+            raise RuntimeError("can't start new thread")
+
+    gateway = Gateway(api_keys="key")
+    before = time.monotonic()
+    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="new thread"):
+        patch.setattr(facade.threading, "Thread", NoMore)
+        gateway.start()
+    assert time.monotonic() - before < 20  # a start that hangs is given 30
+    with gateway:
+        assert repr(gateway).endswith("running>")
+
+
 def test_an_interrupted_start_leaves_nothing_running(monkeypatch) -> None:
     class Interrupted(facade.GatewayThread):
         def start(self) -> str:
