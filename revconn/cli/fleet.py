@@ -47,10 +47,18 @@ class _Child:
         """The process said that it serves."""
         self.ready = True
 
-    def leave(self, number: signal.Signals = signal.SIGTERM) -> None:
-        """Tell it to end, by that signal."""
+    def leave(self) -> None:
+        """Tell it to drain and end, unless it was told: it would take that for the second time."""
+        if not self.leaving:
+            self.leaving = True
+            self.process.send_signal(signal.SIGTERM)
+
+    def leave_at_once(self) -> None:
+        """Tell it to end without draining."""
+        # Another signal than the SIGTERM that it may have had a moment ago, which it would take for
+        # a repeat and go on draining.
         self.leaving = True
-        self.process.send_signal(number)
+        self.process.send_signal(signal.SIGINT)
 
     def bury(self) -> int:
         """The process has ended: close the pipes to it; its exit code."""
@@ -170,10 +178,8 @@ class Fleet:
         self._signals = signals
         for child in self._living():
             if signals > 1:
-                # Another signal than the SIGTERM that it may have had a moment ago, which it would
-                # take for a repeat and go on draining.
-                child.leave(signal.SIGINT)
-            elif not child.leaving:  # one that leaves would take it for the second
+                child.leave_at_once()
+            else:
                 child.leave()
 
     # Children
@@ -200,8 +206,10 @@ class Fleet:
         if os.read(child.reports, 64):
             child.become_ready()
             slot.become_ready()
+            # The new process serves: the old one may finish what it has, and go. It says so again
+            # whenever it comes back to its gateway, while the old one may still be draining.
             if child is slot.successor and slot.child is not None:
-                slot.child.leave()  # the new process serves: it may finish what it has, and go
+                slot.child.leave()
             return
         self._selector.unregister(child.reports)
         self._ended(slot, child, child.bury())

@@ -133,6 +133,19 @@ def test_a_process_that_leaves_already_is_not_told_to_twice_until_it_is_to_leave
     assert leaving.heard == [signal.SIGINT]
 
 
+def test_a_successor_that_is_ready_again_does_not_cut_short_the_drain_of_the_old_one() -> None:
+    fleet, (reports, report_end) = Fleet([], 1), os.pipe()
+    (slot,), old = fleet._slots, Process()
+    slot.child = _Child(old, 0, 0)  # type: ignore[arg-type]
+    slot.successor = _Child(Process(), reports, 0)  # type: ignore[arg-type]
+    for _ in range(2):  # it lost its gateway in between
+        os.write(report_end, b"ready\n")
+        fleet._receive_report(slot, slot.successor)
+    os.close(report_end)
+    os.close(reports)
+    assert old.heard == [signal.SIGTERM]
+
+
 def test_sighup_replaces_the_processes_in_turn_without_a_failed_request(
     fleet: Command, caller: Caller
 ) -> None:
