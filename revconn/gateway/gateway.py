@@ -368,7 +368,12 @@ class GatewayThread:
 
     def wait(self, timeout: float | None) -> bool:
         """Whether the thread has ended, at the latest after ``timeout`` seconds."""
-        self._thread.join(timeout)
+        end = None if timeout is None else time.monotonic() + timeout
+        # Another thread may just be in start(): a thread that was not started cannot be joined.
+        if not concurrent.futures.wait([self._started], timeout).done:
+            return False
+        if self._thread.is_alive():
+            self._thread.join(None if end is None else max(0.0, end - time.monotonic()))
         return not self._thread.is_alive()
 
     def connections(self) -> tuple[ConnectionInfo, ...]:

@@ -150,6 +150,25 @@ def test_a_thread_that_cannot_be_had_is_not_waited_for(monkeypatch) -> None:
         assert repr(gateway).endswith("running>")
 
 
+def test_a_gateway_that_is_about_to_start_can_be_waited_for(monkeypatch) -> None:
+    gateway = Gateway(api_keys="key")
+
+    class Slow(threading.Thread):
+        def start(self) -> None:
+            if self.name == "revconn-gateway":
+                with pytest.raises(TimeoutError, match="still running after 0.01 s"):
+                    gateway.wait(timeout=0.01)
+            super().start()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(facade.threading, "Thread", Slow)
+        gateway.start()
+    with pytest.raises(TimeoutError):
+        gateway.wait(timeout=0.01)
+    gateway.stop()
+    gateway.wait()
+
+
 def test_an_interrupted_start_leaves_nothing_running(monkeypatch) -> None:
     class Interrupted(facade.GatewayThread):
         def start(self) -> str:
