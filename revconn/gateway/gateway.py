@@ -31,7 +31,7 @@ __all__ = ["Gateway"]
 logger = get_logger("revconn.gateway.server")
 _thread_logger = get_logger("revconn.gateway.thread")
 
-_START_TIMEOUT = 30.0
+_START_TIMEOUT = 30.0  # seconds that the gateway's thread has to listen
 _GLANCE = 1.0  # seconds
 _UNWIND_TIMEOUT = 2.0  # seconds
 _STOP_MARGIN = 10.0  # seconds that ending takes at most, beyond the grace given to calls

@@ -39,10 +39,10 @@ class StreamEnd(NamedTuple):
 
 
 _PREFIX = struct.Struct(">BI")
-_LARGE = 16 << 10  # bytes: a message that is sent without copying it into a run with others
-_HEAD = 4 << 10
+_LARGE = 16 << 10  # bytes: a message that is sent without being copied into a run with others
+_HEAD = 4 << 10  # bytes of such a message that are, so that its prefix does not travel alone
 _SMALL = 1 << 10  # bytes: where a view of a piece costs more than copying it
-_RUN = 64 << 10
+_RUN = 64 << 10  # bytes: how far small pieces run together before another run begins
 
 _GOAWAY_HEAD = struct.Struct(">II")  # RFC 9113, section 6.8
 _ID_MASK = 0x7FFFFFFF

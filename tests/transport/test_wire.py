@@ -7,6 +7,8 @@ import threading
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from revconn.transport.wire import READ_BYTES, Wire
 
@@ -87,6 +89,47 @@ def test_a_system_that_takes_little_at_once_is_given_the_rest(at_once: int) -> N
     wire.can_write_now = True  # as a socket of the system's
     wire.write([b"abc", b"", memoryview(b"defgh"), b"i"])
     assert b"".join(taken) == b"abcdefghi"
+
+
+class Grudging:
+    """Takes so many bytes of each write; ``None``: it would have to wait, if it may not."""
+
+    def __init__(self, takes: list[int | None]) -> None:
+        self._takes = takes
+        self.taken = b""
+
+    def _take(self, data: bytes, flags: int) -> int:
+        size = self._takes.pop(0) if self._takes else len(data)
+        if size is None and flags:
+            raise BlockingIOError
+        if not flags:
+            size = max(1, size or 0)
+        self.taken += data[:size]
+        return min(size or 0, len(data))
+
+    def send(self, data: bytes, flags: int) -> int:
+        return self._take(data, flags)
+
+    def sendmsg(self, buffers: list[bytes], ancillary: object = (), flags: int = 0) -> int:
+        return self._take(b"".join(buffers), flags)
+
+    def sendall(self, data: bytes) -> None:
+        self.taken += data
+
+
+@given(
+    st.lists(st.one_of(st.none(), st.integers(0, 12)), max_size=8),
+    st.lists(st.tuples(st.booleans(), st.lists(st.binary(max_size=5), max_size=4)), max_size=6),
+)
+def test_whatever_the_system_takes_at_once_all_leaves_in_its_order(takes, writes) -> None:
+    wire = Wire(socket := Grudging(takes))
+    wire.can_write_now = True
+    for may_wait, output in writes:
+        (wire.write if may_wait else wire.write_now)([memoryview(each) for each in output])
+    if wire.has_backlog:
+        wire.write([])
+    assert socket.taken == b"".join(each for _, output in writes for each in output)
+    assert not wire.has_backlog
 
 
 def test_sockets_of_green_threads_are_given_all_at_once() -> None:
