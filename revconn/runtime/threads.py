@@ -422,9 +422,11 @@ def _disown() -> None:
 
 def _forsake_spares() -> None:
     """In a forked child: no other thread is there, and the lock may be held for ever."""
-    global _spares_lock, _spares_parked
+    global _spares_lock, _spares_parked, _loans
     _spares_lock = threading.Lock()
     _spares_parked = 0
+    # What the parent had put there and no spare thread had taken yet was for one of the parent's.
+    _loans = queue.SimpleQueue()
 
 
 if hasattr(os, "register_at_fork"):

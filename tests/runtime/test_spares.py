@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import queue
 import threading
 from collections.abc import Iterator
 
@@ -63,3 +64,21 @@ def test_where_threads_start_none_are_kept_and_each_starts_once() -> None:
     thread.join(TIMEOUT)
     with pytest.raises(RuntimeError, match="once"):
         thread.start()
+
+
+def test_a_spare_thread_of_a_forked_child_does_not_take_what_was_for_one_of_its_parent(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name in ("_spares_lock", "_spares_parked", "_loans"):
+        monkeypatch.setattr(threads, name, getattr(threads, name))  # as it was, afterwards
+    monkeypatch.setattr(threads, "_loans", queue.SimpleQueue())
+    monkeypatch.setattr(threads, "SPARES_NEEDED", True)
+    threads._loans.put(None)  # one of the parent's was to end, and had not taken that yet
+    threads._forsake_spares()
+    before = threading.enumerate()
+    assert threads.keep_spares(1) == 1
+    (spare,) = (each for each in threading.enumerate() if each not in before)
+    threads.drop_spares(1)
+    spare.join(TIMEOUT)
+    assert not spare.is_alive()
+    assert threads._loans.empty()
