@@ -68,9 +68,7 @@ _MOST_UNSENT_CONTROL = 1 << 20  # bytes that a peer has us say while it does not
 # What is asked for while a write lasts waits for its end; and a write that lasts too long counts as
 # a peer that reads nothing, so it must be short on a slow line too.
 _MOST_DATA_PER_WRITE = 1 << 18
-_COPIED_BYTES = (
-    8 << 10
-)  # a longer piece of a payload is a buffer of its own, for the system to gather
+_COPIED_BYTES = 8 << 10  # a longer piece of a payload is a buffer of its own, not copied
 _PING_BYTES = 8
 _INCREMENT_BYTES = 4
 _SETTLED_EVERY = 500  # of `_cost`: a fraction of what a peer is given at once
