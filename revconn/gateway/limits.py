@@ -125,7 +125,8 @@ class Watch:
     It counts time in which the loop really ran: after a stall of the process, what has come
     meanwhile is seen to first.
 
-    :ivar ran_out: whether it did. It stays so, and the cancellation is whoever's who made it.
+    :ivar ran_out: whether time ran out: then a ``CancelledError`` in that task is the watch's, for
+        the task to catch.
     """
 
     def __init__(self, timeout: float) -> None:

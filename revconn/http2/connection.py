@@ -162,7 +162,7 @@ class Engine:
         for run in frame_all(messages):
             self.unsent.append(run)
             size += len(run)
-        self._worth_sent += size / 1024 + 2 * len(messages)  # a window update each, of either kind
+        self._worth_sent += size / 1024 + 2 * len(messages)  # each opens two windows again
 
     def grant(self) -> None:
         """There is room: let the peer send as much again as was received since the last time."""
