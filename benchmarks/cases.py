@@ -53,7 +53,7 @@ CASES = (
     Case(MIB, _LARGE),
     Case(MIB_LONE, ("revconn",)),
     Case(LARGEST, ("revconn",)),
-    Case(FLEET, ("revconn-fleet",)),
+    Case(FLEET, ("revconn-fleet", "revconn-fleet-5ms")),
     Case(BUSY, ("revconn-busy",), once=True),
     Case(FLOOD, ("revconn-slow",), once=True),
 )

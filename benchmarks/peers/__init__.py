@@ -67,7 +67,13 @@ PEERS = {
         ),
         Peer(
             "revconn-fleet",
-            f"{FLEET} connectors in one process",
+            f"{FLEET} connectors in one process, as docs/topics/performance sets it up",
+            connector(f"--connectors={FLEET}", "--switch-interval=0.05"),
+            connections=FLEET,
+        ),
+        Peer(
+            "revconn-fleet-5ms",
+            f"{FLEET} connectors in one process with Python's own switch interval",
             connector(f"--connectors={FLEET}"),
             connections=FLEET,
         ),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 import time
 
 from revconn import TLS, Connector, Request
@@ -44,7 +45,12 @@ def main() -> None:
     parser.add_argument("--handler", choices=HANDLERS, default="echo")
     parser.add_argument("--workers", type=int, default=16)
     parser.add_argument("--connectors", type=int, default=1)
+    parser.add_argument(
+        "--switch-interval", type=float, help="seconds, for sys.setswitchinterval"
+    )
     options = parser.parse_args()
+    if options.switch_interval is not None:
+        sys.setswitchinterval(options.switch_interval)
     connectors = [_connector(options) for _ in range(options.connectors)]
     for connector in connectors[1:]:
         connector.start(block=False)
