@@ -45,9 +45,7 @@ def main() -> None:
     parser.add_argument("--handler", choices=HANDLERS, default="echo")
     parser.add_argument("--workers", type=int, default=16)
     parser.add_argument("--connectors", type=int, default=1)
-    parser.add_argument(
-        "--switch-interval", type=float, help="seconds, for sys.setswitchinterval"
-    )
+    parser.add_argument("--switch-interval", type=float, help="seconds, for sys.setswitchinterval")
     options = parser.parse_args()
     if options.switch_interval is not None:
         sys.setswitchinterval(options.switch_interval)

@@ -120,7 +120,9 @@ class Engine:
         self._patience = Patience()
         self._cost = 0  # of what came, less what it was worth; settled with _patience now and then
         self.inbound = ReceiveWindow(_STREAM_WINDOW)
+        self._received = 0  # bytes of DATA, in all; the receiving thread's
         self._outbound = SendWindow()
+        self._sent = 0  # bytes of DATA, in all; whoever's turn it is to write
         self._control_frames = ControlFrames(_STREAM_WINDOW, _FRAME_BYTES)
         self._longest_outbound = self._control_frames.longest_outbound  # no longer than one write
         self._stream_id = 0
@@ -135,7 +137,6 @@ class Engine:
         self._control_put = 0  # bytes that the peer made us say
         self.control_taken = 0  # of those
         self._worth_sent = 0.0  # of what went out; a peer answers it with window updates
-        self._worth_seen = 0.0
         self.initial_metadata: Mapping[str, str | bytes] | None = None
         self.end: StreamEnd | None = None
         self.speaker = Speaker.STRANGER  # whose word the end is
@@ -166,7 +167,7 @@ class Engine:
 
     def grant(self) -> None:
         """There is room: let the peer send as much again as was received since the last time."""
-        increment = self.inbound.give_back()
+        increment = self.inbound.give_back(self._received)
         if increment:
             for stream_id in (0, self._stream_id):
                 update = window_update(stream_id, increment)
@@ -190,7 +191,8 @@ class Engine:
         if len(messages) == 1 and not self.unsent:
             message = messages[0]
             size = PREFIX_BYTES + len(message)
-            if size <= self._longest_outbound and self._outbound.spend_all(size):
+            if size <= self._longest_outbound and self._sent + size <= self._outbound.opened:
+                self._sent += size
                 self._worth_sent += 2 + size / 1024
                 head = _pack_start(
                     size >> 8, size & 0xFF, DATA, 0, self._stream_id, 0, size - PREFIX_BYTES
@@ -209,7 +211,7 @@ class Engine:
 
         ``small`` is what has no place in ``output`` yet, before and after.
         """
-        budget = min(self._outbound.room, _MOST_DATA_PER_WRITE)
+        budget = min(self._outbound.opened - self._sent, _MOST_DATA_PER_WRITE)
         longest = self._longest_outbound
         full_header = b""  # of nearly all frames of a large message
         carried = 0
@@ -238,7 +240,7 @@ class Engine:
                     output.append(b"".join(small))
                     output.append(piece)
                     small.clear()
-        self._outbound.spend(carried)
+        self._sent += carried
         return carried
 
     # Any thread
@@ -251,7 +253,7 @@ class Engine:
     @property
     def may_send(self) -> bool:
         """Whether the peer's window has room for more."""
-        return self._outbound.room > 0
+        return self._outbound.opened > self._sent
 
     # What the peer says: the receiving thread
 
@@ -313,7 +315,7 @@ class Engine:
                         and stream_id in (0, reading_id)
                     ):
                         (increment,) = _unpack_increment(data, position)
-                        self._outbound.open(stream_id, increment & _INCREMENT_MASK)
+                        self._outbound.open(stream_id, increment & _INCREMENT_MASK, self._sent)
                         weight += 1
                         offset = end
                     elif kind == PING and end - position == _PING_BYTES and stream_id == 0:
@@ -322,8 +324,9 @@ class Engine:
                         offset = end
                     else:
                         break
-            if received:
-                self.inbound.use(received)
+            self._received += received
+            if self._received >= self.inbound.half_used_at:
+                self.inbound.look(self._received)
             self._cost += weight
             if offset < size:
                 self._take_rest(data[offset:] if offset else data, messages)
@@ -368,7 +371,7 @@ class Engine:
             before, missing = len(messages), self._reader.missing
             offset, pieces = self._splitter.take_data(data, offset, self._reading_id, missing)
             self._reader.add(pieces, messages)
-            self.inbound.use(missing - self._reader.missing)
+            self._use(missing - self._reader.missing)
             self._weigh(len(messages) - before)
         self._is_plain = self._is_between_messages
         return offset
@@ -389,10 +392,12 @@ class Engine:
                 plain_bytes += end - start
                 self._reader.feed(buffer, start, end, messages)
             elif kind == DATA:
-                self.inbound.use(end - start)
-                self._receive_odd_data(flags, stream_id, buffer, start, end, messages)
+                self._use(end - start)
+                if stream_id != self._reading_id:
+                    raise ProtocolError("DATA where no stream is open", f"stream {stream_id}")
+                self._receive_odd_data(flags, buffer, start, end, messages)
             elif kind == WINDOW_UPDATE and stream_id in (0, self._stream_id):
-                self._outbound.open(stream_id, parse_window_update(buffer[start:end]))
+                self._outbound.open(stream_id, parse_window_update(buffer[start:end]), self._sent)
             elif kind == PING and end - start == _PING_BYTES and stream_id == 0:
                 if not flags & ACK:
                     self._say(PING_ACK + buffer[start:end])
@@ -403,8 +408,13 @@ class Engine:
                 self._in_headers = kind in (HEADERS, PUSH_PROMISE) and not flags & END_HEADERS
             if self.end is not None:
                 return
-        self.inbound.use(plain_bytes)
+        self._use(plain_bytes)
         self._weigh(len(messages) - before)
+
+    def _use(self, size: int) -> None:
+        self._received += size
+        if self._received >= self.inbound.half_used_at:
+            self.inbound.look(self._received)
 
     def _say(self, control: bytes) -> None:
         """Queue what the peer asked for, as long as it reads the answers."""
@@ -423,22 +433,12 @@ class Engine:
 
     def _settle_cost(self) -> None:
         """See whether the peer has cost more than it brought, and than we sent, for too long."""
-        sent, self._worth_seen = self._worth_sent - self._worth_seen, self._worth_sent
         cost, self._cost = self._cost, 0
-        self._patience.earn(sent + max(0, -cost))
-        self._patience.spend(max(0, cost), time.monotonic())
+        self._patience.settle(cost, self._worth_sent, time.monotonic())
 
     def _receive_odd_data(
-        self,
-        flags: int,
-        stream_id: int,
-        buffer: bytes,
-        start: int,
-        end: int,
-        messages: list[bytes],
+        self, flags: int, buffer: bytes, start: int, end: int, messages: list[bytes]
     ) -> None:
-        if stream_id != self._reading_id:
-            raise ProtocolError("DATA where no stream is open", f"stream {stream_id}")
         if flags & PADDED:
             start, end = unpad(buffer, start, end)
         self._reader.feed(buffer, start, end, messages)
@@ -463,7 +463,7 @@ class Engine:
             elif isinstance(event, h2.events.StreamEnded):
                 self._finish(_NO_TRAILERS)
             elif isinstance(event, h2.events.RemoteSettingsChanged):
-                self._outbound.resize(initial_window_change(event))
+                self._outbound.resize(initial_window_change(event), self._sent)
                 self._longest_outbound = min(
                     self._control_frames.longest_outbound, _MOST_DATA_PER_WRITE
                 )

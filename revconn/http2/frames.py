@@ -276,93 +276,74 @@ def unpad(buffer: bytes, start: int, end: int) -> tuple[int, int]:
 
 
 class SendWindow:
-    """How many bytes of DATA the peer takes: on the connection, and on the stream.
+    """How many bytes of DATA the peer takes, since the beginning: on the connection, on the stream.
 
-    Two threads use it without a lock, because each number has one writer: what the peer opened is
-    the receiving thread's, what is spent is whoever's turn it is to write. The peer opens a window
-    again only for what it has read, so the receiving thread never finds ``_spent`` too small for
-    its check.
+    It is the receiving thread's. What was sent is counted by whoever's turn it is to write, so each
+    number has one writer and there is no lock. The peer opens a window again only for what it has
+    read, so what was ``sent`` is never too small for the check of a window that is opened.
     """
 
     def __init__(self) -> None:
-        # All three only grow with traffic (Python's integers have no end): what the peer opened
-        # since the beginning, and what was sent. Windows that shrank and grew in place would have
-        # two writers, and need a lock for every write.
+        # All numbers only grow with traffic (Python's integers have no end). Windows that shrank
+        # and grew in place would have two writers, and need a lock for every write.
         self._connection = DEFAULT_WINDOW
         self._stream = DEFAULT_WINDOW
-        self._spent = 0  # of both: there is one stream, so all DATA is the stream's
+        self.opened = DEFAULT_WINDOW  # the smaller one: there is one stream, and all DATA is its
 
-    @property
-    def room(self) -> int:
-        """Bytes that may be sent now; none when that is not positive."""
-        return min(self._connection, self._stream) - self._spent
-
-    def spend(self, size: int) -> None:
-        """So many bytes are sent."""
-        self._spent += size
-
-    def spend_all(self, size: int) -> bool:
-        """Whether so many bytes may be sent, which they are then."""
-        spent = self._spent + size
-        if spent > self._connection or spent > self._stream:
-            return False
-        self._spent = spent
-        return True
-
-    def open(self, stream_id: int, increment: int) -> None:
+    def open(self, stream_id: int, increment: int, sent: int) -> None:
         """The peer's WINDOW_UPDATE, for the connection (0) or the stream."""
         if increment == 0:  # an error (section 6.9); without end it would be a flood of nothing
             raise ProtocolError("a WINDOW_UPDATE of 0 bytes")
         if stream_id:
-            self.resize(increment)
+            self._stream += increment
         else:
             self._connection += increment
-            if self._connection - self._spent > _LARGEST_WINDOW:
-                raise _opened_too_far(self._connection - self._spent)
+        self._check(self._stream if stream_id else self._connection, sent)
 
-    def resize(self, change: int) -> None:
+    def resize(self, change: int, sent: int) -> None:
         """The peer's SETTINGS changed the stream's initial window by so many bytes."""
         # That changes open streams by the difference, which may leave a window negative, and never
         # the connection's (section 6.9.2).
         self._stream += change
-        if self._stream - self._spent > _LARGEST_WINDOW:
-            raise _opened_too_far(self._stream - self._spent)
+        self._check(self._stream, sent)
 
-
-def _opened_too_far(window: int) -> ProtocolError:
-    return ProtocolError("the gateway opens its window too far", f"{window:,} bytes")
+    def _check(self, window: int, sent: int) -> None:
+        self.opened = min(self._connection, self._stream)
+        if window - sent > _LARGEST_WINDOW:
+            raise ProtocolError("the gateway opens its window too far", f"{window - sent:,} bytes")
 
 
 class ReceiveWindow:
     """How many bytes of DATA we take at once. What is used up is given back in large portions.
 
-    Without a lock, as :class:`SendWindow`: the receiving thread uses it, whoever's turn it is to
-    write gives back. ``is_half_used`` says that it is time to; either sets it, so it may come true
-    once in vain, and then nothing is given back.
+    What was ``received`` is counted by the receiving thread, which has it looked at from
+    ``half_used_at`` on; whoever's turn it is to write gives back. No lock: each number has one
+    writer. ``is_half_used`` says that it is time to give back; either thread sets it, so it may
+    come true once in vain, and then nothing is given back.
     """
 
     def __init__(self, size: int) -> None:
         self._size = size
-        self._received = 0  # in all; the receiving thread's
-        self._given_back = 0  # in all; whoever's turn it is to write
+        self._given_back = 0  # in all, like what was received
+        self.half_used_at = (size + 1) // 2
         self.is_half_used = False
 
-    def use(self, size: int) -> None:
-        """So many bytes arrived: all of a frame's payload, padding included (section 6.1)."""
-        self._received += size
-        used = self._received - self._given_back
+    def look(self, received: int) -> None:
+        """So much has come: whole payloads of frames, padding included (section 6.1)."""
+        used = received - self._given_back
         if used + used >= self._size:
             self.is_half_used = True
             if used > self._size:
                 raise ProtocolError("the gateway sends more than the window allows")
 
-    def give_back(self) -> int:
+    def give_back(self, received: int) -> int:
         """By how much to open the peer's window again: by 0 until half of it is used."""
         self.is_half_used = False
-        used = self._received - self._given_back
+        used = received - self._given_back
         if used + used < self._size:
             return 0
-        self._given_back += used
+        self._given_back = received
+        self.half_used_at = received + (self._size + 1) // 2
         return used
 
 
@@ -446,6 +427,16 @@ class Patience:
         # peer that was useful for years cannot pay for a flood with it.
         self._left = float(_BURST)
         self._refilled_at: float | None = None
+        self._worth_seen = 0.0
+
+    def settle(self, cost: int, worth_sent: float, now: float) -> None:
+        """What came cost so much (if negative, it was worth that); what was sent is the whole sum.
+
+        Raises :class:`ProtocolError` when the peer has cost more than it brought for too long.
+        """
+        sent, self._worth_seen = worth_sent - self._worth_seen, worth_sent
+        self.earn(sent + max(0, -cost))
+        self.spend(max(0, cost), now)
 
     def earn(self, worth: float) -> None:
         """Something useful happened: messages came, or went (which calls for window updates)."""

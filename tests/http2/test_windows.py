@@ -15,38 +15,36 @@ BURST = 10_000
 # What the peer takes
 
 
-def test_the_smaller_window_is_the_room_to_send() -> None:
+def test_the_smaller_window_counts() -> None:
     window = SendWindow()
-    assert window.room == DEFAULT
-    window.spend(60_000)
-    assert window.room == 5_535
-    window.open(0, 1_000_000)
-    assert window.room == 5_535
-    window.open(1, 10_000)
-    assert window.room == 15_535
+    assert window.opened == DEFAULT
+    window.open(0, 1_000_000, sent=60_000)
+    assert window.opened == DEFAULT
+    window.open(1, 10_000, sent=60_000)
+    assert window.opened == DEFAULT + 10_000
 
 
-def test_smaller_settings_can_make_the_room_negative() -> None:
+def test_smaller_settings_can_leave_less_open_than_was_sent() -> None:
     window = SendWindow()
-    window.spend(DEFAULT)
-    window.open(0, DEFAULT)
-    window.resize(-DEFAULT)
-    assert window.room == -DEFAULT
-    window.open(1, DEFAULT + 1)
-    assert window.room == 1
+    window.open(0, DEFAULT, sent=DEFAULT)
+    window.resize(-DEFAULT, sent=DEFAULT)
+    assert window.opened == 0
+    window.open(1, DEFAULT + 1, sent=DEFAULT)
+    assert window.opened == DEFAULT + 1
 
 
 def test_an_update_of_nothing_is_refused() -> None:
     with pytest.raises(ProtocolError, match="WINDOW_UPDATE of 0 bytes"):
-        SendWindow().open(1, 0)
+        SendWindow().open(1, 0, sent=0)
 
 
 @pytest.mark.parametrize("stream_id", [0, 1])
 def test_a_window_is_opened_no_further_than_http2_allows(stream_id: int) -> None:
     window = SendWindow()
-    window.open(stream_id, LARGEST - DEFAULT)
+    window.open(stream_id, LARGEST - DEFAULT, sent=0)
+    window.open(stream_id, 1, sent=1)
     with pytest.raises(ProtocolError, match="too far"):
-        window.open(stream_id, 1)
+        window.open(stream_id, 1, sent=1)
 
 
 # What we take
@@ -54,27 +52,39 @@ def test_a_window_is_opened_no_further_than_http2_allows(stream_id: int) -> None
 
 def test_the_window_is_given_back_once_half_of_it_is_used() -> None:
     window = ReceiveWindow(1000)
-    window.use(499)
-    assert window.give_back() == 0
-    window.use(1)
-    assert window.give_back() == 500
-    assert window.give_back() == 0
+    assert window.half_used_at == 500
+    assert window.give_back(499) == 0
+    assert window.give_back(500) == 500
+    assert window.half_used_at == 1000
+    assert window.give_back(500) == 0
+
+
+def test_it_is_time_to_give_back_once_half_of_the_window_is_used() -> None:
+    window = ReceiveWindow(1000)
+    window.look(499)
+    assert not window.is_half_used
+    window.look(500)
+    assert window.is_half_used
+    window.give_back(500)
+    assert not window.is_half_used
 
 
 def test_more_than_the_window_is_refused() -> None:
     window = ReceiveWindow(1000)
-    window.use(1000)
+    window.look(1000)
     with pytest.raises(ProtocolError, match="more than the window allows"):
-        window.use(1)
+        window.look(1001)
 
 
 @given(st.lists(st.integers(1, 300)))
 def test_a_peer_that_keeps_within_what_was_given_is_never_refused(sizes: list[int]) -> None:
-    window, peers_view = ReceiveWindow(1000), 1000
+    window, peers_view, received = ReceiveWindow(1000), 1000, 0
     for size in sizes:
         size = min(size, peers_view)
-        window.use(size)
-        peers_view += window.give_back() - size
+        received += size
+        window.look(received)
+        assert window.is_half_used == (received >= window.half_used_at)
+        peers_view += window.give_back(received) - size
         assert peers_view >= 500
 
 
