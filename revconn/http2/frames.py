@@ -308,7 +308,8 @@ class SendWindow:
         self._check(self._stream, sent)
 
     def _check(self, window: int, sent: int) -> None:
-        self.opened = min(self._connection, self._stream)
+        # Not min(): a gateway that estimates its bandwidth opens its window for a lone request.
+        self.opened = self._stream if self._stream < self._connection else self._connection
         if window - sent > _LARGEST_WINDOW:
             raise ProtocolError("the gateway opens its window too far", f"{window - sent:,} bytes")
 

@@ -13,10 +13,10 @@ from tests.support.call_counts import KINDS, calls_of_one_request, echo, numbers
 # newest: none of them has a part in it but protobuf, in C. A few more in the pool than inline are
 # the worker's: it looks whether another one has to come, and settles what was served.
 BARS = {
-    "inline": (24, 37),
-    "pool": (31, 53),
-    "inline-pinged": (26, 45),
-    "pool-pinged": (34, 61),
+    "inline": (22, 37),
+    "pool": (29, 53),
+    "inline-pinged": (25, 45),
+    "pool-pinged": (33, 61),
 }
 
 
