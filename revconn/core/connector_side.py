@@ -12,7 +12,6 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Iterable, Sequence
-from contextlib import suppress
 from typing import ClassVar, NamedTuple
 
 from revconn._proto.registry_pb2 import (
@@ -159,8 +158,9 @@ class ConnectorConnection(Connection):
         self._ignored = Reminders()
         self._now = 0.0
         # Logging runs the application's handlers, which may write to a disk, or wait for a thread
-        # that wants the session's lock. Any thread appends, and any takes, without it too.
+        # that wants the session's lock. Any thread appends; whoever has the one turn takes.
         self._lines: deque[tuple[SafeLogger, int, str, tuple[object, ...]]] = deque()
+        self._turns = deque(("to log",))
 
     # Wishes
 
@@ -213,11 +213,23 @@ class ConnectorConnection(Connection):
     # The log
 
     def log(self) -> None:
-        """Log what was worth a line. Not to be called with a lock held."""
-        with suppress(IndexError):  # not "while there are any": another thread may take the last
-            while True:
-                log, level, line, arguments = self._lines.popleft()
-                log.log(level, line, *arguments)
+        """Log what was worth a line, in its order. Not to be called with a lock held.
+
+        Where another thread logs already, that one takes all there is; nobody waits for it here.
+        """
+        # One at a time: of two threads that each took a line, the second may be the faster one. Who
+        # gives the turn back looks once more: whoever found it taken has left its lines.
+        while self._lines:
+            try:
+                turn = self._turns.pop()
+            except IndexError:
+                return
+            try:
+                while self._lines:
+                    log, level, line, arguments = self._lines.popleft()
+                    log.log(level, line, *arguments)
+            finally:
+                self._turns.append(turn)
 
     def _log(self, log: SafeLogger, level: int, line: str, *arguments: object) -> None:
         self._lines.append((log, level, line, arguments))

@@ -65,3 +65,28 @@ def test_whatever_it_logs_is_logged_without_its_lock(caplog: pytest.LogCaptureFi
         "conversation id-1: Phase.READY -> Phase.LEAVING",
         "conversation id-1: Phase.LEAVING -> Phase.ENDED",
     ]
+
+
+def test_lines_of_two_threads_are_logged_in_their_order(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stream = QuietStream()
+    logger = logging.getLogger("revconn.core.connection")
+    with open_calls(Handlers()) as calls, caplog.at_level(logging.DEBUG, logger.name):
+        session, ready = new_session(stream, calls)
+
+        def end_meanwhile(record: logging.LogRecord) -> bool:
+            """Hold up the thread that says goodbye, until the receiving thread has ended."""
+            if "-> Phase.LEAVING" in record.getMessage():
+                stream.ends(StreamEnded(StatusCode.OK, ""))
+                session.join(TIMEOUT)
+            return True
+
+        monkeypatch.setattr(logger, "filters", [end_meanwhile])
+        session.start("key", ("echo.Echo",))
+        assert ready.wait(TIMEOUT)
+        session.say_goodbye()
+    assert [record.getMessage() for record in caplog.records][-2:] == [
+        "conversation id-1: Phase.READY -> Phase.LEAVING",
+        "conversation id-1: Phase.LEAVING -> Phase.ENDED",
+    ]
