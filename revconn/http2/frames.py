@@ -339,6 +339,8 @@ class ReceiveWindow:
 
     def give_back(self, received: int) -> int:
         """By how much to open the peer's window again: by 0 until half of it is used."""
+        # `received` was read before this: what the receiving thread sets in between is lost until
+        # more DATA comes, for which nearly half of the window is left.
         self.is_half_used = False
         used = received - self._given_back
         if used + used < self._size:
