@@ -29,6 +29,9 @@ logger = get_logger(__name__)
 
 _LINGER = 0.1  # seconds that a worker waits for another request before it goes
 _SHIFT = 0.5  # seconds after which it makes way for a successor
+_BRIEF = 0.01  # seconds: two turns of the interpreter, which other workers wait for anyway
+_MOST_LENGTHY = 1000  # methods, and of so many characters each: some are the callers' choice
+_LONGEST_METHOD = 200
 _MOST_SERVED = 64  # requests that are settled at a time, at most: about so many
 _PORTION = 256 << 10  # bytes of answers that are settled at a time: about so many
 
@@ -60,6 +63,9 @@ class Workers:
     many. That returns those whose callbacks are due. A request that has no answer is for ``expire``
     or ``fail``, as are those that nobody can serve, because the executor took no worker.
     ``on_broken`` is told why when the executor will never take another one.
+
+    For a handler that took long the last time no answer waits, whoever is awake: one that keeps the
+    interpreter to itself (a long call in C, a green thread's loop) lets nobody else settle either.
 
     While the answers of a link pile up its requests are held, until :meth:`resume`.
 
@@ -116,6 +122,9 @@ class Workers:
         self._lock = lock
         self.waiting: deque[Request] = deque()
         self.served: deque[Served] = deque()
+        # Methods whose handler took more than _BRIEF the last time. Each worker adds and discards
+        # as it has seen it, which is atomic; who did so last counts.
+        self._lengthy: set[str] = set()
         self._held: deque[Request] = deque()  # of congested links
         self._count = 0
         self._hired: set[object] = set()
@@ -364,6 +373,9 @@ class Workers:
         running = self._running
         try:
             served = self.served
+            lengthy = self._lengthy
+            if served and request.method in lengthy:
+                self._settle_all()
             if (self.waiting or served) and not self._called and self._awake() <= 0:
                 if self.waiting:
                     self._look_after_waiting()
@@ -377,8 +389,10 @@ class Workers:
             ):
                 answer = self._answer(request)
                 end = _monotonic()
-                if end - start > LONG:
-                    self._runs.remember(request, start, end)
+                if end - start > _BRIEF:
+                    self._took_long(request, start, end)
+                elif request.method in lengthy:  # it waited for the interpreter then, say
+                    lengthy.discard(request.method)
                 del running[thread]
                 if request._callbacks:
                     self._settle_all()  # first: answers leave in the order they were made in
@@ -400,6 +414,13 @@ class Workers:
             logger.exception("%r: serving it failed", request)
             self._fail(request, StatusCode.INTERNAL, "internal error")
         return _monotonic()
+
+    def _took_long(self, request: Request, start: float, end: float) -> None:
+        method = request.method
+        if len(self._lengthy) < _MOST_LENGTHY and len(method) <= _LONGEST_METHOD:
+            self._lengthy.add(method)
+        if end - start > LONG:
+            self._runs.remember(request, start, end)
 
     def _settle_all(self) -> None:
         """Settle what was served, whatever that runs into: all of it, or who is to do the rest?"""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections import deque
 from collections.abc import Iterator
@@ -15,7 +16,7 @@ from revconn.core.sending import answer
 from revconn.serving import workers as workers_module
 from revconn.serving.calls import Calls
 from revconn.serving.handlers import encode_success
-from tests.support.calls import CallsLink, arrival, handlers_of, open_calls
+from tests.support.calls import METHOD, CallsLink, arrival, handlers_of, open_calls
 from tests.support.lines import let_answers_through
 from tests.support.threads import TIMEOUT, in_thread
 from tests.support.waiting import eventually
@@ -210,6 +211,58 @@ def test_no_answer_waits_for_the_handler_that_its_worker_enters_next() -> None:
         assert "held" in gate.entered
         gate.let_go.set()
         eventually(lambda: sorted(answered(link)) == ["a", "b", "c", "held"])
+        link.line.close()
+        sender.result(TIMEOUT)
+
+
+def test_no_answer_waits_for_a_handler_that_lets_no_other_thread_run(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(workers_module, "_LINGER", TIMEOUT)
+    monkeypatch.setattr(workers_module, "_BRIEF", 0.0)  # the handler of "hogs" took long before
+    both = threading.Barrier(2)
+    had_left: list[list[str]] = []
+
+    def handler(request: Request) -> bytes:
+        if request.request_id.startswith("both"):
+            both.wait(TIMEOUT)
+        if request.request_id == "hogs":
+            had_left.append(answered(link))
+        return b""
+
+    interval = sys.getswitchinterval()
+    with open_calls(handlers_of(handler), max_workers=2) as calls:
+        link = CallsLink(calls)
+        sender = sender_of(link, [])
+        link.brings(arrival("both-1"), arrival("both-2"))
+        eventually(lambda: calls.workers._parked == 2)
+        # One worker is called, and comes to "a" and to the other's call; that one gets no turn
+        # until somebody blocks.
+        sys.setswitchinterval(TIMEOUT)
+        try:
+            link.brings(arrival("a"), arrival("hogs"))
+            eventually(lambda: had_left)
+        finally:
+            sys.setswitchinterval(interval)
+        assert "a" in had_left[0]
+        link.line.close()
+        sender.result(TIMEOUT)
+
+
+def test_a_handler_that_is_quick_again_has_its_answers_settled_together_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with open_calls(handlers_of(lambda request: b"")) as calls:
+        link = CallsLink(calls)
+        sender = sender_of(link, [])
+        monkeypatch.setattr(workers_module, "_BRIEF", 0.0)
+        link.brings(arrival("lengthy"))
+        eventually(lambda: answered(link) == ["lengthy"])
+        assert calls.workers._lengthy == {METHOD}
+        monkeypatch.setattr(workers_module, "_BRIEF", TIMEOUT)
+        link.brings(arrival("quick"))
+        eventually(lambda: answered(link) == ["lengthy", "quick"])
+        assert calls.workers._lengthy == set()
         link.line.close()
         sender.result(TIMEOUT)
 
