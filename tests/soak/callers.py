@@ -16,6 +16,7 @@ __all__ = ["MOST_AT_ONCE", "Callers", "Outcomes"]
 
 MOST_AT_ONCE = 2000
 _PAUSE = 0.5  # before a call that nobody could take is made again
+_OVERDUE = 1.5  # seconds after which the network is left in peace, for what has an answer to arrive
 _EARLY = 0.01  # seconds by which clocks may disagree
 
 
@@ -69,10 +70,17 @@ class Callers:
         self._per_second = per_second
         self._ledger = ledger
         self._outcomes = outcomes
+        self._waiting: set[int] = set()
 
     def ask(self, numbers: range) -> None:
         """Make all these calls, and wait until each has come to an end."""
         asyncio.run(self._ask_all(numbers))
+
+    def has_overdue(self) -> bool:
+        """Whether an answer was computed a while ago and is still waited for. Thread-safe."""
+        before = time.monotonic() - _OVERDUE
+        computed = map(self._ledger.finished_at, list(self._waiting))  # a copy, made in one step
+        return any(at is not None and at < before for at in computed)
 
     async def _ask_all(self, numbers: range) -> None:
         options = [("grpc.max_receive_message_length", -1)]
@@ -90,6 +98,13 @@ class Callers:
             await asyncio.gather(*callers)
 
     async def _ask(self, call, number: int) -> None:
+        self._waiting.add(number)
+        try:
+            await self._ask_until_answered(call, number)
+        finally:
+            self._waiting.discard(number)
+
+    async def _ask_until_answered(self, call, number: int) -> None:
         began = time.monotonic()
         due = began + patience(number)
         while True:

@@ -17,11 +17,12 @@ _JOIN_TIMEOUT = 10.0
 class FaultSchedule:
     """Breaks what goes through a proxy, in a thread of its own, from :meth:`start` to :meth:`end`.
 
-    ``counts`` says how often it did what.
+    Nothing more breaks while ``is_overdue`` says so. ``counts`` says how often it did what.
     """
 
-    def __init__(self, proxy: FaultProxy, seed: int) -> None:
+    def __init__(self, proxy: FaultProxy, seed: int, is_overdue: Callable[[], bool]) -> None:
         self._proxy = proxy
+        self._is_overdue = is_overdue
         self._random = random.Random(seed)
         self._ending = threading.Event()
         self._thread = threading.Thread(target=self._run, name="fault-schedule")
@@ -48,6 +49,10 @@ class FaultSchedule:
             self._slow_down,
         ]
         while not self._ending.wait(self._random.uniform(0.2, 1.4)):
+            # A machine that is busy with other things takes a second to connect again: one fault
+            # after the other would keep answers out for as long as their callers wait.
+            while self._is_overdue() and not self._ending.wait(0.1):
+                pass
             kind = self._random.choice(kinds)
             self.counts[kind.__name__.lstrip("_")] += 1
             kind()

@@ -21,7 +21,7 @@ __all__ = ["Report", "soak"]
 _ROOT = Path(__file__).resolve().parents[2]
 _HEARTBEAT_TIMEOUT = 2.0
 _SETTLING = 20.0
-_LONGEST_TROUBLE = 5.0  # seconds: of several faults, one right after the other
+_LONGEST_TROUBLE = 5.0  # seconds: until no more faults begin, the last ends, and all is connected
 
 
 @dataclass
@@ -97,7 +97,7 @@ def _gateway() -> App:
 
 
 def _ask(report: Report, callers: Callers, proxy: FaultProxy, seed: int, numbers: range) -> None:
-    faults = FaultSchedule(proxy, seed)
+    faults = FaultSchedule(proxy, seed, callers.has_overdue)
     faults.start()
     try:
         callers.ask(numbers)
