@@ -137,6 +137,7 @@ class TLSWire(Wire):
         self._incoming = ssl.MemoryBIO()
         self._outgoing = ssl.MemoryBIO()
         self._tls = context.wrap_bio(self._incoming, self._outgoing, server_hostname=server_name)
+        self._flight = b""  # of the handshake's own bytes: what is to be sent yet
         # Memory that is used again: allocating it anew takes longer than decrypting.
         self._decrypted = memoryview(bytearray(READ_BYTES))
 
@@ -157,9 +158,10 @@ class TLSWire(Wire):
             done = False
         finally:
             # Also when it failed: the alert tells the peer why.
-            encrypted = self._outgoing.read()
-            if encrypted:
-                self._socket.sendall(encrypted)
+            self._flight += self._outgoing.read()
+            # Not sendall(): the socket's timeout is short, and what it had not sent would be lost.
+            while self._flight:
+                self._flight = self._flight[self._socket.send(self._flight) :]
         if not done:
             self._feed(super().read())
         return done

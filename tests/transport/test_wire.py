@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket as sockets
+import ssl
 import threading
 from collections.abc import Iterator
 
@@ -10,7 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from revconn.transport.wire import READ_BYTES, Wire
+from revconn.transport.wire import READ_BYTES, TLSWire, Wire
+from tests.support.certificates import Authority
 
 
 class Socket:
@@ -149,3 +152,42 @@ def read_all(far: sockets.socket) -> bytes:
     while piece := far.recv(1 << 20):
         data += piece
     return data
+
+
+class Server:
+    """The server's side of a TLS handshake, over a line that takes little, and then nothing."""
+
+    def __init__(self, context: ssl.SSLContext) -> None:
+        self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        self._tls = context.wrap_bio(self._incoming, self._outgoing, server_side=True)
+        self._is_slow = False
+
+    def handshake(self) -> None:
+        with contextlib.suppress(ssl.SSLWantReadError):
+            self._tls.do_handshake()
+
+    def send(self, data: bytes) -> int:
+        self._is_slow = not self._is_slow
+        if not self._is_slow:
+            raise sockets.timeout
+        return self._incoming.write(data[:100])
+
+    def recv(self, size: int) -> bytes:
+        self.handshake()
+        if not self._outgoing.pending:
+            raise sockets.timeout
+        return self._outgoing.read(size)
+
+
+def test_a_handshake_loses_nothing_on_a_line_that_takes_little_at_a_time(
+    authority: Authority,
+) -> None:
+    server = Server(authority.server_context())
+    context = ssl.create_default_context(cadata=authority.pem.decode())
+    wire, is_done = TLSWire(server, context, "127.0.0.1"), False
+    for _ in range(1000):
+        with contextlib.suppress(sockets.timeout):
+            is_done = is_done or wire.handshake()
+    server.handshake()
+    assert is_done
+    assert server._tls.version() == wire._tls.version()
