@@ -68,6 +68,7 @@ def soak(requests: int, *, rate: float, seed: int, transport: str) -> Report:
             service = App(
                 [sys.executable, "-m", "tests.soak.service", proxy.address, transport, str(path)],
                 _ROOT,
+                env={"MALLOC_ARENA_MAX": "1"},  # else it is mostly which threads had large answers
             )
             try:
                 service.hears("ready")
