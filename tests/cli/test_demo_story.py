@@ -84,10 +84,7 @@ class Caller:
     def __init__(self, play: Play) -> None:
         self._play = play
 
-    def __enter__(self) -> Caller:
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
+    def close(self) -> None:
         pass
 
     def hello(self, name: str, padding: bytes = b"") -> Outcome:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import time
-from types import TracebackType
 from typing import NamedTuple
 
 import grpc
@@ -98,13 +97,6 @@ class Caller:
             return Outcome(error.code().name, error.details() or "", HelloReply(), latency)
         return Outcome(grpc.StatusCode.OK.name, "", reply, time.perf_counter() - started)
 
-    def __enter__(self) -> Caller:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
+        """Give the connection back."""
         self._channel.close()

@@ -40,7 +40,7 @@ class Demo:
         self._cleanup = contextlib.ExitStack()
         # Undone in the opposite order: the processes first, the screen's live line last.
         self._cleanup.callback(screen.end_live)
-        self._caller = self._cleanup.enter_context(Caller(self._address))
+        self._caller = self._cleanup.enter_context(contextlib.closing(Caller(self._address)))
 
     def __enter__(self) -> Demo:
         return self
