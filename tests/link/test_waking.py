@@ -76,7 +76,7 @@ class LeavingPlan:
 
 
 def test_a_batch_that_ends_as_the_plan_has_looked_wakes_the_thread_all_the_same(
-    calls: Calls, monkeypatch: pytest.MonkeyPatch
+    calls: Calls, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     options = make_options()
     link = Link(
@@ -103,7 +103,7 @@ def test_a_batch_that_ends_as_the_plan_has_looked_wakes_the_thread_all_the_same(
     )
     monkeypatch.setattr(link, "_plan", LeavingPlan(stream, paused))
     logger = logging.getLogger("revconn.core.connector_side")
-    monkeypatch.setattr(logger, "level", logging.INFO)
+    caplog.set_level(logging.INFO, logger.name)
     logger.addHandler(paused)
     try:
         session.start("key", ("echo.Echo",))
