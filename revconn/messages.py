@@ -181,7 +181,7 @@ def received(
     request._in_flight = in_flight
     request._callbacks = ()
     # All that begins otherwise is bare beyond doubt, without a call.
-    request.framed = payload[:1] < b"\x02" and is_framed(payload)
+    request.framed = is_framed(payload) if payload and payload[0] < 2 else False
     request._packed = payload if request.framed else None  # as it came, until somebody asks for it
     request._payload = payload
     request._headers = None

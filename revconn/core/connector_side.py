@@ -47,7 +47,7 @@ logger = get_logger(__name__)
 _LONGEST_QUOTE = 200  # characters of a gateway's words in one line of the log
 _MOST_ASKED = 10_000  # calls of its own that are remembered
 _PROBE_END = -len(PROBE_METHOD)
-_REQUEST_TAG = b"\x12"  # with which a ConnectionMessage begins that holds a request, and no other
+_REQUEST_TAG = 0x12  # with which a ConnectionMessage begins that holds a request, and no other
 
 # Compared by identity, which costs a batch no call: up to Python 3.10 it is one of Python's to look
 # a member of an Enum up, and its hash is one everywhere.
@@ -314,13 +314,14 @@ class ConnectorConnection(Connection):
                 break
             # Also before CONNECTED: a route exists from the moment the gateway registers it,
             # and a caller's request may overtake the status.
-            if data[:1] == _REQUEST_TAG:  # asking protobuf what it is costs a third of decoding it
+            # Asking protobuf what it is costs a third of decoding it.
+            if data and data[0] == _REQUEST_TAG:
                 request = message.request
                 request_id = request.request_id  # empty if another kind has followed
                 method = request.method_path
                 if (
                     request_id
-                    and not request_id[LONGEST_ID:]
+                    and len(request_id) <= LONGEST_ID
                     and method[_PROBE_END:] != PROBE_METHOD
                 ):
                     requests.append((request, request_id, method, len(data)))

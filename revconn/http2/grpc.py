@@ -254,8 +254,9 @@ def frame_all(messages: Iterable[bytes]) -> list[memoryview]:
     append = run.append
     pack = _PREFIX.pack
     for message in messages:
-        append(pack(0, len(message)))
-        if len(message) < _LARGE:
+        size = len(message)
+        append(pack(0, size))
+        if size < _LARGE:
             append(message)
         else:
             # The prefix does not travel alone: a DATA frame of five bytes costs both ends as much

@@ -182,10 +182,11 @@ class Calls:
                 hire = bool(admitted) and self.workers.put(admitted)
             count = 0
             for request in inline:
-                if request.request_id in in_flight or self._closed:
+                request_id = request.request_id
+                if request_id in in_flight or self._closed:
                     self._counts["repeated"] += not self._closed
                 else:
-                    in_flight[request.request_id] = request
+                    in_flight[request_id] = request
                     served.append(request)
                     count += 1
             self._total += count
@@ -272,14 +273,17 @@ class Calls:
         # served inline costs so little that a call more would be seen.
         in_flight = self._in_flight[link]
         answers: list[Answer | LargeAnswer] = []
+        called_back: list[Request] = []
         with self._lock:
             count = 0
             for request, answer in served:
                 request_id = request.request_id
-                if request_id in in_flight and in_flight[request_id] is request:
+                if in_flight.get(request_id) is request:
                     del in_flight[request_id]
                     answers.append(answer)
                     count += 1
+                    if request._callbacks:
+                        called_back.append(request)
                 else:  # cancelled, say
                     self._counts["late"] += 1
             self._total -= count
@@ -292,9 +296,8 @@ class Calls:
             line.send_reserved()
         if link.refused:
             link.log_refused()
-        for request, _ in served:
-            if request._callbacks:
-                request._call_back()
+        for request in called_back:
+            request._call_back()
 
     def _hand_over(self, link: Replies, requests: list[Request]) -> None:
         """While a gateway does not read, workers take what inline handlers would have.
@@ -339,7 +342,7 @@ class Calls:
                     link = request._link
                     in_flight = self._in_flight[link]
                 request_id = request.request_id
-                if request_id in in_flight and in_flight[request_id] is request:
+                if in_flight.get(request_id) is request:
                     del in_flight[request_id]
                     freed += request._cost
                     answers.append(answer)

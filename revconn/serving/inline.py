@@ -62,17 +62,18 @@ class Inline:
         """Serve the requests of a batch on the spot, and answer them as one.
 
         Not all of them if the answers do not leave: the others wait for workers. It was ``start``
-        a moment ago (monotonic); a deadline less ``offset`` is monotonic too.
+        a moment ago (monotonic); with ``offset`` added that is on the clock of deadlines.
         """
         running = self._running
         answer_to = self._answer
         thread = threading.get_ident()
         served: Served = []
         unsent = taken = 0
+        now = start + offset
         for number, request in enumerate(requests, 1):
             taken += 1
             due = request._due
-            if due is not None and due - offset <= start:
+            if due is not None and due <= now:
                 self._expire(request)
                 continue
             if request.request_id not in request._in_flight:  # cancelled, by another stream
@@ -88,7 +89,8 @@ class Inline:
             if end - start > _PATIENCE:
                 self._took_long(request, start, end)
             start = end
-            if due is not None and due - offset <= end:
+            now = end + offset
+            if due is not None and due <= now:
                 self._expire(request)
                 continue
             served.append((request, answer))
@@ -100,6 +102,7 @@ class Inline:
                 self._settle(link, served, taken, False)
                 served, unsent, taken = [], 0, 0
                 start = _monotonic()
+                now = start + offset
                 if link.congested:
                     self._hand_over(link, requests[number:])
                     return

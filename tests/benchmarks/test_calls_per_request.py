@@ -10,13 +10,14 @@ from revconn import Request
 from tests.support.call_counts import KINDS, calls_of_one_request, echo, numbers
 
 # In Python, in C: at most. The same on Python 3.9 with the oldest dependencies as on 3.13 with the
-# newest: none of them has a part in it but protobuf, in C. A few more in the pool than inline are
-# the worker's: it looks whether another one has to come, and settles what was served.
+# newest: none of them has a part in it but protobuf, in C. len() and dict.get() count, and take
+# half of the time that a slice does, or two looks into a dict. A few more in the pool than inline
+# are the worker's: it looks whether another one has to come, and settles what was served.
 BARS = {
-    "inline": (22, 37),
-    "pool": (29, 53),
-    "inline-pinged": (25, 45),
-    "pool-pinged": (33, 61),
+    "inline": (22, 39),
+    "pool": (29, 55),
+    "inline-pinged": (25, 47),
+    "pool-pinged": (33, 63),
 }
 
 
