@@ -70,12 +70,10 @@ class Path:
         return self._connection.receive(messages, 0.0).requests
 
     def _requests(self, arrivals: list[Arrival]) -> list[Request]:
-        return [self._request(*arrival, time.monotonic()) for arrival in arrivals]
+        return [self._request(arrival, time.monotonic()) for arrival in arrivals]
 
-    def _request(
-        self, message: ForwardRequest, request_id: str, method: str, size: int, now: float
-    ) -> Request:
-        return received(message, request_id, method, size, now, now, self._replies, {}, True)
+    def _request(self, arrival: Arrival, now: float) -> Request:
+        return received(*arrival, now, now, self._replies, {}, True)
 
     def _answer(self, requests: list[Request]) -> list[Answer | LargeAnswer]:
         return [self._answer_one(each) for each in requests]

@@ -154,6 +154,7 @@ def received(
     message: ForwardRequest,
     request_id: str,
     method: str,
+    payload: bytes,
     size: int,
     arrived: float,
     now: float,
@@ -162,6 +163,8 @@ def received(
     counts: bool,
 ) -> Request:
     """The request that came in a message of ``size`` bytes, by the link whose replies those are.
+
+    A large ``message`` may lack the ``payload``.
 
     That was when ``arrived`` says (monotonic), and ``now``
     (:func:`~revconn.runtime.clock.with_suspend`). ``in_flight`` is the table that it is to be put
@@ -175,7 +178,6 @@ def received(
     headers = message.headers
     if "grpc-timeout" in headers:  # the caller's own; the nearer of the two counts
         due = nearer_deadline(due, headers["grpc-timeout"], now)
-    payload = message.payload  # once: protobuf makes a copy for everybody who asks
     # The replies' lock, which is that of the table of calls, guards _callbacks and the table.
     request._link = link
     request._in_flight = in_flight

@@ -37,6 +37,7 @@ from revconn.core.connection import (
 )
 from revconn.core.errors import Mask, ProtocolError, presentable
 from revconn.core.liveness import PROBE_METHOD, ConnectorLiveness, Prober, Verdict
+from revconn.core.requests import split_request
 from revconn.core.status import is_success
 from revconn.logger import Reminders, SafeLogger, get_logger
 
@@ -47,14 +48,17 @@ logger = get_logger(__name__)
 _LONGEST_QUOTE = 200  # characters of a gateway's words in one line of the log
 _MOST_ASKED = 10_000  # calls of its own that are remembered
 _PROBE_END = -len(PROBE_METHOD)
+_LARGE = 1 << 17  # bytes, from which on copying a payload takes longer than finding it
 _REQUEST_TAG = 0x12  # with which a ConnectionMessage begins that holds a request, and no other
 
 # Compared by identity, which costs a batch no call: up to Python 3.10 it is one of Python's to look
 # a member of an Enum up, and its hash is one everywhere.
 _OPENED, _ENDED = Phase.OPENED, Phase.ENDED
 
-Arrival = tuple[ForwardRequest, str, str, int]
-"""A request, its id, its method, and how many bytes it came in.
+Arrival = tuple[ForwardRequest, str, str, bytes, int]
+"""A request, its id, its method, its payload, and how many bytes it came in.
+
+A large one may lack the payload, which is beside it.
 
 A bare tuple, because there is one for each; with what was read already, because each look into a
 message costs.
@@ -307,6 +311,9 @@ class ConnectorConnection(Connection):
         # For each request nothing is called here but what is written in C: the rest of this loop
         # is for what is rare. (A call of Python's would cost as much as decoding does.)
         for data in batch:
+            size = len(data)
+            if size > _LARGE and self._receive_large(data, requests):
+                continue
             try:
                 message = ConnectionMessage.FromString(data)
             except Exception:  # noqa: BLE001 - whatever garbage raises, as in decode()
@@ -324,7 +331,7 @@ class ConnectorConnection(Connection):
                     and len(request_id) <= LONGEST_ID
                     and method[_PROBE_END:] != PROBE_METHOD
                 ):
-                    requests.append((request, request_id, method, len(data)))
+                    requests.append((request, request_id, method, request.payload, size))
                     continue
             try:
                 self._receive_rare(message, data, inbound)
@@ -342,12 +349,23 @@ class ConnectorConnection(Connection):
             self._liveness.prober.heard()
         return inbound
 
+    def _receive_large(self, data: bytes, requests: list[Arrival]) -> bool:
+        """Take in a large request for a handler; false for all else."""
+        apart = split_request(data)
+        if apart is None or not _is_for_handler(apart[0]):
+            return False
+        request, payload = apart
+        requests.append((request, request.request_id, request.method_path, payload, len(data)))
+        return True
+
     def _receive_rare(self, message: ConnectionMessage, data: bytes, inbound: FromGateway) -> None:
         """Take in what is no request for a handler, as a rule."""
         kind = message.WhichOneof("message_type")
         if kind == "request" and _is_for_handler(message.request):
             request = message.request
-            inbound.requests.append((request, request.request_id, request.method_path, len(data)))
+            inbound.requests.append(
+                (request, request.request_id, request.method_path, request.payload, len(data))
+            )
             return
         inbound.is_rare = True
         if kind == "request":

@@ -147,14 +147,23 @@ class Calls:
         in_flight = self._in_flight[link]
         pooled: list[Request] = []
         inline: list[Request] = []
-        for message, request_id, method, size in arrivals:
+        for message, request_id, method, payload, size in arrivals:
             try:
                 # What begins with a slash is found as it is written, or not at all.
                 is_inline = method in inline_methods or (
                     method[:1] != "/" and self._inline_routes.find(method) is not None
                 )
                 request = received(
-                    message, request_id, method, size, arrived, now, link, in_flight, not is_inline
+                    message,
+                    request_id,
+                    method,
+                    payload,
+                    size,
+                    arrived,
+                    now,
+                    link,
+                    in_flight,
+                    not is_inline,
                 )
             except BaseException:  # no memory, say: the connection, and the batch, need not suffer
                 logger.exception("request %r: serving it failed", request_id)

@@ -17,13 +17,14 @@ from revconn._proto.registry_pb2 import (
 )
 from revconn.core.chunks import ChunkJoiner
 from revconn.core.connection import SUPPORTED, Terms, decode
-from revconn.core.connector_side import ConnectorConnection
+from revconn.core.connector_side import Arrival, ConnectorConnection
 from revconn.core.deadline import request_deadline
 from revconn.core.errors import ProtocolError, presentable
 from revconn.core.framing import GzipInflater, is_framed, unframe
 from revconn.core.gateway_side import GatewayConnection, GatewayLiveness
 from revconn.core.liveness import ConnectorLiveness, Prober
 from revconn.core.metadata import metadata_from_headers, truncate_message
+from revconn.core.requests import split_request
 from revconn.core.routing import Routes
 from revconn.core.status import decode_message, response_code
 from revconn.gateway.connectors import check_registration
@@ -104,7 +105,7 @@ def _connection(data: bytes) -> None:
     inbound = connection.receive([data], 0.0)
     assert inbound.end is None or str(inbound.end).isprintable()
     for request in inbound.requests:
-        _request(*request)
+        _request(request)
     for response in inbound.responses:
         prober = Prober(["a.B"], 60.0, 20.0, b"1" * 32)
         prober.start(0.0)
@@ -112,8 +113,16 @@ def _connection(data: bytes) -> None:
         prober.answered(response, 1.0)
 
 
-def _request(message: ForwardRequest, request_id: str, method: str, size: int) -> None:
-    request = received(message, request_id, method, size, 0.0, 0.0, Replies(), {}, True)
+def _large_request(data: bytes) -> None:
+    apart = split_request(data)
+    if apart is not None:
+        request, payload = apart
+        request.payload = payload
+        assert ConnectionMessage.FromString(data) == ConnectionMessage(request=request)
+
+
+def _request(arrival: Arrival) -> None:
+    request = received(*arrival, 0.0, 0.0, Replies(), {}, True)
     assert repr(request).isprintable()
     assert len(repr(request)) < 5000
     _ROUTES.find(request.method)
@@ -173,6 +182,7 @@ DECODERS: dict[str, Callable[[bytes], object]] = {
     "texts": _text,
     "a proxy's answer": lambda data: dial._check(data, _PROXY),
     "registrations": _registration,
+    "large requests": _large_request,
     "answers": _answer,
 }
 

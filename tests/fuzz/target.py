@@ -42,8 +42,8 @@ def converse(data: bytes) -> Engine:
         _require(sum(map(len, messages)) <= len(data) + MESSAGE_LIMIT, "messages out of nothing")
         inbound = connection.receive(messages, 0.0)
         link = Replies()
-        for message, request_id, method, size in inbound.requests:
-            request = received(message, request_id, method, size, 0.0, 0.0, link, {}, True)
+        for arrival in inbound.requests:
+            request = received(*arrival, 0.0, 0.0, link, {}, True)
             engine.put([_answer(request)])
         engine.grant()
         engine.ping()

@@ -103,7 +103,7 @@ def said(inbound: FromGateway) -> dict[str, Any]:
 
 
 def ids(inbound: FromGateway) -> list[str]:
-    return [request_id for _, request_id, _, _ in inbound.requests]
+    return [request_id for _, request_id, *_ in inbound.requests]
 
 
 def accepted(connection_id: str = "id-1", now: float = 0.0, *features: str) -> GatewayConnection:

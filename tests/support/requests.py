@@ -6,6 +6,7 @@ from typing import Any
 
 from revconn import Request
 from revconn._proto.registry_pb2 import ForwardRequest
+from revconn.core.connector_side import Arrival
 from revconn.messages import received
 from revconn.serving.replies import Replies
 
@@ -24,6 +25,7 @@ def request_of(
         message,
         message.request_id,
         message.method_path,
+        message.payload,
         message.ByteSize(),
         arrived,
         0.0,
@@ -42,6 +44,7 @@ def settle(request: Request) -> None:
     in_flight.clear()
 
 
-def arrival(message: ForwardRequest) -> tuple[ForwardRequest, str, str, int]:
+def arrival(message: ForwardRequest) -> Arrival:
     """What a connection says of a message that came."""
-    return message, message.request_id, message.method_path, message.ByteSize()
+    size = message.ByteSize()
+    return message, message.request_id, message.method_path, message.payload, size

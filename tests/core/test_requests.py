@@ -1,0 +1,108 @@
+"""Large requests taken apart by hand are what protobuf makes of them, or left to it."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from revconn._proto.registry_pb2 import ConnectionMessage, ForwardRequest, Heartbeat, StreamingInfo
+from revconn.core.connector_side import ConnectorConnection
+from revconn.core.liveness import ConnectorLiveness
+from revconn.core.requests import split_request
+
+TEXT = st.text(st.characters(codec="utf-8"), max_size=20)
+REQUESTS = st.builds(
+    ForwardRequest,
+    request_id=TEXT,
+    method_path=TEXT,
+    headers=st.dictionaries(TEXT, TEXT, max_size=5),
+    payload=st.binary(max_size=300),
+    timeout_seconds=st.integers(0, 2**31 - 1),
+    streaming_info=st.none() | st.builds(StreamingInfo, sequence_number=st.integers(0, 2**40)),
+)
+
+
+def encoded(request: ForwardRequest) -> bytes:
+    return ConnectionMessage(request=request).SerializeToString()
+
+
+def joined(data: bytes) -> ForwardRequest | None:
+    apart = split_request(data)
+    if apart is None:
+        return None
+    request, payload = apart
+    assert not request.payload
+    request.payload = payload
+    return request
+
+
+@given(REQUESTS)
+def test_whatever_has_a_payload_is_taken_apart(request: ForwardRequest) -> None:
+    assert joined(encoded(request)) == (request if request.payload else None)
+
+
+@given(REQUESTS, st.data())
+def test_what_is_broken_is_read_as_protobuf_reads_it_or_not_at_all(
+    request: ForwardRequest, data: st.DataObject
+) -> None:
+    broken = bytearray(encoded(request))
+    for _ in range(data.draw(st.integers(1, 3))):
+        broken[data.draw(st.integers(0, len(broken) - 1))] = data.draw(st.integers(0, 255))
+    found = joined(bytes(broken))
+    assert found is None or ConnectionMessage.FromString(bytes(broken)).request == found
+
+
+@given(st.binary(max_size=60))
+@example(b"")
+@example(b"\x12")
+@example(b"\x12\x02\x22\x05")
+@example(b"\x12\xff\xff\xff\xff\xff\xff")
+def test_garbage_is_left_to_protobuf(data: bytes) -> None:
+    found = joined(data)
+    assert found is None or ConnectionMessage.FromString(data).request == found
+
+
+@pytest.mark.parametrize(
+    "tail",
+    [
+        b"\x22\x01x",  # another payload
+        b"\x28\xff\xff\xff\xff\xff\xff\xff\xff\xff\x01",  # a negative timeout
+        b"\x3a\x01x",  # a field that nobody knows
+        b"\x0a\x01\xff",  # no UTF-8
+        b"\x1a\x02\x0a\x05",  # a header cut short
+        b"\x1a\x00" * 200,
+    ],
+)
+def test_what_nobody_sends_is_left_to_protobuf(tail: bytes) -> None:
+    body = ForwardRequest(request_id="r1", payload=b"p").SerializeToString() + tail
+    assert split_request(b"\x12" + bytes([len(body) & 0x7F | 0x80, len(body) >> 7]) + body) is None
+
+
+def test_a_payload_may_stand_anywhere() -> None:
+    body = b"\x22\x01x" + ForwardRequest(request_id="r1", timeout_seconds=3).SerializeToString()
+    assert joined(b"\x12" + bytes([len(body)]) + body) == ForwardRequest(
+        request_id="r1", timeout_seconds=3, payload=b"x"
+    )
+
+
+def test_a_message_of_another_kind_is_left_to_protobuf() -> None:
+    beat = ConnectionMessage(heartbeat=Heartbeat(timestamp=1)).SerializeToString()
+    assert split_request(beat) is None
+    assert split_request(encoded(ForwardRequest(request_id="r1", payload=b"p")) + beat) is None
+
+
+def test_a_connection_brings_a_large_request_with_its_payload_beside_it() -> None:
+    connection = ConnectorConnection(
+        ConnectorLiveness(10.0, 30.0, None, lambda: "probe"), token="0" * 32
+    )
+    connection.register("key", ["a.B"], 0.0)
+    payload = bytes(200_000)
+    made = ForwardRequest(request_id="r1", method_path="/a.B/C", payload=payload)
+    large = encoded(made)
+    nameless = encoded(ForwardRequest(payload=payload))
+    inbound = connection.receive([large, nameless, large[:-1]], 0.0)
+    assert [arrival[1:] for arrival in inbound.requests] == [("r1", "/a.B/C", payload, len(large))]
+    assert inbound.requests[0][0] == ForwardRequest(request_id="r1", method_path="/a.B/C")
+    assert inbound.is_rare  # the nameless one
+    assert inbound.end is not None  # what is no message at all
