@@ -21,8 +21,10 @@ _PRELUDE = """
 import json, logging, signal, sys, threading, time
 from revconn import Backoff, Connector, State
 
+# As one: print() writes the end of the line by itself, and another thread may come in between.
 def say(*words):
-    print(*words, flush=True)
+    sys.stdout.write(" ".join(map(str, words)) + "\\n")
+    sys.stdout.flush()
 
 # Python runs signal handlers in the main thread, where an Event's lock may be held.
 heard_sigusr1 = []
