@@ -154,7 +154,7 @@ def received(
     message: ForwardRequest,
     request_id: str,
     method: str,
-    payload: bytes,
+    payload: bytes | None,
     size: int,
     arrived: float,
     now: float,
@@ -164,11 +164,9 @@ def received(
 ) -> Request:
     """The request that came in a message of ``size`` bytes, by the link whose replies those are.
 
-    A large ``message`` may lack the ``payload``.
-
-    That was when ``arrived`` says (monotonic), and ``now``
-    (:func:`~revconn.runtime.clock.with_suspend`). ``in_flight`` is the table that it is to be put
-    in, and it ``counts`` if the memory that it takes there does.
+    The ``message`` holds the ``payload``, or that is given beside it. They came when ``arrived``
+    says (monotonic), and ``now`` (:func:`~revconn.runtime.clock.with_suspend`). ``in_flight`` is
+    the table that it is to be put in, and it ``counts`` if the memory that it takes there does.
     """
     # A function, because there is one for each request: calling a class that has an __init__ costs
     # as much again.
@@ -178,6 +176,8 @@ def received(
     headers = message.headers
     if "grpc-timeout" in headers:  # the caller's own; the nearer of the two counts
         due = nearer_deadline(due, headers["grpc-timeout"], now)
+    if payload is None:
+        payload = message.payload  # once: protobuf makes a copy for everybody who asks
     # The replies' lock, which is that of the table of calls, guards _callbacks and the table.
     request._link = link
     request._in_flight = in_flight

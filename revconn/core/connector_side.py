@@ -12,7 +12,7 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Iterable, Sequence
-from typing import ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple, Optional
 
 from revconn._proto.registry_pb2 import (
     CancelRequest,
@@ -37,7 +37,7 @@ from revconn.core.connection import (
 )
 from revconn.core.errors import Mask, ProtocolError, presentable
 from revconn.core.liveness import PROBE_METHOD, ConnectorLiveness, Prober, Verdict
-from revconn.core.requests import split_request
+from revconn.core.requests import REQUEST_TAG, split_request
 from revconn.core.status import is_success
 from revconn.logger import Reminders, SafeLogger, get_logger
 
@@ -48,17 +48,14 @@ logger = get_logger(__name__)
 _LONGEST_QUOTE = 200  # characters of a gateway's words in one line of the log
 _MOST_ASKED = 10_000  # calls of its own that are remembered
 _PROBE_END = -len(PROBE_METHOD)
-_LARGE = 1 << 17  # bytes, from which on copying a payload takes longer than finding it
-_REQUEST_TAG = 0x12  # with which a ConnectionMessage begins that holds a request, and no other
+_WORTH_SPLITTING = 1 << 17  # bytes: copying such a payload takes longer than finding it
 
 # Compared by identity, which costs a batch no call: up to Python 3.10 it is one of Python's to look
 # a member of an Enum up, and its hash is one everywhere.
 _OPENED, _ENDED = Phase.OPENED, Phase.ENDED
 
-Arrival = tuple[ForwardRequest, str, str, bytes, int]
-"""A request, its id, its method, its payload, and how many bytes it came in.
-
-A large one may lack the payload, which is beside it.
+Arrival = tuple[ForwardRequest, str, str, Optional[bytes], int]
+"""A request, its id, its method, its payload unless it holds that, and how many bytes it came in.
 
 A bare tuple, because there is one for each; with what was read already, because each look into a
 message costs.
@@ -133,6 +130,10 @@ class Due(NamedTuple):
 
 def _is_for_handler(request: ForwardRequest) -> bool:
     return is_possible_id(request.request_id) and not request.method_path.endswith(PROBE_METHOD)
+
+
+def _arrival(request: ForwardRequest, payload: bytes | None, data: bytes) -> Arrival:
+    return request, request.request_id, request.method_path, payload, len(data)
 
 
 class ConnectorConnection(Connection):
@@ -312,7 +313,7 @@ class ConnectorConnection(Connection):
         # is for what is rare. (A call of Python's would cost as much as decoding does.)
         for data in batch:
             size = len(data)
-            if size > _LARGE and self._receive_large(data, requests):
+            if size > _WORTH_SPLITTING and self._receive_large(data, requests):
                 continue
             try:
                 message = ConnectionMessage.FromString(data)
@@ -322,7 +323,7 @@ class ConnectorConnection(Connection):
             # Also before CONNECTED: a route exists from the moment the gateway registers it,
             # and a caller's request may overtake the status.
             # Asking protobuf what it is costs a third of decoding it.
-            if data and data[0] == _REQUEST_TAG:
+            if data and data[0] == REQUEST_TAG:
                 request = message.request
                 request_id = request.request_id  # empty if another kind has followed
                 method = request.method_path
@@ -331,7 +332,7 @@ class ConnectorConnection(Connection):
                     and len(request_id) <= LONGEST_ID
                     and method[_PROBE_END:] != PROBE_METHOD
                 ):
-                    requests.append((request, request_id, method, request.payload, size))
+                    requests.append((request, request_id, method, None, size))
                     continue
             try:
                 self._receive_rare(message, data, inbound)
@@ -354,18 +355,14 @@ class ConnectorConnection(Connection):
         apart = split_request(data)
         if apart is None or not _is_for_handler(apart[0]):
             return False
-        request, payload = apart
-        requests.append((request, request.request_id, request.method_path, payload, len(data)))
+        requests.append(_arrival(*apart, data))
         return True
 
     def _receive_rare(self, message: ConnectionMessage, data: bytes, inbound: FromGateway) -> None:
         """Take in what is no request for a handler, as a rule."""
         kind = message.WhichOneof("message_type")
         if kind == "request" and _is_for_handler(message.request):
-            request = message.request
-            inbound.requests.append(
-                (request, request.request_id, request.method_path, request.payload, len(data))
-            )
+            inbound.requests.append(_arrival(message.request, None, data))
             return
         inbound.is_rare = True
         if kind == "request":

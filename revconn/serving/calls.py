@@ -150,27 +150,18 @@ class Calls:
         for message, request_id, method, payload, size in arrivals:
             try:
                 # What begins with a slash is found as it is written, or not at all.
-                is_inline = method in inline_methods or (
-                    method[:1] != "/" and self._inline_routes.find(method) is not None
+                waits = method not in inline_methods and (
+                    method[:1] == "/" or self._inline_routes.find(method) is None
                 )
                 request = received(
-                    message,
-                    request_id,
-                    method,
-                    payload,
-                    size,
-                    arrived,
-                    now,
-                    link,
-                    in_flight,
-                    not is_inline,
+                    message, request_id, method, payload, size, arrived, now, link, in_flight, waits
                 )
             except BaseException:  # no memory, say: the connection, and the batch, need not suffer
                 logger.exception("request %r: serving it failed", request_id)
                 failure = encode_failure(request_id, StatusCode.INTERNAL, "internal error")
                 link.answer([answer(failure, None)])
                 continue
-            (inline if is_inline else pooled).append(request)
+            (pooled if waits else inline).append(request)
         served = self._admit(link, pooled, inline)
         if served:
             self.inline.serve(link, served, arrived, now - arrived)
@@ -191,11 +182,10 @@ class Calls:
                 hire = bool(admitted) and self.workers.put(admitted)
             count = 0
             for request in inline:
-                request_id = request.request_id
-                if request_id in in_flight or self._closed:
+                if request.request_id in in_flight or self._closed:
                     self._counts["repeated"] += not self._closed
                 else:
-                    in_flight[request_id] = request
+                    in_flight[request.request_id] = request
                     served.append(request)
                     count += 1
             self._total += count
@@ -507,5 +497,4 @@ class Calls:
     def stats(self) -> dict[str, int]:
         """Counters since the start, and how much is in flight and waiting now."""
         with self._lock:
-            now = {"in_flight": self._total, "waiting": len(self.workers.waiting)}
-            return {**self._counts, **now}
+            return {**self._counts, "in_flight": self._total, "waiting": len(self.workers.waiting)}

@@ -27,6 +27,10 @@ def encoded(request: ForwardRequest) -> bytes:
     return ConnectionMessage(request=request).SerializeToString()
 
 
+def two_bytes(size: int) -> bytes:
+    return bytes([size & 0x7F | 0x80, size >> 7])
+
+
 def joined(data: bytes) -> ForwardRequest | None:
     apart = split_request(data)
     if apart is None:
@@ -71,12 +75,28 @@ def test_garbage_is_left_to_protobuf(data: bytes) -> None:
         b"\x3a\x01x",  # a field that nobody knows
         b"\x0a\x01\xff",  # no UTF-8
         b"\x1a\x02\x0a\x05",  # a header cut short
-        b"\x1a\x00" * 200,
+        b"\x1a\x00" * 99,  # more fields than anybody has
     ],
 )
 def test_what_nobody_sends_is_left_to_protobuf(tail: bytes) -> None:
     body = ForwardRequest(request_id="r1", payload=b"p").SerializeToString() + tail
-    assert split_request(b"\x12" + bytes([len(body) & 0x7F | 0x80, len(body) >> 7]) + body) is None
+    assert split_request(b"\x12" + two_bytes(len(body)) + body) is None
+
+
+@pytest.mark.parametrize("depth", [1, 50, 97, 98, 99, 100, 101])
+@pytest.mark.parametrize("tag", [b"\x1a", b"\x32"])
+def test_what_nests_too_deep_for_protobuf_is_refused_at_the_same_depth(
+    tag: bytes, depth: int
+) -> None:
+    nested = b"\x7b" * depth + b"\x7c" * depth  # the beginnings and ends of unknown groups
+    body = ForwardRequest(request_id="r1", payload=b"p").SerializeToString()
+    body += tag + two_bytes(len(nested)) + nested
+    data = b"\x12" + two_bytes(len(body)) + body
+    try:
+        expected = ConnectionMessage.FromString(data).request
+    except Exception:  # noqa: BLE001 - as the decoder has it
+        expected = None
+    assert joined(data) == expected
 
 
 def test_a_payload_may_stand_anywhere() -> None:

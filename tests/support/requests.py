@@ -25,7 +25,7 @@ def request_of(
         message,
         message.request_id,
         message.method_path,
-        message.payload,
+        None,
         message.ByteSize(),
         arrived,
         0.0,
@@ -46,5 +46,4 @@ def settle(request: Request) -> None:
 
 def arrival(message: ForwardRequest) -> Arrival:
     """What a connection says of a message that came."""
-    size = message.ByteSize()
-    return message, message.request_id, message.method_path, message.payload, size
+    return message, message.request_id, message.method_path, None, message.ByteSize()
