@@ -5,7 +5,6 @@ from __future__ import annotations
 import atexit
 import inspect
 import os
-import queue
 import threading
 import weakref
 from collections.abc import Sequence
@@ -19,7 +18,7 @@ from revconn.exceptions import is_fatal as default_is_fatal
 from revconn.logger import get_logger
 from revconn.runtime.signals import obey_signals, signals_into
 from revconn.runtime.state import LinkStatus, State
-from revconn.runtime.threads import aside, is_own_thread
+from revconn.runtime.threads import Mailbox, aside, is_own_thread
 from revconn.serving.handlers import Handler, Handlers, require_handler, require_method_path
 from revconn.settings.checks import (
     refuse,
@@ -152,7 +151,7 @@ class Connector:
         )
         self._handlers = Handlers()
         self._board = StateBoard()
-        self._wakeups: queue.SimpleQueue[int | None] = queue.SimpleQueue()  # signals; None: the end
+        self._wakeups: Mailbox[int | None] = Mailbox()  # signals; None: the end
         self._lock = threading.Lock()  # guards _supervisor, _stopped and registration
         self._supervisor: Supervisor | None = None
         self._stopped = False  # before any start, so there is to be none

@@ -17,6 +17,7 @@ from revconn.observing.watchdog import FullPool, SlowHandlers, SlowReader, Watch
 from revconn.runtime.state import State
 from revconn.runtime.threads import (
     DaemonExecutor,
+    Mailbox,
     guarded_thread,
     in_background,
     is_own_thread,
@@ -368,9 +369,9 @@ class StateBoard:
     def __init__(self, state: State = State.IDLE) -> None:
         self._lock = threading.Lock()
         self._state = state
-        # Queues and no condition: a condition has a lock, and a signal handler that calls stop() in
-        # the main thread may have interrupted that very thread while it waited, and held it.
-        self._waiting: list[queue.SimpleQueue[State]] = []
+        # No condition: that has a lock, and a signal handler that calls stop() in the main thread
+        # may have interrupted that very thread while it waited, and held it.
+        self._waiting: list[Mailbox[State]] = []
         self._callbacks: list[Callable[[State], object]] = []
         self._untold: deque[State] = deque()
         self._telling = False  # a thread is calling callbacks now, and tells later changes too
@@ -406,7 +407,7 @@ class StateBoard:
         """The state once it is one of ``states``; ``None`` when ``timeout`` seconds ran out."""
         wanted = frozenset(states)
         deadline = time.monotonic() + (threading.TIMEOUT_MAX if timeout is None else timeout)
-        news: queue.SimpleQueue[State] = queue.SimpleQueue()
+        news: Mailbox[State] = Mailbox()
         self._waiting.append(news)  # before the look: no change comes in between
         try:
             state = self._state

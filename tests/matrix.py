@@ -15,6 +15,7 @@ import argparse
 import configparser
 import pathlib
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -31,6 +32,7 @@ ENVIRONMENTS = ROOT / ".matrix"
 SETS = ["oldest", "newest"]
 ROWS_AT_ONCE = 2
 WORKERS = 6  # of pytest, for all rows that run at once
+LONGEST = 900  # seconds that a command may take
 
 # A row runs what a Python or a dependency can change. `make test` runs the rest: what is about
 # this repository (docs, benchmarks, packaging, the tests' own tools), and what shows by other
@@ -149,15 +151,19 @@ def need_success(command: list[str | pathlib.Path], said: list[str]) -> None:
 
 def run(command: list[str | pathlib.Path], said: list[str]) -> int:
     """The exit code of a command; ``said`` gets what it wrote."""
-    ran = subprocess.run(
-        command,
-        cwd=ROOT,
-        text=True,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-    )
-    said.append(ran.stdout)
+    try:
+        ran = subprocess.run(
+            command,
+            cwd=ROOT,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            timeout=LONGEST,
+        )
+    except subprocess.TimeoutExpired as error:  # a worker that died, say, and pytest waits for it
+        said.append(f"{(error.stdout or b'').decode()}\nkilled after {LONGEST} s")
+        return -signal.SIGKILL
+    said.append(ran.stdout.decode())
     return ran.returncode
 
 
@@ -174,7 +180,7 @@ def installed(row: Row) -> str:
 def pytest(row: Row) -> list[str | pathlib.Path]:
     """The command that is about what a row runs."""
     command: list[str | pathlib.Path] = [row.python, "-m", "pytest", "-p", "no:cacheprovider"]
-    command += ["--color=no", "--quiet", "-m", "not alone and not costly"]
+    command += ["--color=no", "-m", "not alone and not costly"]
     return [*command, *(f"--ignore=tests/{other}" for other in ELSEWHERE)]
 
 

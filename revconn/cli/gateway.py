@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import inspect
 import os
-import queue
 import signal
 from types import FrameType
 from typing import Any
@@ -16,7 +15,7 @@ from revconn.exceptions import ConfigurationError
 from revconn.gateway import Gateway, ServerTLS
 from revconn.logger import get_logger
 from revconn.runtime.signals import Repeats, obey_signals, signals_into
-from revconn.runtime.threads import guarded_thread
+from revconn.runtime.threads import Mailbox, guarded_thread
 from revconn.settings.checks import require_seconds
 from revconn.settings.environment import PREFIX
 
@@ -205,7 +204,7 @@ def run(arguments: argparse.Namespace) -> int:
         hint = f" ({other} is for a connector)" if other in os.environ else ""
         address = gateway.address
         logger.warning("no API keys%s: whoever can connect to %s may register", hint, address)
-    wakeups: queue.SimpleQueue[int | None] = queue.SimpleQueue()
+    wakeups: Mailbox[int | None] = Mailbox()
     repeats = Repeats()
     hangups = [signal.SIGHUP] if hasattr(signal, "SIGHUP") else []
     # SIGHUP has its handler before the gateway listens and until it is gone: by default it would
@@ -242,7 +241,7 @@ def run(arguments: argparse.Namespace) -> int:
 class _Watch:
     """A thread that wakes the command when its gateway ends by itself, which the log then tells."""
 
-    def __init__(self, gateway: Gateway, wakeups: queue.SimpleQueue[int | None]) -> None:
+    def __init__(self, gateway: Gateway, wakeups: Mailbox[int | None]) -> None:
         self.has_failed = False
         self._gateway = gateway
         self._wakeups = wakeups

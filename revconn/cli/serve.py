@@ -6,7 +6,6 @@ import argparse
 import contextlib
 import logging
 import os
-import queue
 import sys
 import threading
 import time
@@ -19,7 +18,7 @@ from revconn.exceptions import ConnectionLost, RevconnError
 from revconn.logger import get_logger
 from revconn.runtime.signals import obey_signals, signals_into
 from revconn.runtime.state import State
-from revconn.runtime.threads import guarded_thread
+from revconn.runtime.threads import Mailbox, guarded_thread
 
 __all__ = ["add_parser", "run"]
 
@@ -112,7 +111,7 @@ def _obey_parent(connector: Connector, reports: int, lifeline: int) -> None:
 
 def _serve(connector: Connector) -> int:
     """As ``connector.start()``, which cannot say that it was aborted."""
-    wakeups: queue.SimpleQueue[int | None] = queue.SimpleQueue()
+    wakeups: Mailbox[int | None] = Mailbox()
 
     def wake_at_the_end(state: State) -> None:
         if state is State.CLOSED:

@@ -25,7 +25,7 @@ from revconn.exceptions import (
 from revconn.link.report import api_key_failed
 from revconn.logger import get_logger
 from revconn.runtime import clock
-from revconn.runtime.threads import guarded_thread, own_thread
+from revconn.runtime.threads import Mailbox, guarded_thread, own_thread
 from revconn.serving.calls import Calls
 from revconn.serving.replies import Line, Replies
 from revconn.settings.checks import require_api_key
@@ -153,7 +153,7 @@ class Session:
         self._prober: Prober | None = None
         self.error: BaseException | None = None
         self._says_last = False
-        self._alarms: queue.SimpleQueue[bool] = queue.SimpleQueue()  # true: the end
+        self._alarms: Mailbox[bool] = Mailbox()  # true: the end
         self._timer = guarded_thread(
             f"revconn-heartbeat-{target}", self._keep_time, on_failure=self._fail
         )

@@ -13,6 +13,7 @@ from types import FrameType
 from typing import Any, Callable
 
 from revconn.logger import get_logger
+from revconn.runtime.threads import Mailbox
 
 __all__ = ["Repeats", "obey_signals", "signals_into"]
 
@@ -46,14 +47,12 @@ class Repeats:
 
 
 @contextmanager
-def signals_into(
-    wakeups: queue.SimpleQueue[Any], numbers: Iterable[int] = _SIGNALS
-) -> Iterator[None]:
+def signals_into(wakeups: Mailbox[Any], numbers: Iterable[int] = _SIGNALS) -> Iterator[None]:
     """Put the number of each signal into ``wakeups`` instead of what it did before.
 
     Does nothing outside the main thread, where Python delivers no signals. A handler runs between
     any two bytecodes of the main thread, so it must take no lock that thread may hold:
-    ``SimpleQueue.put`` is the one reentrant way to wake somebody.
+    :meth:`Mailbox.put` takes none.
     """
     if not _is_main_thread():  # signal.signal() would raise ValueError
         yield
@@ -86,7 +85,7 @@ def _is_main_thread() -> bool:
 
 
 def obey_signals(
-    wakeups: queue.SimpleQueue[int | None],
+    wakeups: Mailbox[int | None],
     drain: Callable[[], object],
     abort: Callable[[], object],
     reload: Callable[[], object] | None = None,
@@ -117,7 +116,7 @@ def obey_signals(
     return aborted_by
 
 
-def _next(wakeups: queue.SimpleQueue[int | None]) -> int | None:
+def _next(wakeups: Mailbox[int | None]) -> int | None:
     """Wait for the number of the next signal, or for the end, glancing up now and then.
 
     Whatever is to come wakes it, and still it has to look: a signal that arrives in the instant

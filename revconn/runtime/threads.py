@@ -1,4 +1,4 @@
-"""The library's threads: none ends unnoticed, and none waits for itself; the pool; spare ones."""
+"""The library's threads: none ends unnoticed, none waits for itself; mailbox, pool, spare ones."""
 
 from __future__ import annotations
 
@@ -8,17 +8,20 @@ import os
 import queue
 import sys
 import threading
+import time
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import Any, Callable, NamedTuple, TypeVar
+from typing import Any, Callable, Generic, NamedTuple, TypeVar
 
 from revconn.logger import get_logger, is_interrupt
 
 __all__ = [
+    "BinarySemaphore",
     "Condition",
     "DaemonExecutor",
+    "Mailbox",
     "Thread",
     "aside",
     "drop_spares",
@@ -99,6 +102,52 @@ class Condition(threading.Condition):
         """Wake all that wait. Requires the lock."""
         if self.sleepers:
             super().notify_all()
+
+
+class BinarySemaphore:
+    """A lock that guards nothing: one thread releases it and wakes another, which acquires it.
+
+    ``release`` raises :class:`RuntimeError` if that was done already. Both are the lock's own
+    methods, so that no Python code runs in them. Not to be had at first.
+    """
+
+    def __init__(self) -> None:
+        lock = threading.Lock()
+        lock.acquire()
+        self.acquire = lock.acquire
+        self.release = lock.release
+
+
+class Mailbox(Generic[T]):
+    """What any thread puts, and one takes, as a :class:`queue.SimpleQueue`; but it keeps time.
+
+    Before Python 3.13 that one waits for ever if the time runs out while it looks for the second
+    time: once in some thousand calls with no time at all, and whenever the process was stopped, or
+    had no core, for so long. :meth:`put` may interrupt :meth:`get`, as signal handlers do.
+    """
+
+    def __init__(self) -> None:
+        self._items: deque[T] = deque()
+        self._filled = BinarySemaphore()  # to be had while there may be an item
+
+    def put(self, item: T) -> None:
+        """Have it taken. Does not block."""
+        self._items.append(item)
+        with contextlib.suppress(RuntimeError):  # it is to be had already
+            self._filled.release()
+
+    def get(self, timeout: float | None = None) -> T:
+        """Wait for the next item, at most so many seconds (``None``: for ever).
+
+        Raises :class:`queue.Empty` when none came in time.
+        """
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while True:
+            with contextlib.suppress(IndexError):
+                return self._items.popleft()
+            rest = -1.0 if deadline is None else max(0.0, deadline - time.monotonic())
+            if not self._filled.acquire(timeout=rest):
+                raise queue.Empty
 
 
 @contextmanager

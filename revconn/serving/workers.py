@@ -19,7 +19,7 @@ from revconn.exceptions import RevconnError
 from revconn.logger import Reminder, get_logger
 from revconn.messages import Request
 from revconn.runtime import clock
-from revconn.runtime.threads import DaemonExecutor, guarded_thread, own_thread
+from revconn.runtime.threads import BinarySemaphore, DaemonExecutor, guarded_thread, own_thread
 from revconn.serving.handlers import LONG, Runs
 from revconn.serving.replies import Replies
 
@@ -86,8 +86,8 @@ class Workers:
 
     ``lock``, the owner's, guards all state. But requests are taken from ``waiting``, and appended
     to ``served``, without it: that is atomic, and a lock for each, which 16 workers and a receiving
-    thread want, would be dear. Parked workers wait on a queue and not on a condition, which is
-    Python code. Thread-safe.
+    thread want, would be dear. Parked workers wait for a semaphore and not on a condition, which
+    is Python code. Thread-safe.
     """
 
     def __init__(
@@ -131,7 +131,7 @@ class Workers:
         self._parked = 0  # without the one that was called
         self._in_callbacks = 0
         self._called = False  # a parked worker was, and has not woken yet
-        self._calls: queue.SimpleQueue[None] = queue.SimpleQueue()
+        self._calls = BinarySemaphore()  # to be had from a call until a worker has heard it
         self._closed = False
         # For callbacks of requests whose handlers may be busy yet: where a handler has answered its
         # own thread calls them, and one that hangs here delays only other callbacks.
@@ -193,9 +193,8 @@ class Workers:
         self._closed = True
         self.waiting.clear()
         self._held.clear()
-        for _ in range(self._parked):
-            self._calls.put(None)
-        self._parked = 0
+        if not self._called:
+            self._call_next_to_leave()
         if self._contracts is not None:
             self._contracts.put(None)
 
@@ -249,7 +248,7 @@ class Workers:
         if self._parked:
             self._parked -= 1
             self._called = True
-            self._calls.put(None)
+            self._calls.release()
             return False
         hire = self._count < self._most and not self._hired
         self._count += hire
@@ -471,20 +470,23 @@ class Workers:
             if self.served:
                 self._parked -= 1
                 return True
-        try:
-            self._calls.get(timeout=_LINGER)
-        except queue.Empty:
+        while not self._calls.acquire(timeout=_LINGER):
             with self._lock:
-                if self._parked:
+                if self._parked:  # else it was called in the last moment
                     self._count -= 1
                     self._parked -= 1
                     return False
-            self._calls.get()  # it was called in the last moment
         with self._lock:
             self._called = False
             if self._closed:
                 self._count -= 1
+                self._call_next_to_leave()
             return not self._closed
+
+    def _call_next_to_leave(self) -> None:
+        """Wake a parked worker, now that it is closed. Requires holding the lock."""
+        if self._parked:
+            self._call_another()
 
 
 def _is_for_good(error: BaseException) -> bool:

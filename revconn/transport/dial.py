@@ -21,7 +21,7 @@ from contextlib import suppress
 from typing import Any, Callable
 
 from revconn.core.status import StatusCode
-from revconn.runtime.threads import guarded_thread
+from revconn.runtime.threads import Mailbox, guarded_thread
 from revconn.settings.options import TLS
 from revconn.settings.proxy import Proxy
 from revconn.settings.target import Target, bare_host
@@ -187,7 +187,7 @@ class Addresses:
 
 def _resolve(host: str, port: int, cancelled: Callable[[], bool]) -> list[Address]:
     """In a thread of its own: nothing can interrupt a resolver."""
-    results: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    results: Mailbox[Any] = Mailbox()
 
     def resolve() -> None:
         try:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import pty
-import queue
 import re
 import signal
 import socket
@@ -19,6 +18,7 @@ import pytest
 from revconn.cli import main
 from revconn.cli.demo import processes, story
 from revconn.cli.demo.processes import Child
+from revconn.runtime.threads import Mailbox
 from tests.support.commands import TIMEOUT, Command, run_command
 
 ID = r"[0-9a-f]{8}-[0-9a-f-]{27}"
@@ -148,7 +148,7 @@ def test_a_process_that_does_not_leave_is_killed(
     (tmp_path / "stubborn.py").write_text(STUBBORN)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(processes, "_END_TIMEOUT", 0.1)
-    said: queue.SimpleQueue[processes.Said] = queue.SimpleQueue()
+    said: Mailbox[processes.Said] = Mailbox()
     child = Child("connector", ["serve", "stubborn:connector"], {}, said)
     assert said.get(timeout=TIMEOUT).line == "here"
     assert child.end() == -signal.SIGKILL

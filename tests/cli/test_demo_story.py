@@ -5,7 +5,6 @@ Real ones are in test_demo.py.
 
 from __future__ import annotations
 
-import queue
 import signal
 from dataclasses import dataclass, field
 from typing import Any, Callable
@@ -17,6 +16,7 @@ from revconn.cli import main
 from revconn.cli.demo import story
 from revconn.cli.demo.greeter import Outcome
 from revconn.cli.demo.processes import Said
+from revconn.runtime.threads import Mailbox
 
 
 @dataclass
@@ -52,7 +52,7 @@ class Process:
     pid = 1
     command = "revconn"
 
-    def __init__(self, name: str, play: Play, said: queue.SimpleQueue[Said]) -> None:
+    def __init__(self, name: str, play: Play, said: Mailbox[Said]) -> None:
         self.name = name
         self.expected_to_end = False
         self._play = play

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import queue
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -18,6 +17,7 @@ from revconn.core.gateway_side import GatewayConnection
 from revconn.gateway import Gateway
 from revconn.gateway.backends import Backends
 from revconn.gateway.calls import Calls
+from revconn.runtime.threads import Mailbox
 from tests.gateway.test_backends import register
 from tests.support.backend import Backend
 from tests.support.threads import in_thread
@@ -60,15 +60,16 @@ def test_whoever_waits_for_a_gateway_goes_on_when_it_was_stopped(gateway) -> Non
 
 # In a process of its own: a loop that ends so leaves a thread of grpc's behind.
 ENDED_BY_A_BUG = """
-import logging, queue, sys
+import logging, sys
 from revconn.cli.gateway import _Watch
 from revconn.gateway import Gateway
+from revconn.runtime.threads import Mailbox
 
 def fail():
     raise {error}("a bug")
 
 logging.basicConfig(stream=sys.stdout, format="%(message)s")
-gateway, wakeups = Gateway(api_keys="key").start(), queue.SimpleQueue()
+gateway, wakeups = Gateway(api_keys="key").start(), Mailbox()
 watch = _Watch(gateway, wakeups)
 gateway._thread._loop.call_soon_threadsafe(fail)
 try:
@@ -93,7 +94,7 @@ def test_whoever_waits_hears_what_ended_it_and_so_does_the_command(error: str) -
 
 
 def test_a_command_whose_gateway_was_stopped_has_not_failed(gateway) -> None:
-    wakeups: queue.SimpleQueue[int | None] = queue.SimpleQueue()
+    wakeups: Mailbox[int | None] = Mailbox()
     watch = _Watch(gateway, wakeups)
     gateway.stop(grace=0.0)
     assert wakeups.get(timeout=TIMEOUT) is None

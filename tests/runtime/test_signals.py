@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import queue
 import signal
 import threading
 import time
@@ -11,6 +10,7 @@ import pytest
 
 from revconn import State
 from revconn.runtime.signals import Repeats, obey_signals
+from revconn.runtime.threads import Mailbox
 from revconn.testing import Fault, FaultProxy
 from tests.support.connectors import NEVER
 from tests.support.programs import Program
@@ -132,7 +132,7 @@ def test_what_a_second_signal_does_depends_on_which_and_when(
     second: str, at: float, aborted: int
 ) -> None:
     clock, done = Clock(), []
-    wakeups: queue.SimpleQueue[int | None] = queue.SimpleQueue()
+    wakeups: Mailbox[int | None] = Mailbox()
 
     def drain() -> None:
         done.append("drain")

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import queue
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Callable
@@ -10,6 +9,7 @@ import pytest
 from revconn import Connector, Request, RequestError, Response, StatusCode
 from revconn._proto.registry_pb2 import Heartbeat
 from revconn.core.framing import frame, unframe
+from revconn.runtime.threads import BinarySemaphore
 from revconn.serving import workers as workers_module
 from tests.support.scripted_gateway import Peer
 from tests.support.waiting import eventually
@@ -229,14 +229,14 @@ def test_a_worker_that_was_called_and_has_not_woken_yet_calls_the_others(
     workers = connector._supervisor.calls.workers
     eventually(lambda: workers._parked == 3)
     wake = workers._calls
-    unheard: queue.SimpleQueue[None] = queue.SimpleQueue()
+    unheard = BinarySemaphore()
     with monkeypatch.context() as patch:
         patch.setattr(workers, "_calls", unheard)
         for request_id in "def":
             peer.requests(request_id)
         eventually(lambda: connector.stats()["waiting"] == 3)
-    assert unheard.qsize() == 1
-    wake.put(None)
+    assert unheard.acquire(timeout=0)
+    wake.release()
     gate.holds(6)
     gate.open(*"def")
     assert set(peer.answers(3)) == set("def")

@@ -442,3 +442,14 @@ def test_what_is_forgotten_leaves_the_others_in_their_order() -> None:
         settle(requests[number])
     scene.workers.forget_settled()
     assert [each.request_id for each in scene.workers.waiting] == ["a", "c", "e"]
+
+
+def test_every_parked_worker_goes_once_they_are_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(workers_module, "_LINGER", TIMEOUT)
+    all_are_there = threading.Barrier(3)
+    scene = Scene(DaemonExecutor(3, "worker"), handler=lambda _: all_are_there.wait(TIMEOUT))
+    scene.put("a", "b", "c")
+    eventually(lambda: scene.workers._parked == 3)
+    close(scene)
+    eventually(lambda: scene.workers._count == 0)
+    assert scene.workers._parked == 0

@@ -57,8 +57,11 @@ def recorded_nestings() -> Iterator[set[tuple[str, str]]]:
         if not frame.f_code.co_filename.startswith(_HOUSE) or "self" not in frame.f_locals:
             return made()
         line = linecache.getline(frame.f_code.co_filename, frame.f_lineno)
+        attribute = _ATTRIBUTE.search(line)
+        if attribute is None:  # of a semaphore
+            return made()
         owner = type(frame.f_locals["self"]).__name__
-        return Recorded(f"{owner}.{_ATTRIBUTE.search(line)['name']}")
+        return Recorded(f"{owner}.{attribute['name']}")
 
     threading.Lock = make  # type: ignore[assignment, misc]
     try:

@@ -20,6 +20,7 @@ from typing import NamedTuple
 
 from revconn.cli.demo.screen import Screen
 from revconn.cli.logs import LogLine
+from revconn.runtime.threads import Mailbox
 from revconn.settings.environment import PREFIX
 
 __all__ = ["Child", "DemoFailed", "Said", "Watch", "free_port"]
@@ -57,7 +58,7 @@ class Child:
         name: str,
         arguments: Sequence[str],
         environment: dict[str, str],
-        said: queue.SimpleQueue[Said],
+        said: Mailbox[Said],
     ) -> None:
         self.name = name
         self.command = " ".join(("revconn", *arguments))
@@ -140,7 +141,7 @@ class Watch:
     """
 
     def __init__(self, screen: Screen) -> None:
-        self.said: queue.SimpleQueue[Said] = queue.SimpleQueue()
+        self.said: Mailbox[Said] = Mailbox()
         self.listening: list[str] = []
         self.registrations: list[str] = []
         self.heartbeats: list[float] = []
