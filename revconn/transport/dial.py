@@ -15,6 +15,7 @@ import selectors
 import socket
 import ssl
 import time
+import weakref
 from collections import deque
 from collections.abc import Iterable
 from contextlib import suppress
@@ -26,10 +27,9 @@ from revconn.settings.options import TLS
 from revconn.settings.proxy import Proxy
 from revconn.settings.target import Target, bare_host
 from revconn.transport.base import StreamEnded
-from revconn.transport.tls import NO_HTTP2, client_context, explain
-from revconn.transport.wire import TLSWire, Wire, open_socket
+from revconn.transport.tls import NO_HTTP2, TLSFilter, client_context, explain
 
-__all__ = ["Address", "AddressOrder", "Addresses", "Dialer", "tunnel"]
+__all__ = ["Address", "AddressOrder", "Addresses", "Dialer", "network_words", "tunnel"]
 
 _HEAD_START = 0.25  # seconds, of one address over the next: RFC 8305's Connection Attempt Delay
 _POLL = 0.1  # seconds between two questions whether the attempt was cancelled
@@ -62,8 +62,10 @@ class Dialer:
         """How many the name had when it was last looked up; none before, or for a Unix socket."""
         return 0 if self._addresses is None else self._addresses.count
 
-    def dial(self, cancelled: Callable[[], bool]) -> tuple[Wire, Address]:
-        """A connected wire, and where it leads: :meth:`failed` when that comes to a bad end.
+    def dial(
+        self, cancelled: Callable[[], bool]
+    ) -> tuple[socket.socket, TLSFilter | None, Address]:
+        """A connected socket, and where it leads: :meth:`failed` when that comes to a bad end.
 
         ``cancelled`` is asked several times a second; it bounds the whole. Raises
         :class:`StreamEnded` (UNAVAILABLE) with the reason, and :class:`ConfigurationError` for
@@ -78,7 +80,7 @@ class Dialer:
             sock.settimeout(_POLL)
             if self._proxy is not None:
                 tunnel(sock, self._proxy, self._target, cancelled)
-            wire = Wire(sock) if context is None else self._secure(sock, context, cancelled)
+            tls = None if context is None else self._secure(sock, context, cancelled)
             sock.settimeout(None)
         except BaseException as error:
             sock.close()
@@ -86,9 +88,9 @@ class Dialer:
             # addresses must not be the first choice for ever.
             self.failed(address)
             if isinstance(error, OSError):
-                raise _unavailable(_words(error)) from None
+                raise _unavailable(network_words(error)) from None
             raise
-        return wire, address
+        return sock, tls, address
 
     def failed(self, *addresses: Address) -> None:
         """Connections there came to a bad end: next time the others come first. Any thread."""
@@ -104,21 +106,21 @@ class Dialer:
             return _race(addresses, cancelled, self.failed)
         except OSError as error:
             where = "" if self._proxy is None else f" to the proxy {self._proxy}"
-            raise _unavailable(f"cannot connect{where}: {_words(error)}") from None
+            raise _unavailable(f"cannot connect{where}: {network_words(error)}") from None
 
     def _secure(
         self, sock: socket.socket, context: ssl.SSLContext, cancelled: Callable[[], bool]
-    ) -> Wire:
+    ) -> TLSFilter:
         try:
-            wire = TLSWire(sock, context, self._server_name)
-            _shake_hands(wire, cancelled)
+            tls = TLSFilter(context, self._server_name)
+            _shake_hands(sock, tls, cancelled)
         except (OSError, ValueError) as error:
             raise _unavailable(explain(error)) from None
         # HTTP/2 over TLS is agreed on by ALPN alone (RFC 9113, section 3.2). A server without it
         # would take the preface for a broken HTTP/1 request.
-        if wire.alpn != "h2":
+        if tls.alpn != "h2":
             raise _unavailable(NO_HTTP2)
-        return wire
+        return tls
 
     def _tune(self, sock: socket.socket) -> None:
         if sock.family == getattr(socket, "AF_UNIX", None):
@@ -135,11 +137,11 @@ class Dialer:
             sock.setsockopt(socket.IPPROTO_TCP, user_timeout, milliseconds)
 
 
-def _shake_hands(wire: TLSWire, cancelled: Callable[[], bool]) -> None:
+def _shake_hands(sock: socket.socket, tls: TLSFilter, cancelled: Callable[[], bool]) -> None:
     # The socket's timeout is `_POLL`, so each round asks again whether it is still wanted.
     while not cancelled():
         with suppress(socket.timeout):
-            if wire.handshake():
+            if tls.handshake(sock):
                 return
     raise _unavailable("no answer to the TLS handshake")
 
@@ -148,7 +150,8 @@ def _unavailable(reason: str) -> StreamEnded:
     return StreamEnded(StatusCode.UNAVAILABLE, reason)
 
 
-def _words(error: OSError) -> str:
+def network_words(error: OSError) -> str:
+    """What a socket's error says, for people."""
     return error.strerror or str(error) or type(error).__name__
 
 
@@ -277,7 +280,7 @@ def _race(
                     running[_begin(*address)] = address
                 except OSError as error:
                     failed(address)
-                    failures.setdefault(_words(error), []).append(address)
+                    failures.setdefault(network_words(error), []).append(address)
                 next_start = time.monotonic() + _HEAD_START
             for sock in _settled(running):
                 address = running.pop(sock)
@@ -365,3 +368,35 @@ def _check(answer: bytes, proxy: Proxy) -> None:
         raise OSError(f"the proxy {proxy} refused: {status[:100]!r}")
     if not answer.endswith(b"\r\n\r\n"):
         raise OSError(f"the proxy {proxy} broke off its answer")
+
+
+# Whoever dials adds to it. A child looks through it after a fork, where no other thread is.
+_sockets: weakref.WeakSet[socket.socket] = weakref.WeakSet()
+
+
+def open_socket(family: int) -> socket.socket:
+    """A stream socket that stays the parent's when the process forks."""
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    _sockets.add(sock)
+    return sock
+
+
+def _let_go() -> None:
+    """In a forked child: put a dead end in the place of each connection.
+
+    The child's copies would keep a connection up after the parent died, and a gateway would go on
+    sending requests that nobody answers. Closing them would not do: green threads go on in the
+    child with the number of the descriptor, which may be another file's by then.
+    """
+    descriptors = [sock.fileno() for sock in _sockets if sock.fileno() >= 0]
+    if not descriptors:
+        return
+    dead_end, other_end = os.pipe()
+    os.close(other_end)
+    for descriptor in descriptors:
+        os.dup2(dead_end, descriptor, inheritable=False)
+    os.close(dead_end)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_let_go)

@@ -1,17 +1,23 @@
-"""TLS settings as Python's ssl takes them, and its errors in words that say what to do."""
+"""TLS: its settings as Python's ssl takes them, its errors in words, and what it does in memory."""
 
 from __future__ import annotations
 
 import os
+import socket
 import ssl
 import tempfile
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from typing import Any
 
+from revconn.http2.connection import Buffer
 from revconn.settings.checks import refuse
 from revconn.settings.options import TLS, PathOrPEM
 
-__all__ = ["NO_HTTP2", "client_context", "explain"]
+__all__ = ["NO_HTTP2", "READ_BYTES", "TLSFilter", "client_context", "explain"]
+
+READ_BYTES = 256 << 10
 
 _DESCRIPTORS = "/proc/self/fd"
 _PARTIAL_CHAIN = ssl.VerifyFlags(0x80000)  # it has a name since Python 3.10
@@ -190,3 +196,93 @@ def explain(error: Exception) -> str:
         if sign in text.upper().replace(" ", "_"):
             return f"{meaning} ({text})"
     return f"TLS failed: {text}"
+
+
+class TLSFilter:
+    """TLS in memory, so that reading and writing need no common lock around the socket.
+
+    OpenSSL's objects are not safe to read and write at once: ``_lock`` guards ``_tls`` and its
+    two buffers, and no I/O happens under it. One thread decrypts and feeds, one encrypts.
+    """
+
+    def __init__(self, context: ssl.SSLContext, server_name: str) -> None:
+        self._lock = threading.Lock()
+        self._incoming = ssl.MemoryBIO()
+        self._outgoing = ssl.MemoryBIO()
+        self._tls = context.wrap_bio(self._incoming, self._outgoing, server_hostname=server_name)
+        self._flight = b""  # of the handshake's own bytes: what is to be sent yet
+        # Memory that is used again: allocating it anew takes longer than decrypting.
+        self._decrypted = memoryview(bytearray(READ_BYTES))
+
+    @property
+    def alpn(self) -> str | None:
+        """The protocol that was agreed on."""
+        return self._tls.selected_alpn_protocol()
+
+    def handshake(self, sock: socket.socket) -> bool:
+        """One round of the handshake; true when it is done. Raises :class:`OSError`.
+
+        Called before any other thread knows the socket.
+        """
+        try:
+            self._tls.do_handshake()
+            done = True
+        except ssl.SSLWantReadError:
+            done = False
+        finally:
+            # Also when it failed: the alert tells the peer why.
+            self._flight += self._outgoing.read()
+            # Not sendall(): the socket's timeout is short, and what it had not sent would be lost.
+            while self._flight:
+                self._flight = self._flight[sock.send(self._flight) :]
+        if not done:
+            self.feed(sock.recv(READ_BYTES))
+        return done
+
+    def feed(self, received: bytes) -> None:
+        """More has arrived; nothing: that was the end."""
+        with self._lock:
+            if received:
+                self._incoming.write(received)
+            else:
+                self._incoming.write_eof()
+
+    def has_data(self) -> bool:
+        """Whether something has arrived that was not decrypted yet."""
+        with self._lock:
+            return bool(self._tls.pending() or self._incoming.pending)
+
+    def encrypt(self, output: Sequence[Buffer]) -> list[Buffer]:
+        """What is to be written in the place of ``output``."""
+        # As one, since each piece that OpenSSL is given becomes a record, however small it is.
+        data = output[0] if len(output) == 1 else b"".join(output)
+        with self._lock:
+            rest = memoryview(data)
+            while rest:
+                rest = rest[self._tls.write(rest) :]
+            encrypted = self._outgoing.read()
+        return [encrypted] if encrypted else []
+
+    def decrypt(self) -> bytes | None:
+        """What can be decrypted now, nothing at the end; ``None`` when more has to arrive first.
+
+        Raises :class:`OSError`.
+        """
+        # A TLS record holds 16 KiB at most: as many as have arrived come out at once, so that the
+        # engine is not called for each.
+        size = 0
+        with self._lock:
+            try:
+                while size < READ_BYTES:
+                    record: Any = self._tls.read(READ_BYTES, self._decrypted[size:])  # its size
+                    size += record
+                    if not record or not (self._tls.pending() or self._incoming.pending):
+                        break
+            except ssl.SSLWantReadError:
+                if not size:
+                    return None
+            except ssl.SSLEOFError:
+                pass  # the peer closed without TLS's own goodbye: HTTP/2 does not need it
+            except ssl.SSLError as error:
+                raise OSError(explain(error)) from None
+            return bytes(self._decrypted[:size])

@@ -12,7 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from revconn.transport.wire import READ_BYTES, TLSWire, Wire
+from revconn.transport.http2 import Wire
+from revconn.transport.tls import READ_BYTES, TLSFilter
 from tests.support.certificates import Authority
 
 
@@ -184,10 +185,10 @@ def test_a_handshake_loses_nothing_on_a_line_that_takes_little_at_a_time(
 ) -> None:
     server = Server(authority.server_context())
     context = ssl.create_default_context(cadata=authority.pem.decode())
-    wire, is_done = TLSWire(server, context, "127.0.0.1"), False
+    tls, is_done = TLSFilter(context, "127.0.0.1"), False
     for _ in range(1000):
         with contextlib.suppress(sockets.timeout):
-            is_done = is_done or wire.handshake()
+            is_done = is_done or tls.handshake(server)
     server.handshake()
     assert is_done
-    assert server._tls.version() == wire._tls.version()
+    assert server._tls.version() == tls._tls.version()
