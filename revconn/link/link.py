@@ -40,9 +40,11 @@ from revconn.settings.options import Options
 from revconn.settings.target import Target
 from revconn.transport.base import Transport
 
-__all__ = ["Link"]
+__all__ = ["Link", "attempt_timeout"]
 
 _JOIN_TIMEOUT = 5.0
+_FIRST_ROUND = 5.0  # seconds: many times what a handshake takes across the world
+_MOST_ROUNDS = 64  # of which each doubles it: then it is more than anybody waits
 # close, drain; a resolver, receiver, heartbeat, sender. As the interpreter ends Python 3.12 starts
 # no thread any more, and a connector that is still there then has to leave all the same.
 _THREADS_TO_LEAVE = 6
@@ -54,6 +56,21 @@ _STATES = {
     Phase.BACKING_OFF: State.BACKING_OFF,
     Phase.CLOSED: State.CLOSED,
 }
+
+
+def attempt_timeout(most: float, failures: int, addresses: int) -> float:
+    """How many seconds an attempt may take: with other addresses to try, not all at once.
+
+    One that takes connections and says nothing would cost so much each time. In each further
+    round it is twice as long, until it is ``most``: slow gateways are found too.
+
+    :param failures: to connect, or to stay connected, in a row.
+    :param addresses: how many the gateway's name has.
+    """
+    if addresses < 2:
+        return most
+    rounds = min(failures // addresses, _MOST_ROUNDS)
+    return min(most, _FIRST_ROUND * 2.0**rounds)
 
 
 class _Traffic:
@@ -344,14 +361,14 @@ class Link:
                 plan.ended(decision.session, error, time.monotonic())
             return
         self._join_sessions_that_are_over()
-        most = self._options.connect_timeout
+        most, addresses = self._options.connect_timeout, self._transport.addresses
         session = Session(
             self._name,
             lambda line: self._transport.stream(line, self._name),
             self._calls,
             self._replies,
             self._options,
-            connect_timeout=self._transport.patience(most, decision.failures),
+            connect_timeout=attempt_timeout(most, decision.failures, addresses),
             on_ready=self._session_ready,
             on_going_away=self._session_going_away,
             on_probed=self._probed,

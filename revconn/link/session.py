@@ -184,7 +184,6 @@ class Session:
         """
         self.services = services
         self._mask = Mask(api_key)
-        self._stream.hide(self._mask)
         interval = self._options.probe_interval
         if probed and interval is not None:
             patience = self._options.keepalive_timeout
@@ -236,7 +235,7 @@ class Session:
         try:
             # The timer before the stream: the handshake's limit ends what hangs in open() too.
             self._timer.start()
-            self._stream.open()
+            self._stream.open(self._mask)
         except RuntimeError as error:  # no thread to be had
             raise self._loss(str(error)) from None
         while True:

@@ -31,9 +31,6 @@ METHOD = "/registry.RegistryService/EstablishConnection"
 LARGEST_MESSAGE = 256 << 20
 """Bytes; a gateway may send 100 MB at once, and no peer may make us allocate without bound."""
 
-_FIRST_ROUND = 5.0  # seconds: many times what a handshake takes across the world
-_MOST_ROUNDS = 64  # of which each doubles it: then it is more than anybody waits
-
 
 @functools.cache
 def user_agent() -> str:
@@ -102,16 +99,7 @@ class StreamEnded(Exception):
 
 
 class Stream(ABC):
-    """One bidirectional gRPC stream. A stream owns its sender thread, which drains a Source.
-
-    ``mask`` hides in the log what the peer must not echo.
-    """
-
-    mask = Mask("")
-
-    def hide(self, mask: Mask) -> None:
-        """Log nothing of the peer's but through ``mask``. To be called before :meth:`open`."""
-        self.mask = mask
+    """One bidirectional gRPC stream. A stream owns its sender thread, which drains a Source."""
 
     going_away = False
     """Whether the peer wants the stream replaced, while it still works.
@@ -120,8 +108,10 @@ class Stream(ABC):
     """
 
     @abstractmethod
-    def open(self) -> None:
+    def open(self, mask: Mask) -> None:
         """Connect and begin to send. Blocks at most as long as its transport's timeouts say.
+
+        Log nothing of the peer's but through ``mask``, from here on.
 
         Raises :class:`StreamEnded`, also when :meth:`close` was called meanwhile.
         """
@@ -193,19 +183,6 @@ class Transport(ABC):
     def addresses(self) -> int:
         """How many addresses the gateway's name had when a stream was last opened."""
         return 1
-
-    def patience(self, most: float, failures: int) -> float:
-        """How many seconds an attempt may take: with other addresses to try, not all at once.
-
-        One that takes connections and says nothing would cost so much each time. In each further
-        round it is twice as long, until it is ``most``: slow gateways are found too.
-
-        :param failures: to connect, or to stay connected, in a row.
-        """
-        if self.addresses < 2:
-            return most
-        rounds = min(failures // self.addresses, _MOST_ROUNDS)
-        return min(most, _FIRST_ROUND * 2.0**rounds)
 
     @abstractmethod
     def stream(self, source: Source, name: str) -> Stream:

@@ -13,6 +13,7 @@ from typing import Any, Callable
 import grpc
 
 from revconn.core.connection import OFFER
+from revconn.core.errors import Mask
 from revconn.core.status import Speaker, StatusCode, speaker
 from revconn.logger import get_logger
 from revconn.runtime.threads import guarded_thread
@@ -185,7 +186,7 @@ class _GrpcioStream(Stream):
         self._senders: list[threading.Thread] = []
         self._registration: bytes | None = None
 
-    def open(self) -> None:
+    def open(self, mask: Mask) -> None:
         self._addresses = self._transport.find(self._is_closed)
         # grpcio's own threads are no `threads.Thread`: where none starts (RuntimeError) its call is
         # half made, and closing the channel, which the interpreter does last of all, waits for it.

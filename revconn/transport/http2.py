@@ -101,6 +101,7 @@ class _Http2Stream(Stream):
         self._transport = transport
         self._source = source
         self._engine = Engine(LARGEST_MESSAGE)
+        self._mask = Mask("")
         # Held while writing, which is I/O: a write is whole frames, and two threads' would mix. Who
         # could do anything else instead never waits for it longer than `_MOMENT`.
         self._turn = threading.Lock()
@@ -119,8 +120,9 @@ class _Http2Stream(Stream):
 
     # The receiving thread
 
-    def open(self) -> None:
+    def open(self, mask: Mask) -> None:
         """Dial, and begin the stream."""
+        self._mask = mask
         # The receiver's thread dials, and close() may come at any instant of it: `_closed` is set
         # before `_wire` is looked at there, and looked at after `_wire` is set here.
         sock, tls, self._address = self._transport.dialer.dial(self._is_closed)
@@ -188,7 +190,7 @@ class _Http2Stream(Stream):
         self.going_away = True
         for goaway in goaways[self._heeded :]:
             self._heeded += 1
-            self._transport.heed(goaway, self.mask)
+            self._transport.heed(goaway, self._mask)
 
     def _write_control(self, wire: Wire) -> None:
         """Write what waits, in this thread if nobody else writes."""

@@ -1,4 +1,4 @@
-"""Which failures are worth another attempt, and after how long: tenacity and users say so."""
+"""Which failures are worth another attempt, after how long, and how long that one may take."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 
 from revconn import Backoff
 from revconn.exceptions import AuthenticationError, ConnectionLost, HandshakeError
-from revconn.link.link import Link
+from revconn.link.link import Link, attempt_timeout
 from revconn.link.records import Judge
 from revconn.serving.handlers import Handlers
 from revconn.settings.target import parse_targets
@@ -94,3 +94,28 @@ def test_an_is_fatal_that_wants_to_exit_may(judge) -> None:
 
     with pytest.raises(SystemExit):
         judge(LOST, is_fatal=is_fatal)
+
+
+# How long the next one may take
+
+
+@pytest.mark.parametrize(
+    ("failures", "addresses", "seconds"),
+    [
+        (0, 0, 20.0),
+        (9, 1, 20.0),
+        (0, 2, 5.0),
+        (1, 2, 5.0),
+        (2, 2, 10.0),
+        (3, 2, 10.0),
+        (4, 2, 20.0),
+        (10**9, 2, 20.0),
+        (4, 5, 5.0),
+    ],
+)
+def test_with_others_to_try_an_attempt_is_shorter_at_first(failures, addresses, seconds) -> None:
+    assert attempt_timeout(20.0, failures, addresses) == seconds
+
+
+def test_it_is_never_longer_than_it_may_be() -> None:
+    assert attempt_timeout(2.0, 0, addresses=2) == 2.0

@@ -13,7 +13,7 @@ import grpc
 import pytest
 
 from revconn import Backoff
-from revconn.transport import base
+from revconn.link import link
 from tests.support.scripted_gateway import ScriptedGateway
 from tests.support.waiting import eventually
 
@@ -122,7 +122,7 @@ def test_one_that_accepts_and_ends_at_once_is_not_tried_for_ever(
 def test_one_that_hangs_does_not_cost_all_of_connect_timeout_at_each_restart_of_the_good_one(
     new_connector, gateway, bad_gateway, resolves, monkeypatch
 ) -> None:
-    monkeypatch.setattr(base, "_FIRST_ROUND", 0.3)
+    monkeypatch.setattr(link, "_FIRST_ROUND", 0.3)
     resolves(gateway.port, bad_gateway.port)
     connector = new_connector(f"{NAME}:443", tls=False, proxy=False, connect_timeout=2 * TIMEOUT)
     connector.start(block=False)

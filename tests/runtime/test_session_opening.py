@@ -7,6 +7,7 @@ from collections.abc import Iterable
 import pytest
 
 from revconn import is_fatal
+from revconn.core.errors import Mask
 from revconn.exceptions import HandshakeError
 from revconn.serving.handlers import Handlers
 from revconn.settings.options import TLS
@@ -24,7 +25,7 @@ class StreamWithCertificate(Stream):
     def __init__(self, tls: TLS) -> None:
         self._tls = tls
 
-    def open(self) -> None:
+    def open(self, mask: Mask) -> None:
         self._tls.read("ca")
         raise AssertionError("there was nothing to read")
 

@@ -6,6 +6,7 @@ import queue
 from concurrent.futures import Future
 
 from revconn import TLS
+from revconn.core.errors import Mask
 from revconn.core.sending import answer
 from revconn.serving.replies import Replies
 from revconn.settings.proxy import Proxy
@@ -44,9 +45,13 @@ class Client:
         self._received: queue.Queue[list[bytes] | StreamEnded] = queue.Queue()
         self._reader: Future | None = None
 
+    def opening(self) -> Future:
+        """Open the stream in a thread; what comes of it comes out of the future."""
+        return in_thread(self.stream.open, Mask(""))
+
     def open(self) -> None:
         """Open the stream, and read it from now on as a session does."""
-        in_thread(self.stream.open).result(TIMEOUT)
+        self.opening().result(TIMEOUT)
         self._reader = in_thread(self._read)
 
     def _read(self) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from revconn._proto.registry_pb2 import ConnectionMessage, ConnectionStatus
+from revconn.core.errors import Mask
 from revconn.core.status import StatusCode
 from revconn.link.session import Session
 from revconn.serving.calls import Calls
@@ -27,7 +28,7 @@ class QuietStream(Stream):
         self._closed = threading.Event()
         self._end = StreamEnded(StatusCode.CANCELLED, "closed")
 
-    def open(self) -> None:
+    def open(self, mask: Mask) -> None:
         pass
 
     def receive(self) -> list[bytes]:

@@ -4,24 +4,9 @@ from __future__ import annotations
 
 import random
 
-import pytest
-
-from revconn.transport.base import Transport
 from revconn.transport.dial import Address, AddressOrder
 
 V4, V6 = 2, 10
-
-
-class Named(Transport):
-    """A transport to a name that has so many addresses."""
-
-    addresses = 0
-
-    def __init__(self, addresses: int) -> None:
-        self.addresses = addresses
-
-    def stream(self, source, name):
-        raise NotImplementedError
 
 
 def four(*names: str) -> list[Address]:
@@ -95,25 +80,3 @@ def test_what_a_name_no_longer_has_is_forgotten() -> None:
 
 def test_no_address_is_none() -> None:
     assert AddressOrder().arrange([]) == []
-
-
-@pytest.mark.parametrize(
-    ("failures", "addresses", "seconds"),
-    [
-        (0, 0, 20.0),
-        (9, 1, 20.0),
-        (0, 2, 5.0),
-        (1, 2, 5.0),
-        (2, 2, 10.0),
-        (3, 2, 10.0),
-        (4, 2, 20.0),
-        (10**9, 2, 20.0),
-        (4, 5, 5.0),
-    ],
-)
-def test_with_others_to_try_an_attempt_is_shorter_at_first(failures, addresses, seconds) -> None:
-    assert Named(addresses).patience(20.0, failures) == seconds
-
-
-def test_it_is_never_longer_than_it_may_be() -> None:
-    assert Named(2).patience(2.0, 0) == 2.0

@@ -13,6 +13,7 @@ from hyperframe.frame import DataFrame, Frame, HeadersFrame, RstStreamFrame
 from revconn import AuthenticationError, State
 from revconn._proto.registry_pb2 import ConnectionMessage, ConnectionStatus, ForwardRequest
 from revconn.core.connection import DRAIN, FEATURES_HEADER
+from revconn.core.errors import Mask
 from revconn.testing import Fault
 from revconn.transport.base import user_agent
 from revconn.transport.grpcio import _address_list, _GrpcioStream, explain
@@ -238,7 +239,7 @@ def test_where_no_thread_starts_there_is_no_channel_that_would_never_close(monke
     stream = _GrpcioStream(transport, SimpleNamespace(), "gateway:443")
     monkeypatch.setattr(threading.Thread, "start", start_none)
     with pytest.raises(RuntimeError, match="can't start new thread"):
-        stream.open()
+        stream.open(Mask("key"))
     assert channels == []
 
 

@@ -19,7 +19,7 @@ from tests.support.black_hole import BlackHole
 from tests.support.descriptors import open_descriptors
 from tests.support.http2_client import Client
 from tests.support.scripted_http2 import ScriptedHttp2
-from tests.support.threads import TIMEOUT, in_thread
+from tests.support.threads import TIMEOUT
 
 NAME = "gateway.example.com"
 LOOPBACK = ("127.0.0.1", 0)
@@ -252,7 +252,7 @@ def test_closing_ends_the_resolving_of_a_name(new_client, monkeypatch) -> None:
 
     monkeypatch.setattr(dial.socket, "getaddrinfo", getaddrinfo)
     client = new_client(f"{NAME}:443")
-    opening = in_thread(client.stream.open)
+    opening = client.opening()
     assert asked.wait(TIMEOUT)
     try:
         assert f"{NAME} did not resolve in time" in ends_at_once(client, opening).details
@@ -271,7 +271,7 @@ def test_closing_ends_the_wait_for_a_connection(new_client, black_hole, monkeypa
     monkeypatch.setattr(dial, "_begin", record)
     before = open_descriptors()
     client = new_client(black_hole.address)
-    opening = in_thread(client.stream.open)
+    opening = client.opening()
     assert begun.wait(TIMEOUT)
     details = ends_at_once(client, opening).details
     assert details == "cannot connect: no answer in time from 127.0.0.1"
@@ -280,7 +280,7 @@ def test_closing_ends_the_wait_for_a_connection(new_client, black_hole, monkeypa
 
 def test_closing_ends_a_tls_handshake(new_client, server) -> None:
     client = new_client(server.address, tls=TLS())
-    opening = in_thread(client.stream.open)
+    opening = client.opening()
     peer = server.accept()
     assert peer.socket.recv(1) == b"\x16"  # the client has said hello
     assert ends_at_once(client, opening).details == "no answer to the TLS handshake"
@@ -290,7 +290,7 @@ def test_closing_ends_a_tls_handshake(new_client, server) -> None:
 
 def test_closing_ends_the_wait_for_a_proxy(new_client, server) -> None:
     client = new_client(f"{NAME}:443", proxy=Proxy.parse(server.address))
-    opening = in_thread(client.stream.open)
+    opening = client.opening()
     peer = server.accept()
     assert peer.socket.recv(7) == b"CONNECT"
     details = ends_at_once(client, opening).details

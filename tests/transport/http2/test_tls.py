@@ -161,7 +161,7 @@ def test_a_port_without_tls_is_said_to_be_one(new_client, server) -> None:
         (b"", "hung up during the TLS handshake"),
     ):
         client = new_client(server.address, tls=TLS())
-        opening = in_thread(client.stream.open)
+        opening = client.opening()
         peer = server.accept()
         peer.socket.recv(10_000)
         peer.say(answer)
@@ -391,7 +391,7 @@ def test_a_context_of_the_users_that_is_too_strict_for_a_gateway_is_said_to_be(
 def test_a_handshake_that_hangs_costs_no_connection(new_client, authority) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         client = new_client(f"127.0.0.1:{listener.getsockname()[1]}", tls=TLS(ca=authority.pem))
-        opening = in_thread(client.stream.open)
+        opening = client.opening()
         sock, _ = listener.accept()
         with sock:
             # A hello that never ends, a byte at a time.

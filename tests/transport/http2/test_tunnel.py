@@ -35,7 +35,7 @@ def hears_connect(peer: Http2Peer) -> list[str]:
 
 
 def test_the_proxy_is_asked_for_the_target_with_the_credentials(new_client, server) -> None:
-    in_thread(new_client(TARGET, proxy=proxy_at(server.address)).stream.open)
+    new_client(TARGET, proxy=proxy_at(server.address)).opening()
     assert hears_connect(server.accept()) == [
         f"CONNECT {TARGET} HTTP/1.1",
         f"Host: {TARGET}",
@@ -44,7 +44,7 @@ def test_the_proxy_is_asked_for_the_target_with_the_credentials(new_client, serv
 
 
 def test_without_credentials_none_are_sent(new_client, server) -> None:
-    in_thread(new_client("[2001:db8::1]:443", proxy=proxy_at(server.address, "")).stream.open)
+    new_client("[2001:db8::1]:443", proxy=proxy_at(server.address, "")).opening()
     assert hears_connect(server.accept()) == [
         "CONNECT [2001:db8::1]:443 HTTP/1.1",
         "Host: [2001:db8::1]:443",
@@ -72,7 +72,7 @@ def test_what_the_gateway_says_right_behind_the_proxys_answer_is_not_lost(
 def why_not(client: Client, server: ScriptedHttp2, *answer: bytes) -> str:
     """Why there is no tunnel when the proxy answers so. No descriptor is left behind."""
     before = open_descriptors()
-    opening = in_thread(client.stream.open)
+    opening = client.opening()
     peer = server.accept()
     hears_connect(peer)
     peer.say(*answer)
