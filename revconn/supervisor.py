@@ -67,10 +67,16 @@ class Supervisor:
         self.services = services
         self._board = board
         self._on_end = on_end
-        self._own_executor: DaemonExecutor | None = None
+        callbacks = DaemonExecutor(1, "revconn-callbacks")
+        self._own_executors = [callbacks]  # one of the user's is never shut down here
         executor: Executor | None = options.executor
-        if executor is None:  # one of the user's is never shut down here
-            executor = self._own_executor = DaemonExecutor(options.max_workers, "revconn-handler")
+        recruiter = None
+        if executor is None:
+            executor = DaemonExecutor(options.max_workers, "revconn-handler")
+            self._own_executors.append(executor)
+        elif _may_block(executor):
+            recruiter = DaemonExecutor(1, "revconn-recruiter")
+            self._own_executors.append(recruiter)
         runs = Runs()
         self.calls = Calls(
             handlers,
@@ -80,7 +86,8 @@ class Supervisor:
             max_in_flight=options.max_in_flight,
             max_in_flight_bytes=options.max_in_flight_bytes,
             max_message_bytes=options.max_message_bytes,
-            executor_may_block=_may_block(options.executor),
+            callbacks=callbacks,
+            recruiter=recruiter,
             on_failure=self._fail,
         )
         self.links = tuple(
@@ -126,8 +133,8 @@ class Supervisor:
         Raises :class:`RuntimeError` where one cannot be had; then all has ended.
         """
         try:
-            if self._own_executor is not None:
-                self._own_executor.start()
+            for executor in self._own_executors:
+                executor.start()
             self.calls.start()
             self._watchdog.start()
             for link in self.links:
@@ -338,8 +345,8 @@ class Supervisor:
         try:
             leave_behind()
             self.calls.close()
-            if self._own_executor is not None:
-                self._own_executor.shutdown(wait=False)
+            for executor in self._own_executors:
+                executor.shutdown(wait=False)
         finally:  # stop(), wait() and a blocking start() wait for this, whatever failed above
             # Callbacks are told, and a callback may call stop(). The state is CLOSED before stop()
             # returns: who called it may look at once.
@@ -438,10 +445,9 @@ class StateBoard:
                     self._telling = False
 
 
-def _may_block(executor: Executor | None) -> bool:
+def _may_block(executor: Executor) -> bool:
     """Whether ``submit`` is not the standard one, which never does."""
-    standard = ThreadPoolExecutor.submit
-    return executor is not None and getattr(executor.submit, "__func__", None) is not standard
+    return getattr(executor.submit, "__func__", None) is not ThreadPoolExecutor.submit
 
 
 def _clamp(seconds: float, most: float = threading.TIMEOUT_MAX) -> float:

@@ -42,7 +42,7 @@ from typing import ClassVar, Final, TypeVar
 from google.protobuf.message import Message
 
 from revconn.core.errors import ProtocolError
-from revconn.logger import SafeLogger, get_logger
+from revconn.logger import SafeLogger, get_logger, level_check
 
 __all__ = [
     "CANCEL",
@@ -69,6 +69,7 @@ __all__ = [
 ]
 
 logger = get_logger(__name__)
+_would_log = level_check(__name__)
 
 _Message = TypeVar("_Message", bound=Message)
 
@@ -161,8 +162,9 @@ class Connection:
         if after is None:
             raise ProtocolError(f"{step.value} cannot be sent while {before.value}")
         self.phase = after
-        line = "conversation %s: %s -> %s"
-        self._log(logger, logging.DEBUG, line, self.shown_id, before, after)
+        if _would_log(logging.DEBUG):
+            line = "conversation %s: %s -> %s"
+            self._log(logger, logging.DEBUG, line, self.shown_id, before, after)
 
     def _log(self, log: SafeLogger, level: int, line: str, *arguments: object) -> None:
         """Log a line at once.

@@ -226,7 +226,7 @@ class Sent:
     """
 
     def __init__(self, doubt: float, most_bytes: int) -> None:
-        self._doubt = doubt
+        self.doubt = doubt
         self._most_bytes = most_bytes
         self.batches: deque[tuple[float, int, Sequence[Answer | LargeAnswer]]] = deque()
         self._bytes = 0
@@ -242,7 +242,7 @@ class Sent:
             self._bytes += size
         while self.batches:
             left_at, size, _ = self.batches[0]
-            if self._bytes <= self._most_bytes and now - left_at < self._doubt:
+            if self._bytes <= self._most_bytes and now - left_at < self.doubt:
                 break
             self.batches.popleft()
             self._bytes -= size
@@ -258,7 +258,7 @@ class Sent:
         for left_at, _, answers in self.batches:
             for answer in answers:
                 deadline, _ = _fate(answer)
-                until = left_at + self._doubt if deadline is None else deadline
+                until = left_at + self.doubt if deadline is None else deadline
                 if until > now:
                     doubtful.append(_doubtful(answer, until))
         self.batches.clear()

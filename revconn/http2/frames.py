@@ -6,8 +6,10 @@ DATA, PING, WINDOW_UPDATE and GOAWAY are ours; all other frames are h2's, which
 
 from __future__ import annotations
 
+import logging
 import struct
 from collections.abc import Iterator, Sequence
+from typing import Callable
 
 import h2.config
 import h2.connection
@@ -18,7 +20,7 @@ import hpack.hpack
 import hpack.table
 
 from revconn.core.errors import ProtocolError
-from revconn.logger import get_logger
+from revconn.logger import get_logger, level_check
 
 __all__ = [
     "ACK",
@@ -352,9 +354,29 @@ class ReceiveWindow:
 
 _Codes = h2.settings.SettingCodes
 
-# It logs in the middle of decoding, at DEBUG: what a filter raises there would end the connection.
+
+class _HpackLog:
+    """hpack's logger: several lines for each header, at DEBUG alone, which few ever read.
+
+    It logs in the middle of decoding: what a filter raises there would end the connection.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._would_log = level_check(name)
+        self._logger = get_logger(name)
+
+    @property
+    def debug(self) -> Callable[..., object]:
+        """Log a line, or do nothing."""
+        return self._logger.debug if self._would_log(logging.DEBUG) else _nothing
+
+
+def _nothing(*_: object) -> None:
+    pass
+
+
 for _module in (hpack.hpack, hpack.table):
-    setattr(_module, "log", get_logger(_module.__name__))  # noqa: B010 - it is a logger by type
+    setattr(_module, "log", _HpackLog(_module.__name__))  # noqa: B010 - it is a logger by type
 
 
 class ControlFrames:

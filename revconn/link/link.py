@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import threading
 import time
@@ -32,6 +33,7 @@ from revconn.link.records import (
     reason,
 )
 from revconn.link.session import ApiKey, Session
+from revconn.logger import level_check
 from revconn.runtime.state import LinkStatus, State
 from revconn.runtime.threads import drop_spares, guarded_thread, keep_spares, own_thread
 from revconn.serving.calls import Calls
@@ -41,6 +43,8 @@ from revconn.settings.target import Target
 from revconn.transport.base import Transport
 
 __all__ = ["Link", "attempt_timeout"]
+
+_would_log = level_check("revconn.runtime.link")
 
 _JOIN_TIMEOUT = 5.0
 _FIRST_ROUND = 5.0  # seconds: many times what a handshake takes across the world
@@ -265,7 +269,8 @@ class Link:
     def _tell(self, all_news: list[News]) -> None:
         for news in all_news:
             if isinstance(news, Shows):
-                report.logger.debug("%s: %s", self.target, self.state.name)
+                if _would_log(logging.DEBUG):
+                    report.logger.debug("%s: %s", self.target, self.state.name)
                 self._on_change()
                 continue
             report.tell(self.target, news)

@@ -68,7 +68,8 @@ class Calls:
         max_in_flight: int,
         max_in_flight_bytes: int,
         max_message_bytes: int,
-        executor_may_block: bool,
+        callbacks: Executor,
+        recruiter: Executor | None,
         on_failure: Callable[[BaseException], None],
     ) -> None:
         self._inline_routes = handlers.inline
@@ -96,7 +97,8 @@ class Calls:
             expire=self._expire,
             fail=self._fail,
             on_broken=on_failure,
-            may_block=executor_may_block,
+            callbacks=callbacks,
+            recruiter=recruiter,
         )
         self._in_flight: dict[Replies, dict[str, Request]] = {}
         self._total = 0
@@ -118,9 +120,8 @@ class Calls:
         )
 
     def start(self) -> None:
-        """Start the threads that watch deadlines and call callbacks."""
+        """Start the thread that watches deadlines."""
         self._deadlines.start()
-        self.workers.start()
 
     def replies(self, *, replay_bytes: int, doubt: float) -> Replies:
         """Where the answers of one link's calls go, from now on."""
@@ -469,17 +470,15 @@ class Calls:
             self._closed = True  # what arrives from now on is ignored: nobody is told
             abandoned = list(self._all())
             self._abandon()
-            self.workers.close()
             self._sooner.notify_all()
             for link in self._in_flight:
                 self._tell_settled(link)
-        self.workers.call_back(abandoned)
-        self.workers.end_callbacks()
+        if abandoned:
+            self.workers.call_back(abandoned)
 
     def forsake(self) -> None:
         """In a forked child: run nothing more. Takes no lock: its owner may be gone."""
         self._closed = True
-        self.workers.forsake()
         self._abandon()
 
     def _all(self) -> Iterator[Request]:
@@ -490,6 +489,7 @@ class Calls:
         return itertools.chain.from_iterable(map(dict.values, self._in_flight.values()))
 
     def _abandon(self) -> None:
+        self.workers.waiting.clear()
         for table in self._in_flight.values():
             table.clear()
         self._total = 0

@@ -464,8 +464,8 @@ class Line(SenderQueue):
         if self._taken:
             self._sent.add(self._taken, clock.with_suspend())
             self._taken = []
-        elif self._sent.batches:  # on a quiet line nobody else forgets
-            self._sent.add((), clock.with_suspend())
+        elif (kept := self._sent.batches) and kept[0][0] + self._sent.doubt <= clock.with_suspend():
+            self._sent.add((), clock.with_suspend())  # on a quiet line nobody else forgets
         super()._rest()
         if self._replies.awaited:
             self._replies.changed.notify_all()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import queue
 import threading
 import time
 from collections import deque
@@ -19,7 +18,7 @@ from revconn.exceptions import RevconnError
 from revconn.logger import Reminder, get_logger
 from revconn.messages import Request
 from revconn.runtime import clock
-from revconn.runtime.threads import BinarySemaphore, DaemonExecutor, guarded_thread, own_thread
+from revconn.runtime.threads import BinarySemaphore, own_thread
 from revconn.serving.handlers import LONG, Runs
 from revconn.serving.replies import Replies
 
@@ -80,9 +79,11 @@ class Workers:
     for a successor now and then: others may want the executor's threads, or their end. One that
     fails has a successor too.
 
-    An executor that ``may_block`` (whose ``submit`` waits for room, say) is asked for workers by a
-    thread of its own: whoever puts requests has a connection to keep alive, and a worker may be the
-    very one whose end that waits for.
+    An executor whose ``submit`` may block, for want of room say, is asked for workers in the
+    ``recruiter``: whoever puts requests has a connection to keep alive, and a worker may be the
+    very one whose end that waits for. Callbacks of requests whose handlers may be busy yet are
+    called in ``callbacks``: one that hangs there delays only others. Whoever gave all three ends
+    them; workers go by themselves when nothing is left to do.
 
     ``lock``, the owner's, guards all state. But requests are taken from ``waiting``, and appended
     to ``served``, without it: that is atomic, and a lock for each, which 16 workers and a receiving
@@ -102,7 +103,8 @@ class Workers:
         expire: Callable[[Request], object],
         fail: Callable[[Request, StatusCode, str], object],
         on_broken: Callable[[BaseException], None],
-        may_block: bool = False,
+        callbacks: Executor,
+        recruiter: Executor | None = None,
     ) -> None:
         self._executor = executor
         self._most = most
@@ -114,11 +116,8 @@ class Workers:
         self._fail = fail
         self._stranding = Reminder()
         self._on_broken = on_broken
-        self._contracts: queue.SimpleQueue[object] | None = None
-        self._recruiter: threading.Thread | None = None
-        if may_block:
-            self._contracts = queue.SimpleQueue()
-            self._recruiter = guarded_thread("revconn-recruiter", self._recruit, on_broken)
+        self._callbacks = callbacks
+        self._recruiter = recruiter
         self._lock = lock
         self.waiting: deque[Request] = deque()
         self.served: deque[Served] = deque()
@@ -132,19 +131,6 @@ class Workers:
         self._in_callbacks = 0
         self._called = False  # a parked worker was, and has not woken yet
         self._calls = BinarySemaphore()  # to be had from a call until a worker has heard it
-        self._closed = False
-        # For callbacks of requests whose handlers may be busy yet: where a handler has answered its
-        # own thread calls them, and one that hangs here delays only other callbacks.
-        self._caller = DaemonExecutor(1, "revconn-callbacks")
-
-    def start(self) -> None:
-        """Start the thread for callbacks, and the one that asks for workers if there has to be.
-
-        Raises :class:`RuntimeError` when there is none to be had.
-        """
-        self._caller.start()
-        if self._recruiter is not None:
-            self._recruiter.start()
 
     def put(self, requests: Sequence[Request]) -> bool:
         """Have them served, in this order; whether to :meth:`hire` a worker for that.
@@ -152,8 +138,6 @@ class Workers:
         Does not block. Requires holding the lock.
         """
         assert self._lock.locked()
-        if self._closed:  # nobody would take them, and whoever closed has abandoned all there is
-            return False
         self.waiting.extend(requests)
         return self._call()
 
@@ -187,22 +171,6 @@ class Workers:
         if hire:
             self.hire()
 
-    def close(self) -> None:
-        """Take no requests any more, and give the threads back. Requires holding the lock."""
-        assert self._lock.locked()
-        self._closed = True
-        self.waiting.clear()
-        self._held.clear()
-        if not self._called:
-            self._call_next_to_leave()
-        if self._contracts is not None:
-            self._contracts.put(None)
-
-    def forsake(self) -> None:
-        """In a forked child: serve nothing more. Takes no lock: its owner may be gone."""
-        self._closed = True
-        self.waiting.clear()
-
     # Callbacks, in their own thread
 
     def call_back(self, ended: Iterable[Request]) -> None:
@@ -213,13 +181,9 @@ class Workers:
         """Call what may take long. Does not wait, unless there is no thread to be had."""
         for function in functions:
             try:
-                self._caller.submit(function)
+                self._callbacks.submit(function)
             except RuntimeError:  # shut down, or the interpreter exits
                 function()
-
-    def end_callbacks(self) -> None:
-        """Call what is to be called yet, and let that thread end."""
-        self._caller.shutdown(wait=False)
 
     # Hiring
 
@@ -262,16 +226,13 @@ class Workers:
             self._hired.add(contract)
             if self.waiting and self._parked and not self._called:  # the executor may be busy
                 self._call_another()
-        if self._contracts is None:
+        if self._recruiter is None:
             self._submit(contract)
-        else:
-            self._contracts.put(contract)
-
-    def _recruit(self) -> None:
-        """The body of the thread that asks an executor which may block."""
-        assert self._contracts is not None
-        while (contract := self._contracts.get()) is not None and not self._closed:
-            self._submit(contract)
+            return
+        try:
+            self._recruiter.submit(self._submit, contract)
+        except RuntimeError as error:  # shut down
+            self._dismiss(contract, error)
 
     def _submit(self, contract: object) -> None:
         def ended(worker: Future[None]) -> None:
@@ -300,7 +261,7 @@ class Workers:
             if not self._count:  # else those that there are come to it
                 stranded += self.waiting
                 self.waiting.clear()
-        if _is_for_good(error) and not self._closed:
+        if _is_for_good(error):
             broken = RevconnError(f"executor: it takes no tasks any more: {error}")
             broken.__cause__ = error
             self._on_broken(broken)
@@ -461,9 +422,6 @@ class Workers:
         with self._lock:
             if self.waiting:
                 return True
-            if self._closed:
-                self._count -= 1
-                return False
             self._parked += 1
             # After that: another worker, which appends without the lock and looks who is awake
             # then, has counted on this one, or sees that it is not.
@@ -478,15 +436,7 @@ class Workers:
                     return False
         with self._lock:
             self._called = False
-            if self._closed:
-                self._count -= 1
-                self._call_next_to_leave()
-            return not self._closed
-
-    def _call_next_to_leave(self) -> None:
-        """Wake a parked worker, now that it is closed. Requires holding the lock."""
-        if self._parked:
-            self._call_another()
+        return True
 
 
 def _is_for_good(error: BaseException) -> bool:

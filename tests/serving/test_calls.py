@@ -54,7 +54,8 @@ class Table:
             max_in_flight=max_in_flight,
             max_in_flight_bytes=max_in_flight_bytes,
             max_message_bytes=64 * MIB,
-            executor_may_block=False,
+            callbacks=executor,
+            recruiter=None,
             on_failure=self.failures.append,
         )
         self.calls.start()

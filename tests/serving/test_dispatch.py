@@ -11,6 +11,7 @@ from revconn._proto.registry_pb2 import Heartbeat
 from revconn.core.framing import frame, unframe
 from revconn.runtime.threads import BinarySemaphore
 from revconn.serving import workers as workers_module
+from tests.support.calls import send_home
 from tests.support.scripted_gateway import Peer
 from tests.support.waiting import eventually
 
@@ -240,6 +241,7 @@ def test_a_worker_that_was_called_and_has_not_woken_yet_calls_the_others(
     gate.holds(6)
     gate.open(*"def")
     assert set(peer.answers(3)) == set("def")
+    send_home(workers, monkeypatch)
 
 
 def test_answers_go_out_in_the_order_in_which_they_are_ready(connect, gate) -> None:

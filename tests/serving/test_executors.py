@@ -163,7 +163,7 @@ def test_a_standard_executor_is_asked_by_whoever_needs_it(connect) -> None:
         peer.request()
         assert peer.answer().payload == b"served"
         names = {thread.name for thread in threading.enumerate()}
-        assert "revconn-recruiter" not in names
+        assert "revconn-recruiter_0" not in names
         connector.abort()
 
 
@@ -172,6 +172,6 @@ def test_the_thread_that_asks_ends_with_the_connector(connect) -> None:
         connector, peer = connect(executor)
         peer.request()
         assert peer.answer().payload == b"served"
-        (asker,) = (t for t in threading.enumerate() if t.name == "revconn-recruiter")
+        (asker,) = (t for t in threading.enumerate() if t.name == "revconn-recruiter_0")
         connector.abort()
         eventually(lambda: not asker.is_alive())

@@ -16,7 +16,7 @@ from revconn.core.sending import answer
 from revconn.serving import workers as workers_module
 from revconn.serving.calls import Calls
 from revconn.serving.handlers import encode_success
-from tests.support.calls import METHOD, CallsLink, arrival, handlers_of, open_calls
+from tests.support.calls import METHOD, CallsLink, arrival, handlers_of, open_calls, send_home
 from tests.support.lines import let_answers_through
 from tests.support.threads import TIMEOUT, in_thread
 from tests.support.waiting import eventually
@@ -245,6 +245,7 @@ def test_no_answer_waits_for_a_handler_that_lets_no_other_thread_run(
         finally:
             sys.setswitchinterval(interval)
         assert "a" in had_left[0]
+        send_home(calls.workers, monkeypatch)
         link.line.close()
         sender.result(TIMEOUT)
 
@@ -288,5 +289,6 @@ def test_no_answer_waits_for_its_callbacks(monkeypatch: pytest.MonkeyPatch) -> N
         assert answered(link) == ["a"]
         gate.let_go.set()
         eventually(lambda: sorted(answered(link)) == ["a", "held"])
+        send_home(calls.workers, monkeypatch)
         link.line.close()
         sender.result(TIMEOUT)

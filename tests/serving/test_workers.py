@@ -19,8 +19,9 @@ from revconn.runtime.threads import DaemonExecutor
 from revconn.serving import workers as workers_module
 from revconn.serving.handlers import Runs
 from revconn.serving.workers import Workers
+from tests.support.calls import send_home
 from tests.support.requests import request_of, settle
-from tests.support.threads import TIMEOUT, in_thread
+from tests.support.threads import TIMEOUT
 from tests.support.waiting import eventually
 
 
@@ -72,6 +73,7 @@ class Scene:
             expire=lambda request: pytest.fail("no request here has a deadline"),
             fail=self._fail,
             on_broken=self.broken.append,
+            callbacks=executor,
         )
 
     def _answer(self, request: Request) -> Answer:
@@ -140,7 +142,6 @@ def scene() -> Iterator[Callable[..., Scene]]:
 
     yield make
     for each in made:
-        close(each)
         each.executor.shutdown(wait=False)
 
 
@@ -210,26 +211,6 @@ def test_a_backlog_is_counted_from_the_first_that_is_still_wanted() -> None:
     assert scene.workers.backlog(5.0) == (1, 3.0, 0, 1)
     settle(waiting)
     assert scene.workers.backlog(5.0) is None
-
-
-def close(scene: Scene) -> None:
-    with scene.lock:
-        scene.workers.close()
-
-
-def forsake(scene: Scene) -> None:
-    with scene.lock:  # as a thread that did not come along may hold it
-        in_thread(scene.workers.forsake).result(TIMEOUT)
-
-
-@pytest.mark.parametrize("end", [close, forsake])
-def test_after_the_end_nothing_is_taken_any_more(end: Callable[[Scene], None]) -> None:
-    scene = Scene(Executor())
-    scene.put("a")
-    end(scene)
-    scene.put("b")
-    assert len(scene.workers.waiting) == 0
-    assert len(scene.executor.tasks) == 1
 
 
 def served(request_id: str) -> tuple[Request, Answer]:
@@ -389,6 +370,7 @@ def test_a_worker_that_is_in_a_callback_is_not_counted_on(
     eventually(lambda: made.workers._parked == 1)
     made.put("c")
     eventually(lambda: made.settled == ["a", "b", "c"])
+    send_home(made.workers, monkeypatch)
 
 
 class Leaving(Workers):
@@ -442,14 +424,3 @@ def test_what_is_forgotten_leaves_the_others_in_their_order() -> None:
         settle(requests[number])
     scene.workers.forget_settled()
     assert [each.request_id for each in scene.workers.waiting] == ["a", "c", "e"]
-
-
-def test_every_parked_worker_goes_once_they_are_closed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(workers_module, "_LINGER", TIMEOUT)
-    all_are_there = threading.Barrier(3)
-    scene = Scene(DaemonExecutor(3, "worker"), handler=lambda _: all_are_there.wait(TIMEOUT))
-    scene.put("a", "b", "c")
-    eventually(lambda: scene.workers._parked == 3)
-    close(scene)
-    eventually(lambda: scene.workers._count == 0)
-    assert scene.workers._parked == 0

@@ -78,22 +78,22 @@ def send(link: CallsLink, sent: list[bytes]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("new_executor", "may_block"),
+    ("new_executor", "new_recruiter"),
     [
-        (lambda: DaemonExecutor(MOST, "revconn-test"), False),
-        (lambda: ThreadPoolExecutor(MOST), False),
-        (lambda: ThreadPoolExecutor(MOST), True),
+        (lambda: DaemonExecutor(MOST, "revconn-test"), lambda: None),
+        (lambda: ThreadPoolExecutor(MOST), lambda: None),
+        (lambda: ThreadPoolExecutor(MOST), lambda: ThreadPoolExecutor(1)),
     ],
     ids=["own", "user's", "user's that may block"],
 )
 def test_all_that_may_run_at_once_do_and_each_is_answered(
-    new_executor: Callable[[], Executor], may_block: bool
+    new_executor: Callable[[], Executor], new_recruiter: Callable[[], Executor | None]
 ) -> None:
     randomly = random.Random(7)
     crowd = Crowd()
     asked = 0
     executor = new_executor()
-    options = {"max_workers": MOST, "max_in_flight": 1000, "executor_may_block": may_block}
+    options = {"max_workers": MOST, "max_in_flight": 1000, "recruiter": new_recruiter()}
     with open_calls(handlers_of(crowd), executor, **options) as calls:
         calls.start()
         links = [CallsLink(calls) for _ in range(2)]

@@ -28,6 +28,7 @@ from typing import Any, Callable
 
 from revconn import Connector, Request, supervisor
 from revconn._proto.registry_pb2 import ConnectionMessage, ConnectionStatus, ForwardRequest
+from revconn.transport import http2
 
 __all__ = ["KINDS", "Call", "Kind", "calls_of_one_request", "echo", "numbers"]
 
@@ -191,8 +192,8 @@ class _Dialer:
     def __init__(self, wire: _MemoryWire) -> None:
         self._wire = wire
 
-    def dial(self, _cancelled: Callable[[], bool]) -> tuple[_MemoryWire, tuple[int, str]]:
-        return self._wire, (0, "")
+    def dial(self, _cancelled: Callable[[], bool]) -> tuple[_MemoryWire, None, tuple[int, str]]:
+        return self._wire, None, (0, "")
 
     def failed(self, *_addresses: object) -> None:
         pass
@@ -209,6 +210,8 @@ def _put_on(wire: _MemoryWire, connector: Connector) -> None:
         return made
 
     supervisor.transport_for = transport_for
+    made_of_sockets = http2.Wire
+    http2.Wire = lambda dialled: dialled if dialled is wire else made_of_sockets(dialled)
 
 
 # What is called

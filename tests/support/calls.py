@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from concurrent.futures import Executor
 from contextlib import contextmanager
@@ -17,10 +18,11 @@ from revconn.runtime.threads import DaemonExecutor
 from revconn.serving import calls as calls_module
 from revconn.serving.calls import Calls
 from revconn.serving.handlers import Handlers, Runs
+from revconn.serving.workers import Workers
 from tests.support import requests
 from tests.support.lines import let_answers_through
 
-__all__ = ["METHOD", "CallsLink", "arrival", "handlers_of", "open_calls"]
+__all__ = ["METHOD", "CallsLink", "arrival", "handlers_of", "open_calls", "send_home"]
 
 METHOD = "/echo.Echo/Say"
 
@@ -42,17 +44,19 @@ def open_calls(
         "max_in_flight": 10,
         "max_in_flight_bytes": 1 << 20,
         "max_message_bytes": 4 << 20,
-        "executor_may_block": False,
+        "recruiter": None,
         "on_failure": pytest.fail,
         **limits,
     }
     own_executor = DaemonExecutor(4, "revconn-test")
-    calls = Calls(handlers, executor or own_executor, Runs(), **limits)
+    callbacks = DaemonExecutor(1, "revconn-callbacks")
+    calls = Calls(handlers, executor or own_executor, Runs(), callbacks=callbacks, **limits)
     try:
         yield calls
     finally:
         calls.close()
         own_executor.shutdown(wait=False)
+        callbacks.shutdown(wait=False)
 
 
 def arrival(request_id: str, method: str = METHOD, **fields: Any) -> Arrival:
@@ -113,3 +117,13 @@ class CallsLink:
 
 def _responses(messages: list[bytes]) -> list[ForwardResponse]:
     return [ConnectionMessage.FromString(message).response for message in messages]
+
+
+def send_home(workers: Workers, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have parked workers, which a test made wait for longer than it may take, go soon."""
+    monkeypatch.undo()
+    while workers._parked:
+        with workers._lock:
+            if workers._parked and not workers._called:
+                workers._call_another()
+        time.sleep(0.15)  # by then it has gone, and is not the one that is woken next
