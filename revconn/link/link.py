@@ -15,7 +15,6 @@ import tenacity
 from revconn.core.connector_side import Probed
 from revconn.core.liveness import Verdict
 from revconn.exceptions import ConnectionLost, HandshakeError
-from revconn.link import report
 from revconn.link.plan import Plan
 from revconn.link.records import (
     Connected,
@@ -30,6 +29,8 @@ from revconn.link.records import (
     SayGoodbye,
     Shows,
     Wait,
+    log_news,
+    logger,
     reason,
 )
 from revconn.link.session import ApiKey, Session
@@ -270,10 +271,10 @@ class Link:
         for news in all_news:
             if isinstance(news, Shows):
                 if _would_log(logging.DEBUG):
-                    report.logger.debug("%s: %s", self.target, self.state.name)
+                    logger.debug("%s: %s", self.target, self.state.name)
                 self._on_change()
                 continue
-            report.tell(self.target, news)
+            log_news(self.target, news)
             if isinstance(news, Connected):
                 self._note_terms(news)
 
@@ -284,7 +285,7 @@ class Link:
         if notes != self._notes:
             self._notes = notes
             for note in notes:
-                report.note(self.target, note)
+                logger.info("%s: %s", self.target, note)
 
     def _by_number(self, numbers: Collection[int]) -> list[Session]:
         with self._lock:
@@ -420,7 +421,7 @@ class Link:
         except SystemExit:
             raise
         except BaseException:  # noqa: BLE001 - it is the user's
-            report.is_fatal_failed(error)
+            logger.exception("is_fatal failed; %s is taken for retryable", error)
             return True
 
     def _end_sessions(self) -> None:
@@ -459,10 +460,10 @@ class Link:
             self._probe_round_trip = round_trip
         elif verdict is Verdict.UNABLE:  # there will be no others of this service
             self._unprobed.add(service)
-            report.no_probes(self.target, why)
+            logger.warning("%s: no probes any more: %s", self.target, why)
         else:
             # LOST: the next connection is told of it. ASTRAY: it was, and is of no help either.
             said = self._astray.setdefault(service, False)
             if verdict is Verdict.ASTRAY and not said:
                 self._astray[service] = True
-                report.astray(self.target, why)
+                logger.warning("%s: %s", self.target, why)

@@ -1,18 +1,20 @@
 """What a link's plan goes by: its phases, what it decides and tells, and what it keeps in mind.
 
-Pure. Times are monotonic.
+And the lines of what it tells, for the operator. Pure but for these. Times are monotonic.
 """
 
 from __future__ import annotations
 
+import logging
 import math
 from dataclasses import dataclass
 from enum import Enum
-from typing import NamedTuple, Protocol, Union
+from typing import Any, Callable, NamedTuple, Protocol, Union
 
 from revconn.core.status import FINAL_CODES, Speaker
-from revconn.exceptions import ConnectionLost, HandshakeError
-from revconn.logger import Reminder
+from revconn.exceptions import ConnectionLost, HandshakeError, RevconnError
+from revconn.logger import Reminder, get_logger
+from revconn.settings.target import Target
 
 __all__ = [
     "CONFIRMED_AFTER",
@@ -40,11 +42,17 @@ __all__ = [
     "Shows",
     "Traffic",
     "Wait",
+    "duration",
+    "log_news",
+    "logger",
     "reason",
 ]
 
+logger = get_logger("revconn.runtime.link")  # as users have it in their logging's configuration
+
 _QUIET_WAIT = 2.0  # for a moment in which nothing is unanswered; and for answers to leave
 _FIRST_REMINDER = 10.0
+_UNITS = (("d", 86_400), ("h", 3_600), ("m", 60), ("s", 1))
 
 CONFIRMED_AFTER = 300.0
 """Seconds without any other answer until a stranger's refusal counts as a gateway's does.
@@ -361,3 +369,107 @@ class Failures:
 def reason(error: BaseException) -> str:
     """Why a session ended, in words that do not name the target."""
     return error.reason if isinstance(error, ConnectionLost) else str(error)
+
+
+# The lines in the log of what is told
+
+
+def log_news(target: Target, news: News) -> None:
+    """Tell the operator what the plan of a link has to tell; :class:`Shows` is the link's."""
+    _LINES[type(news)](target, news)
+
+
+def _connected(target: Target, news: Connected) -> None:
+    if news.in_place_of is not None:
+        logger.info(
+            "connected to %s as %s, in place of %s", target, news.connection_id, news.in_place_of
+        )
+        return
+    logger.info(
+        "connected to %s%s as %s%s",
+        target,
+        " again" if news.number > 1 else "",
+        news.connection_id,
+        "" if news.outage is None else _over(news.outage, news.now),
+    )
+
+
+def _serves_on(_target: Target, news: ServesOn) -> None:
+    # INFO: another connection serves, and nobody has to act.
+    logger.info("lost %s: %s; %s serves on", news.connection_id, news.error, news.fallback)
+
+
+def _lost(_target: Target, news: Lost) -> None:
+    logger.warning("lost the connection: %s; connecting again", news.error)
+
+
+def _failed(_target: Target, news: Failed) -> None:
+    # Each attempt is a line at DEBUG. Those at WARNING come at growing intervals: a gateway that is
+    # away for a night is no reason for thousands.
+    logger.log(
+        logging.WARNING if news.worth_a_line else logging.DEBUG,
+        "no connection%s: %s; trying again in %.1f s",
+        "" if news.outage is None else _so_far(news.outage, news.now),
+        news.error,
+        news.wait,
+    )
+
+
+def _gave_up_replacing(target: Target, news: GaveUpReplacing) -> None:
+    # ERROR, though it serves: when this connection ends there is none, and somebody has to act.
+    logger.error(
+        "%s: gave up replacing %s, which serves on until it ends: %s",
+        target,
+        news.kept,
+        news.error,
+        # Our own errors say it all; what a user's function raised is found by its traceback.
+        exc_info=None if isinstance(news.error, RevconnError) else news.error,
+    )
+
+
+def _another_key(target: Target, _news: AnotherKey) -> None:
+    logger.info("%s: there is another API key: replacing the connection", target)
+
+
+# By the kind of news, so that a new kind without a line fails in the first test that meets it.
+_LINES: dict[type, Callable[[Target, Any], None]] = {
+    Connected: _connected,
+    ServesOn: _serves_on,
+    Lost: _lost,
+    Failed: _failed,
+    GaveUpReplacing: _gave_up_replacing,
+    AnotherKey: _another_key,
+}
+
+
+def _so_far(outage: Outage, now: float) -> str:
+    """Such as `` for 1 m 10 s, 7 attempts``; nothing after the first attempt."""
+    if outage.attempts < 2:  # it has only begun: there is nothing to count yet
+        return ""
+    return f" for {duration(now - outage.since)}, {_attempts(outage.attempts)}"
+
+
+def _over(outage: Outage, now: float) -> str:
+    """Such as ``: back after 3 m 12 s, 9 attempts, last error: ...``; nothing if all was well."""
+    if outage.last_error is None:  # the first attempt of all succeeded: that was no outage
+        return ""
+    took = duration(now - outage.since)
+    attempts = _attempts(outage.attempts + 1)
+    back = "back " if outage.was_there else ""
+    return f": {back}after {took}, {attempts}, last error: {outage.last_error}"
+
+
+def _attempts(count: int) -> str:
+    return f"{count:,} attempt{'s' if count > 1 else ''}"
+
+
+def duration(seconds: float) -> str:
+    """Seconds for people: ``0.4 s``, ``12 s``, ``3 m 12 s``, ``2 h 5 m``, ``1 d 0 h``."""
+    if seconds < 9.95:
+        return f"{max(0.0, seconds):.1f} s"
+    # Two units at most. Whoever reads it wants to know whether it was seconds or hours.
+    rest = round(seconds)
+    for (unit, size), (smaller, part) in zip(_UNITS, _UNITS[1:]):
+        if rest >= size:
+            return f"{rest // size} {unit} {rest % size // part} {smaller}"
+    return f"{rest} s"

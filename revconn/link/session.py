@@ -22,7 +22,7 @@ from revconn.exceptions import (
     HandshakeError,
     remedy,
 )
-from revconn.link.report import api_key_failed
+from revconn.link.records import logger as link_logger
 from revconn.logger import get_logger
 from revconn.runtime import clock
 from revconn.runtime.threads import Mailbox, guarded_thread, own_thread
@@ -62,7 +62,7 @@ class ApiKey:
         except SystemExit:
             raise
         except BaseException as error:  # a green thread's timeout is no Exception
-            api_key_failed(self._target)
+            link_logger.exception("%s: the api_key callable failed", self._target)
             reason = f"the api_key callable raised {type(error).__name__}"
             raise HandshakeError(str(self._target), reason) from error
         return self._shown

@@ -7,9 +7,20 @@ import logging
 import pytest
 
 from revconn.exceptions import ConnectionLost
-from revconn.link import report
 from revconn.link.link import Link
-from revconn.link.records import Connected, Failed, Lost, News, Outage, Shows
+from revconn.link.records import (
+    AnotherKey,
+    Connected,
+    Failed,
+    GaveUpReplacing,
+    Lost,
+    News,
+    Outage,
+    ServesOn,
+    Shows,
+    duration,
+    log_news,
+)
 from revconn.runtime.state import State
 from revconn.serving.handlers import Handlers
 from revconn.settings.target import parse_targets
@@ -39,13 +50,13 @@ REFUSED = ConnectionLost("gw:1", "refused")
     ],
 )
 def test_a_duration_is_shown_in_two_units_at_most(seconds: float, shown: str) -> None:
-    assert report.duration(seconds) == shown
+    assert duration(seconds) == shown
 
 
 def said(caplog: pytest.LogCaptureFixture, news: News) -> str:
     caplog.set_level(logging.DEBUG, "revconn.runtime.link")
     caplog.clear()
-    report.tell(TARGET, news)
+    log_news(TARGET, news)
     (record,) = caplog.records
     assert record.name == "revconn.runtime.link", "as operators know it"
     return f"{record.levelname} {record.getMessage()}"
@@ -111,6 +122,33 @@ def test_a_start_that_succeeds_at_once_was_no_outage(caplog) -> None:
 def test_a_loss_is_a_line(caplog) -> None:
     assert said(caplog, Lost(REFUSED)) == (
         "WARNING lost the connection: gw:1: refused; connecting again"
+    )
+
+
+def test_one_in_the_place_of_another_is_not_connected_again(caplog) -> None:
+    news = Connected(3, "id-3", 3, "id-2", None, 1000.0)
+    assert said(caplog, news) == "INFO connected to gw:1 as id-3, in place of id-2"
+
+
+def test_a_loss_while_another_serves_is_nobodys_to_act_on(caplog) -> None:
+    news = ServesOn("id-3", REFUSED, "id-2")
+    assert said(caplog, news) == "INFO lost id-3: gw:1: refused; id-2 serves on"
+
+
+@pytest.mark.parametrize(("error", "has_traceback"), [(REFUSED, False), (KeyError("key"), True)])
+def test_what_cannot_be_replaced_is_an_error_though_it_serves(
+    caplog, error: Exception, has_traceback: bool
+) -> None:
+    assert said(caplog, GaveUpReplacing("id-2", error)) == (
+        f"ERROR gw:1: gave up replacing id-2, which serves on until it ends: {error}"
+    )
+    (record,) = caplog.records
+    assert bool(record.exc_info) is has_traceback, "of a user's function"
+
+
+def test_another_key_is_a_line(caplog) -> None:
+    assert said(caplog, AnotherKey()) == (
+        "INFO gw:1: there is another API key: replacing the connection"
     )
 
 
