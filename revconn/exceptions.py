@@ -8,8 +8,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from revconn.core.errors import ProtocolError, RevconnError
-from revconn.core.status import FINAL_CODES, Speaker, StatusCode, http_status, status_code
+from revconn.core.status import (
+    FINAL_CODES,
+    ProtocolError,
+    RevconnError,
+    Speaker,
+    StatusCode,
+    http_status,
+    status_code,
+)
 
 __all__ = [
     "AuthenticationError",
@@ -25,6 +32,11 @@ __all__ = [
     "is_fatal",
     "remedy",
 ]
+
+
+# Where users find them is what tracebacks say.
+for _error in (RevconnError, ProtocolError):
+    _error.__module__ = __name__
 
 
 class ConfigurationError(RevconnError, ValueError):

@@ -7,7 +7,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterable
-from concurrent.futures import Executor, ThreadPoolExecutor
+from concurrent.futures import Executor
 from typing import Callable, Optional
 
 from revconn.exceptions import RevconnError
@@ -26,6 +26,7 @@ from revconn.runtime.threads import (
 )
 from revconn.serving.calls import Calls
 from revconn.serving.handlers import Handlers, Runs
+from revconn.serving.workers import may_block
 from revconn.settings.options import Options
 from revconn.settings.target import Target
 from revconn.transport import transport_for
@@ -74,7 +75,7 @@ class Supervisor:
         if executor is None:
             executor = DaemonExecutor(options.max_workers, "revconn-handler")
             self._own_executors.append(executor)
-        elif _may_block(executor):
+        elif may_block(executor):
             recruiter = DaemonExecutor(1, "revconn-recruiter")
             self._own_executors.append(recruiter)
         runs = Runs()
@@ -125,7 +126,12 @@ class Supervisor:
             looks.append(SlowHandlers(runs, slow_handler_after).look)
             # So that a slow handler is named after one and a half times the limit at the latest.
             interval = min(interval, slow_handler_after / 2)
-        return Watchdog(runs, looks, interval=interval, wait=self._ended.wait)
+        waiting = self.calls.workers.waiting
+
+        def is_idle() -> bool:
+            return not (runs.running or waiting or any(link.unsent() for link in self.links))
+
+        return Watchdog(runs, looks, interval=interval, wait=self._ended.wait, is_idle=is_idle)
 
     def start(self) -> None:
         """Start every thread. Returns at once.
@@ -443,11 +449,6 @@ class StateBoard:
             finally:
                 with self._lock:
                     self._telling = False
-
-
-def _may_block(executor: Executor) -> bool:
-    """Whether ``submit`` is not the standard one, which never does."""
-    return getattr(executor.submit, "__func__", None) is not ThreadPoolExecutor.submit
 
 
 def _clamp(seconds: float, most: float = threading.TIMEOUT_MAX) -> float:

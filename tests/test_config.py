@@ -2,17 +2,20 @@ from __future__ import annotations
 
 import os
 import pathlib
+import random
 import ssl
 import traceback
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from typing import Any
 
 import pytest
+import tenacity
 from hypothesis import given
 from hypothesis import strategies as st
 
 from revconn.connector import Connector
 from revconn.exceptions import ConfigurationError
+from revconn.link.link import waits
 from revconn.settings.options import TLS, Backoff, api_key_source, parse_services
 from revconn.settings.target import Target
 from tests.support.options import make_options
@@ -57,6 +60,18 @@ def test_the_ceiling_survives_any_number_of_failures(multiplier: float) -> None:
 
 def test_a_multiplier_of_one_keeps_the_ceiling_where_it_begins() -> None:
     assert Backoff(initial=3, multiplier=1).ceiling(10**12) == 3.0
+
+
+@pytest.mark.parametrize("multiplier", [1, 2, 1000])
+@pytest.mark.parametrize("failures", [1, 2, 7, 10**6])
+def test_a_link_waits_as_long_as_its_backoff_says(failures: int, multiplier: int) -> None:
+    backoff = Backoff(initial=3, maximum=50, multiplier=multiplier)
+    attempt = tenacity.RetryCallState(tenacity.Retrying(), None, (), {})
+    attempt.attempt_number = failures
+    random.seed(failures)
+    expected = backoff.delay(failures)
+    random.seed(failures)
+    assert waits(backoff)(attempt) == pytest.approx(expected)
 
 
 def test_the_jitter_is_full() -> None:

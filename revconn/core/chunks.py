@@ -9,10 +9,9 @@ import copy
 from collections.abc import Iterator
 
 from revconn._proto.registry_pb2 import ConnectionMessage, ForwardResponse, ResponseStreamInfo
-from revconn.core.errors import ProtocolError
 from revconn.core.framing import is_framed
 from revconn.core.responses import encode_failure
-from revconn.core.status import StatusCode
+from revconn.core.status import ProtocolError, StatusCode
 
 __all__ = ["MAX_CHUNKS", "ChunkJoiner", "LargeAnswer", "ResponseTooLarge", "split"]
 

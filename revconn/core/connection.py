@@ -41,7 +41,7 @@ from typing import ClassVar, Final, TypeVar
 
 from google.protobuf.message import Message
 
-from revconn.core.errors import ProtocolError
+from revconn.core.status import ProtocolError
 from revconn.logger import SafeLogger, get_logger, level_check
 
 __all__ = [

@@ -35,11 +35,10 @@ from revconn.core.connection import (
     is_possible_id,
     no_message,
 )
-from revconn.core.errors import Mask, ProtocolError, presentable
 from revconn.core.liveness import PROBE_METHOD, ConnectorLiveness, Prober, Verdict
 from revconn.core.requests import REQUEST_TAG, split_request
-from revconn.core.status import is_success
-from revconn.logger import Reminders, SafeLogger, get_logger
+from revconn.core.status import ProtocolError, is_success
+from revconn.logger import Mask, Reminders, SafeLogger, get_logger, presentable
 
 __all__ = ["Arrival", "ConnectorConnection", "Due", "FromGateway", "Probed"]
 

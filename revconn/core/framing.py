@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 import zlib
 
-from revconn.core.errors import ProtocolError
+from revconn.core.status import ProtocolError
 
 __all__ = [
     "PREFIX_BYTES",

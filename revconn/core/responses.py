@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from revconn._proto.registry_pb2 import ConnectionMessage
-from revconn.core.errors import encodable
 from revconn.core.framing import frame, pack
 from revconn.core.status import StatusCode, encode_message, http_status, is_success, status_code
+from revconn.logger import encodable
 
 __all__ = ["encode_failure", "encode_response"]
 

@@ -1,13 +1,16 @@
-"""Status codes: gRPC's own, their HTTP counterparts, how both travel, and whose word one is."""
+"""How things end: gRPC's status codes, their HTTP counterparts, whose word one is; and errors."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from enum import Enum, IntEnum
+from functools import partial
 from urllib.parse import quote, unquote
 
 __all__ = [
     "FINAL_CODES",
+    "ProtocolError",
+    "RevconnError",
     "Speaker",
     "StatusCode",
     "decode_message",
@@ -15,9 +18,21 @@ __all__ = [
     "http_status",
     "is_success",
     "response_code",
-    "speaker",
     "status_code",
 ]
+
+
+class RevconnError(Exception):
+    """The base of every error that revconn raises on purpose."""
+
+
+class ProtocolError(RevconnError):
+    """A peer broke the wire protocol; the message says which rule, the attributes what it sent."""
+
+    def __init__(self, reason: str, received: str = "") -> None:
+        super().__init__(f"{reason} (received {received})" if received else reason)
+        self.reason = reason
+        self.received = received
 
 
 class StatusCode(IntEnum):
@@ -115,16 +130,12 @@ def response_code(status: int, headers: Mapping[str, str]) -> StatusCode:
     return code
 
 
-def encode_message(message: str) -> str:
-    """Percent-encode a status message for the ``grpc-message`` header (PROTOCOL-HTTP2)."""
-    return quote(message, safe=" !\"#$&'()*+,-./:;<=>?@[\\]^_`{|}~", errors="replace")
+encode_message = partial(quote, safe=" !\"#$&'()*+,-./:;<=>?@[\\]^_`{|}~", errors="replace")
+"""Percent-encode a status message for the ``grpc-message`` header (PROTOCOL-HTTP2)."""
 
-
-def decode_message(value: str) -> str:
-    """Undo :func:`encode_message`; a stray ``%`` is kept, bytes that are no UTF-8 become U+FFFD."""
-    # Whatever a peer sent is words for people: nothing here may fail for want of an encoding.
-    return unquote(value, errors="replace")
-
+# Whatever a peer sent is words for people: nothing here may fail for want of an encoding.
+decode_message = partial(unquote, errors="replace")
+"""Undo :func:`encode_message`; a stray ``%`` is kept, bytes that are no UTF-8 become U+FFFD."""
 
 # Whose word a refused handshake is
 
@@ -138,9 +149,6 @@ FINAL_CODES = frozenset(
 )
 """With which a gateway refuses a handshake for good: trying again changes nothing."""
 
-_OWN_HEADERS = "revconn-"
-_REFERENCE_GATEWAYS_WORDS = (StatusCode.UNAUTHENTICATED, "Invalid token")
-
 
 class Speaker(Enum):
     """Whose word a refusal is."""
@@ -148,25 +156,3 @@ class Speaker(Enum):
     GATEWAY = "a gateway that speaks this protocol"
     PERHAPS = "a gRPC server whose words may be a gateway's, or a proxy's"
     STRANGER = "whatever stands in the gateway's place"
-
-
-def speaker(
-    code: StatusCode, words: str, metadata: Iterable[str], *, opened: bool = False
-) -> Speaker:
-    """Who ended a stream with this gRPC status.
-
-    :param words: its ``grpc-message``, as it came.
-    :param metadata: the names of all the headers and trailers that came.
-    :param opened: whether response headers had opened the stream before.
-    """
-    # A proxy knows no header of ours. The embedded gateway announces itself with refusals too.
-    if any(name.startswith(_OWN_HEADERS) for name in metadata):
-        return Speaker.GATEWAY
-    if code is StatusCode.UNIMPLEMENTED:  # to the one method that makes it a gateway
-        return Speaker.STRANGER
-    # Who opened the stream had taken it for its own: a proxy that refuses sends trailers alone.
-    if opened or (code, words) == _REFERENCE_GATEWAYS_WORDS:
-        return Speaker.GATEWAY
-    if code is StatusCode.INVALID_ARGUMENT or (code is StatusCode.UNAUTHENTICATED and words):
-        return Speaker.PERHAPS
-    return Speaker.STRANGER

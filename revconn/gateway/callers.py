@@ -15,7 +15,6 @@ import grpc.aio
 
 from revconn._proto.registry_pb2 import ConnectionMessage, ForwardRequest, ForwardResponse
 from revconn.core.deadline import format_grpc_timeout
-from revconn.core.errors import ProtocolError
 from revconn.core.framing import is_framed, pack, unframe
 from revconn.core.metadata import (
     application_metadata,
@@ -24,7 +23,7 @@ from revconn.core.metadata import (
     metadata_from_headers,
 )
 from revconn.core.routing import Wanted, split_method_path
-from revconn.core.status import StatusCode, decode_message, response_code
+from revconn.core.status import ProtocolError, StatusCode, decode_message, response_code
 from revconn.gateway.backends import BackendRequest, Reply
 from revconn.gateway.calls import Call
 from revconn.gateway.limits import Watch

@@ -22,12 +22,11 @@ from revconn._proto.registry_pb2 import (
 from revconn.core.chunks import split
 from revconn.core.connection import CHUNKS, FEATURES_HEADER, SUPPORTED, Announcement, decode
 from revconn.core.deadline import request_deadline
-from revconn.core.errors import ProtocolError
 from revconn.core.framing import is_framed, unframe
 from revconn.core.gateway_side import End, FromConnector, GatewayConnection, GatewayLiveness
 from revconn.core.metadata import headers_size, metadata_from_headers
 from revconn.core.routing import Wanted, split_method_path
-from revconn.core.status import StatusCode
+from revconn.core.status import ProtocolError, StatusCode
 from revconn.gateway.backends import BackendRequest, Reply
 from revconn.gateway.calls import Call
 from revconn.gateway.keys import ApiKeys

@@ -23,7 +23,13 @@ from revconn.gateway.report import ConnectionInfo
 from revconn.gateway.shared import Settings, Shared, stats_of
 from revconn.gateway.tls import ServerTLS
 from revconn.logger import get_logger
-from revconn.settings.checks import refuse, require_attribute, require_flag, require_seconds
+from revconn.settings.checks import (
+    refuse,
+    require_attribute,
+    require_count,
+    require_flag,
+    require_seconds,
+)
 
 __all__ = ["Gateway"]
 
@@ -35,6 +41,11 @@ _START_TIMEOUT = 30.0  # seconds that the gateway's thread has to listen
 _GLANCE = 1.0  # seconds
 _UNWIND_TIMEOUT = 2.0  # seconds
 _STOP_MARGIN = 10.0  # seconds that ending takes at most, beyond the grace given to calls
+
+# grpc's options are 32-bit integers, and the receive limit is set to twice ours, so that what is
+# over it but not by far is refused with words.
+_LARGEST = {"max_message_bytes": 2**30 - 1, "max_sent_message_bytes": 2**31 - 1}
+_SMALLEST = {"max_metadata_bytes": 1024}  # less has no room for what gRPC itself adds
 
 # Stricter than a connector's target: a scheme, a path or a name and password before the host are no
 # part of what a socket is bound to.
@@ -147,7 +158,7 @@ class Gateway:
             request_timeout=require_seconds("request_timeout", request_timeout),
             reconnect_grace=require_seconds("reconnect_grace", reconnect_grace, zero=True),
             dial_backends=require_flag("dial_backends", dial_backends),
-            limits=Limits(
+            limits=_limits(
                 max_pending=max_pending,
                 max_pending_per_connection=max_pending_per_connection,
                 max_connections=max_connections,
@@ -300,6 +311,19 @@ def _is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host.strip("[]")).is_loopback
     except ValueError:
         return False
+
+
+def _limits(*, handshake_timeout: float, **numbers: int) -> Limits:
+    """The limits, checked one by one: an error names the option that was given."""
+    for name, value in numbers.items():
+        require_count(name, value)
+        smallest, largest = _SMALLEST.get(name, 1), _LARGEST.get(name, 2**62)
+        if value > largest:
+            refuse(name, value, "more than gRPC can count", f"give at most {largest:,}")
+        if value < smallest:
+            refuse(name, value, "less than gRPC itself needs", f"give at least {smallest:,}")
+    seconds = require_seconds("handshake_timeout", handshake_timeout)
+    return Limits(handshake_timeout=seconds, **numbers)
 
 
 def _parse_address(address: Any) -> tuple[str, int]:

@@ -11,8 +11,7 @@ from collections.abc import Iterable
 from revconn._proto.registry_pb2 import ForwardResponse
 from revconn.core.chunks import ChunkJoiner, ResponseTooLarge
 from revconn.core.connection import CHUNKS
-from revconn.core.errors import ProtocolError
-from revconn.core.status import StatusCode
+from revconn.core.status import ProtocolError, StatusCode
 from revconn.gateway.limits import Counters, Limits
 from revconn.gateway.refusals import Refused, over_limit
 from revconn.gateway.routes import Connection

@@ -20,9 +20,8 @@ from grpc_reflection.v1alpha import reflection, reflection_pb2
 
 from revconn._proto import registry_pb2
 from revconn.core.connection import decode
-from revconn.core.errors import ProtocolError
 from revconn.core.routing import Wanted
-from revconn.core.status import StatusCode
+from revconn.core.status import ProtocolError, StatusCode
 from revconn.gateway.refusals import STOPPING, Refused, fail, over_limit
 from revconn.gateway.shared import Shared
 from revconn.gateway.tls import Arrivals

@@ -9,10 +9,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Union
 
-from revconn.core.errors import Mask
 from revconn.core.routing import LONGEST_SERVICE
 from revconn.core.status import StatusCode
 from revconn.gateway.refusals import Refused
+from revconn.logger import Mask
 from revconn.settings.checks import refuse, require_api_key
 
 __all__ = ["PATTERN_REMEDY", "UNCHECKED", "ApiKeys", "ApiKeysGiven", "is_pattern"]

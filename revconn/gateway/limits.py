@@ -5,25 +5,15 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 from dataclasses import dataclass, field
-from typing import Any
-
-from revconn.settings.checks import refuse, require_count, require_seconds
 
 __all__ = ["Counters", "Limits", "Watch"]
 
-# grpc's options are 32-bit integers, and the receive limit is set to twice ours, so that what is
-# over it but not by far is refused with words.
-_LARGEST = {"max_message_bytes": 2**30 - 1, "max_sent_message_bytes": 2**31 - 1}
-_SMALLEST = {"max_metadata_bytes": 1024}  # less has no room for what gRPC itself adds
 _TICKS = 20  # each late by as much as others wait for the processor: then all take longer
 
 
 @dataclass(frozen=True)
 class Limits:
-    """The gateway's options that bound something; :class:`revconn.gateway.Gateway` says why.
-
-    Raises :class:`ConfigurationError` for a number that cannot be one of them.
-    """
+    """The gateway's options that bound something; :class:`revconn.gateway.Gateway` says why."""
 
     max_pending: int = 1000
     max_pending_per_connection: int = 500
@@ -38,24 +28,6 @@ class Limits:
     max_joining_bytes: int = 256 * 1024 * 1024
     max_metadata_bytes: int = 8192
     handshake_timeout: float = 10.0
-
-    def __post_init__(self) -> None:
-        # By the fields' names, which are the options': an error names what was given.
-        for each in dataclasses.fields(self):
-            value = getattr(self, each.name)
-            if each.name == "handshake_timeout":
-                require_seconds(each.name, value)
-            else:
-                _require_within_bounds(each.name, value)
-
-
-def _require_within_bounds(name: str, value: Any) -> None:
-    require_count(name, value)
-    smallest, largest = _SMALLEST.get(name, 1), _LARGEST.get(name, 2**62)
-    if value > largest:
-        refuse(name, value, "more than gRPC can count", f"give at most {largest:,}")
-    if value < smallest:
-        refuse(name, value, "less than gRPC itself needs", f"give at least {smallest:,}")
 
 
 @dataclass

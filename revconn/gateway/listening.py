@@ -13,9 +13,8 @@ import grpc.aio
 
 from revconn._proto.registry_pb2 import RegisterRequest, RegisterResponse
 from revconn.core.connection import decode
-from revconn.core.errors import ProtocolError
 from revconn.core.gateway_side import End
-from revconn.core.status import StatusCode
+from revconn.core.status import ProtocolError, StatusCode
 from revconn.gateway.backends import Address, Backends
 from revconn.gateway.callers import Callers
 from revconn.gateway.connectors import ConnectorStreams

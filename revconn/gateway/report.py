@@ -13,10 +13,9 @@ import time
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from revconn.core.errors import presentable
 from revconn.core.status import StatusCode
 from revconn.gateway.keys import ApiKeys
-from revconn.logger import Reminders, get_logger
+from revconn.logger import Reminders, get_logger, presentable
 
 __all__ = ["ConnectionInfo", "Journal"]
 

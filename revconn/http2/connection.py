@@ -10,9 +10,8 @@ from typing import Union
 
 import h2.events
 
-from revconn.core.errors import ProtocolError
 from revconn.core.framing import PREFIX_BYTES, GzipInflater
-from revconn.core.status import Speaker, StatusCode
+from revconn.core.status import ProtocolError, Speaker, StatusCode
 from revconn.http2.frames import (
     ACK,
     DATA,

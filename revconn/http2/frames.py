@@ -19,7 +19,7 @@ import h2.settings
 import hpack.hpack
 import hpack.table
 
-from revconn.core.errors import ProtocolError
+from revconn.core.status import ProtocolError
 from revconn.logger import get_logger, level_check
 
 __all__ = [

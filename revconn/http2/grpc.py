@@ -9,9 +9,9 @@ import struct
 from collections.abc import Iterable, Mapping
 from typing import Callable, NamedTuple
 
-from revconn.core.errors import ProtocolError, presentable
 from revconn.core.framing import PREFIX_BYTES
-from revconn.core.status import Speaker, StatusCode, decode_message, speaker
+from revconn.core.status import ProtocolError, Speaker, StatusCode, decode_message
+from revconn.logger import presentable
 
 __all__ = [
     "Goaway",
@@ -27,6 +27,7 @@ __all__ = [
     "parse_goaway",
     "refusal",
     "request_headers",
+    "speaker",
     "who_ended",
 ]
 
@@ -48,6 +49,10 @@ _GOAWAY_HEAD = struct.Struct(">II")  # RFC 9113, section 6.8
 _ID_MASK = 0x7FFFFFFF
 
 _GRPC_CONTENT = re.compile(r"application/grpc(?:[+;].*)?")
+
+# Whose word a refused handshake is
+_OWN_HEADERS = "revconn-"
+_REFERENCE_GATEWAYS_WORDS = (StatusCode.UNAUTHENTICATED, "Invalid token")
 
 # What stands in a gateway's place answers with HTTP alone: gRPC's http-grpc-status-mapping. Any
 # other status is UNKNOWN.
@@ -210,6 +215,28 @@ def who_ended(
         {**headers, **last},
         opened=trailers is not None,
     )
+
+
+def speaker(
+    code: StatusCode, words: str, metadata: Iterable[str], *, opened: bool = False
+) -> Speaker:
+    """Who ended a stream with this gRPC status.
+
+    :param words: its ``grpc-message``, as it came.
+    :param metadata: the names of all the headers and trailers that came.
+    :param opened: whether response headers had opened the stream before.
+    """
+    # A proxy knows no header of ours. The embedded gateway announces itself with refusals too.
+    if any(name.startswith(_OWN_HEADERS) for name in metadata):
+        return Speaker.GATEWAY
+    if code is StatusCode.UNIMPLEMENTED:  # to the one method that makes it a gateway
+        return Speaker.STRANGER
+    # Who opened the stream had taken it for its own: a proxy that refuses sends trailers alone.
+    if opened or (code, words) == _REFERENCE_GATEWAYS_WORDS:
+        return Speaker.GATEWAY
+    if code is StatusCode.INVALID_ARGUMENT or (code is StatusCode.UNAUTHENTICATED and words):
+        return Speaker.PERHAPS
+    return Speaker.STRANGER
 
 
 def end_by_reset(error_code: int) -> StreamEnd:

@@ -39,7 +39,7 @@ from revconn.runtime.state import LinkStatus, State
 from revconn.runtime.threads import drop_spares, guarded_thread, keep_spares, own_thread
 from revconn.serving.calls import Calls
 from revconn.serving.replies import Replies
-from revconn.settings.options import Options
+from revconn.settings.options import Backoff, Options
 from revconn.settings.target import Target
 from revconn.transport.base import Transport
 
@@ -100,6 +100,17 @@ class _Traffic:
     def is_flushed(self) -> bool:
         """Whether every answer that was queued has left."""
         return self._replies.is_flushed()
+
+
+def waits(backoff: Backoff) -> Callable[[tenacity.RetryCallState], float]:
+    """How :meth:`Backoff.delay` draws a wait, in tenacity's words; a subclass's draws its own."""
+    if type(backoff) is not Backoff:
+        return lambda attempt: backoff.delay(attempt.attempt_number)
+    return tenacity.wait_random_exponential(
+        multiplier=float(backoff.initial),
+        max=float(backoff.maximum),
+        exp_base=float(backoff.multiplier),
+    )
 
 
 class Link:
@@ -170,7 +181,7 @@ class Link:
         return tenacity.Retrying(
             retry=tenacity.retry_if_exception(self._passes),
             stop=tenacity.stop_never if most is None else tenacity.stop_after_attempt(most),
-            wait=lambda retry_state: options.backoff.delay(retry_state.attempt_number),
+            wait=waits(options.backoff),
         )
 
     # Read without the lock, in any thread: each reads an attribute of the plan's once, and goes by

@@ -11,7 +11,6 @@ from typing import Callable, NoReturn
 
 from revconn.core.connection import CHUNKS, DRAIN, Phase, Terms
 from revconn.core.connector_side import ConnectorConnection, FromGateway, Probed
-from revconn.core.errors import Mask, presentable
 from revconn.core.liveness import ConnectorLiveness, Prober, Verdict
 from revconn.core.sending import answer
 from revconn.core.status import Speaker, StatusCode
@@ -23,7 +22,7 @@ from revconn.exceptions import (
     remedy,
 )
 from revconn.link.records import logger as link_logger
-from revconn.logger import get_logger
+from revconn.logger import Mask, get_logger, presentable
 from revconn.runtime import clock
 from revconn.runtime.threads import Mailbox, guarded_thread, own_thread
 from revconn.serving.calls import Calls

@@ -34,7 +34,8 @@ class Watchdog:
 
     All state belongs to the thread.
 
-    :param looks: each called with the instant, every time; they log what they find.
+    :param looks: each called with the instant; they log what they find.
+    :param is_idle: whether none of them can find anything: one more time they are called then.
     :param wait: waits so many seconds, or until whoever made the watchdog ends: true is the end.
     :param clock: replaced by tests.
     """
@@ -46,6 +47,7 @@ class Watchdog:
         *,
         interval: float,
         wait: Callable[[float], bool],
+        is_idle: Callable[[], bool] = lambda: False,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._runs = runs
@@ -53,6 +55,7 @@ class Watchdog:
         self._interval = interval
         self._clock = clock
         self._wait = wait
+        self._is_idle = is_idle
         # A flag beside the wait: in a forked child the lock of an event may be held for ever, so
         # nothing is set there. A green thread, which the child has too, sees it when it wakes.
         self._forsaken = False
@@ -69,11 +72,16 @@ class Watchdog:
 
     def run(self) -> None:
         """The thread's body."""
+        was_idle = idle = False
         while True:
             due = self._clock() + self._interval
             if self._wait(self._interval) or self._forsaken:
                 return
             now = self._clock()
+            was_idle, idle = idle, self._is_idle()
+            # A connector that has nothing to do should cost nothing.
+            if was_idle and idle and now - due < _LATENESS:
+                continue
             self._look_back(due, now)
             for look, reminder in self._looks:
                 self._try(look, reminder, now)

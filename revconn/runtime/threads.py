@@ -112,10 +112,8 @@ class BinarySemaphore:
     """
 
     def __init__(self) -> None:
-        lock = threading.Lock()
+        self.acquire, self.release = (lock := threading.Lock()).acquire, lock.release
         lock.acquire()
-        self.acquire = lock.acquire
-        self.release = lock.release
 
 
 class Mailbox(Generic[T]):

@@ -13,12 +13,11 @@ from typing import Callable, NamedTuple, Protocol, Union
 
 from revconn.core.chunks import LargeAnswer
 from revconn.core.connection import LEAST_BYTES
-from revconn.core.errors import ProtocolError
 from revconn.core.framing import pack
 from revconn.core.responses import encode_failure, encode_response
 from revconn.core.routing import Routes, split_method_path
 from revconn.core.sending import Answer
-from revconn.core.status import StatusCode, is_success, status_code
+from revconn.core.status import ProtocolError, StatusCode, is_success, status_code
 from revconn.exceptions import RequestError
 from revconn.logger import get_logger
 from revconn.messages import Request, Response

@@ -8,7 +8,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterable, Sequence
-from concurrent.futures import BrokenExecutor, Executor, Future
+from concurrent.futures import BrokenExecutor, Executor, Future, ThreadPoolExecutor
 from typing import Callable, NamedTuple
 
 from revconn.core.chunks import LargeAnswer
@@ -22,7 +22,7 @@ from revconn.runtime.threads import BinarySemaphore, own_thread
 from revconn.serving.handlers import LONG, Runs
 from revconn.serving.replies import Replies
 
-__all__ = ["Backlog", "Served", "Workers"]
+__all__ = ["Backlog", "Served", "Workers", "may_block"]
 
 logger = get_logger(__name__)
 
@@ -437,6 +437,11 @@ class Workers:
         with self._lock:
             self._called = False
         return True
+
+
+def may_block(executor: Executor) -> bool:
+    """Whether ``submit`` is not the standard one, which never does."""
+    return getattr(executor.submit, "__func__", None) is not ThreadPoolExecutor.submit
 
 
 def _is_for_good(error: BaseException) -> bool:

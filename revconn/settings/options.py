@@ -259,7 +259,7 @@ def api_key_source(api_key: str | Callable[[], str]) -> Callable[[], str]:
     # Refused as the connector is made, where the traceback leads to who gave it. What a callable
     # returns is checked before each handshake.
     key = require_api_key(api_key)
-    return lambda: key
+    return key.__str__  # a method's repr does not show what it is of
 
 
 def _read_file(argument: str, path: str | os.PathLike[str]) -> bytes:

@@ -9,8 +9,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
-from revconn.core.errors import Mask
 from revconn.core.status import Speaker, StatusCode
+from revconn.logger import Mask
 from revconn.settings.options import TLS
 from revconn.settings.proxy import Proxy
 from revconn.settings.target import Target

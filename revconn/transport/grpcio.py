@@ -13,9 +13,9 @@ from typing import Any, Callable
 import grpc
 
 from revconn.core.connection import OFFER
-from revconn.core.errors import Mask
-from revconn.core.status import Speaker, StatusCode, speaker
-from revconn.logger import get_logger
+from revconn.core.status import Speaker, StatusCode
+from revconn.http2.grpc import speaker
+from revconn.logger import Mask, get_logger
 from revconn.runtime.threads import guarded_thread
 from revconn.settings.options import TLS
 from revconn.settings.proxy import Proxy

@@ -12,11 +12,10 @@ from contextlib import suppress
 from typing import Any
 
 from revconn.core.connection import OFFER
-from revconn.core.errors import Mask
 from revconn.core.status import StatusCode
 from revconn.http2.connection import Buffer, Engine
 from revconn.http2.grpc import Goaway
-from revconn.logger import get_logger
+from revconn.logger import Mask, get_logger
 from revconn.runtime.threads import guarded_thread
 from revconn.settings.options import TLS
 from revconn.settings.proxy import Proxy

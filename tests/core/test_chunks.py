@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from revconn._proto.registry_pb2 import ConnectionMessage, ForwardResponse, ResponseStreamInfo
 from revconn.core import chunks as chunking
 from revconn.core.chunks import ChunkJoiner, split
-from revconn.core.errors import ProtocolError
+from revconn.core.status import ProtocolError
 from tests.support.texts import texts
 
 SMALL_TEXT = texts(max_size=20)

@@ -14,8 +14,8 @@ from revconn._proto.registry_pb2 import (
 )
 from revconn.core.connection import Phase, Terms
 from revconn.core.connector_side import Due
-from revconn.core.errors import ProtocolError
 from revconn.core.liveness import Prober, Verdict
+from revconn.core.status import ProtocolError
 from tests.support.connections import (
     CONNECTED,
     DISCONNECTED,

@@ -20,7 +20,7 @@ from revconn._proto.registry_pb2 import (
     SubscriptionRequest,
 )
 from revconn.core.connection import Phase
-from revconn.core.errors import ProtocolError
+from revconn.core.status import ProtocolError
 from tests.support.connections import (
     CONNECTED,
     DISCONNECTED,

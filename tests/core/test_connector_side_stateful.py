@@ -19,7 +19,7 @@ from revconn._proto.registry_pb2 import (
     Heartbeat,
 )
 from revconn.core.connection import CANCEL, CHUNKS, DRAIN, Phase, Terms
-from revconn.core.errors import ProtocolError
+from revconn.core.status import ProtocolError
 from tests.support.connections import ids, opened, said
 from tests.support.texts import texts
 

@@ -4,7 +4,7 @@ import pytest
 
 from revconn._proto.registry_pb2 import ConnectionMessage, Heartbeat
 from revconn.core.connection import decode
-from revconn.core.errors import ProtocolError
+from revconn.core.status import ProtocolError
 
 
 def test_a_message_is_decoded() -> None:

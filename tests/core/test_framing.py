@@ -8,7 +8,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from revconn._proto import registry_pb2
-from revconn.core.errors import ProtocolError, RevconnError
 from revconn.core.framing import (
     PREFIX_BYTES,
     GzipInflater,
@@ -17,6 +16,7 @@ from revconn.core.framing import (
     pack,
     unframe,
 )
+from revconn.core.status import ProtocolError, RevconnError
 from tests.support.texts import texts
 
 LIMIT = 1000

@@ -21,7 +21,6 @@ from revconn._proto.registry_pb2 import (
     SubscriptionRequest,
 )
 from revconn.core.connection import CANCEL, Phase
-from revconn.core.errors import ProtocolError
 from revconn.core.gateway_side import (
     End,
     FromConnector,
@@ -29,7 +28,7 @@ from revconn.core.gateway_side import (
     GatewayLiveness,
     Goodbye,
 )
-from revconn.core.status import StatusCode
+from revconn.core.status import ProtocolError, StatusCode
 from tests.support.connections import DISCONNECTED, ERROR, cancel, request, status
 
 LIMIT = 1000

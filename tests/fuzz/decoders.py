@@ -19,14 +19,13 @@ from revconn.core.chunks import ChunkJoiner
 from revconn.core.connection import SUPPORTED, Terms, decode
 from revconn.core.connector_side import Arrival, ConnectorConnection
 from revconn.core.deadline import request_deadline
-from revconn.core.errors import ProtocolError, presentable
 from revconn.core.framing import GzipInflater, is_framed, unframe
 from revconn.core.gateway_side import GatewayConnection, GatewayLiveness
 from revconn.core.liveness import ConnectorLiveness, Prober
 from revconn.core.metadata import metadata_from_headers, truncate_message
 from revconn.core.requests import split_request
 from revconn.core.routing import Routes
-from revconn.core.status import decode_message, response_code
+from revconn.core.status import ProtocolError, decode_message, response_code
 from revconn.gateway.connectors import check_registration
 from revconn.gateway.keys import ApiKeys
 from revconn.gateway.refusals import Refused
@@ -38,6 +37,7 @@ from revconn.http2.grpc import (
     parse_goaway,
     refusal,
 )
+from revconn.logger import presentable
 from revconn.messages import received
 from revconn.serving.replies import Replies
 from revconn.settings.proxy import Proxy

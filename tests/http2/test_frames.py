@@ -8,7 +8,7 @@ from hyperframe.frame import DataFrame, Frame, GoAwayFrame, PingFrame, SettingsF
 from hypothesis import given
 from hypothesis import strategies as st
 
-from revconn.core.errors import ProtocolError
+from revconn.core.status import ProtocolError
 from revconn.http2.frames import (
     DATA,
     END_STREAM,

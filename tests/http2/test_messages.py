@@ -11,8 +11,8 @@ from hyperframe.frame import HeadersFrame
 from hypothesis import given
 from hypothesis import strategies as st
 
-from revconn.core.errors import ProtocolError
 from revconn.core.framing import PREFIX_BYTES, GzipInflater, frame
+from revconn.core.status import ProtocolError
 from revconn.http2.frames import DATA, FrameSplitter, data_header
 from revconn.http2.grpc import MessageReader, Pieces, frame_all
 from tests.http2.test_frames import SETTINGS

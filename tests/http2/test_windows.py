@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from revconn.core.errors import ProtocolError
+from revconn.core.status import ProtocolError
 from revconn.http2.frames import Patience, ReceiveWindow, SendWindow
 
 LARGEST = (1 << 31) - 1

@@ -7,8 +7,8 @@ from collections.abc import Iterable
 import pytest
 
 from revconn import is_fatal
-from revconn.core.errors import Mask
 from revconn.exceptions import HandshakeError
+from revconn.logger import Mask
 from revconn.serving.handlers import Handlers
 from revconn.settings.options import TLS
 from revconn.transport.base import Stream

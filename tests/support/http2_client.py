@@ -6,8 +6,8 @@ import queue
 from concurrent.futures import Future
 
 from revconn import TLS
-from revconn.core.errors import Mask
 from revconn.core.sending import answer
+from revconn.logger import Mask
 from revconn.serving.replies import Replies
 from revconn.settings.proxy import Proxy
 from revconn.settings.target import Target

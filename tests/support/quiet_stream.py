@@ -7,9 +7,9 @@ from collections.abc import Iterable
 from typing import Any
 
 from revconn._proto.registry_pb2 import ConnectionMessage, ConnectionStatus
-from revconn.core.errors import Mask
 from revconn.core.status import StatusCode
 from revconn.link.session import Session
+from revconn.logger import Mask
 from revconn.serving.calls import Calls
 from revconn.transport.base import Stream, StreamEnded
 from tests.support.options import make_options

@@ -13,7 +13,7 @@ from hyperframe.frame import DataFrame, Frame, HeadersFrame, RstStreamFrame
 from revconn import AuthenticationError, State
 from revconn._proto.registry_pb2 import ConnectionMessage, ConnectionStatus, ForwardRequest
 from revconn.core.connection import DRAIN, FEATURES_HEADER
-from revconn.core.errors import Mask
+from revconn.logger import Mask
 from revconn.testing import Fault
 from revconn.transport.base import user_agent
 from revconn.transport.grpcio import _address_list, _GrpcioStream, explain

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from revconn.core.errors import Mask, encodable
+from revconn.logger import Mask, encodable
 
 ANY_TEXT = st.text(st.characters(exclude_categories=()))  # lone surrogates too
 KEY = "it's \\ a/sécret>?~"

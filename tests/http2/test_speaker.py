@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from revconn.core.status import FINAL_CODES, Speaker, StatusCode, speaker
+from revconn.core.status import FINAL_CODES, Speaker, StatusCode
+from revconn.http2.grpc import speaker
 
 UNAUTHENTICATED, UNIMPLEMENTED = StatusCode.UNAUTHENTICATED, StatusCode.UNIMPLEMENTED
 INVALID_ARGUMENT, PERMISSION_DENIED = StatusCode.INVALID_ARGUMENT, StatusCode.PERMISSION_DENIED
