@@ -37,6 +37,7 @@ __all__ = [
 # Where users find them is what tracebacks say.
 for _error in (RevconnError, ProtocolError):
     _error.__module__ = __name__
+del _error
 
 
 class ConfigurationError(RevconnError, ValueError):

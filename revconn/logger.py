@@ -1,7 +1,7 @@
 """The library's log lines: whatever an application attached to logging stays in the log call.
 
 And how often a line about what lasts is worth it, so that no peer fills the log; and words fit to
-stand in a line or in an error: a peer's, too.
+stand in a line or in an error, or to be sent in one: a peer's, too.
 """
 
 from __future__ import annotations

@@ -115,12 +115,10 @@ class Supervisor:
         self._drain_timeout = options.drain_timeout
 
     def _make_watchdog(self, runs: Runs, slow_handler_after: float | None) -> Watchdog:
-        readers = [SlowReader(str(link.target), link.unsent) for link in self.links]
-        looks = [
-            self.calls.inline.watch,
-            FullPool(self.calls.workers.backlog).look,
-            *(r.look for r in readers),
-        ]
+        stuck: list[FullPool | SlowReader] = [FullPool(self.calls.workers.backlog)]
+        stuck += (SlowReader(str(link.target), link.unsent) for link in self.links)
+        looks = [self.calls.inline.watch, *(each.look for each in stuck)]
+        rests = [each.rest for each in stuck]
         interval = _WATCH_INTERVAL
         if slow_handler_after is not None:
             looks.append(SlowHandlers(runs, slow_handler_after).look)
@@ -131,7 +129,8 @@ class Supervisor:
         def is_idle() -> bool:
             return not (runs.running or waiting or any(link.unsent() for link in self.links))
 
-        return Watchdog(runs, looks, interval=interval, wait=self._ended.wait, is_idle=is_idle)
+        wait = self._ended.wait
+        return Watchdog(runs, looks, interval=interval, wait=wait, is_idle=is_idle, rests=rests)
 
     def start(self) -> None:
         """Start every thread. Returns at once.

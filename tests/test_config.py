@@ -6,6 +6,7 @@ import random
 import ssl
 import traceback
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from enum import Enum
 from typing import Any
 
 import pytest
@@ -287,6 +288,23 @@ def test_a_callable_key_is_asked_later_and_a_key_is_checked_now() -> None:
     assert api_key_source(ask) is ask
     assert api_key_source("key")() == "key"
     assert refusal(api_key_source, "key\n").name == "api_key"
+
+
+class Key(str, Enum):
+    PRODUCTION = "real-key"
+
+
+class Masked(str):
+    def __str__(self) -> str:
+        return "***"
+
+
+@pytest.mark.parametrize("key", [Key.PRODUCTION, Masked("real-key"), "real-key"])
+def test_a_key_is_what_it_holds_and_its_source_does_not_show_it(key: str) -> None:
+    source = api_key_source(key)
+    assert source() == "real-key"
+    assert type(source()) is str
+    assert "real-key" not in repr(source)
 
 
 # All of a connector's options

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import copy
+import pickle
+
 import pytest
 
 import revconn
@@ -100,3 +103,24 @@ def test_a_request_error_refuses_a_status_that_is_no_failure(status: int) -> Non
 def test_a_request_error_refuses_a_status_that_is_no_number(status: object) -> None:
     with pytest.raises(TypeError, match="is no number; use an HTTP status or a revconn.StatusCode"):
         RequestError(status)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RevconnError("stopped"),
+        ProtocolError("garbage", "3 bytes"),
+        ConfigurationError("connect_timeout", -1, "not a duration", "give seconds"),
+        ConnectionLost("gateway:443", "reset", StatusCode.UNAVAILABLE),
+        HandshakeError("gateway:443", "no answer"),
+        AuthenticationError("gateway:443", "Invalid token"),
+        RequestError(404, "none"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+@pytest.mark.parametrize("copied", [copy.copy, lambda error: pickle.loads(pickle.dumps(error))])
+def test_an_error_of_another_process_is_the_same_here(error: RevconnError, copied) -> None:
+    same = copied(error)
+    assert type(same) is type(error)
+    assert str(same) == str(error)
+    assert vars(same) == vars(error)

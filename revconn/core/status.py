@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copyreg
 from collections.abc import Mapping
 from enum import Enum, IntEnum
 from functools import partial
+from typing import Any, Callable
 from urllib.parse import quote, unquote
 
 __all__ = [
@@ -24,6 +26,11 @@ __all__ = [
 
 class RevconnError(Exception):
     """The base of every error that revconn raises on purpose."""
+
+    # Some are made of other things than the words that they show, which are all that pickle sees:
+    # an error of a task in another process would break the pool that it came from.
+    def __reduce__(self) -> tuple[Any, ...]:
+        return copyreg.__newobj__, (type(self), *self.args), self.__dict__  # type: ignore[attr-defined]
 
 
 class ProtocolError(RevconnError):
@@ -130,11 +137,13 @@ def response_code(status: int, headers: Mapping[str, str]) -> StatusCode:
     return code
 
 
-encode_message = partial(quote, safe=" !\"#$&'()*+,-./:;<=>?@[\\]^_`{|}~", errors="replace")
+encode_message: Callable[[str], str] = partial(
+    quote, safe=" !\"#$&'()*+,-./:;<=>?@[\\]^_`{|}~", errors="replace"
+)
 """Percent-encode a status message for the ``grpc-message`` header (PROTOCOL-HTTP2)."""
 
 # Whatever a peer sent is words for people: nothing here may fail for want of an encoding.
-decode_message = partial(unquote, errors="replace")
+decode_message: Callable[[str], str] = partial(unquote, errors="replace")
 """Undo :func:`encode_message`; a stray ``%`` is kept, bytes that are no UTF-8 become U+FFFD."""
 
 # Whose word a refused handshake is

@@ -1,4 +1,4 @@
-"""gRPC over HTTP/2 (its PROTOCOL-HTTP2): headers, messages, and what ended a stream."""
+"""gRPC over HTTP/2 (its PROTOCOL-HTTP2): headers, messages, what ended a stream, and who."""
 
 from __future__ import annotations
 
@@ -49,10 +49,6 @@ _GOAWAY_HEAD = struct.Struct(">II")  # RFC 9113, section 6.8
 _ID_MASK = 0x7FFFFFFF
 
 _GRPC_CONTENT = re.compile(r"application/grpc(?:[+;].*)?")
-
-# Whose word a refused handshake is
-_OWN_HEADERS = "revconn-"
-_REFERENCE_GATEWAYS_WORDS = (StatusCode.UNAUTHENTICATED, "Invalid token")
 
 # What stands in a gateway's place answers with HTTP alone: gRPC's http-grpc-status-mapping. Any
 # other status is UNKNOWN.
@@ -196,6 +192,10 @@ def end_by_trailers(
     except ValueError:
         problem = "without a status" if status is None else f"with grpc-status {status[:20]!r}"
         return StreamEnd(StatusCode.UNKNOWN, f"{details} ({problem})")
+
+
+_OWN_HEADERS = "revconn-"
+_REFERENCE_GATEWAYS_WORDS = (StatusCode.UNAUTHENTICATED, "Invalid token")
 
 
 def who_ended(

@@ -32,9 +32,9 @@ from revconn.link.records import (
     log_news,
     logger,
     reason,
+    would_log,
 )
 from revconn.link.session import ApiKey, Session
-from revconn.logger import level_check
 from revconn.runtime.state import LinkStatus, State
 from revconn.runtime.threads import drop_spares, guarded_thread, keep_spares, own_thread
 from revconn.serving.calls import Calls
@@ -43,9 +43,7 @@ from revconn.settings.options import Backoff, Options
 from revconn.settings.target import Target
 from revconn.transport.base import Transport
 
-__all__ = ["Link", "attempt_timeout"]
-
-_would_log = level_check("revconn.runtime.link")
+__all__ = ["Link", "attempt_timeout", "waits"]
 
 _JOIN_TIMEOUT = 5.0
 _FIRST_ROUND = 5.0  # seconds: many times what a handshake takes across the world
@@ -103,7 +101,7 @@ class _Traffic:
 
 
 def waits(backoff: Backoff) -> Callable[[tenacity.RetryCallState], float]:
-    """How :meth:`Backoff.delay` draws a wait, in tenacity's words; a subclass's draws its own."""
+    """Tenacity's way to draw the waits of :meth:`Backoff.delay`, or that of a subclass itself."""
     if type(backoff) is not Backoff:
         return lambda attempt: backoff.delay(attempt.attempt_number)
     return tenacity.wait_random_exponential(
@@ -281,7 +279,7 @@ class Link:
     def _tell(self, all_news: list[News]) -> None:
         for news in all_news:
             if isinstance(news, Shows):
-                if _would_log(logging.DEBUG):
+                if would_log(logging.DEBUG):
                     logger.debug("%s: %s", self.target, self.state.name)
                 self._on_change()
                 continue

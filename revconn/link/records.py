@@ -13,7 +13,7 @@ from typing import Any, Callable, NamedTuple, Protocol, Union
 
 from revconn.core.status import FINAL_CODES, Speaker
 from revconn.exceptions import ConnectionLost, HandshakeError, RevconnError
-from revconn.logger import Reminder, get_logger
+from revconn.logger import Reminder, get_logger, level_check
 from revconn.settings.target import Target
 
 __all__ = [
@@ -46,9 +46,12 @@ __all__ = [
     "log_news",
     "logger",
     "reason",
+    "would_log",
 ]
 
-logger = get_logger("revconn.runtime.link")  # as users have it in their logging's configuration
+_LOGGER = "revconn.runtime.link"  # as users have it in their logging's configuration
+logger = get_logger(_LOGGER)
+would_log = level_check(_LOGGER)
 
 _QUIET_WAIT = 2.0  # for a moment in which nothing is unanswered; and for answers to leave
 _FIRST_REMINDER = 10.0

@@ -35,7 +35,8 @@ class Watchdog:
     All state belongs to the thread.
 
     :param looks: each called with the instant; they log what they find.
-    :param is_idle: whether none of them can find anything: one more time they are called then.
+    :param is_idle: whether none of them can find anything. Then they are called once more, and
+        again when it is false; until that ``rests`` are called in their place.
     :param wait: waits so many seconds, or until whoever made the watchdog ends: true is the end.
     :param clock: replaced by tests.
     """
@@ -48,6 +49,7 @@ class Watchdog:
         interval: float,
         wait: Callable[[float], bool],
         is_idle: Callable[[], bool] = lambda: False,
+        rests: Iterable[Callable[[float], None]] = (),
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._runs = runs
@@ -60,6 +62,7 @@ class Watchdog:
         # nothing is set there. A green thread, which the child has too, sees it when it wakes.
         self._forsaken = False
         self._reminder = Reminder()
+        self._rests = (self._reminder.rest, *rests)
         self._thread = guarded_thread("revconn-watchdog", self.run)
 
     def start(self) -> None:
@@ -78,9 +81,15 @@ class Watchdog:
             if self._wait(self._interval) or self._forsaken:
                 return
             now = self._clock()
-            was_idle, idle = idle, self._is_idle()
-            # A connector that has nothing to do should cost nothing.
+            was_idle = idle
+            try:
+                idle = self._is_idle()
+            except BaseException:  # noqa: BLE001 - no memory, say: then they look
+                idle = False
+            # A connector that has nothing to do should cost next to nothing.
             if was_idle and idle and now - due < _LATENESS:
+                for rest in self._rests:
+                    rest(now)
                 continue
             self._look_back(due, now)
             for look, reminder in self._looks:
@@ -170,6 +179,7 @@ class FullPool:
     def __init__(self, backlog: Callable[[float], Backlog | None]) -> None:
         self._backlog = backlog
         self._reminder = Reminder()
+        self.rest = self._reminder.rest
 
     def look(self, now: float) -> None:
         """See how long requests have waited."""
@@ -200,6 +210,7 @@ class SlowReader:
         self._unsent = unsent
         self._begun: dict[object, tuple[int, float]] = {}
         self._reminder = Reminder()
+        self.rest = self._reminder.rest
 
     def look(self, now: float) -> None:
         """See whether there was any progress since the last look."""

@@ -143,7 +143,9 @@ class Mailbox(Generic[T]):
         while True:
             with contextlib.suppress(IndexError):
                 return self._items.popleft()
-            rest = -1.0 if deadline is None else max(0.0, deadline - time.monotonic())
+            rest = -1.0
+            if timeout is not None and deadline is not None:  # rounding may give it more than that
+                rest = min(timeout, max(0.0, deadline - time.monotonic()))
             if not self._filled.acquire(timeout=rest):
                 raise queue.Empty
 

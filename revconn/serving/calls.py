@@ -482,14 +482,13 @@ class Calls:
         self._abandon()
 
     def _all(self) -> Iterator[Request]:
-        """All that is in flight, one by one. Requires the lock as long as one is asked for.
-
-        Not a list: most looks of the deadlines' thread end before the first one.
-        """
+        """All that is in flight. Requires the lock as long as one is asked for."""
+        # Not a list: most looks of the deadlines' thread end before the first one.
         return itertools.chain.from_iterable(map(dict.values, self._in_flight.values()))
 
     def _abandon(self) -> None:
-        self.workers.waiting.clear()
+        for requests in self.workers.waiting, self.workers.held:
+            requests.clear()
         for table in self._in_flight.values():
             table.clear()
         self._total = 0

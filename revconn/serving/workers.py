@@ -82,8 +82,8 @@ class Workers:
     An executor whose ``submit`` may block, for want of room say, is asked for workers in the
     ``recruiter``: whoever puts requests has a connection to keep alive, and a worker may be the
     very one whose end that waits for. Callbacks of requests whose handlers may be busy yet are
-    called in ``callbacks``: one that hangs there delays only others. Whoever gave all three ends
-    them; workers go by themselves when nothing is left to do.
+    called in ``callbacks``: one that hangs there delays only others. None of the three is ended
+    here; workers go by themselves when nothing is left to do.
 
     ``lock``, the owner's, guards all state. But requests are taken from ``waiting``, and appended
     to ``served``, without it: that is atomic, and a lock for each, which 16 workers and a receiving
@@ -124,7 +124,7 @@ class Workers:
         # Methods whose handler took more than _BRIEF the last time. Each worker adds and discards
         # as it has seen it, which is atomic; who did so last counts.
         self._lengthy: set[str] = set()
-        self._held: deque[Request] = deque()  # of congested links
+        self.held: deque[Request] = deque()  # of congested links
         self._count = 0
         self._hired: set[object] = set()
         self._parked = 0  # without the one that was called
@@ -157,7 +157,7 @@ class Workers:
         In place and one by one, since workers take from the same deque meanwhile.
         """
         with self._lock:
-            self._held = deque(request for request in self._held if request._is_unsettled())
+            self.held = deque(request for request in self.held if request._is_unsettled())
             for request in [each for each in tuple(self.waiting) if not each._is_unsettled()]:
                 with contextlib.suppress(ValueError):  # a worker was faster
                     self.waiting.remove(request)
@@ -165,8 +165,8 @@ class Workers:
     def resume(self, link: Replies) -> None:
         """Its answers pile up no longer: have its requests run that were held."""
         with self._lock:
-            resumed = [request for request in self._held if request._link is link]
-            self._held = deque(request for request in self._held if request._link is not link)
+            resumed = [request for request in self.held if request._link is link]
+            self.held = deque(request for request in self.held if request._link is not link)
             hire = bool(resumed) and self.put(resumed)
         if hire:
             self.hire()
@@ -414,7 +414,7 @@ class Workers:
         with self._lock:
             is_congested: bool = request._link.congested  # resume() comes after it was relieved
             if is_congested:
-                self._held.append(request)
+                self.held.append(request)
         return is_congested
 
     def _park(self) -> bool:

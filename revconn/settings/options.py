@@ -258,8 +258,8 @@ def api_key_source(api_key: str | Callable[[], str]) -> Callable[[], str]:
         return api_key
     # Refused as the connector is made, where the traceback leads to who gave it. What a callable
     # returns is checked before each handshake.
-    key = require_api_key(api_key)
-    return key.__str__  # a method's repr does not show what it is of
+    key = str.__str__(require_api_key(api_key))  # whatever a subclass makes of itself
+    return key.__str__  # whose repr, as a lambda's, does not show the key
 
 
 def _read_file(argument: str, path: str | os.PathLike[str]) -> bytes:

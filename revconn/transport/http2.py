@@ -32,7 +32,7 @@ from revconn.transport.base import (
 from revconn.transport.dial import Address, Dialer, network_words
 from revconn.transport.tls import READ_BYTES, TLSFilter
 
-__all__ = ["Http2Transport"]
+__all__ = ["Http2Transport", "TLSWire", "Wire"]
 
 logger = get_logger(__name__)
 

@@ -90,6 +90,48 @@ def test_an_interpreter_that_is_held_again_and_again_is_not_a_line_each_time(cap
     assert len(messages(caplog, "interpreter held: ")) == 2
 
 
+def test_while_there_is_nothing_to_look_at_it_looks_once_and_its_reminders_rest() -> None:
+    idle = iter([False, True, True, True, False, True])
+    looks: list[float] = []
+    rests: list[float] = []
+    clock = Clock(*[0.0] * 6)
+    Watchdog(
+        Runs(),
+        [looks.append],
+        interval=1.0,
+        clock=clock,
+        wait=clock.wait,
+        is_idle=lambda: next(idle),
+        rests=[rests.append],
+    ).run()
+    assert looks == [101.0, 102.0, 105.0, 106.0]
+    assert rests == [103.0, 104.0]
+
+
+def test_an_interpreter_that_was_held_long_ago_is_new_trouble_though_nothing_was_looked_at(
+    caplog,
+) -> None:
+    waits = [2.0, *[0.0] * 200, 2.0]
+    clock = Clock(*waits)
+    Watchdog(Runs(), [], interval=1.0, clock=clock, wait=clock.wait, is_idle=lambda: True).run()
+    assert len(messages(caplog, "interpreter held: ")) == 2
+    clock = Clock(*waits, *[0.0] * 200, *waits)
+    Watchdog(Runs(), [], interval=1.0, clock=clock, wait=clock.wait, is_idle=lambda: True).run()
+    assert len(messages(caplog, "interpreter held: ")) == 2 + 4
+
+
+def test_one_that_cannot_tell_whether_there_is_anything_looks(caplog) -> None:
+    def is_idle() -> bool:
+        raise MemoryError
+
+    looks: list[float] = []
+    clock = Clock(0.0, 0.0, 0.0)
+    Watchdog(
+        Runs(), [looks.append], interval=1.0, clock=clock, wait=clock.wait, is_idle=is_idle
+    ).run()
+    assert looks == [101.0, 102.0, 103.0]
+
+
 def test_a_forsaken_one_ends_without_a_lock() -> None:
     looks: list[float] = []
     clock = Clock(0.0, 0.0)

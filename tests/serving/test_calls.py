@@ -315,7 +315,7 @@ def test_what_is_left_to_workers_runs_when_the_gateway_reads_again(table) -> Non
     line = made.line()
     made.arrive("r0", "r1", "r2", method=INLINE)
     assert made.link.congested
-    eventually(lambda: len(made.calls.workers._held) == 2)
+    eventually(lambda: len(made.calls.workers.held) == 2)
     assert made.calls.stats()["in_flight"] == 2
     (first,) = responses(line.take())
     assert first.request_id == "r0"

@@ -318,7 +318,7 @@ def test_while_answers_do_not_leave_workers_take_the_rest_of_a_batch_and_wait(se
 
     calls, link = serve(handler)
     link.brings(request(1), request(2), request(3))
-    eventually(lambda: len(calls.workers._held) == 2)
+    eventually(lambda: len(calls.workers.held) == 2)
     assert ran == ["r1"]
     statuses: dict[str, int] = {}
     eventually(lambda: statuses.update(link.statuses()) or len(statuses) == 3)
