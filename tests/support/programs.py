@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pathlib
 import queue
 import signal
@@ -11,6 +12,8 @@ import sys
 import textwrap
 import threading
 from typing import Any
+
+import pytest
 
 __all__ = ["Program"]
 
@@ -51,8 +54,9 @@ class Program:
         options.setdefault("backoff", {"initial": 0.01, "maximum": 0.05, "stable_after": 0.0})
         source = _PRELUDE + textwrap.dedent(body)
         self._process = subprocess.Popen(
-            [sys.executable, "-c", source, json.dumps([target, options])],
+            [sys.executable, "-X", "faulthandler", "-c", source, json.dumps([target, options])],
             cwd=_ROOT,
+            start_new_session=True,  # with children that it forks
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -71,8 +75,17 @@ class Program:
         """Wait for a line on stdout; others before it are passed over."""
         heard = []
         while not heard or heard[-1] != line:
-            heard.append(self._lines.get(timeout=timeout))
+            try:
+                heard.append(self._lines.get(timeout=timeout))
+            except queue.Empty:
+                pytest.fail(f"{heard} and not {line!r}, but:\n{self._stacks()}")
             assert heard[-1] is not None, f"{heard} and not {line!r}; stderr: {self.stderr}"
+
+    def _stacks(self) -> str:
+        """What hangs: where its threads are, and those of its children."""
+        os.killpg(self._process.pid, signal.SIGABRT)
+        self.wait()
+        return self.stderr
 
     def signal(self, number: signal.Signals) -> None:
         self._process.send_signal(number)
