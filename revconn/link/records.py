@@ -49,9 +49,8 @@ __all__ = [
     "would_log",
 ]
 
-_LOGGER = "revconn.runtime.link"  # as users have it in their logging's configuration
-logger = get_logger(_LOGGER)
-would_log = level_check(_LOGGER)
+logger = get_logger("revconn.runtime.link")  # as users have it in their logging's configuration
+would_log = level_check("revconn.runtime.link")
 
 _QUIET_WAIT = 2.0  # for a moment in which nothing is unanswered; and for answers to leave
 _FIRST_REMINDER = 10.0
