@@ -21,13 +21,13 @@ _PATIENCE = 60.0
 _ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 _PRELUDE = """
-import json, logging, signal, sys, threading, time
+import json, logging, os, signal, sys, threading, time
 from revconn import Backoff, Connector, State
 
-# As one: print() writes the end of the line by itself, and another thread may come in between.
+# A line at once, and without sys.stdout: its lock may be held as the program forks, by the thread
+# that says a state, and a child whose exit flushes it would be aborted.
 def say(*words):
-    sys.stdout.write(" ".join(map(str, words)) + "\\n")
-    sys.stdout.flush()
+    os.write(1, (" ".join(map(str, words)) + "\\n").encode())
 
 # Python runs signal handlers in the main thread, where an Event's lock may be held.
 heard_sigusr1 = []
