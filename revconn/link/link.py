@@ -103,7 +103,8 @@ class _Traffic:
 def waits(backoff: Backoff) -> Callable[[tenacity.RetryCallState], float]:
     """Tenacity's way to draw the waits of :meth:`Backoff.delay`, or that of a subclass itself."""
     if type(backoff) is not Backoff:
-        return lambda attempt: backoff.delay(attempt.attempt_number)
+        # Tenacity 6.1 goes by the parameter's name.
+        return lambda retry_state: backoff.delay(retry_state.attempt_number)
     return tenacity.wait_random_exponential(
         multiplier=float(backoff.initial),
         max=float(backoff.maximum),
