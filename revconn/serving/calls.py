@@ -70,7 +70,7 @@ class Calls:
         max_message_bytes: int,
         callbacks: Executor,
         recruiter: Executor | None,
-        on_failure: Callable[[BaseException], None],
+        on_failure: Callable[[BaseException], object],
     ) -> None:
         self._inline_routes = handlers.inline
         self._inline_methods = handlers.inline.methods
@@ -96,7 +96,7 @@ class Calls:
             settle=self._settle_served,
             expire=self._expire,
             fail=self._fail,
-            on_broken=on_failure,
+            on_broken=lambda error: self._closed or on_failure(error),
             callbacks=callbacks,
             recruiter=recruiter,
         )

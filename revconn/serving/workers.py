@@ -102,7 +102,7 @@ class Workers:
         settle: Callable[[deque[Served]], list[Request]],
         expire: Callable[[Request], object],
         fail: Callable[[Request, StatusCode, str], object],
-        on_broken: Callable[[BaseException], None],
+        on_broken: Callable[[BaseException], object],
         callbacks: Executor,
         recruiter: Executor | None = None,
     ) -> None:
