@@ -32,7 +32,7 @@ ENVIRONMENTS = ROOT / ".matrix"
 SETS = ["oldest", "newest"]
 ROWS_AT_ONCE = 2
 WORKERS = 6  # of pytest, for all rows that run at once
-LONGEST = 900  # seconds that a command may take
+LONGEST = 480  # seconds that a command may take: `.ci/run` is to end within ten minutes
 
 # A row runs what a Python or a dependency can change. `make test` runs the rest: what is about
 # this repository (docs, benchmarks, packaging, the tests' own tools), and what shows by other
