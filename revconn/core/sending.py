@@ -143,8 +143,8 @@ class Outbound:
     def drop_expired(self, now: float) -> int:
         """Drop the answers that nobody waits for any more; how many of them had never left.
 
-        For a new connection. On a living one a late answer is still worth sending: it frees the
-        gateway's pending entry.
+        For a new connection, or an attempt that failed. On a living one a late answer is still
+        worth sending: it frees the gateway's pending entry.
         """
         never_left = 0
         for answer in self.take_all():

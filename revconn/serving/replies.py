@@ -233,6 +233,8 @@ class Replies:
         assert self._lock.locked()
         if line in self._opening:
             self._opening.remove(line)
+            # Else whoever leaves would try again and again with what nobody waits for any more.
+            self.undelivered += self._held.drop_expired(clock.with_suspend())
             return  # its answers are copies: they leave elsewhere, or are held already
         if line in self._lines:
             self._lines.remove(line)
@@ -261,14 +263,10 @@ class Replies:
         return line in self._opening
 
     def use_line(self, line: Line) -> None:
-        """A line carries answers from now on.
-
-        What was held back goes out there, but for what nobody waits for any more.
-        """
+        """A line carries answers from now on, first what was held back and is still waited for."""
         assert self._lock.locked()
-        if self._held.answer_bytes or self._held.large_bytes:
-            self.undelivered += self._held.drop_expired(clock.with_suspend())
-            line.outbound.put_back(self._held.take_all())
+        self.undelivered += self._held.drop_expired(clock.with_suspend())
+        line.outbound.put_back(self._held.take_all())
         self._opening.remove(line)
         self._lines.append(line)
         self._count_lines()

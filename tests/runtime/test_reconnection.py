@@ -6,6 +6,7 @@ import queue
 import re
 import socket
 import threading
+import time
 from typing import Callable
 
 import grpc
@@ -314,12 +315,12 @@ def test_a_key_callable_that_wants_to_exit_ends_the_connector(serve) -> None:
 
 
 @pytest.fixture
-def slow(new_connector) -> tuple[Callable[[str], Connector], threading.Semaphore]:
+def slow(new_connector) -> tuple[Callable[..., Connector], threading.Semaphore]:
     """A started connector whose handler answers each time the semaphore is released."""
     finish = threading.Semaphore(0)
 
-    def start(address: str) -> Connector:
-        connector = new_connector(address)
+    def start(address: str, **options) -> Connector:
+        connector = new_connector(address, **options)
 
         @connector.method("/echo.Echo/Say")
         def say(request) -> bytes:
@@ -378,6 +379,22 @@ def test_an_answer_nobody_waits_for_any_more_is_not_delivered_but_counted(slow, 
     finish.release()
     assert third.answer("r2").status_code == 200
     assert connector.stats()["undelivered"] == 1
+
+
+def test_without_a_gateway_a_stop_tries_no_longer_than_an_answer_is_waited_for(
+    slow, gateway
+) -> None:
+    start, finish = slow
+    connector = start(gateway.address, drain_timeout=TIMEOUT)
+    peer = gateway.accept_ready()
+    peer.request("r1", grpc_timeout="3S")
+    finish.release()
+    assert peer.answer("r1").status_code == 200
+    gateway.stop()
+    began = time.monotonic()
+    connector.stop()
+    assert time.monotonic() - began < TIMEOUT / 2
+    assert connector.stats()["replayed"] == 1, "it may not have arrived, and was kept"
 
 
 def test_requests_that_arrive_before_connected_are_served_after_it(serve, gateway) -> None:

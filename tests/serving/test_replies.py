@@ -530,6 +530,18 @@ def test_late_answers_leave_on_a_living_stream_and_are_dropped_at_a_new_one(
     assert replies.undelivered == 1
 
 
+def test_late_answers_are_given_up_with_an_attempt_that_fails(replies: Replies) -> None:
+    line = open_line(replies)
+    put(replies, b"late", deadline=clock.with_suspend() - 1)
+    line.close()
+    assert not replies.wait_flushed(0)
+    attempt = replies.open_line()
+    assert not replies.wait_flushed(0)
+    attempt.close()
+    assert replies.wait_flushed(0), "there is nothing to leave for any more"
+    assert replies.undelivered == 1
+
+
 # When the last control message left
 
 

@@ -68,9 +68,7 @@ class RepliesMachine(RuleBasedStateMachine):
     def the_handshake_ends(self) -> None:
         let_answers_through(self.line)
         if not self.answering:
-            alive = [each for each in self.waiting if each[1] != PAST]
-            self.undelivered += len(self.waiting) - len(alive)
-            self.waiting = alive
+            self.expire()
         self.answering = True
 
     @precondition(lambda self: self.line)
@@ -100,9 +98,17 @@ class RepliesMachine(RuleBasedStateMachine):
         self.line.close()
         assert self.line.take() is None
         self.old_lines.append(self.line)
+        if not self.answering:
+            self.expire()
         doubtful = [each for each in self.left if each[1] != PAST]
         self.waiting = doubtful + self.taken + self.waiting
         self.line, self.taken, self.control, self.left = None, [], [], []
+
+    def expire(self) -> None:
+        """What waits for a stream is looked through when one is there, or comes to nothing."""
+        alive = [each for each in self.waiting if each[1] != PAST]
+        self.undelivered += len(self.waiting) - len(alive)
+        self.waiting = alive
 
     def taken_bytes(self) -> int:
         return sum(len(each[0]) for each in self.taken)
