@@ -37,10 +37,10 @@ class Request:
         "_due",
         "_headers",
         "_in_flight",
-        "_link",
         "_message",
         "_packed",
         "_payload",
+        "_replies",
         "framed",
         "method",
         "request_id",
@@ -59,7 +59,7 @@ class Request:
     _due: float | None
     _headers: dict[str, str] | None
     _in_flight: Mapping[str, Request]
-    _link: Any
+    _replies: Any
     _message: ForwardRequest | None
     _packed: bytes | None
     _payload: bytes
@@ -122,7 +122,7 @@ class Request:
         """
         if not self._is_unsettled():  # in a forked child nobody may ever release the lock
             return False
-        with self._link.lock:
+        with self._replies.lock:
             # Again: whoever settles it holds this lock, and calls what it finds here then.
             if not self._is_unsettled():
                 return False
@@ -131,7 +131,7 @@ class Request:
 
     def _call_back(self) -> None:
         """It is over: call what was to be called then, each once, whoever else does the same."""
-        with self._link.lock:
+        with self._replies.lock:
             callbacks, self._callbacks = self._callbacks, ()
         with own_thread():  # they may call stop()
             for callback in callbacks:
@@ -158,7 +158,7 @@ def received(
     size: int,
     arrived: float,
     now: float,
-    link: Any,
+    replies: Any,
     in_flight: Mapping[str, Request],
     counts: bool,
 ) -> Request:
@@ -179,7 +179,7 @@ def received(
     if payload is None:
         payload = message.payload  # once: protobuf makes a copy for everybody who asks
     # The replies' lock, which is that of the table of calls, guards _callbacks and the table.
-    request._link = link
+    request._replies = replies
     request._in_flight = in_flight
     request._callbacks = ()
     # All that begins otherwise is bare beyond doubt, without a call.

@@ -131,7 +131,7 @@ def test_a_request_that_ends_just_before_a_callback_is_added_does_not_take_it() 
         def __exit__(self, *exc_info: object) -> None:
             pass
 
-    made._link = SimpleNamespace(lock=EndsMeanwhile())
+    made._replies = SimpleNamespace(lock=EndsMeanwhile())
     assert made.is_active()
     assert not made.add_callback(lambda: pytest.fail("it was not taken"))
     made._call_back()

@@ -33,7 +33,7 @@ _monotonic = time.monotonic
 
 
 class Calls:
-    """The table of calls on the connector's side: each is run, and answered exactly once.
+    """The table of calls on the connector's side: each is settled exactly once.
 
     A call is its :class:`~revconn.messages.Request`, from its arrival until it is settled::
 
@@ -47,12 +47,14 @@ class Calls:
         served: its answer is made; several are settled at a time
            v
         settled: answered | expired (504) | cancelled (not answered) | given up (503)
+                 | failed in here (500) | abandoned (not answered)
 
-    From waiting, running and served each of the last three may come first: whoever finds the call
-    in the table settles it, in one step with queueing its answer, and a result that comes after
-    that is late. So a call is in the table exactly until its answer is with the replies of its
-    link, and whoever asks whether all is answered looks there, and at what is ``arriving`` by the
-    link. Whether a call is settled is nowhere else: there is no flag that could say otherwise.
+    From waiting, running and served each but the first may come sooner: whoever finds the call in
+    the table settles it, in one step with queueing its answer, and a result that comes after that
+    is late. Abandoned are those that are left when the end waits no longer. So a call is in the
+    table exactly until its answer is with the replies of its link, and whoever asks whether all is
+    answered looks there, and at what is ``arriving`` by the link. Whether a call is settled is
+    nowhere else: there is no flag that could say otherwise.
 
     ``_lock`` guards all state, the replies', the workers' and the deadlines' too. Thread-safe.
     ``on_failure`` is told what this cannot go on from: an executor that is broken, say.
@@ -138,41 +140,43 @@ class Calls:
     # Requests come in: the receiving threads
 
     def arrived(
-        self, link: Replies, arrivals: Iterable[Arrival], arrived: float, now: float
+        self, replies: Replies, arrivals: Iterable[Arrival], arrived: float, now: float
     ) -> None:
         """A batch of requests arrived; those with an inline handler are served before it returns.
 
         They came when ``arrived`` says (monotonic), and ``now`` (with suspend).
         """
         inline_methods = self._inline_methods
-        in_flight = self._in_flight[link]
+        table = self._in_flight[replies]
         pooled: list[Request] = []
         inline: list[Request] = []
-        for message, request_id, method, payload, size in arrivals:
+        for proto, request_id, method, payload, size in arrivals:
             try:
                 # What begins with a slash is found as it is written, or not at all.
                 waits = method not in inline_methods and (
                     method[:1] == "/" or self._inline_routes.find(method) is None
                 )
                 request = received(
-                    message, request_id, method, payload, size, arrived, now, link, in_flight, waits
+                    proto, request_id, method, payload, size, arrived, now, replies, table, waits
                 )
             except BaseException:  # no memory, say: the connection, and the batch, need not suffer
                 logger.exception("request %r: serving it failed", request_id)
                 failure = encode_failure(request_id, StatusCode.INTERNAL, "internal error")
-                link.answer([answer(failure, None)])
+                replies.answer([answer(failure, None)])
                 continue
             (pooled if waits else inline).append(request)
-        served = self._admit(link, pooled, inline)
+        served = self._admit(replies, pooled, inline)
         if served:
-            self.inline.serve(link, served, arrived, now - arrived)
+            self.inline.serve(replies, served, arrived, now - arrived)
 
-    def _admit(self, link: Replies, pooled: list[Request], inline: list[Request]) -> list[Request]:
+    def _admit(
+        self, replies: Replies, pooled: list[Request], inline: list[Request]
+    ) -> list[Request]:
         """Put a batch in flight, in one step: for workers, and those to be served at once.
 
         The latter are returned. Of the others those over the limit are refused with 429.
         """
-        in_flight = self._in_flight[link]
+        in_flight = self._in_flight[replies]
         served: list[Request] = []
         refused: list[Request] = []
         hire = False
@@ -195,7 +199,7 @@ class Calls:
         if hire:  # without the lock: it is the application's executor, maybe, and may block
             self.workers.hire()
         if refused:
-            self._refuse(link, refused)
+            self._refuse(replies, refused)
         return served
 
     def _admit_pooled(
@@ -232,11 +236,11 @@ class Calls:
             self._saturate()
         return admitted, refused
 
-    def _refuse(self, link: Replies, refused: list[Request]) -> None:
+    def _refuse(self, replies: Replies, refused: list[Request]) -> None:
         reason = f"too many requests: {self._max_in_flight:,} are in flight"
         code = StatusCode.RESOURCE_EXHAUSTED
         failures = [answer(encode_failure(each.request_id, code, reason), None) for each in refused]
-        in_flight = self._in_flight[link]
+        in_flight = self._in_flight[replies]
         answers = []
         with self._lock:
             for request, failure in zip(refused, failures):
@@ -247,9 +251,9 @@ class Calls:
             self._total -= len(answers)
             self._exempt -= len(refused)
             self._saturate()
-            line = link.put(answers, alone=True)
-            self._tell_settled(link)
-        link.send_out(line)
+            line = replies.put(answers, alone=True)
+            self._tell_settled(replies)
+        replies.send_out(line)
         logger.debug("refused %d requests: %s", len(refused), reason)
 
     def _saturate(self) -> None:
@@ -258,20 +262,16 @@ class Calls:
         saturated = self._bytes > self._max_in_flight_bytes
         if saturated is not self.saturated:
             self.saturated = saturated
-            for link in self._in_flight:
-                link.set_saturated(saturated)
+            for replies in self._in_flight:
+                replies.set_saturated(saturated)
 
     def _settle_inline(
-        self,
-        link: Replies,
-        served: list[tuple[Request, Answer | LargeAnswer]],
-        taken: int,
-        alone: bool,
+        self, replies: Replies, served: list[Served], taken: int, alone: bool
     ) -> None:
         """Answer what was served: of so many that were ``taken`` some may have expired."""
         # So like _settle_served(), and not one with it: that takes each from a deque, and what is
         # served inline costs so little that a call more would be seen.
-        in_flight = self._in_flight[link]
+        in_flight = self._in_flight[replies]
         answers: list[Answer | LargeAnswer] = []
         called_back: list[Request] = []
         with self._lock:
@@ -289,22 +289,22 @@ class Calls:
             self._total -= count
             self._counts["answered"] += count
             self._exempt -= taken
-            line = link.put(answers, alone=alone) if answers else None
-            if link.awaited or self._settled.sleepers:
-                self._tell_settled(link)
+            line = replies.put(answers, alone=alone) if answers else None
+            if replies.awaited or self._settled.sleepers:
+                self._tell_settled(replies)
         if line is not None:
             line.send_reserved()
-        if link.refused:
-            link.log_refused()
+        if replies.refused:
+            replies.log_refused()
         for request in called_back:
             request._call_back()
 
-    def _hand_over(self, link: Replies, requests: list[Request]) -> None:
+    def _hand_over(self, replies: Replies, requests: list[Request]) -> None:
         """While a gateway does not read, workers take what inline handlers would have.
 
         They wait now: so they count, have their deadlines watched, and may be too many.
         """
-        in_flight = self._in_flight[link]
+        in_flight = self._in_flight[replies]
         with self._lock:
             waiting = [each for each in requests if in_flight.get(each.request_id) is each]
             for request in waiting:
@@ -318,7 +318,7 @@ class Calls:
         if hire:
             self.workers.hire()
         if refused:
-            self._refuse(link, refused)
+            self._refuse(replies, refused)
 
     # Any thread
 
@@ -330,17 +330,17 @@ class Calls:
         """
         answers: list[Answer | LargeAnswer] = []
         called_back: list[Request] = []
-        link: Replies | None = None
+        replies: Replies | None = None
         with self._lock:
             freed = 0
             for _ in range(len(served)):  # nobody else takes any away: that needs the lock
                 request, answer = served.popleft()
-                if request._link is not link:
-                    if link is not None:  # the next one's: nobody holds two reserved lines
+                if request._replies is not replies:
+                    if replies is not None:  # the next one's: nobody holds two reserved lines
                         served.appendleft((request, answer))
                         break
-                    link = request._link
-                    in_flight = self._in_flight[link]
+                    replies = request._replies
+                    in_flight = self._in_flight[replies]
                 request_id = request.request_id
                 if in_flight.get(request_id) is request:
                     del in_flight[request_id]
@@ -350,7 +350,7 @@ class Calls:
                         called_back.append(request)
                 else:  # it expired, say
                     self._counts["late"] += 1
-            if link is None or not answers:
+            if replies is None or not answers:
                 return called_back
             count = len(answers)
             self._total -= count
@@ -359,22 +359,22 @@ class Calls:
             if self.saturated:
                 self._saturate()
             # Alone, however many they are: the workers have nothing more to send now.
-            line = link.put(answers, alone=True)
-            if link.awaited or self._settled.sleepers:
-                self._tell_settled(link)
+            line = replies.put(answers, alone=True)
+            if replies.awaited or self._settled.sleepers:
+                self._tell_settled(replies)
         if line is not None:
             line.send_reserved()
-        if link.refused:  # aside: a log handler may take long, and a worker has requests in hand
-            self.workers.call_aside([link.log_refused])
+        if replies.refused:  # aside: a log handler may take long, and a worker has requests in hand
+            self.workers.call_aside([replies.log_refused])
         return called_back
 
     def _fail(self, request: Request, code: StatusCode, reason: str) -> bool:
         """Answer a request with an error, unless it was settled already. True if it was not."""
-        link = request._link
+        replies = request._replies
         failure = failed(request, code, reason)
         expired = code is StatusCode.DEADLINE_EXCEEDED
         with self._lock:
-            in_flight = self._in_flight[link]
+            in_flight = self._in_flight[replies]
             # The deadlines' thread and the request's own may both come here, and a result too.
             if in_flight.get(request.request_id) is not request:
                 self._counts["late"] += not expired
@@ -384,32 +384,32 @@ class Calls:
             self._counts["expired" if expired else "answered"] += 1
             self._bytes -= request._cost
             self._saturate()
-            line = link.put((failure,), alone=not self._total)
-            if link.awaited or self._settled.sleepers:
-                self._tell_settled(link)
-        link.send_out(line)
+            line = replies.put((failure,), alone=not self._total)
+            if replies.awaited or self._settled.sleepers:
+                self._tell_settled(replies)
+        replies.send_out(line)
         self.workers.call_back([request])
         return True
 
-    def _tell_settled(self, link: Replies) -> None:
+    def _tell_settled(self, replies: Replies) -> None:
         """Have those look again who wait until all is answered. Requires the lock.
 
         Not for each call: to notify two conditions costs as much as all else that settles it.
         """
-        link.changed.notify_all()
+        replies.notify()
         self._settled.notify_all()
 
     def _expire(self, request: Request) -> None:
         self._fail(request, StatusCode.DEADLINE_EXCEEDED, "deadline exceeded")
 
-    def cancel(self, link: Replies, request_ids: Iterable[str]) -> None:
+    def cancel(self, replies: Replies, request_ids: Iterable[str]) -> None:
         """Nobody waits for these any more: they are not answered, and not run if they still wait.
 
         Unknown ids (of requests answered meanwhile, most often) are ignored.
         """
         cancelled = []
         with self._lock:
-            in_flight = self._in_flight[link]
+            in_flight = self._in_flight[replies]
             for request_id in request_ids:
                 request = in_flight.pop(request_id, None)
                 if request is not None:
@@ -419,7 +419,7 @@ class Calls:
             self._total -= len(cancelled)
             self._saturate()
             if cancelled:
-                self._tell_settled(link)
+                self._tell_settled(replies)
         if cancelled:  # or what nobody will take while all workers are busy would keep its payload
             self.workers.forget_settled()
         self.workers.call_back(cancelled)
@@ -428,11 +428,11 @@ class Calls:
 
     # What is unanswered
 
-    def is_answered(self, link: Replies, came_by: float = math.inf) -> bool:
+    def is_answered(self, replies: Replies, came_by: float = math.inf) -> bool:
         """Whether all is answered that came by a link until then (monotonic). Requires the lock."""
         assert self._lock.locked()
-        arrived = [request._arrived for request in self._in_flight[link].values()]
-        arrived += link.arriving.values()  # what is being decoded is in no table yet
+        arrived = [request._arrived for request in self._in_flight[replies].values()]
+        arrived += replies.arriving.values()  # what is being decoded is in no table yet
         return not any(at <= came_by for at in arrived)
 
     def wait_idle(self, timeout: float) -> bool:
@@ -471,8 +471,8 @@ class Calls:
             abandoned = list(self._all())
             self._abandon()
             self._sooner.notify_all()
-            for link in self._in_flight:
-                self._tell_settled(link)
+            for replies in self._in_flight:
+                self._tell_settled(replies)
         if abandoned:
             self.workers.call_back(abandoned)
 
@@ -487,8 +487,7 @@ class Calls:
         return itertools.chain.from_iterable(map(dict.values, self._in_flight.values()))
 
     def _abandon(self) -> None:
-        for requests in self.workers.waiting, self.workers.held:
-            requests.clear()
+        self.workers.abandon()
         for table in self._in_flight.values():
             table.clear()
         self._total = 0

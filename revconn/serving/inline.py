@@ -58,7 +58,7 @@ class Inline:
 
     # The receiving threads
 
-    def serve(self, link: Replies, requests: list[Request], start: float, offset: float) -> None:
+    def serve(self, replies: Replies, requests: list[Request], start: float, offset: float) -> None:
         """Serve the requests of a batch on the spot, and answer them as one.
 
         Not all of them if the answers do not leave: the others wait for workers. It was ``start``
@@ -76,7 +76,7 @@ class Inline:
             if due is not None and due <= now:
                 self._expire(request)
                 continue
-            if request.request_id not in request._in_flight:  # cancelled, by another stream
+            if request._in_flight.get(request.request_id) is not request:  # cancelled, elsewhere
                 continue
             running[thread] = (request, start)
             try:
@@ -99,16 +99,16 @@ class Inline:
             # is due now and not when the batch is done.
             if unsent > _PORTION or request._callbacks:
                 del running[thread]
-                self._settle(link, served, taken, False)
+                self._settle(replies, served, taken, False)
                 served, unsent, taken = [], 0, 0
                 start = _monotonic()
                 now = start + offset
-                if link.congested:
-                    self._hand_over(link, requests[number:])
+                if replies.congested:
+                    self._hand_over(replies, requests[number:])
                     return
         if thread in running:
             del running[thread]
-        self._settle(link, served, taken, True)
+        self._settle(replies, served, taken, True)
 
     def _took_long(self, request: Request, start: float, end: float) -> None:
         if end - start > LONG:

@@ -162,14 +162,19 @@ class Workers:
                 with contextlib.suppress(ValueError):  # a worker was faster
                     self.waiting.remove(request)
 
-    def resume(self, link: Replies) -> None:
+    def resume(self, replies: Replies) -> None:
         """Its answers pile up no longer: have its requests run that were held."""
         with self._lock:
-            resumed = [request for request in self.held if request._link is link]
-            self.held = deque(request for request in self.held if request._link is not link)
+            resumed = [request for request in self.held if request._replies is replies]
+            self.held = deque(request for request in self.held if request._replies is not replies)
             hire = bool(resumed) and self.put(resumed)
         if hire:
             self.hire()
+
+    def abandon(self) -> None:
+        """Serve nothing of what waits. Takes no lock: in a forked child its owner may be gone."""
+        self.waiting.clear()
+        self.held.clear()
 
     # Callbacks, in their own thread
 
@@ -344,8 +349,8 @@ class Workers:
             # The deadlines' thread may not have come to it yet, and a handler must not run late.
             if request._due is not None and request._due <= _with_suspend():
                 self._expire(request)
-            elif request.request_id in request._in_flight and not (
-                request._link.congested and self._hold(request)
+            elif request._in_flight.get(request.request_id) is request and not (
+                request._replies.congested and self._hold(request)
             ):
                 answer = self._answer(request)
                 end = _monotonic()
@@ -412,7 +417,7 @@ class Workers:
     def _hold(self, request: Request) -> bool:
         """Leave a request until its link takes answers again; whether that is necessary."""
         with self._lock:
-            is_congested: bool = request._link.congested  # resume() comes after it was relieved
+            is_congested: bool = request._replies.congested  # resume() comes after it was relieved
             if is_congested:
                 self.held.append(request)
         return is_congested

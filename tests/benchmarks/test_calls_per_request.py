@@ -14,10 +14,10 @@ from tests.support.call_counts import KINDS, calls_of_one_request, echo, numbers
 # half of the time that a slice does, or two looks into a dict. A few more in the pool than inline
 # are the worker's: it looks whether another one has to come, and settles what was served.
 BARS = {
-    "inline": (22, 39),
-    "pool": (29, 55),
-    "inline-pinged": (25, 47),
-    "pool-pinged": (33, 63),
+    "inline": (22, 40),
+    "pool": (29, 56),
+    "inline-pinged": (25, 48),
+    "pool-pinged": (33, 64),
 }
 
 

@@ -302,6 +302,27 @@ def test_an_inline_request_that_is_cancelled_while_it_runs_is_not_answered(table
     assert (stats["cancelled"], stats["late"], stats["in_flight"]) == (1, 1, 0)
 
 
+def test_one_that_is_cancelled_before_its_turn_inline_is_not_run_though_its_id_came_again(
+    table,
+) -> None:
+    run: list[tuple[str, bytes]] = []
+
+    def cancel_the_next_which_comes_again(request: Request) -> bytes:
+        run.append((request.request_id, request.payload))
+        if request.request_id == "a":  # on another stream
+            made.calls.cancel(made.link, ["b"])
+            made.arrive("b", method=INLINE, payload=b"again")
+        return b""
+
+    made: Table = table(cancel_the_next_which_comes_again)
+    made.line()
+    made.arrive("a", "b", method=INLINE, payload=b"first")
+    assert run == [("a", b"first"), ("b", b"again")]
+    assert made.calls.wait_idle(0.0)
+    stats = made.calls.stats()
+    assert (stats["cancelled"], stats["answered"], stats["late"]) == (1, 2, 0)
+
+
 # What inline handlers leave to workers while a gateway does not read
 
 

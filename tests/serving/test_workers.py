@@ -166,6 +166,15 @@ def test_a_worker_serves_what_waits_in_its_order() -> None:
     assert len(scene.workers.waiting) == 0
 
 
+def test_what_was_settled_while_it_waited_is_not_run_though_its_id_came_again() -> None:
+    scene = Scene(Executor())
+    settled, _ = scene.put("again", "b")
+    settled._in_flight[settled.request_id] = request_of(ForwardRequest(request_id="again"))
+    scene.executor.run()
+    assert scene.served == scene.settled == ["b"]
+    assert scene.failed == []
+
+
 def test_an_executor_that_takes_no_workers_strands_what_waits(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
