@@ -96,13 +96,15 @@ class LargeAnswer:
         deadline: float | None,
         payload: bytes | None = None,
         method: str = "",
+        *,
+        has_left: bool = False,
     ) -> None:
         """``message`` is encoded, and whole, unless ``payload`` is to take the place of its own."""
         self._head = ConnectionMessage.FromString(message).response
         self._payload = self._head.payload if payload is None else payload
         self._head.ClearField("payload")
         self.deadline = deadline
-        self.has_left = False
+        self.has_left = has_left
         self.method = method
         self.size = len(message) + (0 if payload is None else len(payload) + _LENGTHS)
         self._chunks: Iterator[ForwardResponse] = iter(())  # of the connection it leaves on now

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections import deque
 from collections.abc import Container, Iterable, Sequence
@@ -10,7 +11,7 @@ from typing import Callable, Optional
 from revconn.core.chunks import LargeAnswer
 from revconn.core.status import StatusCode
 
-__all__ = ["ROOM_BYTES", "Answer", "Outbound", "Sent", "answer"]
+__all__ = ["ROOM_BYTES", "Answer", "Held", "Outbound", "Sent", "answer"]
 
 _MOST_LARGE_BYTES = 512 << 20  # of large answers that wait: one more fails, unless it is alone
 ROOM_BYTES = 16 << 20  # of small answers that wait; with more the gateway is held back
@@ -143,8 +144,8 @@ class Outbound:
     def drop_expired(self, now: float) -> int:
         """Drop the answers that nobody waits for any more; how many of them had never left.
 
-        For a new connection, or an attempt that failed. On a living one a late answer is still
-        worth sending: it frees the gateway's pending entry.
+        For a new connection. On a living one a late answer is still worth sending: it frees the
+        gateway's pending entry.
         """
         never_left = 0
         for answer in self.take_all():
@@ -184,7 +185,8 @@ class Outbound:
 
     def _put_large(self, large: LargeAnswer) -> None:
         if self._chunks is not None and large.size <= self._limit:
-            self.put(answer(large.whole(), large.deadline, method=large.method))
+            whole = large.whole()
+            self.put(answer(whole, large.deadline, has_left=large.has_left, method=large.method))
             return
         if any(each.request_id == large.request_id for each in self._large):
             return  # its chunks leave here already: the same once more in between would spoil them
@@ -215,6 +217,42 @@ class Outbound:
             except ValueError as error:
                 return StatusCode.INTERNAL, str(error)
         return None
+
+
+class Held(Outbound):
+    """Answers that wait for a connection. Somebody waits for them, or did when they came."""
+
+    def __init__(self, refused: Callable[[str], object]) -> None:
+        super().__init__(refused)
+        self._awaited_until = -math.inf
+
+    def awaited_for(self, now: float) -> float:
+        """Seconds from now on in which somebody waits for one of them; none if there are none."""
+        return max(0.0, self._awaited_until - now) if len(self) else 0.0
+
+    def put(self, answer: Answer | LargeAnswer) -> None:
+        """Queue behind everything else."""
+        super().put(answer)
+        self._await(answer)
+
+    def put_back(self, answers: list[Answer | LargeAnswer]) -> None:
+        """Queue answers that may not have left, ahead of the others."""
+        super().put_back(answers)
+        for each in answers:
+            self._await(each)
+
+    def take_all(self) -> list[Answer | LargeAnswer]:
+        """Every answer."""
+        self._awaited_until = -math.inf
+        return super().take_all()
+
+    def abandon(self) -> int:
+        """Drop all; how many of them had never left."""
+        return sum(not _fate(answer)[1] for answer in self.take_all())
+
+    def _await(self, answer: Answer | LargeAnswer) -> None:
+        deadline, _ = _fate(answer)
+        self._awaited_until = max(self._awaited_until, math.inf if deadline is None else deadline)
 
 
 class Sent:
@@ -286,5 +324,5 @@ def _doubtful(answer: Answer | LargeAnswer, deadline: float) -> Answer | LargeAn
 
 
 def _as_large(answer: Answer) -> LargeAnswer:
-    message, deadline, _, method = answer
-    return LargeAnswer(message, deadline, method=method)
+    message, deadline, has_left, method = answer
+    return LargeAnswer(message, deadline, method=method, has_left=has_left)

@@ -16,7 +16,7 @@ What the link's thread is about, and what ends that::
     SERVING       one session serves
                     it ended                                              -> FAILED
                     GOAWAY, or another key: it is to be replaced          -> CONNECTING
-                    the same, but it served for less than stable_after    -> FAILED
+                    the same, and neither it nor the one before it lasted -> FAILED
     FAILED        the thread judges whether to try again, and after how many seconds
                     yes                                                   -> BACKING_OFF
                     no, but a session serves that is kept until it ends   -> SERVING
@@ -24,13 +24,13 @@ What the link's thread is about, and what ends that::
     BACKING_OFF   the wait is over, or leave() came                       -> CONNECTING
 
     In any of these, after leave():
-                    a session serves, and its gateway does not drain      -> STANDING_IN
-                    a session serves, and its gateway drains              -> PARTING
+                    one serves that registers, at one that does not drain -> STANDING_IN
+                    another one serves                                    -> PARTING
                     none serves, and all is answered and has left         -> CLOSED
     STANDING_IN   a session that registers nothing is opened, for the answers after the goodbye
                     CONNECTED came, or it took too long                   -> PARTING
     PARTING       waits for a calm moment to say goodbye
-                    it has come, or goodbye_by has                        -> SAID_GOODBYE
+                    it has come, or goodbye_by where that is no loss      -> SAID_GOODBYE
     SAID_GOODBYE  reads what is on its way, until the gateway ends each stream
                     they are over, and there is a stand-in                -> SETTLING
     SETTLING      the stand-in takes what is still to be answered
@@ -432,16 +432,15 @@ class Plan:
         return None
 
     def _part(self, now: float, traffic: Traffic) -> Decision | None:
-        """Say goodbye in a calm moment, or when there is only so much time for what is on its way.
-
-        There is no such hurry where nothing new comes. Nor is there without the stand-in that it
-        takes: then all that came after the goodbye would be lost, and the end of the time to leave
-        answers what is left.
-        """
-        loses_answers = self._needs_stand_in() and not self._has_stand_in()
-        in_a_hurry = self._current.registers and not loses_answers
-        deadline = self._goodbye_by if in_a_hurry else math.inf
-        calm = self._is_calm(self._current, now, traffic, deadline)
+        """Say goodbye in a calm moment, or in time for what is on its way, where others come."""
+        parting = self._current
+        # Without the stand-in that it takes the goodbye loses all that is unanswered: a moment in
+        # which nothing is, or the end of the time to leave, which answers what is left.
+        if self._needs_stand_in() and not (self._has_stand_in() or parting.life is Life.OVER):
+            calm: bool | Wait = traffic.is_quiet() or Wait(for_traffic=True)
+        else:
+            deadline = self._goodbye_by if parting.registers else math.inf
+            calm = self._is_calm(parting, now, traffic, deadline)
         if isinstance(calm, Wait):
             return calm
         self._was_calm = calm

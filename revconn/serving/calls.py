@@ -251,7 +251,7 @@ class Calls:
             self._total -= len(answers)
             self._exempt -= len(refused)
             self._saturate()
-            line = replies.put(answers, alone=True)
+            line = replies.put(answers, alone=True) if answers else None
             self._tell_settled(replies)
         replies.send_out(line)
         logger.debug("refused %d requests: %s", len(refused), reason)
@@ -487,7 +487,8 @@ class Calls:
         return itertools.chain.from_iterable(map(dict.values, self._in_flight.values()))
 
     def _abandon(self) -> None:
-        self.workers.abandon()
+        if self._total:  # else nothing waits
+            self.workers.abandon()
         for table in self._in_flight.values():
             table.clear()
         self._total = 0

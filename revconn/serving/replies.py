@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from typing import Callable
 
 from revconn.core.chunks import LargeAnswer
-from revconn.core.sending import ROOM_BYTES, Answer, Outbound, Sent
+from revconn.core.sending import ROOM_BYTES, Answer, Held, Outbound, Sent
 from revconn.logger import get_logger
 from revconn.runtime import clock
 from revconn.serving.sender_queue import SenderQueue
@@ -37,8 +37,8 @@ class Replies:
     answer it is notified only while ``awaited`` says that somebody waits for that.
 
     May be read without the lock: ``congested``, whether more answers wait than there should be;
-    ``undelivered``, how many were given up because their deadline passed first, or they were too
-    many; ``replayed``, how many were sent again because their connection broke soon after.
+    ``undelivered``, how many were given up: nobody waited any more, they were too many, or no
+    stream followed; ``replayed``, how many were sent again because their connection broke soon.
 
     :param on_relief: called, without the lock, when it is congested no longer.
     :param replay_bytes: of answers that are kept for another stream.
@@ -58,13 +58,11 @@ class Replies:
         self.arriving: dict[Line, float] = {}  # since when streams take in a batch (monotonic)
         self.awaited = 0  # those who wait for it until all is answered, or has left
         self._on_relief = on_relief
-        self.congested = False
-        self._saturated = False
+        self.congested = self._saturated = False
         self._is_relieved = False  # and on_relief is to be called by whoever has released the lock
-        self._replay_bytes = replay_bytes
-        self._doubt = doubt
+        self._replay_bytes, self._doubt = replay_bytes, doubt
         self.refused: deque[str] = deque()  # to be logged by whoever has released the lock
-        self._held = Outbound(self.refused.append)
+        self._held = Held(self.refused.append)
         self._lines: list[Line] = []  # those that carry answers, the newest last
         self._only: Line | None = None  # of those, when it is the only one
         self._opening: list[Line] = []  # those that will, with a copy of what leaves until then
@@ -123,6 +121,8 @@ class Replies:
         """There will be no other stream: nobody need wait for what is still queued."""
         with self._lock:
             self._closed = True
+            if self._holds:
+                self._bound()
             self.notify()
 
     def tell_relief(self) -> None:
@@ -156,12 +156,10 @@ class Replies:
         return None
 
     def is_flushed(self) -> bool:
-        """Whether every answer was handed to the network."""
+        """Whether every answer was handed to the network, that somebody waits for."""
         assert self._lock.locked()
-        if self._closed:
-            return True
-        waiting = self._held.answer_bytes or self._held.large_bytes
-        return not (waiting or any(line.has_answers for line in self._lines))
+        waits = self._holds and self._held.awaited_for(clock.with_suspend())
+        return self._closed or not (waits or any(line.has_answers for line in self._lines))
 
     def set_saturated(self, saturated: bool) -> None:
         """So much is in flight, or no longer, that the peers should send no more."""
@@ -188,6 +186,8 @@ class Replies:
         Traffic counts as that with ``for_traffic`` alone: each answer would wake the link's thread.
         """
         assert self._lock.locked()
+        if for_traffic and self._holds:  # as if that had left, once nobody waits for it any more
+            timeout = min(timeout, self._held.awaited_for(clock.with_suspend()) or timeout)
         self.awaited -= not for_traffic
         self.changed.wait(timeout)
         self.awaited += not for_traffic
@@ -233,8 +233,6 @@ class Replies:
         assert self._lock.locked()
         if line in self._opening:
             self._opening.remove(line)
-            # Else whoever leaves would try again and again with what nobody waits for any more.
-            self.undelivered += self._held.drop_expired(clock.with_suspend())
             return  # its answers are copies: they leave elsewhere, or are held already
         if line in self._lines:
             self._lines.remove(line)
@@ -253,6 +251,8 @@ class Replies:
     def _bound(self) -> None:
         """Keep no more than ``replay_bytes`` of what cannot leave yet."""
         assert self._lock.locked()
+        if self._closed:
+            self.undelivered += self._held.abandon()
         self.undelivered += self._held.drop_oldest(self._replay_bytes)
         for line in self._opening:
             line.outbound.drop_oldest(self._replay_bytes)
@@ -265,12 +265,17 @@ class Replies:
     def use_line(self, line: Line) -> None:
         """A line carries answers from now on, first what was held back and is still waited for."""
         assert self._lock.locked()
-        self.undelivered += self._held.drop_expired(clock.with_suspend())
-        line.outbound.put_back(self._held.take_all())
+        if self._holds:
+            self.undelivered += self._held.drop_expired(clock.with_suspend())
+            line.outbound.put_back(self._held.take_all())
         self._opening.remove(line)
         self._lines.append(line)
         self._count_lines()
         self.measure()
+
+    @property
+    def _holds(self) -> bool:
+        return bool(self._held.answer_bytes or self._held.large_bytes)
 
     def _count_lines(self) -> None:
         self._only = self._lines[0] if len(self._lines) == 1 else None
@@ -333,17 +338,18 @@ class Line(SenderQueue):
 
     def send_reserved(self) -> None:
         """Send in this thread what :meth:`reserve` has set aside; the sender the rest."""
-        answers = self._sending
+        answers, messages = self._sending, self._messages
         assert self._send_now is not None
         # Whatever it runs into: what stayed reserved would let nothing leave here ever again.
         sent = False
         try:
-            sent = self._send_now(self._messages)
+            sent = self._send_now(messages)
         finally:
             with self._lock:
-                self._messages = []
-                if self._sending is answers:  # else the sender has them, or the line was given up
-                    self._sending = ()
+                # Else the sender has them, or the line was given up; or the sender had them, and
+                # what is reserved by now is another thread's.
+                if self._sending is answers:
+                    self._sending, self._messages = (), []
                     if sent:
                         self._sent.add(answers, clock.with_suspend(), self._messages_bytes)
                     else:
@@ -356,6 +362,7 @@ class Line(SenderQueue):
         """What :meth:`send_reserved` sends has left when the sender comes back for more."""
         with self._lock:
             self._begun, self._sending = [*self._begun, *self._sending], ()
+            self._messages = []  # whoever sends has them in hand
             self.wake()
 
     def wait_for_room(self) -> None:
@@ -387,12 +394,6 @@ class Line(SenderQueue):
             return not (self._control or self.has_answers)
 
     # Each of these requires holding the lock
-
-    @property
-    def leaving(self) -> list[Answer | LargeAnswer]:
-        """What is with the stream and may not have left."""
-        assert self._lock.locked()
-        return [*self._taken, *self._sending, *self._begun]
 
     @property
     def has_answers(self) -> bool:
@@ -451,7 +452,8 @@ class Line(SenderQueue):
         """Carry no more answers; ``doubtful`` ones left and may not have arrived."""
         returned = doubtful
         if self.has_answers:
-            returned = [*doubtful, *self.leaving, *self.outbound.take_all()]
+            leaving = *self._taken, *self._sending, *self._begun
+            returned = [*doubtful, *leaving, *self.outbound.take_all()]
             self._taken, self._sending, self._begun = [], (), []
         self._carries_answers = False
         self._replies.drop_line(self, returned, replayed=len(doubtful))

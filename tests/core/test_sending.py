@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import math
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -7,7 +9,7 @@ from hypothesis import strategies as st
 from revconn._proto.registry_pb2 import ConnectionMessage, ForwardResponse
 from revconn.core.chunks import ChunkJoiner, LargeAnswer
 from revconn.core.responses import encode_response
-from revconn.core.sending import Answer, Outbound, Sent, answer
+from revconn.core.sending import Answer, Held, Outbound, Sent, answer
 
 NOW = 1000.0
 MESSAGES = st.lists(st.binary(max_size=20), max_size=20)
@@ -362,3 +364,41 @@ def test_a_large_answer_is_in_doubt_as_any_other_and_then_is_no_news() -> None:
     outbound = Outbound()
     outbound.put(again)
     assert outbound.drop_expired(NOW + 10) == 0
+
+
+def test_in_whatever_form_a_doubtful_answer_waits_it_is_known_to_have_left() -> None:
+    whole = response("r1", b"x" * 5000)
+    small = Outbound()
+    small.agree(1024, chunks=True)
+    small.put(answer(whole, NOW + 10, has_left=True))
+    (in_chunks,) = small.take_all()
+    assert isinstance(in_chunks, LargeAnswer)
+    assert in_chunks.has_left
+    ample = Outbound()
+    ample.agree(1 << 20, chunks=True)
+    ample.put_back([in_chunks])
+    assert ample.take_all() == [answer(whole, NOW + 10, has_left=True)]
+
+
+# Those that wait for a connection
+
+
+def test_what_is_held_is_awaited_until_the_last_of_its_deadlines() -> None:
+    held = Held(pytest.fail)
+    assert held.awaited_for(NOW) == 0
+    held.put(answer(b"a", NOW + 5))
+    held.put_back([answer(b"b", NOW + 9, has_left=True), answer(b"c", NOW + 7)])
+    assert [held.awaited_for(NOW + after) for after in (0, 6, 9, 10)] == [9, 3, 0, 0]
+    assert held.drop_expired(NOW + 6) == 1
+    assert held.awaited_for(NOW + 6) == 3
+    held.put(patient(b"d"))
+    assert held.awaited_for(NOW + 1e9) == math.inf
+    assert held.abandon() == 2, "one has left once"
+    assert held.awaited_for(NOW) == 0
+
+
+def test_what_was_withdrawn_is_not_awaited() -> None:
+    held = Held(pytest.fail)
+    held.put(LargeAnswer(response("r1", b""), None, b"x" * 2000))
+    held.withdraw({"r1"})
+    assert held.awaited_for(NOW) == 0

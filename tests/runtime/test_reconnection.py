@@ -385,7 +385,8 @@ def test_without_a_gateway_a_stop_tries_no_longer_than_an_answer_is_waited_for(
     slow, gateway
 ) -> None:
     start, finish = slow
-    connector = start(gateway.address, drain_timeout=TIMEOUT)
+    never = Backoff(initial=10 * TIMEOUT, maximum=10 * TIMEOUT)
+    connector = start(gateway.address, drain_timeout=TIMEOUT, backoff=never)
     peer = gateway.accept_ready()
     peer.request("r1", grpc_timeout="3S")
     finish.release()

@@ -495,6 +495,31 @@ def test_one_that_leaves_in_part_is_the_senders_until_that_comes_back_for_more(
     assert open_line(replies).take() == [b"a1"], "once"
 
 
+def test_one_that_the_sender_was_done_with_first_leaves_what_another_thread_reserved(
+    replies: Replies,
+) -> None:
+    line, around = replies.open_line(), Around()
+    let_answers_through(line, send_now=around)
+    reserved: list[Line | None] = []
+
+    def finish_and_be_overtaken() -> None:
+        line.leave_to_sender()
+        for _ in range(2):  # it took the rest, and came back for more
+            assert line.take() == []
+            line.nudge()
+        with replies.lock:
+            reserved.append(replies.put([answer(b"another's", None)], alone=True))
+
+    around.meanwhile = finish_and_be_overtaken
+    put_alone(replies, b"a1")
+    around.meanwhile = lambda: None
+    assert reserved == [line]
+    assert not replies.wait_flushed(0)
+    replies.send_out(line)
+    assert around.sent == [b"a1", b"another's"]
+    assert replies.wait_flushed(0)
+
+
 def test_during_a_hand_over_it_takes_the_ordinary_way(replies: Replies) -> None:
     old, around = replies.open_line(), Around()
     let_answers_through(old, send_now=around)
@@ -530,16 +555,44 @@ def test_late_answers_leave_on_a_living_stream_and_are_dropped_at_a_new_one(
     assert replies.undelivered == 1
 
 
-def test_late_answers_are_given_up_with_an_attempt_that_fails(replies: Replies) -> None:
+def test_without_a_stream_late_answers_are_as_good_as_gone(
+    replies: Replies, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = clock.with_suspend()
     line = open_line(replies)
-    put(replies, b"late", deadline=clock.with_suspend() - 1)
+    put(replies, b"a1", b"a2", deadline=now + 100)
     line.close()
     assert not replies.wait_flushed(0)
-    attempt = replies.open_line()
-    assert not replies.wait_flushed(0)
-    attempt.close()
-    assert replies.wait_flushed(0), "there is nothing to leave for any more"
-    assert replies.undelivered == 1
+    slept: list[float] = []
+    monkeypatch.setattr(replies.changed, "wait", slept.append)
+    with replies.lock, replies.awaiting():
+        replies.sleep(1000.0, for_traffic=True)
+        replies.sleep(1000.0, for_traffic=False)
+    assert slept == [pytest.approx(100, abs=TIMEOUT), 1000.0]
+    monkeypatch.setattr(clock, "with_suspend", lambda: now + 101)
+    assert replies.wait_flushed(0), "there is nothing to stay for any more"
+    with replies.lock, replies.awaiting():
+        replies.sleep(1000.0, for_traffic=True)
+    assert slept[2:] == [1000.0], "not again and again"
+    assert replies.undelivered == 0
+    replies.close()
+    assert replies.undelivered == 2
+
+
+def test_what_left_once_is_not_undelivered_when_no_stream_follows(replies: Replies) -> None:
+    line = open_line(replies)
+    put(replies, b"left", b"left too", deadline=clock.with_suspend() + 100)
+    line.take()
+    line.nudge()
+    assert line.take() == []
+    put(replies, b"waits", deadline=clock.with_suspend() + 100)
+    line.close()
+    put(replies, b"waits, with no deadline")
+    replies.close()
+    assert replies.undelivered == 2
+    put(replies, b"comes too late")
+    assert replies.undelivered == 3
+    assert replies.wait_flushed(0)
 
 
 # When the last control message left
