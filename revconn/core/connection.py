@@ -13,11 +13,11 @@ holds a connection; both go through the same phases, and one of them knows of ea
        | close      the gateway ends the stream when all is settled
     ENDED         nothing is said or heard
 
-    and to ENDED from wherever it is
-         dismiss    the gateway's DISCONNECTED, or its ERROR in place of CONNECTED
-         violate    the other end broke a rule of the protocol
-         expire     the first message, or the answer to it, came too late
-         close      the stream broke, or is given up at this end
+    and to ENDED sooner
+         dismiss    from REGISTERING on: the gateway's DISCONNECTED, or ERROR in place of CONNECTED
+         violate    whenever this end hears: the other end broke a rule of the protocol
+         expire     the first message (a gateway), or the answer to it (a connector), came too late
+         close      whenever: the stream broke, or is given up at this end
 
 Before that, in the initial gRPC metadata of the stream, each side announces what it can do beyond
 the published protocol, and the gateway its limits. What holds of it are the connection's

@@ -132,9 +132,10 @@ class GatewayLiveness:
 class GatewayConnection(Connection):
     """A gateway's side.
 
-    Wishes (:meth:`accept`, :meth:`request`, :meth:`respond`, :meth:`cancel`, :meth:`report_error`,
-    :meth:`dismiss`) return the message to send and raise :class:`ProtocolError` when this is not
-    the moment for them.
+    Wishes (:meth:`accept`, :meth:`respond`, :meth:`cancel`, :meth:`report_error`, :meth:`dismiss`)
+    return the message to send and raise :class:`ProtocolError` when this is not the moment for
+    them. A request is none: it is encoded before it is known who will be sent it, and may wait, or
+    move on. Whoever routes it passes over a connector that is not ready for more, or leaves.
 
     :param features: those in force.
     :param max_message_bytes: the largest message that is taken.
@@ -176,11 +177,6 @@ class GatewayConnection(Connection):
         self._liveness.heard(now)
         connected = ConnectionStatus(connection_id=connection_id)
         return ConnectionMessage(status=connected).SerializeToString()
-
-    def request(self, message: ConnectionMessage) -> bytes:
-        """Ask the connector something: not once it is leaving."""
-        self._require(self.phase is Phase.READY, "request")
-        return message.SerializeToString()
 
     def respond(self, response: ForwardResponse) -> bytes:
         """Answer, or a chunk of the answer, to a request of the connector's own."""

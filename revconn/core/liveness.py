@@ -1,10 +1,10 @@
-"""Whether a connection is alive: the handshake's limit, heartbeats, silence, and probes.
+"""Whether a connector is still known: the handshake's limit, heartbeats, silence, and probes.
 
-Either side asks :meth:`due` when to look next, and calls :meth:`tick` then (sooner does no harm).
-All times are seconds on one clock, a connector's on the one that goes on while the machine sleeps
-(:mod:`revconn.runtime.clock`): a gateway goes on counting meanwhile, so heartbeats and silence
-must. It serves for probes too, because time in which nobody looked does not count for them: an
-answer that came while this machine slept still has to be read. A gateway's side goes by the
+It asks :meth:`due` when to look next, and calls :meth:`tick` then (sooner does no harm). All times
+are seconds on the clock that goes on while the machine sleeps (:mod:`revconn.runtime.clock`): a
+gateway goes on counting meanwhile, so heartbeats and silence must. It serves for probes too,
+because time in which nobody looked does not count for them: an answer that came while this machine
+slept still has to be read. A gateway's side (:mod:`revconn.core.gateway_side`) goes by the
 monotonic clock: a gateway that slept heard nothing meanwhile, which is no fault of its connectors.
 
 A probe is a call of a method that no service has, of a service that this connection registered. A

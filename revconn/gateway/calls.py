@@ -8,10 +8,10 @@ connector or a backend. Whoever the two are, its way is this one::
     NEW --submit, else its last connector has just left-------> HELD
 
     QUEUED --its connector's stream was given the request-----> SENT
-    QUEUED --its connector ended or stalls, another serves it-> QUEUED, there
+    QUEUED --its connector ended, leaves or stalls; another is> QUEUED, there
     QUEUED --its connector ended, nobody else serves it-------> DIALLED, HELD or SETTLED
     HELD --somebody has come----------------------------------> QUEUED, DIALLED
-    HELD --nobody has come within the grace-------------------> SETTLED
+    HELD --who came cannot take it; nobody came within grace--> SETTLED
     DIALLED --nothing was sent, a connector is expected back--> QUEUED, HELD
 
     SENT --answered, whole or by the final chunk--------------> SETTLED
@@ -131,9 +131,9 @@ class Call(ABC):
     @property
     def state(self) -> State:
         """Where it is. Its connector's writer takes a request without a word to the call."""
-        if self._state is _QUEUED and self.unsent is None:
-            return _SENT
-        return self._state
+        outgoing = self.outgoing
+        is_sent = self._state is _QUEUED and outgoing is not None and outgoing.data is None
+        return _SENT if is_sent else self._state
 
     @property
     def unsent(self) -> bytes | None:
@@ -188,11 +188,15 @@ class Call(ABC):
     def end(self) -> None:
         """The call is settled: no timer, task or message to a connector is left behind."""
         self._state = _SETTLED
-        if self._timer is not None:
-            self._timer.cancel()
         if self._task is not None:
             self._task.cancel()
             self._task = None
+        self.withdraw()
+
+    def withdraw(self) -> None:
+        """No connector is to answer it any more, and no timer says by when."""
+        if self._timer is not None:
+            self._timer.cancel()
         if self.outgoing is not None:
             self.leave()
 
@@ -224,8 +228,8 @@ class Calls:
         self._dialled: dict[tuple[Connection | None, str], Call] = {}
         self.held_requests = HeldRequests(limits, counters)
         self.joining = Joining(limits, counters)
-        self._settled: set[str] = set()  # the ids of the last _REMEMBERED
-        self._settled_order: deque[str] = deque()  # the same, the oldest first
+        self._settled: set[str] = set()
+        self._settled_order: deque[str] = deque()  # the same ids, the oldest first
 
     def __len__(self) -> int:
         """How many calls wait for an answer, or for somebody to answer them."""
@@ -257,9 +261,8 @@ class Calls:
         ):
             self._counters.calls_unserved += 1
             raise NobodyServes(wanted.service)
-        if headers_bytes > self._limits.max_metadata_bytes:
-            limit = self._limits.max_metadata_bytes
-            problem = f"{headers_bytes:,} bytes of metadata exceed {limit:,}"
+        if headers_bytes > (most := self._limits.max_metadata_bytes):
+            problem = f"{headers_bytes:,} bytes of metadata exceed {most:,}"
             raise over_limit(self._counters, "max_metadata_bytes", problem)
 
     # The way there
@@ -341,8 +344,7 @@ class Calls:
 
     def refuse_too_large(self, response: ForwardResponse, sender: Connection, size: int) -> Refused:
         """Fail the call, if one waits, whose answer came in a message over the limit."""
-        limit = self._limits.max_message_bytes
-        problem = f"a message of {size:,} bytes exceeds {limit:,}"
+        problem = f"a message of {size:,} bytes exceeds {self._limits.max_message_bytes:,}"
         call = self._calls.get(response.request_id)
         if call is None or call.connection is None or call.connection.key != sender.key:
             if response.request_id:
@@ -455,7 +457,9 @@ class Calls:
     def dial(self, call: Call, request: ForwardRequest) -> None:
         """Have a backend answer; grpc's own deadline takes the place of the call's timer."""
         if call.state is not _NEW:
-            self._remove(call)
+            del self._calls[call.id]
+            self.held_requests.discard(call.id)
+            call.withdraw()
         if call.asker is not None:
             call.asker.ask(call.id)
         self._dialled[call.asker, call.id] = call

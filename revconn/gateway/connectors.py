@@ -232,7 +232,6 @@ class _Stream:
             end=self._end.bring,
             max_pending=shared.limits.max_pending_per_connection,
             max_message_bytes=min(limit, announced.max_message_bytes or limit),
-            features=protocol.features,
             journal=shared.journal,
         )
 
@@ -448,7 +447,7 @@ class _Stream:
             raise over_limit(counters, "max_queued_bytes", problem)
         # Only to a connector that announced them: any other would take the first chunk for the
         # whole answer.
-        if CHUNKS in connection.features and len(data) > min(limit, _USUAL_LIMIT):
+        if CHUNKS in protocol.features and len(data) > min(limit, _USUAL_LIMIT):
             try:
                 chunks = split(response, min(limit, _USUAL_LIMIT))
             except ValueError as error:

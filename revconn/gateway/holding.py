@@ -87,7 +87,7 @@ class Joining:
         self, joiners: Joiners, chunk: ForwardResponse, sender: Connection
     ) -> ForwardResponse | None:
         """The whole answer, once this was the final chunk. Raises :class:`Refused`."""
-        if CHUNKS not in sender.features:
+        if CHUNKS not in sender.protocol.features:
             raise self._broken("in chunks, which it did not announce")
         joiner = joiners.get(sender)
         if joiner is None:

@@ -49,7 +49,6 @@ class Connection:
     end: Callable[[StatusCode, str], None]
     max_pending: int
     max_message_bytes: int
-    features: frozenset[str] = frozenset()
     journal: Journal = field(default_factory=Journal)
     # Filled and emptied by Call.queue() and Call.leave(), and by nobody else: a request comes by
     # there twice, and a method for each would be two of the sixty calls that it costs in all.
@@ -155,7 +154,7 @@ class Connection:
             draining=self.draining,
             unmatched=self.unmatched,
             asked=len(self.asked),
-            features=self.features,
+            features=self.protocol.features,
             subscriptions=len(self.subscriptions),
             events_dropped=self.events_dropped,
         )

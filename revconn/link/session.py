@@ -267,7 +267,8 @@ class Session:
         arrived, now = time.monotonic(), clock.with_suspend()
         arriving = self._replies.arriving
         # A batch that is being decoded is not in the table of calls yet. Whoever asks whether all
-        # is answered has to see it: a goodbye could overtake the answers to it.
+        # is answered has to see it: a goodbye could overtake the answers to it. Entered here, and
+        # nowhere else: methods of the replies' would be two calls more for a request alone.
         arriving[self._line] = arrived
         try:
             with self._lock:

@@ -285,7 +285,7 @@ class PairMachine(RuleBasedStateMachine):
         gateway, request = tunnel.gateway, message.request
         if request.method_path.endswith(PROBE_METHOD):
             if gateway.phase is Phase.READY:
-                tunnel.down.send(gateway.request(message))
+                tunnel.down.send(message.SerializeToString())
         elif gateway.established:
             response = ForwardResponse(request_id=request.request_id, status_code=200)
             tunnel.down.send(gateway.respond(response))
@@ -309,7 +309,7 @@ class PairMachine(RuleBasedStateMachine):
             request_id = f"r{tunnel.number}.{len(tunnel.asked)}"
             tunnel.asked.append(request_id)
             request = ForwardRequest(request_id=request_id, method_path="/a.B/C")
-            tunnel.down.send(tunnel.gateway.request(ConnectionMessage(request=request)))
+            tunnel.down.send(ConnectionMessage(request=request).SerializeToString())
 
     @rule(tunnel=tunnels)
     def gateway_cancels(self, tunnel: Tunnel) -> None:

@@ -302,11 +302,6 @@ def test_no_bytes_whatsoever_raise(batch: list[bytes]) -> None:
 # What a gateway says
 
 
-def test_a_request_is_sent_as_it_is() -> None:
-    message = ConnectionMessage(request=ForwardRequest(request_id="r1", method_path="/a.B/C"))
-    assert ConnectionMessage.FromString(ready().request(message)) == message
-
-
 @pytest.mark.parametrize("made", [ready, leaving])
 def test_a_response_to_a_connectors_own_call_may_be_sent_until_the_end(made) -> None:
     fields = ForwardResponse(request_id="r1", status_code=200)
@@ -335,12 +330,6 @@ def test_who_is_sent_away_is_told_why_and_not_heard_any_more(made) -> None:
     assert connection.phase is Phase.ENDED
     assert nothing(connection.receive([response()], 0.0))
     assert connection.due() is None
-
-
-@pytest.mark.parametrize("made", but(ready))
-def test_a_request_at_any_other_time_is_refused(made) -> None:
-    with pytest.raises(ProtocolError, match="request cannot be sent while"):
-        made().request(ConnectionMessage())
 
 
 @pytest.mark.parametrize("made", but(ready, leaving))

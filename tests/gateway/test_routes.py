@@ -26,6 +26,7 @@ def make(
     now: float = 0.0,
     key: int = 1,
     limits: Limits = LIMITS,
+    features: tuple[str, ...] = (),
     **fields: Any,
 ) -> Connection:
     return Connection(
@@ -34,7 +35,7 @@ def make(
         services=services,
         peer=f"ipv4:{name}",
         connected_at=now,
-        protocol=accepted(name, now),
+        protocol=accepted(name, now, *features),
         outbound=Outbound(limits),
         end=Ends(),
         max_pending=limits.max_pending_per_connection,
@@ -198,14 +199,13 @@ def test_a_removed_connection_leaves_nothing_behind() -> None:
 
 def test_a_picture_of_a_connection_says_where_it_stands() -> None:
     registry = Registry()
-    connection = register(registry, "a", "x", now=10.0)
+    connection = register(registry, "a", "x", now=10.0, features=("chunks",))
     heartbeat = Heartbeat(connection_id=connection.id)
     beat = ConnectionMessage(heartbeat=heartbeat).SerializeToString()
     connection.protocol.receive([beat], 15.0)
     connection.pending.add("1")
     connection.unmatched = 2
     connection.asked.add("2")
-    connection.features = frozenset({"chunks"})
     connection.subscriptions |= {"x", "y"}
     connection.events_dropped = 3
     assert registry.describe(20.0) == (
