@@ -20,8 +20,10 @@ __all__ = ["Repeats", "obey_signals", "signals_into"]
 logger = get_logger(__name__)
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
-_GLANCE = 1.0  # seconds, after which a waiting main thread lets Python run a signal's handler
 _SAME = 1.0  # seconds, within which the same signal again is a repeat
+# Seconds, after which a waiting main thread lets Python run a signal's handler: a repeat that waits
+# for the next glance has to be one yet.
+_GLANCE = _SAME / 4
 
 
 class Repeats:

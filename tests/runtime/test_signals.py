@@ -106,6 +106,36 @@ def test_the_same_signal_twice_within_a_second_lets_a_request_finish(new_program
     assert program.wait() == 0
 
 
+def test_a_repeat_that_interrupts_no_wait_of_the_main_threads_is_a_repeat_all_the_same(
+    new_program, gateway
+) -> None:
+    # Python runs its handler at the main thread's next glance. It aborted when that was a second
+    # after the first one.
+    body = """
+        import threading
+
+        @connector.method("/echo.Echo/Say")
+        def answer(request):
+            signal.pthread_kill(threading.main_thread().ident, signal.SIGTERM)
+            wait_for_sigusr1()
+            signal.pthread_kill(threading.get_ident(), signal.SIGTERM)
+            time.sleep(1.5)
+            return b"finished"
+
+        connector.start()
+        say("start returned")
+    """
+    program = new_program(body, gateway.address)
+    peer = gateway.accept_ready()
+    peer.request("r1")
+    program.hears("DRAINING")
+    program.signal(signal.SIGUSR1)
+    assert peer.answer("r1").payload == b"finished"
+    peer.hears_goodbye()
+    program.hears("start returned")
+    assert program.wait() == 0
+
+
 class Clock:
     now = 100.0
 
