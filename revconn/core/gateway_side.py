@@ -134,8 +134,8 @@ class GatewayConnection(Connection):
 
     Wishes (:meth:`accept`, :meth:`respond`, :meth:`cancel`, :meth:`report_error`, :meth:`dismiss`)
     return the message to send and raise :class:`ProtocolError` when this is not the moment for
-    them. A request is none: it is encoded before it is known who will be sent it, and may wait, or
-    move on. Whoever routes it passes over a connector that is not ready for more, or leaves.
+    them. A request is none: it may wait for a connector, or move on to another, and is bytes by
+    then. Whoever routes it gives none to a connector that leaves.
 
     :param features: those in force.
     :param max_message_bytes: the largest message that is taken.

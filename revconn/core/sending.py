@@ -167,12 +167,16 @@ class Outbound:
             if self._large:
                 large = self._large.popleft()
                 self.large_bytes -= large.size
-                never_left += not large.has_left
+                never_left += self._drop(large)
             else:
                 answer = self._answers.popleft()
                 self.answer_bytes -= len(answer[0])
-                never_left += not answer[2]
+                never_left += self._drop(answer)
         return never_left
+
+    def _drop(self, answer: Answer | LargeAnswer) -> bool:
+        """Give one up; whether it never left."""
+        return not _fate(answer)[1]
 
     def agree(self, limit: int, *, chunks: bool) -> None:
         """The connection takes messages of ``limit`` bytes, and chunks or not.
@@ -224,11 +228,14 @@ class Held(Outbound):
 
     def __init__(self, refused: Callable[[str], object]) -> None:
         super().__init__(refused)
-        self._awaited_until = -math.inf
+        self._awaited_until: float | None = -math.inf  # ``None``: to be looked for
 
     def awaited_for(self, now: float) -> float:
         """Seconds from now on in which somebody waits for one of them; none if there are none."""
-        return max(0.0, self._awaited_until - now) if len(self) else 0.0
+        if self._awaited_until is None:
+            held: list[Answer | LargeAnswer] = [*self._answers, *self._large]
+            self._awaited_until = max(map(_awaited_until, held), default=-math.inf)
+        return max(0.0, self._awaited_until - now)
 
     def put(self, answer: Answer | LargeAnswer) -> None:
         """Queue behind everything else."""
@@ -246,13 +253,31 @@ class Held(Outbound):
         self._awaited_until = -math.inf
         return super().take_all()
 
+    def withdraw(self, request_ids: Container[str]) -> None:
+        """Nobody waits for these any more: large ones are dropped."""
+        before = self.large_bytes
+        super().withdraw(request_ids)
+        if self.large_bytes != before:
+            self._awaited_until = None
+
     def abandon(self) -> int:
         """Drop all; how many of them had never left."""
-        return sum(not _fate(answer)[1] for answer in self.take_all())
+        left: set[bytes | str] = set()
+        never_left: set[bytes | str] = set()
+        for answer in self.take_all():  # each of two connections may have had a copy
+            which = answer.request_id if isinstance(answer, LargeAnswer) else answer[0]
+            (left if _fate(answer)[1] else never_left).add(which)
+        return len(never_left - left)
 
     def _await(self, answer: Answer | LargeAnswer) -> None:
-        deadline, _ = _fate(answer)
-        self._awaited_until = max(self._awaited_until, math.inf if deadline is None else deadline)
+        if self._awaited_until is not None:
+            self._awaited_until = max(self._awaited_until, _awaited_until(answer))
+
+    def _drop(self, answer: Answer | LargeAnswer) -> bool:
+        # The oldest is seldom the one that is awaited longest: else each would cost a look at all.
+        if self._awaited_until is not None and _awaited_until(answer) >= self._awaited_until:
+            self._awaited_until = None
+        return super()._drop(answer)
 
 
 class Sent:
@@ -313,6 +338,11 @@ def _fate(answer: Answer | LargeAnswer) -> tuple[float | None, bool]:
     if isinstance(answer, LargeAnswer):
         return answer.deadline, answer.has_left
     return answer[1], answer[2]
+
+
+def _awaited_until(answer: Answer | LargeAnswer) -> float:
+    deadline, _ = _fate(answer)
+    return math.inf if deadline is None else deadline
 
 
 def _doubtful(answer: Answer | LargeAnswer, deadline: float) -> Answer | LargeAnswer:

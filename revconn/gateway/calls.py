@@ -21,9 +21,7 @@ connector or a backend. Whoever the two are, its way is this one::
 
 SENT is where a call belongs to somebody: nobody else may be sent it, since it may have been acted
 upon. It outlives the connection that it was sent on: its answer may come on any connection of a
-connector with that API key, until its deadline.
-
-Everything here belongs to the gateway's thread.
+connector with that API key, until its deadline. All of this belongs to the gateway's thread.
 """
 
 from __future__ import annotations
@@ -146,8 +144,7 @@ class Call(ABC):
 
     def queue(self, connection: Connection, data: bytes) -> None:
         """Wait for ``connection`` to be sent ``data``, and for its answer."""
-        self._state = _QUEUED
-        self.lost = ""
+        self._state, self.lost = _QUEUED, ""
         self.held_since = 0.0  # what the call waited is taken from its time already
         self.connection = connection
         connection.pending.add(self.id)
@@ -310,8 +307,8 @@ class Calls:
         """Why a call is refused that nobody is there to take."""
         self._counters.calls_unserved += 1
         # A service whose backend was out of reach is there: that is no 404 for connectors, either.
-        is_asked_by_connector = call.asker is not None and call.may_dial
-        return NobodyServes(call.wanted.service, is_asked_by_connector=is_asked_by_connector)
+        is_missing = call.asker is not None and call.may_dial
+        return NobodyServes(call.wanted.service, is_asked_by_connector=is_missing)
 
     def hold(self, call: Call, data: bytes) -> None:
         """Have a call of the table wait for somebody to come."""
@@ -421,16 +418,19 @@ class Calls:
         if call.state is _DIALLED:
             del self._dialled[call.asker, call.id]
         else:
-            del self._calls[call.id]
-        if call.joiners:
-            self.joining.drop(call.joiners, tuple(call.joiners))
-        if call.held_since:
-            self.held_requests.discard(call.id)
+            self._take_out(call)
         call.end()  # withdraws it from a connector that has not been sent it
         self._settled.add(call.id)
         self._settled_order.append(call.id)
         if len(self._settled_order) > _REMEMBERED:
             self._settled.discard(self._settled_order.popleft())
+
+    def _take_out(self, call: Call) -> None:
+        del self._calls[call.id]
+        if call.joiners:
+            self.joining.drop(call.joiners, tuple(call.joiners))
+        if call.held_since:
+            self.held_requests.discard(call.id)
 
     # Connectors that end
 
@@ -457,8 +457,7 @@ class Calls:
     def dial(self, call: Call, request: ForwardRequest) -> None:
         """Have a backend answer; grpc's own deadline takes the place of the call's timer."""
         if call.state is not _NEW:
-            del self._calls[call.id]
-            self.held_requests.discard(call.id)
+            self._take_out(call)
             call.withdraw()
         if call.asker is not None:
             call.asker.ask(call.id)

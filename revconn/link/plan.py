@@ -16,7 +16,7 @@ What the link's thread is about, and what ends that::
     SERVING       one session serves
                     it ended                                              -> FAILED
                     GOAWAY, or another key: it is to be replaced          -> CONNECTING
-                    the same, and neither it nor the one before it lasted -> FAILED
+                    the same, it did not last and is not the first        -> FAILED
     FAILED        the thread judges whether to try again, and after how many seconds
                     yes                                                   -> BACKING_OFF
                     no, but a session serves that is kept until it ends   -> SERVING
@@ -433,14 +433,15 @@ class Plan:
 
     def _part(self, now: float, traffic: Traffic) -> Decision | None:
         """Say goodbye in a calm moment, or in time for what is on its way, where others come."""
-        parting = self._current
-        # Without the stand-in that it takes the goodbye loses all that is unanswered: a moment in
-        # which nothing is, or the end of the time to leave, which answers what is left.
-        if self._needs_stand_in() and not (self._has_stand_in() or parting.life is Life.OVER):
-            calm: bool | Wait = traffic.is_quiet() or Wait(for_traffic=True)
+        # Without the stand-in that it takes the goodbye loses all that is unanswered: it waits for
+        # a moment in which nothing is, and then at least for what was when the time was up.
+        is_loss = self._needs_stand_in() and not self._has_stand_in()
+        if is_loss and now < self._goodbye_by and self._current.life is not Life.OVER:
+            is_quiet = traffic.is_quiet()
+            calm: bool | Wait = is_quiet or Wait(self._goodbye_by, for_traffic=True)
         else:
-            deadline = self._goodbye_by if parting.registers else math.inf
-            calm = self._is_calm(parting, now, traffic, deadline)
+            deadline = self._goodbye_by if self._current.registers and not is_loss else math.inf
+            calm = self._is_calm(self._current, now, traffic, deadline)
         if isinstance(calm, Wait):
             return calm
         self._was_calm = calm

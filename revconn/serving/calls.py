@@ -487,7 +487,7 @@ class Calls:
         return itertools.chain.from_iterable(map(dict.values, self._in_flight.values()))
 
     def _abandon(self) -> None:
-        if self._total:  # else nothing waits
+        if self.workers.waiting or self.workers.held:  # of those that were given up, too
             self.workers.abandon()
         for table in self._in_flight.values():
             table.clear()

@@ -65,7 +65,7 @@ class Replies:
         self._held = Held(self.refused.append)
         self._lines: list[Line] = []  # those that carry answers, the newest last
         self._only: Line | None = None  # of those, when it is the only one
-        self._opening: list[Line] = []  # those that will, with a copy of what leaves until then
+        self.opening: list[Line] = []  # those that will, with a copy of what leaves until then
         self.undelivered = self.replayed = 0
         self._closed = False
 
@@ -85,7 +85,7 @@ class Replies:
     def withdraw(self, request_ids: Container[str]) -> None:
         """Nobody waits for the answers to these any more: large ones are dropped."""
         with self._lock:
-            for queued in (self._held, *(line.outbound for line in self._lines + self._opening)):
+            for queued in (self._held, *(line.outbound for line in self._lines + self.opening)):
                 queued.withdraw(request_ids)
             self.measure()
             self.notify()
@@ -101,13 +101,14 @@ class Replies:
         """A line for a new stream."""
         line = Line(self, Outbound(self.refused.append), Sent(self._doubt, self._replay_bytes))
         with self._lock:
-            self._opening.append(line)
+            self.opening.append(line)
         return line
 
     def wait_flushed(self, timeout: float) -> bool:
-        """Wait, at most ``timeout`` seconds, until every answer was handed to the network.
+        """Wait, at most ``timeout`` seconds, until all answers have left that somebody waits for.
 
-        Control messages do not count. True at once when no stream will follow.
+        They were handed to the network then. Control messages do not count. True at once when no
+        stream will follow. That nobody waits any more is noticed when something else happens.
         """
         with self._lock, self.awaiting():
             return self.changed.wait_for(self.is_flushed, timeout)
@@ -142,7 +143,7 @@ class Replies:
         """
         line = self._only
         # One that opens gets a copy: the stream that it replaces may break with what just left.
-        if line is None or self._opening:
+        if line is None or self.opening:
             self._put_on_all(answers)
             return None
         if alone and line.reserve(answers):
@@ -186,8 +187,13 @@ class Replies:
         Traffic counts as that with ``for_traffic`` alone: each answer would wake the link's thread.
         """
         assert self._lock.locked()
-        if for_traffic and self._holds:  # as if that had left, once nobody waits for it any more
-            timeout = min(timeout, self._held.awaited_for(clock.with_suspend()) or timeout)
+        if for_traffic and self._holds:
+            now = clock.with_suspend()
+            left = self._held.awaited_for(now)
+            if not left:  # a moment ago there was: it is as if they had left
+                self.undelivered += self._held.drop_expired(now)
+                return
+            timeout = min(timeout, left)
         self.awaited -= not for_traffic
         self.changed.wait(timeout)
         self.awaited += not for_traffic
@@ -212,7 +218,7 @@ class Replies:
         """Queue answers for every line there is, or for the one to come."""
         assert self._lock.locked()
         # One that opens needs no copy of what is held: it will get all of that.
-        lines = self._lines + self._opening if self._lines else []
+        lines = self._lines + self.opening if self._lines else []
         first, *others = [line.outbound for line in lines] or [self._held]
         for answer in answers:
             first.put(answer)
@@ -231,8 +237,8 @@ class Replies:
         So many of them were ``replayed``: they had left, and may not have arrived.
         """
         assert self._lock.locked()
-        if line in self._opening:
-            self._opening.remove(line)
+        if line in self.opening:
+            self.opening.remove(line)
             return  # its answers are copies: they leave elsewhere, or are held already
         if line in self._lines:
             self._lines.remove(line)
@@ -245,8 +251,7 @@ class Replies:
             for newest in self._lines[-1:]:
                 newest.unpark()
             self._bound()
-        if returned or self.congested:
-            self.measure()
+        self.measure()
 
     def _bound(self) -> None:
         """Keep no more than ``replay_bytes`` of what cannot leave yet."""
@@ -254,13 +259,8 @@ class Replies:
         if self._closed:
             self.undelivered += self._held.abandon()
         self.undelivered += self._held.drop_oldest(self._replay_bytes)
-        for line in self._opening:
+        for line in self.opening:
             line.outbound.drop_oldest(self._replay_bytes)
-
-    def is_opening(self, line: Line) -> bool:
-        """Whether a line is there that carries no answers yet."""
-        assert self._lock.locked()
-        return line in self._opening
 
     def use_line(self, line: Line) -> None:
         """A line carries answers from now on, first what was held back and is still waited for."""
@@ -268,7 +268,7 @@ class Replies:
         if self._holds:
             self.undelivered += self._held.drop_expired(clock.with_suspend())
             line.outbound.put_back(self._held.take_all())
-        self._opening.remove(line)
+        self.opening.remove(line)
         self._lines.append(line)
         self._count_lines()
         self.measure()
@@ -318,7 +318,7 @@ class Line(SenderQueue):
         lock; see to :meth:`Replies.log_refused` afterwards.
         """
         assert self._lock.locked()
-        if self._replies.is_opening(self):
+        if self in self._replies.opening:
             self._limit, self._send_now = limit, send_now
             self.outbound.agree(limit, chunks=chunks)
             self._carries_answers = True

@@ -402,3 +402,25 @@ def test_what_was_withdrawn_is_not_awaited() -> None:
     held.put(LargeAnswer(response("r1", b""), None, b"x" * 2000))
     held.withdraw({"r1"})
     assert held.awaited_for(NOW) == 0
+
+
+@pytest.mark.parametrize("latest", [NOW + 60, None])
+def test_what_was_dropped_for_want_of_room_is_not_awaited(latest: float | None) -> None:
+    held = Held(pytest.fail)
+    held.put(answer(b"the oldest", latest))
+    held.put(answer(b"b", NOW + 2))
+    assert held.drop_oldest(5) == 1
+    held.put(answer(b"c", NOW + 3))
+    assert held.awaited_for(NOW) == 3
+    held.put(answer(b"d", NOW + 4))
+    assert held.awaited_for(NOW) == 4
+
+
+def test_copies_of_one_answer_are_abandoned_once() -> None:
+    held = Held(pytest.fail)
+    large = LargeAnswer(response("r1", b""), None, b"x" * 2000)
+    for has_left in (False, False, True):
+        held.put(answer(b"a" if has_left else b"b", None, has_left=has_left))
+    held.put(answer(b"a", None))
+    held.put(large)
+    assert held.abandon() == 2

@@ -486,6 +486,40 @@ def test_what_was_not_written_when_its_connection_ended_goes_to_a_backend() -> N
     assert call.codes == [StatusCode.OK]
 
 
+def test_of_two_calls_by_one_id_one_that_was_held_once_leaves_the_other_held() -> None:
+    gateway = Gateway(grace=5.0)
+    gateway.end(gateway.add("a"))
+    askers = [make(name, limits=gateway.limits) for name in "xy"]
+    for asker in askers:
+        gateway.registry.add(asker)
+    first = gateway.submit("1", askers[0])
+    gateway.backends.come(is_there=True)
+    assert first.state is State.DIALLED
+    gateway.backends.come(is_there=False)
+    second = gateway.submit("1", askers[1])
+    assert second.state is State.HELD
+    gateway.loop.tasks[0].resume(Reply(StatusCode.OK, ""))
+    assert first.codes == [StatusCode.OK]
+    assert write(gateway.add("b")) is not None
+    assert second.state is State.SENT
+
+
+def test_what_came_of_an_answer_too_early_is_dropped_as_a_backend_is_asked() -> None:
+    gateway = Gateway()
+    waited_for = gateway.add("a")
+    call = gateway.submit("1")
+    early = make("b", limits=gateway.limits, features=(CHUNKS,))
+    gateway.registry.add(early)
+    gateway.calls.answer(chunk("1", 0), early)
+    assert gateway.calls.joining.held_bytes
+    gateway.backends.come(is_there=True)
+    gateway.end(waited_for)
+    assert call.state is State.DIALLED
+    assert gateway.calls.joining.held_bytes == 0
+    gateway.loop.tasks[0].resume(Reply(StatusCode.OK, ""))
+    assert call.codes == [StatusCode.OK]
+
+
 def test_what_a_call_has_waited_is_taken_from_its_time_once() -> None:
     gateway = Gateway(grace=10.0)
     gateway.end(gateway.add("a"))

@@ -608,21 +608,33 @@ class TestLeavingAGatewayThatDoesNotDrain:
         play.leave(goodbye_in=0.0)
         play.decides()
         play.end(2, REFUSED)
-        assert play.decides() == Wait(for_traffic=True)
-        assert play.after(1e3).decides() == Wait(for_traffic=True), "however long"
-        play.traffic.unanswered = [play.now - 0.01]  # the first was answered, another came
-        assert play.decides() == Wait(for_traffic=True), "there is nowhere to answer it after that"
+        assert play.decides() == Wait(play.now + PARTING_WAITS, for_traffic=True)
+        assert play.after(PARTING_WAITS).decides() == Wait(for_traffic=True), "however long"
         play.traffic.unanswered = []
         assert play.after(1e3).decides() == SayGoodbye((first,), last=True)
         play.end(first, in_peace=True)
         assert play.decides() == End(None)
+
+    def test_without_a_key_for_it_nothing_is_overtaken_while_there_is_time(
+        self, play, first
+    ) -> None:
+        play.traffic.unanswered = [play.now]
+        play.leave(goodbye_in=25.0)
+        play.decides()
+        play.end(2, REFUSED)
+        goodbye_by = play.now + 25.0
+        assert play.decides() == Wait(goodbye_by, for_traffic=True)
+        play.after(24.0).traffic.unanswered = [play.now]  # the first was answered, another came
+        assert play.decides() == Wait(goodbye_by, for_traffic=True), "nowhere else is it answered"
+        play.traffic.unanswered = []
+        assert play.decides() == SayGoodbye((first,), last=True)
 
     def test_one_that_comes_late_lets_the_goodbye_be_said_in_time(
         self, play, first, stand_in
     ) -> None:
         play.traffic.unanswered = [play.now]
         play.after(2.0).decides()
-        assert play.after(28.0).decides() == Wait(for_traffic=True)
+        assert play.after(28.0).decides() == Wait(play.now + PARTING_WAITS, for_traffic=True)
         play.accept(stand_in)
         assert play.decides() == SayGoodbye((first,), last=False)
 

@@ -73,9 +73,9 @@ def test_without_a_thread_to_be_had_nothing_is_kept_for_a_stream_that_never_was(
     with open_calls(Handlers()) as calls:
         session, _ = new_session(stream, calls)
         replies = session._replies
-        assert replies._opening == [session._line]
+        assert replies.opening == [session._line]
         with monkeypatch.context() as patch:
             patch.setattr(threading.Thread, "start", start)
             session.start("key", ("echo.Echo",))
         assert isinstance(session.error, HandshakeError)
-        assert replies._opening == []
+        assert replies.opening == []

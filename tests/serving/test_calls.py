@@ -224,6 +224,23 @@ def test_one_that_is_cancelled_before_it_is_refused_leaves_no_trace(
     assert (made.calls._total, made.calls._exempt, made.calls._bytes) == (0, 0, 0)
 
 
+def test_when_all_that_were_to_be_refused_are_cancelled_nothing_is_sent(
+    table, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: Table = table(max_in_flight=0)
+    sent: list[list[bytes]] = []
+    made.line(lambda messages: not sent.append(messages))
+    refuse = made.calls._refuse
+
+    def cancel_first(link: Replies, refused: list[Request]) -> None:
+        made.calls.cancel(link, ["a"])
+        refuse(link, refused)
+
+    monkeypatch.setattr(made.calls, "_refuse", cancel_first)
+    made.arrive("a")
+    assert sent == []
+
+
 class Held:
     """A handler that waits until its request is let go."""
 
@@ -287,6 +304,21 @@ def test_what_is_cancelled_and_what_is_abandoned_is_neither_waited_for_nor_answe
     assert line.take() == []
 
 
+def test_what_was_given_up_does_not_wait_after_the_end(table) -> None:
+    held = Held()
+    made: Table = table(held)
+    made.line()
+    try:
+        made.arrive(*"abcdef")
+        for _ in range(4):  # as many workers as there may be
+            assert held.entered.acquire(timeout=TIMEOUT)
+        assert made.calls.give_up() == 6
+        made.calls.close()
+        assert made.calls.stats()["waiting"] == 0
+    finally:
+        held.let_go(*"abcdef")
+
+
 def test_an_inline_request_that_is_cancelled_while_it_runs_is_not_answered(table) -> None:
     def cancel(request: Request) -> bytes:
         made.calls.cancel(made.link, [request.request_id])
@@ -306,19 +338,24 @@ def test_one_that_is_cancelled_before_its_turn_inline_is_not_run_though_its_id_c
     table,
 ) -> None:
     run: list[tuple[str, bytes]] = []
+    held = threading.Event()
 
     def cancel_the_next_which_comes_again(request: Request) -> bytes:
+        if request.method == POOLED:
+            assert held.wait(TIMEOUT)
         run.append((request.request_id, request.payload))
         if request.request_id == "a":  # on another stream
             made.calls.cancel(made.link, ["b"])
-            made.arrive("b", method=INLINE, payload=b"again")
+            made.arrive("b", payload=b"again")
         return b""
 
     made: Table = table(cancel_the_next_which_comes_again)
     made.line()
     made.arrive("a", "b", method=INLINE, payload=b"first")
+    assert run == [("a", b"first")]
+    held.set()
+    assert made.calls.wait_idle(TIMEOUT)
     assert run == [("a", b"first"), ("b", b"again")]
-    assert made.calls.wait_idle(0.0)
     stats = made.calls.stats()
     assert (stats["cancelled"], stats["answered"], stats["late"]) == (1, 2, 0)
 

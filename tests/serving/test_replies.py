@@ -573,10 +573,21 @@ def test_without_a_stream_late_answers_are_as_good_as_gone(
     assert replies.wait_flushed(0), "there is nothing to stay for any more"
     with replies.lock, replies.awaiting():
         replies.sleep(1000.0, for_traffic=True)
+        assert slept[2:] == [], "whoever asked a moment ago was told that there is"
+        assert replies.undelivered == 2
+        replies.sleep(1000.0, for_traffic=True)
     assert slept[2:] == [1000.0], "not again and again"
-    assert replies.undelivered == 0
+
+
+def test_an_answer_that_went_to_two_streams_is_undelivered_once(replies: Replies) -> None:
+    lines = open_line(replies), open_line(replies)
+    put(replies, b"on both")
+    put(replies, b"left on one", deadline=clock.with_suspend() + 100)
+    assert lines[0].take() == [b"on both", b"left on one"]
+    lines[1].close()
+    lines[0].close()
     replies.close()
-    assert replies.undelivered == 2
+    assert replies.undelivered == 2, "nobody knows whether they have left"
 
 
 def test_what_left_once_is_not_undelivered_when_no_stream_follows(replies: Replies) -> None:
