@@ -223,13 +223,12 @@ class ChunkJoiner:
         # The final chunk is sent last. One that is missing now never comes: waiting would keep a
         # caller until the deadline, and the parts in memory.
         count = final.response_stream_info.chunk_index + 1
+        most = max(self._parts)
+        if most >= count:
+            raise ProtocolError(f"chunk {most} came although {count - 1} is the final one")
         if len(self._parts) < count:
             missing = next(index for index in range(count) if index not in self._parts)
             raise ProtocolError(f"the final chunk came without chunk {missing}")
-        if len(self._parts) > count:
-            raise ProtocolError(
-                f"chunk {max(self._parts)} came although {count - 1} is the final one"
-            )
         if self._total_size not in (None, self.held_bytes):
             raise ProtocolError(
                 f"the chunks are said to hold {self._total_size:,} bytes", f"{self.held_bytes:,}"

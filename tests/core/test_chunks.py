@@ -87,6 +87,7 @@ def test_more_chunks_than_anybody_takes_are_an_error_at_once(monkeypatch) -> Non
         ([chunk(0, b"a"), chunk(2, b"c", final=True)], "the final chunk came without chunk 1"),
         ([chunk(1, b"b", final=True)], "the final chunk came without chunk 0"),
         ([chunk(0), chunk(2), chunk(1, final=True)], "chunk 2 came although 1 is the final one"),
+        ([chunk(2), chunk(1, final=True)], "chunk 2 came although 1 is the final one"),
         ([chunk(-1)], "chunk -1: there may be 16,384, counted from 0"),
         ([chunk(16_384)], "chunk 16384: there may be"),
         ([chunk(0, b"abc", size=4)], r"chunk 0 is said to hold 4 bytes \(received 3\)"),
@@ -142,3 +143,19 @@ def test_no_chunks_hold_more_than_they_may_or_raise_anything_else(chunks) -> Non
         if whole is not None:
             assert len(whole.payload) == joiner.held_bytes
             break
+
+
+@given(st.lists(st.integers(0, 3), max_size=4), st.integers(0, 3))
+def test_chunks_are_joined_if_all_are_there_and_no_other(before: list[int], last: int) -> None:
+    joiner = ChunkJoiner(max_bytes=10)
+    try:
+        for index in before:
+            assert joiner.add(chunk(index, b"%d" % index)) is None
+        whole = joiner.add(chunk(last, b"%d" % last, final=True))
+    except ProtocolError:
+        whole = None
+    if sorted([*before, last]) == list(range(last + 1)):
+        assert whole is not None
+        assert whole.payload == b"0123"[: last + 1]
+    else:
+        assert whole is None
