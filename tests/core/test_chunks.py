@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import itertools
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -145,17 +147,22 @@ def test_no_chunks_hold_more_than_they_may_or_raise_anything_else(chunks) -> Non
             break
 
 
-@given(st.lists(st.integers(0, 3), max_size=4), st.integers(0, 3))
-def test_chunks_are_joined_if_all_are_there_and_no_other(before: list[int], last: int) -> None:
-    joiner = ChunkJoiner(max_bytes=10)
-    try:
-        for index in before:
-            assert joiner.add(chunk(index, b"%d" % index)) is None
-        whole = joiner.add(chunk(last, b"%d" % last, final=True))
-    except ProtocolError:
-        whole = None
-    if sorted([*before, last]) == list(range(last + 1)):
-        assert whole is not None
-        assert whole.payload == b"0123"[: last + 1]
-    else:
-        assert whole is None
+INDICES = range(4)
+
+
+@pytest.mark.parametrize("last", INDICES)
+def test_chunks_are_joined_if_all_are_there_and_no_other(last: int) -> None:
+    for count in range(4):
+        for before in itertools.product(INDICES, repeat=count):
+            joiner = ChunkJoiner(max_bytes=10)
+            try:
+                for index in before:
+                    assert joiner.add(chunk(index, b"%d" % index)) is None
+                whole = joiner.add(chunk(last, b"%d" % last, final=True))
+            except ProtocolError:
+                whole = None
+            if sorted([*before, last]) == list(range(last + 1)):
+                assert whole is not None
+                assert whole.payload == b"0123"[: last + 1]
+            else:
+                assert whole is None
