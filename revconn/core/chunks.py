@@ -126,7 +126,7 @@ class LargeAnswer:
         other._chunks = iter(())
         return other
 
-    def mark_doubtful(self, deadline: float) -> None:
+    def mark_doubtful(self, deadline: float | None) -> None:
         """All of it left, on a connection that broke: to be sent again, until ``deadline``."""
         self.deadline, self.has_left = deadline, True
 

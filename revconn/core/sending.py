@@ -11,7 +11,7 @@ from typing import Callable, Optional
 from revconn.core.chunks import LargeAnswer
 from revconn.core.status import StatusCode
 
-__all__ = ["ROOM_BYTES", "Answer", "Held", "Outbound", "Sent", "answer"]
+__all__ = ["ROOM_BYTES", "Answer", "Held", "Outbound", "Sent", "answer", "as_left"]
 
 _MOST_LARGE_BYTES = 512 << 20  # of large answers that wait: one more fails, unless it is alone
 ROOM_BYTES = 16 << 20  # of small answers that wait; with more the gateway is held back
@@ -345,7 +345,13 @@ def _awaited_until(answer: Answer | LargeAnswer) -> float:
     return math.inf if deadline is None else deadline
 
 
-def _doubtful(answer: Answer | LargeAnswer, deadline: float) -> Answer | LargeAnswer:
+def as_left(answer: Answer | LargeAnswer) -> Answer | LargeAnswer:
+    """The answer, once it is known that it has left."""
+    deadline, _ = _fate(answer)
+    return _doubtful(answer, deadline)
+
+
+def _doubtful(answer: Answer | LargeAnswer, deadline: float | None) -> Answer | LargeAnswer:
     if isinstance(answer, LargeAnswer):
         answer.mark_doubtful(deadline)
         return answer

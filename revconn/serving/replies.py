@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from typing import Callable
 
 from revconn.core.chunks import LargeAnswer
-from revconn.core.sending import ROOM_BYTES, Answer, Held, Outbound, Sent
+from revconn.core.sending import ROOM_BYTES, Answer, Held, Outbound, Sent, as_left
 from revconn.logger import get_logger
 from revconn.runtime import clock
 from revconn.serving.sender_queue import SenderQueue
@@ -232,10 +232,7 @@ class Replies:
     def drop_line(
         self, line: Line, returned: list[Answer | LargeAnswer], *, replayed: int = 0
     ) -> None:
-        """A line carries answers no more. Those it could not deliver leave by another one.
-
-        So many of them were ``replayed``: they had left, and may not have arrived.
-        """
+        """A line carries no more answers: another one has what it ``returned``, some once more."""
         assert self._lock.locked()
         if line in self.opening:
             self.opening.remove(line)
@@ -381,7 +378,8 @@ class Line(SenderQueue):
                 return
             self._closed = True
             self._control.clear()  # heartbeats and a goodbye say nothing on another stream
-            self._give_up_answers([] if settled else self._sent.take(clock.with_suspend()))
+            doubtful = [] if settled else self._sent.take(clock.with_suspend())
+            self._give_up_answers(doubtful, settled)
             self.unpark()
             self._replies.notify()
         self._replies.log_refused()
@@ -448,11 +446,13 @@ class Line(SenderQueue):
                 self.wake()
                 self._replies.notify()
 
-    def _give_up_answers(self, doubtful: list[Answer | LargeAnswer]) -> None:
+    def _give_up_answers(self, doubtful: list[Answer | LargeAnswer], settled: bool = False) -> None:
         """Carry no more answers; ``doubtful`` ones left and may not have arrived."""
         returned = doubtful
         if self.has_answers:
-            leaving = *self._taken, *self._sending, *self._begun
+            leaving = [*self._taken, *self._sending, *self._begun]
+            if settled:  # the peer has read all it waits for: the sender did not come back yet
+                leaving = [as_left(each) for each in leaving]
             returned = [*doubtful, *leaving, *self.outbound.take_all()]
             self._taken, self._sending, self._begun = [], (), []
         self._carries_answers = False

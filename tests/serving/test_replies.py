@@ -590,6 +590,18 @@ def test_an_answer_that_went_to_two_streams_is_undelivered_once(replies: Replies
     assert replies.undelivered == 2, "nobody knows whether they have left"
 
 
+def test_what_a_settled_stream_took_last_is_not_undelivered(replies: Replies) -> None:
+    line = replies.open_line()
+    let_answers_through(line, 1024, chunks=True)
+    queue(replies, LargeAnswer(encode_response("large", b""), None, bytes(2000)))
+    assert (len(line.take()), len(line.take())) == (1, 1)
+    put(replies, b"a1")
+    assert len(line.take()) == 2, "and has not come back yet"
+    line.close(settled=True)
+    replies.close()
+    assert replies.undelivered == 0
+
+
 def test_what_left_once_is_not_undelivered_when_no_stream_follows(replies: Replies) -> None:
     line = open_line(replies)
     put(replies, b"left", b"left too", deadline=clock.with_suspend() + 100)
