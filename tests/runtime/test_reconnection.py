@@ -391,6 +391,7 @@ def test_without_a_gateway_a_stop_tries_no_longer_than_an_answer_is_waited_for(
     peer.request("r1", grpc_timeout="3S")
     eventually(lambda: connector.stats()["accepted"] == 1)
     gateway.stop()
+    eventually(lambda: connector.state is State.BACKING_OFF)
     finish.release()
     eventually(lambda: connector.stats()["in_flight"] == 0)
     began = time.monotonic()
