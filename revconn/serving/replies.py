@@ -232,7 +232,7 @@ class Replies:
     def drop_line(
         self, line: Line, returned: list[Answer | LargeAnswer], *, replayed: int = 0
     ) -> None:
-        """A line carries no more answers: another one has what it ``returned``, some once more."""
+        """A line carries answers no more: another one those ``returned``, so many for a second time."""
         assert self._lock.locked()
         if line in self.opening:
             self.opening.remove(line)

@@ -14,6 +14,7 @@ from revconn.runtime.threads import Mailbox
 from revconn.testing import Fault, FaultProxy
 from tests.support.connectors import NEVER
 from tests.support.programs import Program
+from tests.support.scripted_gateway import Peer
 from tests.support.threads import in_thread
 
 NOBODY_LISTENS = "127.0.0.1:1"
@@ -44,6 +45,14 @@ def assert_ends_promptly(program: Program, number: signal.Signals) -> None:
     assert program.wait() == 0
     assert time.monotonic() - began < PROMPTLY
     assert "Traceback" not in program.stderr
+
+
+def assert_finishes(program: Program, peer: Peer) -> None:
+    """It drains: what it has is answered, before it says goodbye and ends."""
+    assert peer.answer("r1").payload == b"finished"
+    peer.hears_goodbye()
+    program.hears("start returned")
+    assert program.wait() == 0
 
 
 def test_while_the_peer_takes_the_connection_and_reads_nothing(new_program, gateway) -> None:
@@ -100,10 +109,7 @@ def test_the_same_signal_twice_within_a_second_lets_a_request_finish(new_program
     program.signal(signal.SIGTERM)
     program.hears("DRAINING")
     program.signal(signal.SIGUSR1)
-    assert peer.answer("r1").payload == b"finished"
-    peer.hears_goodbye()
-    program.hears("start returned")
-    assert program.wait() == 0
+    assert_finishes(program, peer)
 
 
 def test_a_repeat_that_interrupts_no_wait_of_the_main_threads_is_a_repeat_all_the_same(
@@ -112,14 +118,23 @@ def test_a_repeat_that_interrupts_no_wait_of_the_main_threads_is_a_repeat_all_th
     # Python runs its handler at the main thread's next glance. It aborted when that was a second
     # after the first one.
     body = """
-        import threading
+        said = []
+
+        class Said(logging.Handler):
+            def emit(self, record):
+                said.append(record.getMessage())
+
+        logging.getLogger("revconn").addHandler(Said())
+        logging.getLogger("revconn").setLevel(logging.DEBUG)
 
         @connector.method("/echo.Echo/Say")
         def answer(request):
             signal.pthread_kill(threading.main_thread().ident, signal.SIGTERM)
-            wait_for_sigusr1()
+            while connector.state is not State.DRAINING:
+                time.sleep(0.01)
             signal.pthread_kill(threading.get_ident(), signal.SIGTERM)
-            time.sleep(1.5)
+            while not any("SIGTERM again" in line for line in said):
+                time.sleep(0.01)
             return b"finished"
 
         connector.start()
@@ -128,12 +143,7 @@ def test_a_repeat_that_interrupts_no_wait_of_the_main_threads_is_a_repeat_all_th
     program = new_program(body, gateway.address)
     peer = gateway.accept_ready()
     peer.request("r1")
-    program.hears("DRAINING")
-    program.signal(signal.SIGUSR1)
-    assert peer.answer("r1").payload == b"finished"
-    peer.hears_goodbye()
-    program.hears("start returned")
-    assert program.wait() == 0
+    assert_finishes(program, peer)
 
 
 class Clock:

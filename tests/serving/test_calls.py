@@ -207,38 +207,24 @@ def test_an_id_that_came_twice_is_waited_for_and_answered_once(table, method: st
     assert (stats["accepted"], stats["answered"], stats["repeated"]) == (1, 1, 1)
 
 
+@pytest.mark.parametrize("others", [(), ("b",)])
 def test_one_that_is_cancelled_before_it_is_refused_leaves_no_trace(
-    table, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    made: Table = table(max_in_flight=0)
-    line = made.line()
-    refuse = made.calls._refuse
-
-    def cancel_first(link: Replies, refused: list[Request]) -> None:
-        made.calls.cancel(link, ["a"])
-        refuse(link, refused)
-
-    monkeypatch.setattr(made.calls, "_refuse", cancel_first)
-    made.arrive("a", "b")
-    assert [each.request_id for each in responses(line.take())] == ["b"]
-    assert (made.calls._total, made.calls._exempt, made.calls._bytes) == (0, 0, 0)
-
-
-def test_when_all_that_were_to_be_refused_are_cancelled_nothing_is_sent(
-    table, monkeypatch: pytest.MonkeyPatch
+    table, monkeypatch: pytest.MonkeyPatch, others: tuple[str, ...]
 ) -> None:
     made: Table = table(max_in_flight=0)
     sent: list[list[bytes]] = []
     made.line(lambda messages: not sent.append(messages))
     refuse = made.calls._refuse
 
-    def cancel_first(link: Replies, refused: list[Request]) -> None:
-        made.calls.cancel(link, ["a"])
-        refuse(link, refused)
+    def cancel_first(replies: Replies, refused: list[Request]) -> None:
+        made.calls.cancel(replies, ["a"])
+        refuse(replies, refused)
 
     monkeypatch.setattr(made.calls, "_refuse", cancel_first)
-    made.arrive("a")
-    assert sent == []
+    made.arrive("a", *others)
+    answered = [[each.request_id for each in responses(messages)] for messages in sent]
+    assert answered == [[each] for each in others]
+    assert (made.calls._total, made.calls._exempt, made.calls._bytes) == (0, 0, 0)
 
 
 class Held:
