@@ -232,7 +232,7 @@ class Replies:
     def drop_line(
         self, line: Line, returned: list[Answer | LargeAnswer], *, replayed: int = 0
     ) -> None:
-        """A line carries answers no more: another one those ``returned``, so many for a second time."""
+        """A line carries answers no more: another one does, ``replayed`` of them once more."""
         assert self._lock.locked()
         if line in self.opening:
             self.opening.remove(line)
