@@ -123,7 +123,7 @@ def _parse(entry: _Entry) -> tuple[str, tuple[str, ...] | None]:
         if word.startswith("#"):
             break
         if not is_pattern(word):  # not shown: it may be part of a key
-            problem = "what follows the key is not a service pattern"
+            problem = "what follows the key is not a pattern"
             raise _refusal(entry, problem, PATTERN_REMEDY)
         patterns.append(word)
     return key, tuple(patterns) or None

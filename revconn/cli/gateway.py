@@ -33,7 +33,9 @@ those services, both on one port. It serves until SIGINT or SIGTERM.
 _KEYS = f"""\
 The keys that connectors may show, each written as KEY [PATTERN ...]. A pattern
 says which services the key may register and call: echo.Echo is that service,
-echo.* every service below echo, * every service; without patterns a key may do
+echo.* every service below echo, * every service. publish:orders.* and
+subscribe:orders.* say which types of events it may publish and receive. A key
+with patterns may do what they say and nothing else, one without may do
 everything. Without --api-key and --api-key-file the environment variable
 {KEYS_VARIABLE} counts, with commas between the keys. Without any key whoever
 connects may register, and the gateway listens on a loopback address only.
@@ -63,7 +65,7 @@ examples:
 keys.txt:
   # who may do what
   4ObzMCoFYmdP                            # everything
-  Zx9pCzcQb2Uo  billing.* orders.Orders
+  Zx9pCzcQb2Uo  billing.* orders.Orders   subscribe:orders.*
 
 exit codes:
   0         stopped by a signal
@@ -125,6 +127,11 @@ def add_parser(subparsers: Any) -> None:
         action="store_false",
         dest="dial_backends",
         help="do not dial services that listen themselves; their Register is answered all the same",
+    )
+    parser.add_argument(
+        "--dial-private",
+        action="store_true",
+        help="dial those on loopback and link-local addresses, too, and clouds' metadata services",
     )
     _add_keys(parser.add_argument_group("API keys", _KEYS))
     _add_tls(parser.add_argument_group("TLS", _TLS))
@@ -288,6 +295,7 @@ def _make_gateway(arguments: argparse.Namespace, sources: KeySources) -> Gateway
             api_keys=sources.read(),
             tls=_tls(arguments),
             dial_backends=arguments.dial_backends,
+            dial_private=arguments.dial_private,
             **{name: getattr(arguments, name) for name in _LIMITS},
         )
     except ConfigurationError as error:

@@ -6,7 +6,6 @@ Everything here belongs to the gateway's thread.
 from __future__ import annotations
 
 import asyncio
-import re
 import time
 import uuid
 from collections import Counter, deque
@@ -25,22 +24,16 @@ from revconn.core.framing import pack
 from revconn.core.metadata import Metadata, headers_from_metadata
 from revconn.core.routing import Wanted
 from revconn.core.status import StatusCode, encode_message, http_status
-from revconn.exceptions import ConfigurationError
+from revconn.gateway.addresses import Address, quoted
+from revconn.gateway.dialling import Dialled, Dialler
 from revconn.gateway.keys import ApiKeys
 from revconn.gateway.limits import Counters, Limits, Watch
 from revconn.gateway.refusals import NobodyServes, Refused, over_limit
 from revconn.gateway.report import Journal
+from revconn.gateway.tenants import Tenants
 from revconn.logger import get_logger
-from revconn.settings.target import Target, bare_host
 
-__all__ = [
-    "Address",
-    "BackendRequest",
-    "Backends",
-    "Reply",
-    "Unreachable",
-    "quoted",
-]
+__all__ = ["BackendRequest", "Backends", "Reply", "Unreachable"]
 
 # Its name is what applications configure: it stays, whatever the file is called.
 logger = get_logger("revconn.gateway.dialling")
@@ -56,6 +49,8 @@ _UNSENT = (
     "Address lookup failed",
     "Name resolution failure",
 )
+# And for an answer in HTTP/2 that is not gRPC's.
+_NOT_GRPC = "Received http2 header with status"
 _TOO_LARGE = "eceived message larger than max"  # grpc's words, which do not say of which call
 
 
@@ -103,13 +98,13 @@ class Unreachable(Refused):
 
 
 class _Backend:
-    """One address that the holder of one key registered, and the channel to it.
+    """One address that the holder of one key registered.
 
     :ivar pending: calls that wait for its answer.
     :ivar is_forgotten: whether it is to be closed with the last of them.
     """
 
-    def __init__(self, key: int, address: Address, limits: Limits, journal: Journal) -> None:
+    def __init__(self, key: int, address: Address, dialler: Dialler, journal: Journal) -> None:
         self.key = key
         self.address = address
         self.services: tuple[str, ...] = ()
@@ -117,16 +112,17 @@ class _Backend:
         self.pending = 0
         self.is_forgotten = False
         self._journal = journal
-        self._channel = _open_channel(address, limits)
+        self._dialled = Dialled(address, dialler)
 
     @property
     def is_ready(self) -> bool:
         """Whether it has not just been out of reach."""
-        return self._channel.get_state() is not grpc.ChannelConnectivity.TRANSIENT_FAILURE
+        return self._dialled.is_ready
 
     def renew(self) -> None:
         """The backend registered again, and is there for another heartbeat timeout."""
         self.last_heartbeat = time.monotonic()
+        self._dialled.renew()
 
     def serve(self, services: tuple[str, ...]) -> None:
         """The backend serves these services from now on, instead of those before."""
@@ -145,10 +141,16 @@ class _Backend:
             self.pending -= 1
 
     async def _call(self, path: str, payload: bytes, metadata: Metadata, timeout: float) -> Reply:
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + timeout
+        try:
+            channel = await self._dialled.connect(timeout, is_alone=self.pending == 1)
+        except OSError as error:
+            raise self._unreachable(str(error), is_unsent=True) from None
         # Of a stream: grpc's unary call would wait until its deadline for the end of a streaming
         # method's answer.
-        method: grpc.aio.UnaryStreamMultiCallable[bytes, bytes] = self._channel.unary_stream(path)
-        call = method(payload, metadata=metadata, timeout=timeout)
+        method: grpc.aio.UnaryStreamMultiCallable[bytes, bytes] = channel.unary_stream(path)
+        call = method(payload, metadata=metadata, timeout=deadline - loop.time())
         try:
             answer = await _only_message(call)
         except grpc.aio.AioRpcError as error:
@@ -158,9 +160,9 @@ class _Backend:
             # of a call, upon which the backend may have acted. The channel's state tells that it
             # was grpc's own word and not the backend's answer; only the words of the first kind
             # mean that nothing was sent.
-            if code is StatusCode.UNAVAILABLE and not self.is_ready:
-                self._journal.unreachable(str(self.address), details)
-                raise Unreachable(is_unsent=details.startswith(_UNSENT)) from None
+            is_lost = code is StatusCode.UNAVAILABLE and not self.is_ready
+            if is_lost or details.startswith(_NOT_GRPC):
+                raise self._unreachable(details, is_unsent=details.startswith(_UNSENT)) from None
             # Said of an answer over max_sent_message_bytes: the caller learns which method it was.
             if code is StatusCode.RESOURCE_EXHAUSTED and _TOO_LARGE in details:
                 details = f"{path[:200]}: {details}"
@@ -174,9 +176,14 @@ class _Backend:
         initial, trailing = await call.initial_metadata(), await call.trailing_metadata()
         return Reply(StatusCode.OK, "", answer, _pairs(initial), _pairs(trailing))
 
+    def _unreachable(self, details: str, *, is_unsent: bool) -> Unreachable:
+        # For the log alone: it tells which ports are open where the gateway is.
+        self._journal.unreachable(str(self.address), details)
+        return Unreachable(is_unsent=is_unsent)
+
     async def close(self) -> None:
         """Close the channel."""
-        await self._channel.close()
+        await self._dialled.close()
 
 
 class Backends:
@@ -188,13 +195,23 @@ class Backends:
     """
 
     def __init__(
-        self, keys: ApiKeys, limits: Limits, counters: Counters, journal: Journal, *, dials: bool
+        self,
+        keys: ApiKeys,
+        limits: Limits,
+        counters: Counters,
+        journal: Journal,
+        tenants: Tenants,
+        *,
+        dials: bool,
+        dials_private: bool,
     ) -> None:
         self._keys = keys
         self._limits = limits
         self._counters = counters
         self._journal = journal
+        self._tenants = tenants
         self._dials = dials
+        self._dialler = Dialler(limits, dials_private=dials_private)
         self._backends: dict[tuple[int, Address], _Backend] = {}
         self._rings: dict[str, deque[_Backend]] = {}
         self._per_key: Counter[int] = Counter()
@@ -215,8 +232,9 @@ class Backends:
         address = Address.parse(request.address)
         # Services are deployed that register a bare name, or an address inside their own network,
         # and open their stream only after a success: an error would keep them away for good.
-        if address is None or not services or not self._dials:
-            self._journal.not_dialled(peer, self._why_not(request, address))
+        why_not = self._why_not(request, address)
+        if address is None or why_not:
+            self._journal.not_dialled(peer, why_not)
             return None
         backend = self._backends.get((key, address)) or self._add(key, address)
         backend.renew()
@@ -227,6 +245,7 @@ class Backends:
             backend.serve(services)
             for service in services:
                 self._rings.setdefault(service, deque()).append(backend)
+            self._tenants.serve(key, services)
             self._tell_change()
             self._journal.registered_backend(peer, str(address), services)
         return address
@@ -236,7 +255,11 @@ class Backends:
             return "this gateway dials nobody (dial_backends)"
         if address is None:
             return f"{quoted(request.address)} is not host:port"
-        return "it names no services"
+        if not request.services:
+            return "it names no services"
+        if address.is_private and not self._dialler.dials_private:
+            return f"{quoted(request.address)} is a private address (dial_private)"
+        return ""
 
     def _add(self, key: int, address: Address) -> _Backend:
         # Each costs a channel and its descriptors, and it is a peer who asks for them: backends are
@@ -247,7 +270,8 @@ class Backends:
         if self._per_key[key] >= self._limits.max_connections_per_key:
             problem = f"{self._per_key[key]:,} backends are registered with that API key"
             raise over_limit(self._counters, "max_connections_per_key", problem)
-        backend = self._backends[key, address] = _Backend(key, address, self._limits, self._journal)
+        backend = _Backend(key, address, self._dialler, self._journal)
+        self._backends[key, address] = backend
         self._per_key[key] += 1
         return backend
 
@@ -343,6 +367,7 @@ class Backends:
         self._close_if_done(backend)
 
     def _unroute(self, backend: _Backend) -> None:
+        self._tenants.leave(backend.key, backend.services)
         for service in backend.services:
             ring = self._rings[service]
             ring.remove(backend)
@@ -365,22 +390,7 @@ class Backends:
             self._forget(backend, "the gateway is stopping")
             await backend.close()
         await asyncio.gather(*self._closing)
-
-
-def _open_channel(address: Address, limits: Limits) -> grpc.aio.Channel:
-    options = [
-        ("grpc.max_receive_message_length", limits.max_sent_message_bytes),
-        # What is sent on was measured against max_message_bytes as it came.
-        ("grpc.max_send_message_length", -1),
-        # What was registered is dialled, not what the environment says.
-        ("grpc.enable_http_proxy", 0),
-    ]
-    # With the scheme: without it a host named "unix" would be a socket's path.
-    target = f"dns:///{address.host_port}"
-    # By the system's authorities: a Register has no field for others.
-    if address.is_tls:
-        return grpc.aio.secure_channel(target, grpc.ssl_channel_credentials(), options=options)
-    return grpc.aio.insecure_channel(target, options=options)
+        self._dialler.close()
 
 
 async def _only_message(call: grpc.aio.UnaryStreamCall[bytes, bytes]) -> bytes | None:
@@ -402,52 +412,3 @@ async def _only_message(call: grpc.aio.UnaryStreamCall[bytes, bytes]) -> bytes |
 
 def _pairs(metadata: grpc.aio.Metadata | None) -> Metadata:
     return tuple((str(name), value) for name, value in metadata or ())
-
-
-_LONGEST = 300  # characters: a name of DNS has 253 at most
-_PORTS = {"http": 80, "https": 443}
-_USER_INFO = re.compile(r"^([a-z]+://)?.*@", re.DOTALL | re.IGNORECASE)
-
-
-class Address(NamedTuple):
-    """An address that can be dialled: ``host:port``, over TLS or in plaintext."""
-
-    host_port: str
-    is_tls: bool
-
-    @classmethod
-    def parse(cls, text: str) -> Address | None:
-        """``host:port``, or a URL of HTTP's without a path; ``None`` for anything else."""
-        # Before anything is searched in it: a peer may send megabytes.
-        if len(text) > _LONGEST:
-            return None
-        scheme, separator, rest = text.partition("://")
-        if not separator:
-            return cls._of(text, is_tls=False)
-        port = _PORTS.get(scheme.lower())
-        if port is None:
-            return None
-        # What deployed services write: http://bot-a:50051, with or without a slash or a port.
-        host = rest[:-1] if rest.endswith("/") else rest
-        is_tls = scheme.lower() == "https"
-        return cls._of(host, is_tls) or cls._of(f"{host}:{port}", is_tls)
-
-    @classmethod
-    def _of(cls, host_port: str, is_tls: bool) -> Address | None:
-        try:
-            target = Target.parse(host_port)
-        except ConfigurationError:
-            return None
-        if target.port is None or target.address != host_port or "/" in host_port:
-            return None
-        if not host_port.isascii():  # gRPC's resolver knows no internationalized names
-            host_port = f"{bare_host(target.host)}:{target.port}"
-        return cls(host_port, is_tls) if host_port.isascii() else None
-
-    def __str__(self) -> str:
-        return f"https://{self.host_port}" if self.is_tls else self.host_port
-
-
-def quoted(text: str) -> str:
-    """What a peer gave for an address, quoted for the log without a password in it."""
-    return repr(_USER_INFO.sub(r"\1***@", text)[:200])

@@ -15,6 +15,7 @@ import grpc.aio
 from revconn._proto.registry_pb2 import (
     ConnectionMessage,
     ConnectionRegister,
+    EventMessage,
     ForwardRequest,
     ForwardResponse,
     SubscriptionRequest,
@@ -339,7 +340,7 @@ class _Stream:
             elif kind == "cancel":
                 self._receive_cancel(message.cancel.request_id)
             elif kind == "event":
-                shared.events.publish(message.event)
+                self._receive_event(message.event)
             else:
                 self._receive_subscription(message.subscription)
         for what, detail in inbound.ignored:
@@ -405,6 +406,12 @@ class _Stream:
                 request_id,
             )
 
+    def _receive_event(self, event: EventMessage) -> None:
+        try:
+            self._shared.events.publish(event, self._connection)
+        except Refused as refused:
+            self._refuse("an event", refused)
+
     def _receive_subscription(self, subscription: SubscriptionRequest) -> None:
         events = self._shared.events
         if subscription.action == SubscriptionRequest.UNSUBSCRIBE:
@@ -415,12 +422,12 @@ class _Stream:
             try:
                 events.subscribe(self._connection, subscription.event_types)
             except Refused as refused:
-                self._refuse_subscription(refused)
+                self._refuse("a subscription", refused)
 
-    def _refuse_subscription(self, refused: Refused) -> None:
-        """Tell the connector, once: there is no answer to a subscription to be told in."""
-        what = f"a subscription ({refused.code.name})"
-        if self._connection.note(what, f": {refused.message}"):
+    def _refuse(self, what: str, refused: Refused) -> None:
+        """Tell the connector, once, by a status: nothing answers an event or a subscription."""
+        is_first = self._connection.note(f"{what} ({refused.code.name})", f": {refused.message}")
+        if is_first and self._protocol.established:
             self._connection.outbound.put(self._protocol.report_error(refused.message))
 
     # What it is answered

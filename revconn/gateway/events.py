@@ -8,6 +8,7 @@ from collections.abc import Iterable
 
 from revconn._proto.registry_pb2 import ConnectionMessage, EventMessage
 from revconn.core.status import StatusCode
+from revconn.gateway.keys import ApiKeys
 from revconn.gateway.limits import Counters, Limits
 from revconn.gateway.refusals import Refused, over_limit
 from revconn.gateway.routes import Connection
@@ -20,7 +21,8 @@ _LONGEST_TYPE = 256
 class Events:
     """Every subscription. Events are delivered at most once, and delay nothing and nobody."""
 
-    def __init__(self, limits: Limits, counters: Counters) -> None:
+    def __init__(self, keys: ApiKeys, limits: Limits, counters: Counters) -> None:
+        self._keys = keys
         self._limit = limits.max_subscriptions
         self._counters = counters
         # A dict for its order: subscribers hear of an event in the order they subscribed.
@@ -29,18 +31,25 @@ class Events:
     def subscribe(self, connection: Connection, event_types: Iterable[str]) -> None:
         """Subscribe; twice is once.
 
-        Raises :class:`Refused` at the first type that goes too far; those before it hold.
+        Raises :class:`Refused` at the first type that goes too far; those before it hold. And once
+        it has subscribed to all others, for those that the connection's key may not have.
         """
+        forbidden = []
         for event_type in event_types:
             if len(event_type) > _LONGEST_TYPE:
                 problem = f"{event_type[:64]!r}...: no type of events is that long"
                 raise Refused(StatusCode.INVALID_ARGUMENT, problem)
-            if event_type not in connection.subscriptions:
+            if not self._keys.may_subscribe(connection.key, event_type):
+                forbidden.append(event_type)
+            elif event_type not in connection.subscriptions:
                 if len(connection.subscriptions) >= self._limit:
                     problem = f"a connection may have {self._limit:,} subscriptions"
                     raise over_limit(self._counters, "max_subscriptions", problem)
                 connection.subscriptions.add(event_type)
                 self._subscribers.setdefault(event_type, {})[connection] = None
+        if forbidden:
+            self._counters.subscriptions_forbidden += len(forbidden)
+            raise _forbidden("subscribe to", forbidden[0])
 
     def unsubscribe(self, connection: Connection, event_types: Iterable[str]) -> None:
         """Undo subscriptions, as far as there are any."""
@@ -58,13 +67,21 @@ class Events:
         # A copy, since unsubscribing takes each out of it.
         self.unsubscribe(connection, tuple(connection.subscriptions))
 
-    def publish(self, event: EventMessage) -> None:
-        """Send an event to everyone subscribed to its type, whoever published it included."""
+    def publish(self, event: EventMessage, publisher: Connection) -> None:
+        """Send an event to everyone subscribed to its type, whoever published it included.
+
+        Raises :class:`Refused` for a type that the publisher's key may not publish.
+        """
+        if not self._keys.may_publish(publisher.key, event.event_type):
+            self._counters.events_forbidden += 1
+            raise _forbidden("publish", event.event_type)
         self._counters.events_published += 1
         subscribers = self._subscribers.get(event.event_type)
         if subscribers is None:
             self._counters.events_unwanted += 1
             return
+        # Subscribers know by it who it was: its own word could name anybody.
+        event.publisher_id = publisher.id
         # What a publisher left out is filled in here, for all subscribers alike.
         if not event.event_id:
             event.event_id = str(uuid.uuid4())
@@ -73,7 +90,9 @@ class Events:
         # Once for all subscribers: what is queued for each is the same bytes.
         data = ConnectionMessage(event=event).SerializeToString()
         for connection in subscribers:
-            self._deliver(data, connection)
+            # Asked again: the key may have lost the right since it subscribed.
+            if self._keys.may_subscribe(connection.key, event.event_type):
+                self._deliver(data, connection)
 
     def _deliver(self, data: bytes, connection: Connection) -> None:
         # It would end the subscriber's whole stream, and with it every call there.
@@ -88,3 +107,8 @@ class Events:
     def _drop(self, connection: Connection, count: int) -> None:
         self._counters.events_dropped += count
         connection.lose_events(count)
+
+
+def _forbidden(what: str, event_type: str) -> Refused:
+    problem = f"the API key may not {what} {event_type[:64]!r}"
+    return Refused(StatusCode.PERMISSION_DENIED, problem)

@@ -60,9 +60,11 @@ class Gateway:
 
     :param address: the ``host:port`` to listen on; port 0 takes a free one.
     :param api_keys: the key or keys that connectors may show; or a dict of keys, each with
-        ``None`` or a list of patterns: which services it may register and, from a connector, call.
-        ``"echo.Echo"`` is that service, ``"echo.*"`` every service below ``echo``, ``"*"`` every
-        service. ``None``: whatever key is shown is taken, on a loopback address only.
+        ``None``, everything, or a list of patterns: which services it may register and, from a
+        connector, call. ``"echo.Echo"`` is that service, ``"echo.*"`` every one below ``echo``,
+        ``"*"`` every one. ``"publish:orders.*"`` and ``"subscribe:orders.*"`` say the same of types
+        of events. A key with patterns may do nothing else. ``None`` instead of keys: whatever key
+        is shown is taken, on a loopback address only.
     :param tls: :class:`ServerTLS`, or ``grpc.ssl_server_credentials(…)``; ``None`` for plaintext.
     :param heartbeat_timeout: seconds without a heartbeat after which a connection is ended.
     :param request_timeout: seconds a call may take at most, whatever its caller would allow.
@@ -73,9 +75,11 @@ class Gateway:
         is limited as if it waited for one connector. 0: such calls fail at once, as do those of a
         service that was not there.
     :param dial_backends: whether services that listen themselves may have the gateway dial them,
-        with ``Register`` (on: the protocol has it). It dials what the holder of a key
-        names: switch it off where those holders may not reach what the gateway can. ``Register`` is
-        answered with success all the same.
+        with ``Register`` (on: the protocol has it). It dials what the holder of a key names: switch
+        it off where those may not reach what it can. ``Register`` succeeds all the same.
+    :param dial_private: whether it dials loopback, link-local and clouds' metadata addresses, too,
+        whatever name leads there (off: a key would open what listens for this machine alone).
+        Addresses of private networks are dialled either way.
 
     The rest are limits. Who meets one is told which, with RESOURCE_EXHAUSTED unless said otherwise.
 
@@ -122,6 +126,7 @@ class Gateway:
         request_timeout: float = 30.0,
         reconnect_grace: float = 2.0,
         dial_backends: bool = True,
+        dial_private: bool = False,
         max_pending: int = Limits.max_pending,
         max_pending_per_connection: int = Limits.max_pending_per_connection,
         max_connections: int = Limits.max_connections,
@@ -158,6 +163,7 @@ class Gateway:
             request_timeout=require_seconds("request_timeout", request_timeout),
             reconnect_grace=require_seconds("reconnect_grace", reconnect_grace, zero=True),
             dial_backends=require_flag("dial_backends", dial_backends),
+            dial_private=require_flag("dial_private", dial_private),
             limits=_limits(
                 max_pending=max_pending,
                 max_pending_per_connection=max_pending_per_connection,
@@ -250,8 +256,9 @@ class Gateway:
         """Accept these keys from now on, instead of those before.
 
         Connections whose key is not among them are ended with UNAUTHENTICATED; all others go on,
-        with what they have registered. New patterns count for what is registered and called from
-        now on. Raises :class:`ConfigurationError`, and changes nothing, as the constructor does.
+        with what they have registered. New patterns count from now on: for what is registered and
+        called, and for events published and delivered. Raises :class:`ConfigurationError`, and
+        changes nothing, as the constructor does.
         """
         if api_keys is None:
             self._require_loopback()

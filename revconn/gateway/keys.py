@@ -7,7 +7,7 @@ import re
 import threading
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Union
+from typing import Any, NamedTuple, Union
 
 from revconn.core.routing import LONGEST_SERVICE
 from revconn.core.status import StatusCode
@@ -20,18 +20,39 @@ __all__ = ["PATTERN_REMEDY", "UNCHECKED", "ApiKeys", "ApiKeysGiven", "is_pattern
 ApiKeysGiven = Union[str, Iterable[str], Mapping[str, Union[Iterable[str], None]], None]
 
 UNCHECKED = 0  # the number of whatever key is shown to a gateway that checks none
-PATTERN_REMEDY = "write echo.Echo for one service, echo.* for all below echo, * for all"
+PATTERN_REMEDY = (
+    "write echo.Echo for one service, echo.* for all below echo, * for all;"
+    " publish:orders.* and subscribe:orders.* for events"
+)
 
 _MOST_SERVICES = 10_000  # looking at more would hold up everybody else
 _NAME = r"[A-Za-z_][A-Za-z0-9_]*"
 _PATTERN = re.compile(rf"(?:{_NAME}\.)*(?:{_NAME}|\*)")
+# A type of events may be any text. One with a space or a comma in it could not be written in a file
+# or a variable, and a star that is no last part means nothing.
+_EVENT_PATTERN = re.compile(r"(?:[^\s,*]+\.)?\*|[^\s,*]+")
+_PUBLISH, _SUBSCRIBE = "publish", "subscribe"
+
+# What callers are told by the gateway itself: whether a service is there, and what there is. A
+# connector that answered in its place could send them anywhere. A call of a.B.C finds a.B and a, so
+# what is above these names is the gateway's too.
+_OWN = frozenset({"registry", "grpc", "grpc.health", "grpc.reflection"})
+_BELOW_OWN = ("registry.", "grpc.health.", "grpc.reflection.")
 
 
 @dataclass(frozen=True)
 class _Key:
     text: bytes
-    patterns: tuple[str, ...] | None  # None: every service
+    patterns: _Patterns | None  # None: everything
     mask: Mask
+
+
+class _Patterns(NamedTuple):
+    """What a key may register and call, publish, and subscribe to."""
+
+    services: tuple[str, ...]
+    published: tuple[str, ...]
+    subscribed: tuple[str, ...]
 
 
 class ApiKeys:
@@ -41,7 +62,9 @@ class ApiKeys:
     number for as long as it stays, and nobody gets it afterwards.
 
     :param given: a key; several; keys with the patterns of the services that each may register
-        and call, ``None`` being every service; ``None``: no key is checked.
+        and call, and of the types of events that it may publish (``publish:orders.*``) and
+        subscribe to (``subscribe:orders.*``), ``None`` being everything; ``None``: no key is
+        checked.
     """
 
     def __init__(self, given: ApiKeysGiven) -> None:
@@ -105,13 +128,26 @@ class ApiKeys:
 
     def allows(self, number: int, service: str) -> bool:
         """Whether the key of that number may register and call ``service``."""
+        return self._permits(number, "services", service)
+
+    def may_publish(self, number: int, event_type: str) -> bool:
+        """Whether the key of that number may publish events of that type."""
+        return self._permits(number, "published", event_type)
+
+    def may_subscribe(self, number: int, event_type: str) -> bool:
+        """Whether the key of that number may be sent events of that type."""
+        return self._permits(number, "subscribed", event_type)
+
+    def _permits(self, number: int, what: str, name: str) -> bool:
         keys = self._keys
         if keys is None:
             return True
         key = keys.get(number)
         if key is None:
             return False
-        return key.patterns is None or any(_matches(each, service) for each in key.patterns)
+        if key.patterns is None:
+            return True
+        return any(_matches(each, name) for each in getattr(key.patterns, what))
 
     def check_services(self, number: int, names: Sequence[str]) -> tuple[str, ...]:
         """The services' names, each once, which the key of that number may register.
@@ -128,6 +164,9 @@ class ApiKeys:
         for name in services:
             if not _is_service_name(name):
                 problem = f"{name[:200]!r} is not a service name; register package.Service"
+                raise Refused(StatusCode.INVALID_ARGUMENT, problem)
+            if name in _OWN or name.startswith(_BELOW_OWN):
+                problem = f"{name[:200]!r} is the gateway's own; no connector can register it"
                 raise Refused(StatusCode.INVALID_ARGUMENT, problem)
         for name in services:
             if not self.allows(number, name):
@@ -156,15 +195,23 @@ def _is_service_name(name: str) -> bool:
 
 
 def is_pattern(text: str) -> bool:
-    """Whether ``text`` is a service's name, a name followed by ``.*``, or ``*``."""
-    return _PATTERN.fullmatch(text) is not None
+    """Whether ``text`` says what a key may do.
+
+    That is a service's name, a name followed by ``.*``, or ``*``; or the same for a type of events,
+    behind ``publish:`` or ``subscribe:``.
+    """
+    prefix, separator, event_type = text.partition(":")
+    if not separator:
+        return _PATTERN.fullmatch(text) is not None
+    is_of_events = prefix in (_PUBLISH, _SUBSCRIBE)
+    return is_of_events and _EVENT_PATTERN.fullmatch(event_type) is not None
 
 
-def _matches(pattern: str, service: str) -> bool:
+def _matches(pattern: str, name: str) -> bool:
     # The dot before the star stays: "echo.*" is no pattern for "echoes.Echo".
     if pattern.endswith("*"):
-        return service.startswith(pattern[:-1])
-    return service == pattern
+        return name.startswith(pattern[:-1])
+    return name == pattern
 
 
 def _parse(given: str | Iterable[str] | Mapping[str, Iterable[str] | None]) -> list[_Key]:
@@ -189,7 +236,7 @@ def _parse(given: str | Iterable[str] | Mapping[str, Iterable[str] | None]) -> l
     ]
 
 
-def _patterns(patterns: Any, position: int) -> tuple[str, ...] | None:
+def _patterns(patterns: Any, position: int) -> _Patterns | None:
     # No pattern is shown: it may be part of a key, by a slip of whoever wrote it.
     if patterns is None:
         return None
@@ -199,10 +246,19 @@ def _patterns(patterns: Any, position: int) -> tuple[str, ...] | None:
         refuse("api_keys", None, problem, 'write {"key": ["echo.*"]}')
     listed = tuple(patterns)
     if not listed:
-        remedy = "give at least one, or None for every service"
+        remedy = "give at least one, or None for everything"
         refuse("api_keys", None, f"the patterns {of_which}are none", remedy)
     for number, pattern in enumerate(listed, 1):
         if not isinstance(pattern, str) or not is_pattern(pattern):
             problem = f"pattern {number} {of_which}is not one"
             refuse("api_keys", None, problem, PATTERN_REMEDY)
-    return listed
+    return _sorted_out(listed)
+
+
+def _sorted_out(patterns: tuple[str, ...]) -> _Patterns:
+    # Whoever has patterns has those rights alone: a key for a service gets to no events by it.
+    behind: dict[str, list[str]] = {"": [], _PUBLISH: [], _SUBSCRIBE: []}
+    for pattern in patterns:
+        prefix, separator, rest = pattern.partition(":")
+        behind[prefix if separator else ""].append(rest if separator else pattern)
+    return _Patterns(*(tuple(each) for each in behind.values()))

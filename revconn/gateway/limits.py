@@ -53,6 +53,8 @@ class Counters:
     :ivar events_delivered: events queued for a subscriber, once for each.
     :ivar events_unwanted: events that nobody had subscribed to.
     :ivar events_dropped: events that a slow subscriber lost.
+    :ivar events_forbidden: events that their publisher's key may not publish.
+    :ivar subscriptions_forbidden: types of events asked for that the key may not have.
     :ivar refused: how often each limit was met, by the name of its option.
     """
 
@@ -75,6 +77,8 @@ class Counters:
     events_delivered: int = 0
     events_unwanted: int = 0
     events_dropped: int = 0
+    events_forbidden: int = 0
+    subscriptions_forbidden: int = 0
     # All of them from the beginning: monitoring wants to see a zero, not a name that comes up with
     # the first refusal.
     refused: dict[str, int] = field(

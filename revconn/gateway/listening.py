@@ -15,7 +15,8 @@ from revconn._proto.registry_pb2 import RegisterRequest, RegisterResponse
 from revconn.core.connection import decode
 from revconn.core.gateway_side import End
 from revconn.core.status import ProtocolError, StatusCode
-from revconn.gateway.backends import Address, Backends
+from revconn.gateway.addresses import Address
+from revconn.gateway.backends import Backends
 from revconn.gateway.callers import Callers
 from revconn.gateway.connectors import ConnectorStreams
 from revconn.gateway.limits import Counters, Limits

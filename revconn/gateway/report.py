@@ -10,6 +10,7 @@ What a peer can repeat has a line at first, and then at growing intervals, with 
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -25,6 +26,7 @@ logger = get_logger("revconn.gateway.journal")
 # A connector may register 10,000 services of 1,024 characters: what it can put into one line of the
 # log is bounded.
 _MOST_SERVICES = 100  # that are listed
+_FEW_SERVICES = 10  # where the line is of something else
 _LONGEST_NAME = 200
 
 
@@ -82,6 +84,7 @@ class Journal:
     def __init__(self, keys: ApiKeys | None = None) -> None:
         self._keys = keys or ApiKeys(None)
         self._reminders = Reminders()
+        self._pairs = Reminders(most=10_000)  # as many as one connector may register
 
     # The life of a connection
 
@@ -154,6 +157,24 @@ class Journal:
             again = _again(times)
             logger.exception("connection %s: a bug in the gateway%s", connection.id, again)
 
+    def shared(self, services: Sequence[str], key: int, other: int) -> None:
+        """Services of the one key are served with the other one, too."""
+        now, pair = time.monotonic(), frozenset((key, other))
+        # Every service is remembered, and all that are due are one line.
+        due = [name for name in services if self._pairs.count((pair, name), now)]
+        if due:
+            names = self._quotable(", ".join(due[:_FEW_SERVICES]))
+            more = f" and {len(due) - _FEW_SERVICES:,} more" if len(due) > _FEW_SERVICES else ""
+            logger.warning(
+                "API keys number %d and %d both serve %s%s: either may get calls meant for the"
+                " other; give each patterns of its own if that is not meant",
+                key,
+                other,
+                names,
+                more,
+                extra={"event": "shared", "keys": [key, other], "services": self._services(due)},
+            )
+
     # Backends
 
     def refused_backend(self, peer: str, code: StatusCode, reason: str) -> None:
@@ -210,7 +231,7 @@ class Journal:
         }
         return fields if reason is None else {**fields, "reason": reason}
 
-    def _services(self, services: tuple[str, ...]) -> list[str]:
+    def _services(self, services: Sequence[str]) -> list[str]:
         names = [name[:_LONGEST_NAME] for name in services[:_MOST_SERVICES]]
         # Masked together: for each name alone every key would be looked for again.
         return self._keys.mask("\n".join(names)).split("\n") if names else []

@@ -20,6 +20,7 @@ from revconn.core.status import StatusCode
 from revconn.gateway.limits import Counters, Limits
 from revconn.gateway.refusals import Refused, is_pending_already, over_limit, require_size
 from revconn.gateway.report import ConnectionInfo, Journal
+from revconn.gateway.tenants import Tenants
 
 __all__ = ["Connection", "Outbound", "Outgoing", "Registry"]
 
@@ -165,12 +166,14 @@ class Registry:
 
     :param grace: seconds that a service is expected back, once its last connector has left.
     :param get_loop: by whose clock and timers it is expected.
+    :param tenants: told who serves what.
     """
 
     def __init__(
         self,
         grace: float = 0.0,
         get_loop: Callable[[], asyncio.AbstractEventLoop] = asyncio.get_running_loop,
+        tenants: Tenants | None = None,
     ) -> None:
         self.on_change: list[Callable[[], None]] = []  # called when a service comes or goes
         self.on_absence_end: list[Callable[[], None]] = []  # when some are not expected any more
@@ -180,6 +183,7 @@ class Registry:
         self._keys: Counter[int] = Counter()
         self._grace = grace
         self._get_loop = get_loop
+        self._tenants = tenants or Tenants(Journal())
         self._absences: dict[str, float] = {}  # until when, on the loop's clock; the next end first
 
     @property
@@ -199,6 +203,7 @@ class Registry:
         for service in connection.services:
             # To the end: whoever has waited longest has the next turn.
             self._rings.setdefault(service, deque()).append(connection)
+        self._tenants.serve(connection.key, connection.services)
         self._tell_change()
 
     def count(self, key: int) -> int:
@@ -234,6 +239,7 @@ class Registry:
 
     def _unroute(self, connection: Connection) -> list[str]:
         """The names that nobody serves from now on."""
+        self._tenants.leave(connection.key, connection.services)
         absent = []
         for service in connection.services:
             ring = self._rings[service]

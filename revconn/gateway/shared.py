@@ -14,6 +14,7 @@ from revconn.gateway.limits import Counters, Limits
 from revconn.gateway.report import Journal
 from revconn.gateway.rerouting import Rerouting
 from revconn.gateway.routes import Outbound, Registry
+from revconn.gateway.tenants import Tenants
 from revconn.gateway.tls import Arrivals, ServerTLS
 
 __all__ = ["Hooks", "Settings", "Shared", "stats_of"]
@@ -50,6 +51,7 @@ class Settings:
     request_timeout: float = 30.0
     reconnect_grace: float = 2.0
     dial_backends: bool = True
+    dial_private: bool = False
     hooks: Hooks | None = None
 
 
@@ -66,17 +68,24 @@ class Shared:
         # New for every run: a stop ended all connections and settled all calls, and counts are from
         # the last start on. Only the keys stay.
         self.counters = Counters()
-        self.registry = Registry(settings.reconnect_grace)
-        self.arrivals = Arrivals()
         self.journal = Journal(keys)
+        tenants = Tenants(self.journal)
+        self.registry = Registry(settings.reconnect_grace, tenants=tenants)
+        self.arrivals = Arrivals()
         self.backends = Backends(
-            keys, limits, self.counters, self.journal, dials=settings.dial_backends
+            keys,
+            limits,
+            self.counters,
+            self.journal,
+            tenants,
+            dials=settings.dial_backends,
+            dials_private=settings.dial_private,
         )
         self.calls = Calls(self.registry, self.backends, limits, self.counters)
         # The table of calls knows nothing of what comes and goes: rerouting listens to registry and
         # backends, and moves calls through the table's own methods.
         self.rerouting = Rerouting(self.calls, self.registry, self.backends, self.counters)
-        self.events = Events(limits, self.counters)
+        self.events = Events(keys, limits, self.counters)
 
 
 def stats_of(shared: Shared | None) -> dict[str, int]:

@@ -39,7 +39,7 @@ class TestGateway:
 
     :param api_key: the key that connectors have to show.
     :param options: those of :class:`revconn.gateway.Gateway`, such as ``request_timeout``, apart
-        from ``address``, ``api_keys`` and ``tls``.
+        from ``address``, ``api_keys`` and ``tls``; ``dial_private`` is on.
 
     Raises :class:`ConfigurationError` for an option that cannot be used. Every method may be
     called from any thread, :meth:`start`, :meth:`stop`, :meth:`restart` and :meth:`close` by one
@@ -59,6 +59,8 @@ class TestGateway:
                 refuse(name, None, "given, but TestGateway chooses it", "leave it off")
         self.api_key = require_api_key(api_key)
         requests = RequestFaults()
+        # A test's services listen on loopback, as this does.
+        options.setdefault("dial_private", True)
         self._gateway = FaultyGateway(requests, api_keys=api_key, **options)
         self._gateway.start()
         # Between connectors and the gateway alone: callers are to see what comes of a fault, not

@@ -20,6 +20,11 @@ def test_a_key_may_have_patterns_after_it() -> None:
     assert sources.read() == {"one": None, "two": ("a.A", "b.*")}
 
 
+def test_patterns_of_events_stand_beside_those_of_services(tmp_path) -> None:
+    text = "one a.* publish:orders.* subscribe:* # all of them\n"
+    assert in_file(tmp_path, text).read() == {"one": ("a.*", "publish:orders.*", "subscribe:*")}
+
+
 def test_a_file_has_a_key_on_each_line_and_comments(tmp_path) -> None:
     text = "# head\n\n  # more\none\r\ntwo a.* # the rest\nthree#3 # b.B\n"
     assert in_file(tmp_path, text).read() == {"one": None, "two": ("a.*",), "three#3": None}
@@ -67,8 +72,8 @@ def test_a_file_is_read_again_each_time(tmp_path) -> None:
     [
         ("", "holds no key"),
         ("# none\n\n", "holds no key"),
-        ("key\nsecret hunter2!", "line 2.*what follows the key is not a service pattern"),
-        ("\nsecret hunter2 hunter2\0", "line 2.*what follows the key is not a service pattern"),
+        ("key\nsecret hunter2!", "line 2.*what follows the key is not a pattern"),
+        ("\nsecret hunter2 hunter2\0", "line 2.*what follows the key is not a pattern"),
         ("secret\0", "line 1.*cannot be printed"),
         ("secret a.A\nsecret b.B", "line 2.*gives a key again"),
         ("secret\nsecret a.A", "line 2.*gives a key again"),

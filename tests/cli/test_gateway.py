@@ -15,6 +15,7 @@ from pathlib import Path
 import grpc
 import pytest
 
+from revconn._proto.registry_pb2 import RegisterRequest, RegisterResponse
 from revconn.cli import gateway as gateway_command
 from revconn.cli import main
 from revconn.gateway import Gateway
@@ -101,6 +102,21 @@ def test_its_limits_are_those_given(run, connect, resources) -> None:
     with pytest.raises(grpc.RpcError, match="did not answer in time"):
         channel.unary_unary("/echo.Echo/Say")(b"", timeout=60)
     assert connector.ended() == (grpc.StatusCode.UNAVAILABLE, "no heartbeat for 0.5 seconds")
+
+
+@pytest.mark.parametrize(("options", "is_dialled"), [((), False), (("--dial-private",), True)])
+def test_loopback_addresses_are_dialled_when_told_so(run, resources, options, is_dialled) -> None:
+    command = run("--api-key", "key", *options)
+    channel = resources.enter_context(grpc.insecure_channel(address(command)))
+    register = channel.unary_unary(
+        "/registry.RegistryService/Register",
+        RegisterRequest.SerializeToString,
+        RegisterResponse.FromString,
+    )
+    request = RegisterRequest(api_key="key", address="localhost:1", services=["echo.Echo"])
+    registered = register(request, timeout=60)
+    assert registered.success
+    assert ("not dialled" in registered.message) is not is_dialled
 
 
 def test_the_log_says_no_more_than_asked_for(run, connect) -> None:

@@ -87,7 +87,9 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 @pytest.fixture
 def run_gateway(resources: ExitStack) -> Callable[..., Gateway]:
     def run(**options: Any) -> Gateway:
-        return resources.enter_context(Gateway(**{"api_keys": "key", **options}))
+        # The tests' own backends listen on loopback.
+        given = {"api_keys": "key", "dial_private": True, **options}
+        return resources.enter_context(Gateway(**given))
 
     return run
 

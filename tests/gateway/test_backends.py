@@ -17,7 +17,7 @@ from revconn._proto.registry_pb2 import (
 )
 from revconn.core.framing import frame, unframe
 from revconn.gateway import Gateway, backends
-from revconn.gateway.backends import Address
+from revconn.gateway.addresses import Address
 from tests.support.backend import Backend
 from tests.support.certificates import Authority
 from tests.support.waiting import eventually

@@ -133,7 +133,7 @@ def test_a_path_that_names_no_method_is_unimplemented(gateway, connector, call, 
 
 
 def test_the_gateways_own_service_is_not_forwarded(gateway, connect, call) -> None:
-    connect(gateway, "registry", "registry.RegistryService")
+    connect(gateway, "RegistryService")  # by its last part
     pending = call(gateway, "/registry.RegistryService/Register")
     assert pending.code() is grpc.StatusCode.UNAUTHENTICATED
     assert pending.details() == "Invalid token"

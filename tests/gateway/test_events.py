@@ -69,13 +69,20 @@ def test_an_event_arrives_as_it_was_published(subscriber) -> None:
     event = EventMessage(
         event_id="mine",
         event_type="a",
-        publisher_id="me",
+        publisher_id=connector.connection_id,
         payload=b"\x00\xff",
         timestamp=7,
         metadata={"k": "v"},
     )
     connector.send(event=event)
     assert receive_event(connector) == event
+
+
+@pytest.mark.parametrize("word", ["", "somebody else"])
+def test_its_publisher_is_the_connection_that_it_came_on(subscriber, connect, gateway, word):
+    connector, publisher = subscriber("a"), connect(gateway)
+    publish(publisher, "a", publisher_id=word)
+    assert receive_event(connector).publisher_id == publisher.connection_id
 
 
 def test_an_id_and_a_time_are_filled_in(subscriber) -> None:
@@ -86,7 +93,6 @@ def test_an_id_and_a_time_are_filled_in(subscriber) -> None:
     first, second = receive_event(connector), receive_event(connector)
     assert first.event_id == str(uuid.UUID(first.event_id)) != second.event_id
     assert before <= first.timestamp <= time.time()
-    assert first.publisher_id == ""
 
 
 def test_an_event_nobody_wants_is_dropped(gateway, subscriber) -> None:
@@ -129,6 +135,87 @@ def test_a_connector_that_leaves_gets_what_was_published_before(subscriber) -> N
     connector.disconnect()
     assert receive_event(connector).payload == b"1"
     assert connector.ended() == (grpc.StatusCode.OK, "")
+
+
+# Whose key may do what
+
+
+KEYS = {
+    "key": None,
+    "order-key": ["publish:orders.*", "subscribe:orders.done"],
+    "service-key": ["*"],
+}
+
+
+@pytest.fixture
+def divided(run_gateway):
+    """A gateway whose keys may do different things, and a subscriber to everything of ours."""
+    return run_gateway(api_keys=KEYS)
+
+
+def error_of(connector) -> str:
+    status = connector.receive().status
+    assert status.status == status.ERROR
+    return status.message
+
+
+def test_a_key_publishes_the_types_that_it_may_and_no_others(
+    divided, subscriber, connect, caplog
+) -> None:
+    listener = subscriber("orders.new", "bills.new", gateway=divided)
+    publisher = connect(divided, api_key="order-key")
+    for event_type in ("bills.new", "bills.new", "orders", "orders.new"):
+        publish(publisher, event_type)
+    assert error_of(publisher) == "the API key may not publish 'bills.new'"
+    assert receive_event(listener).event_type == "orders.new"
+    publisher.ask("1", "/other.Other/Say")
+    publisher.receive_response()  # and no other status before it
+    assert counted(divided, "events_forbidden") == 3
+    assert counted(divided, "events_published") == 1
+    assert caplog.text.count("ignored an event (PERMISSION_DENIED): the API key may not") == 1
+
+
+def test_a_key_subscribes_to_the_types_that_it_may_and_no_others(divided, connect) -> None:
+    listener, publisher = connect(divided, api_key="order-key"), connect(divided)
+    subscribe(listener, "orders.new", "bills.new", "orders.done")
+    assert error_of(listener) == "the API key may not subscribe to 'orders.new'"
+    subscribe(listener, "orders.new")
+    for event_type in ("bills.new", "orders.new", "orders.done"):
+        publish(publisher, event_type)
+    assert receive_event(listener).event_type == "orders.done"
+    eventually(lambda: counted(divided, "subscriptions_forbidden") == 2 + 1)
+    assert counted(divided, "events_unwanted") == 2
+
+
+def test_a_key_with_patterns_of_services_alone_gets_to_no_events(divided, connect) -> None:
+    connector = connect(divided, "echo.Echo", api_key="service-key")
+    subscribe(connector, "a")
+    assert "may not subscribe to 'a'" in error_of(connector)
+    publish(connector, "a")
+    assert "may not publish 'a'" in error_of(connector)
+
+
+def test_a_key_with_patterns_of_events_alone_registers_and_calls_nothing(divided, connect) -> None:
+    with pytest.raises(EOFError, match="PERMISSION_DENIED: the API key may not register"):
+        connect(divided, "orders.Orders", api_key="order-key")
+    connector = connect(divided, api_key="order-key")
+    connector.ask("1", "/orders.Orders/List")
+    assert connector.receive_response().status_code == 403
+
+
+def test_a_key_that_loses_a_type_is_sent_no_more_of_it(divided, subscriber, connect) -> None:
+    listener, other = (
+        connect(divided, api_key="order-key"),
+        subscriber("orders.done", gateway=divided),
+    )
+    subscribe(listener, "orders.done")
+    eventually(lambda: divided.connections()[0].subscriptions == 1)
+    divided.replace_keys({**KEYS, "order-key": ["subscribe:bills.*"]})
+    publish(other, "orders.done")
+    assert receive_event(other).event_type == "orders.done"
+    listener.ask("1", "/other.Other/Say")
+    listener.receive_response()  # and no event before it
+    assert counted(divided, "events_delivered") == 1
 
 
 # Limits

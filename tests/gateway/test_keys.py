@@ -118,6 +118,126 @@ def test_patterns_that_are_none_are_refused_and_not_shown(patterns: object) -> N
     assert "echo*" not in str(refused.value)
 
 
+@pytest.mark.parametrize(
+    ("pattern", "allowed", "refused"),
+    [
+        ("orders.new", ["orders.new"], ["orders", "orders.new.x", ""]),
+        ("orders.*", ["orders.new", "orders.a b"], ["orders", "orders-new", "x.orders.new"]),
+        ("user:in/out-1.*", ["user:in/out-1.x"], ["user"]),
+        ("größe", ["größe"], ["grösse"]),
+        ("*", ["a", "", "a b,c"], []),
+    ],
+)
+def test_a_pattern_of_events_is_a_type_or_what_is_below_it(pattern, allowed, refused) -> None:
+    publishing = ApiKeys({"key": [f"publish:{pattern}"]})
+    subscribing = ApiKeys({"key": [f"subscribe:{pattern}"]})
+    types = [*allowed, *refused]
+    assert [each for each in types if publishing.may_publish(1, each)] == allowed
+    assert [each for each in types if subscribing.may_subscribe(1, each)] == allowed
+    assert not any(publishing.may_subscribe(1, each) for each in types)
+    assert not any(subscribing.may_publish(1, each) for each in types)
+    assert not any(publishing.allows(1, each) for each in types)
+
+
+def test_a_key_without_patterns_and_a_gateway_without_keys_allow_all_events() -> None:
+    for keys, number in ((ApiKeys("key"), 1), (ApiKeys(None), UNCHECKED)):
+        assert keys.may_publish(number, "a")
+        assert keys.may_subscribe(number, "a")
+    assert not ApiKeys("key").may_publish(2, "a")
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    ["publish:", "publsh:a", "publish:a*", "publish:a b", "subscribe:a,b", ":a", "publish:*.a"],
+)
+def test_patterns_of_events_that_are_none_are_refused(pattern) -> None:
+    with pytest.raises(ConfigurationError, match=r"publish:orders\.\* and subscribe:orders\.\*"):
+        ApiKeys({"key": [pattern]})
+
+
+# Names that are the gateway's own
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "registry.RegistryService",
+        "registry.Anything",
+        "registry",
+        "grpc",
+        "grpc.health",
+        "grpc.health.v1.Health",
+        "grpc.reflection.v1.ServerReflection",
+        "grpc.reflection.v1alpha.ServerReflection",
+    ],
+)
+def test_nobody_registers_what_is_the_gateways_own(gateway, connect, name) -> None:
+    with pytest.raises(EOFError, match="INVALID_ARGUMENT: '.*' is the gateway's own; no connector"):
+        connect(gateway, "echo.Echo", name)
+    assert gateway.connections() == ()
+
+
+@pytest.mark.parametrize("name", ["registry2.A", "my.registry.A", "grpc.Other", "grpc.healthy.A"])
+def test_names_that_only_look_like_the_gateways_own_are_anybodys(gateway, connect, name) -> None:
+    connect(gateway, name)
+
+
+# Two keys that serve one service
+
+
+def shared_lines(caplog) -> list[str]:
+    return [text for text in caplog.messages if text.startswith("API keys number")]
+
+
+def test_two_keys_that_serve_one_service_are_told_of_once_by_their_numbers(
+    clock, run_gateway, connect, caplog
+) -> None:
+    gateway = run_gateway(api_keys=["one-secret", "two-secret", "three-secret"])
+    connect(gateway, "a.A", "b.B", api_key="one-secret")
+    connect(gateway, "a.A", api_key="one-secret")
+    assert shared_lines(caplog) == []
+    for _ in range(3):
+        connect(gateway, "b.B", "a.A", "c.C", api_key="two-secret").close()
+        eventually(lambda: len(gateway.connections()) == 2)
+    (said,) = shared_lines(caplog)
+    assert said.startswith("API keys number 1 and 2 both serve b.B, a.A: either may get")
+    assert "secret" not in caplog.text
+    connect(gateway, "a.A", api_key="three-secret")
+    assert len(shared_lines(caplog)) == 2
+    connect(gateway, "a.A", api_key="two-secret")
+    assert len(shared_lines(caplog)) == 3  # with the third; with the first it was told
+    assert shared_lines(caplog)[2].startswith("API keys number 3 and 2 both serve a.A:")
+
+
+def test_two_keys_that_share_a_service_for_long_are_told_of_again(
+    clock, run_gateway, connect, caplog
+) -> None:
+    gateway = run_gateway(api_keys=["one", "two"], heartbeat_timeout=600)
+    connect(gateway, "a.A", api_key="one")
+    for seconds in (0.0, 59.0, 1.0, 100.0):
+        clock.advance(seconds)
+        connect(gateway, "a.A", api_key="two").close()
+        eventually(lambda: len(gateway.connections()) == 1)
+    assert len(shared_lines(caplog)) == 2
+
+
+def test_however_many_services_two_keys_share_it_is_one_line(run_gateway, connect, caplog) -> None:
+    gateway = run_gateway(api_keys=["one", "two"])
+    names = [f"a.Service{number}" for number in range(1000)]
+    connect(gateway, *names, api_key="one")
+    connect(gateway, *names, api_key="two")
+    (said,) = shared_lines(caplog)
+    assert "a.Service9 and 990 more: " in said
+
+
+def test_one_after_the_other_two_keys_share_nothing(run_gateway, connect, caplog) -> None:
+    gateway = run_gateway(api_keys=["one", "two"])
+    for key in ("one", "two", "one"):
+        connect(gateway, "a.A", api_key=key).close()
+        eventually(lambda: not gateway.connections())
+    assert shared_lines(caplog) == []
+
+
 # Replacing
 
 

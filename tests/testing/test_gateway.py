@@ -8,7 +8,9 @@ import pytest
 
 from revconn import ConfigurationError, Connector, RequestError, State, StatusCode
 from revconn._proto.demo_pb2 import HelloRequest
+from revconn._proto.registry_pb2 import RegisterRequest
 from revconn.testing import TestGateway
+from tests.support.backend import Backend
 from tests.support.waiting import eventually
 
 SAY = "/echo.Echo/Say"
@@ -172,3 +174,14 @@ def test_its_repr_names_the_address_and_not_the_key(revconn_gateway: TestGateway
 def test_closing_twice_is_once(revconn_gateway: TestGateway) -> None:
     revconn_gateway.close()
     revconn_gateway.close()
+
+
+def test_a_service_of_the_test_that_listens_itself_is_dialled(
+    revconn_gateway: TestGateway,
+) -> None:
+    with Backend() as backend:
+        request = RegisterRequest(
+            api_key=revconn_gateway.api_key, address=backend.address, services=["own.Own"]
+        )
+        revconn_gateway.call("/registry.RegistryService/Register", request)
+        assert revconn_gateway.call("/own.Own/Say", b"x") == b"x"
