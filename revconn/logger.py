@@ -16,14 +16,17 @@ import threading
 import traceback
 from collections.abc import Hashable
 from types import CodeType
-from typing import Any, Callable, TypeVar
+from typing import Any, Callable, NamedTuple, TypeVar
 from urllib.parse import quote, quote_plus
 
 __all__ = [
+    "MOST_SOURCES",
     "Mask",
     "Reminder",
     "Reminders",
     "SafeLogger",
+    "Sum",
+    "Sums",
     "encodable",
     "get_logger",
     "is_interrupt",
@@ -32,6 +35,8 @@ __all__ = [
 ]
 
 T = TypeVar("T")
+
+MOST_SOURCES = 1000  # that are told apart, of one kind and in one interval
 
 _LONGEST_DETAILS = 1000
 _SHORTEST_SECRET = 6  # characters; less hides nothing, and is part of other words
@@ -215,6 +220,94 @@ class Reminders:
         if len(self._kinds) > self._most:
             del self._kinds[next(iter(self._kinds))]
         return unsaid if is_due else 0
+
+
+class Sum(NamedTuple):
+    """What came of one kind since its last line.
+
+    :ivar last: what was said of the last one.
+    :ivar times: how many came.
+    :ivar sources: where they came from, counted up to :data:`MOST_SOURCES`, and one more for more.
+    :ivar seconds: since the line before.
+    """
+
+    kind: Hashable
+    last: Any
+    times: int
+    sources: int
+    seconds: float
+
+
+class _Trouble:
+    """One kind, from a line of its own on."""
+
+    def __init__(self, now: float, interval: float) -> None:
+        self.last: Any = None
+        self.last_at = now
+        self.times = 0
+        self.sources: set[Hashable] = set()
+        self.begin(now, interval)
+
+    def begin(self, now: float, interval: float) -> None:
+        self.told_at, self.interval = now, interval
+        self.times = 0
+        self.sources.clear()
+
+
+class Sums:
+    """Which of the troubles that strangers cause is worth a line now: all together, few.
+
+    The first of a kind is, wherever it comes from. Those after it are told as one sum: when an
+    interval is over, which grows from one to the next, or a while after the last has come. A kind
+    that has not come for long counts as new. Times are seconds on any one clock. Whoever owns it
+    guards it, and asks :meth:`due` every now and then.
+
+    :param first: until the first sum; each further interval is twice as long.
+    :param most: the longest interval.
+    :param quiet: how long nothing comes, at most, before the rest is told.
+    """
+
+    def __init__(self, first: float = 60.0, most: float = 3600.0, quiet: float = 300.0) -> None:
+        self._first = first
+        self._most = most
+        self._quiet = quiet
+        # By kinds that are ours: no peer can make one up.
+        self._troubles: dict[Hashable, _Trouble] = {}
+
+    def count(self, kind: Hashable, source: Hashable, last: Any, now: float) -> bool:
+        """One of a kind has come, and is worth a line of its own; else it is part of a sum."""
+        trouble = self._troubles.get(kind)
+        if trouble is None:
+            self._troubles[kind] = _Trouble(now, self._first)
+            return True
+        trouble.times += 1
+        trouble.last, trouble.last_at = last, now
+        if len(trouble.sources) <= MOST_SOURCES:
+            trouble.sources.add(source)
+        return False
+
+    def due(self, now: float) -> list[Sum]:
+        """The sums that are worth a line now."""
+        sums = []
+        for kind, trouble in tuple(self._troubles.items()):
+            passed = now - trouble.told_at
+            if trouble.times:
+                quiet = min(trouble.interval, self._quiet)
+                if passed >= trouble.interval or now - trouble.last_at >= quiet:
+                    sums.append(self._sum(kind, trouble, now))
+            elif passed >= 2 * trouble.interval:
+                del self._troubles[kind]
+        return sums
+
+    def rest(self, now: float) -> list[Sum]:
+        """All that has not been told: there is no more to come."""
+        return [self._sum(kind, each, now) for kind, each in self._troubles.items() if each.times]
+
+    def _sum(self, kind: Hashable, trouble: _Trouble, now: float) -> Sum:
+        passed = now - trouble.told_at
+        told = Sum(kind, trouble.last, trouble.times, len(trouble.sources), passed)
+        trouble.begin(now, min(2 * trouble.interval, self._most))
+        return told
 
 
 # Words

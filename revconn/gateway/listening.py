@@ -128,6 +128,7 @@ class Serving:
         handlers = asyncio.all_tasks() - {asyncio.current_task()}
         if handlers:
             await asyncio.wait(handlers, timeout=_UNWIND_TIMEOUT)
+        self.shared.journal.close()
 
     def hurry(self, grace: float) -> None:
         """Give calls at most ``grace`` seconds from now on, if this stops."""
@@ -162,6 +163,7 @@ class Serving:
                 self._expire_connections,
                 lambda: self.shared.backends.expire(time.monotonic(), timeout),
                 lambda: self.shared.arrivals.look(time.monotonic()),
+                lambda: self.shared.journal.tick(time.monotonic()),
                 self.shared.rerouting.relieve_stalled,
                 self.end_withdrawn,  # of those, too, that registered just when the keys changed
             )

@@ -2,21 +2,25 @@
 
 The event's facts are the ``extra`` of the record: ``event``, ``connection_id``, ``key`` (its
 number, 0 where no key is checked), ``services``, ``peer``, ``age`` in seconds and, where there is
-one, the ``reason``. Refused connectors have no more than ``event``, ``peer`` and ``reason``.
+one, the ``reason``. Who was refused has no more than ``event``, ``peer`` and ``reason``.
 
-What a peer can repeat has a line at first, and then at growing intervals, with ``times``.
+What a peer can repeat has a line at first, and then at growing intervals, with ``times``. Of what
+whoever has no key can cause there is one line for all peers together, with ``addresses``, too.
 """
 
 from __future__ import annotations
 
+import ipaddress
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
+from urllib.parse import unquote
 
 from revconn.core.status import StatusCode
 from revconn.gateway.keys import ApiKeys
-from revconn.logger import Reminders, get_logger, presentable
+from revconn.logger import MOST_SOURCES, Reminders, Sum, Sums, get_logger, presentable
+from revconn.settings.target import ip_address
 
 __all__ = ["ConnectionInfo", "Journal"]
 
@@ -28,6 +32,8 @@ logger = get_logger("revconn.gateway.journal")
 _MOST_SERVICES = 100  # that are listed
 _FEW_SERVICES = 10  # where the line is of something else
 _LONGEST_NAME = 200
+
+_REFUSED = {"refused": "a connector", "refused_backend": "a backend"}  # by event
 
 
 @dataclass(frozen=True)
@@ -77,13 +83,15 @@ class Reported(Protocol):
 class Journal:
     """The log of one gateway, as far as peers can make it grow. It belongs to its thread.
 
-    A peer is known by its address without the port, which is another one each time. What it says is
-    quoted shortened, in one line, and without any of ``keys``.
+    A peer is known by its address without the port, which is another one each time, and an address
+    of IPv6 by its network of 64 bits, in which anybody may have as many as he likes. What it says
+    is quoted shortened, in one line, and without any of ``keys``.
     """
 
     def __init__(self, keys: ApiKeys | None = None) -> None:
         self._keys = keys or ApiKeys(None)
         self._reminders = Reminders()
+        self._sums = Sums()
         self._pairs = Reminders(most=10_000)  # as many as one connector may register
 
     # The life of a connection
@@ -119,18 +127,48 @@ class Journal:
         fields = self._fields("ended", connection, reason)
         logger.info("connection %s ended: %s", connection.id, reason, extra=fields)
 
-    # What peers can repeat
+    # What strangers can cause
 
     def refused(self, peer: str, code: StatusCode, reason: str) -> None:
         """A connector at ``peer`` was not let in."""
-        # By address and code, without the reason: that may quote what the peer said, which it can
-        # vary as it likes to fill the log and the memory of what was said.
-        times = self._count("refused", peer, code)
-        if times:
-            reason = self._quotable(reason)
-            fields = {"event": "refused", "peer": peer, "reason": reason, **_times(times)}
-            again = _again(times)
-            logger.warning("refused a connector at %s: %s%s", peer, reason, again, extra=fields)
+        self._refuse("refused", peer, code, reason)
+
+    def refused_backend(self, peer: str, code: StatusCode, reason: str) -> None:
+        """Somebody's ``Register`` was refused."""
+        self._refuse("refused_backend", peer, code, reason)
+
+    def _refuse(self, event: str, peer: str, code: StatusCode, reason: str) -> None:
+        # By code, without the reason: that may quote what the peer said, which it can vary as it
+        # likes to fill the log and the memory of what was said.
+        kind, now = (event, code), time.monotonic()
+        if self._sums.count(kind, _network(peer), (peer, reason), now):
+            self._tell(Sum(kind, (peer, reason), 1, 1, 0.0))
+
+    def tick(self, now: float) -> None:
+        """Tell what is due of that. It is to be called every now and then, and :meth:`close`."""
+        for each in self._sums.due(now):
+            self._tell(each)
+
+    def close(self) -> None:
+        """Tell the rest of it."""
+        for each in self._sums.rest(time.monotonic()):
+            self._tell(each)
+
+    def _tell(self, told: Sum) -> None:
+        (event, _), (peer, reason) = cast("tuple[str, StatusCode]", told.kind), told.last
+        reason = self._quotable(reason)
+        fields: dict[str, Any] = {"event": event, "peer": peer, "reason": reason}
+        more = ""
+        if told.times > 1:
+            fields.update(times=told.times, addresses=told.sources)
+            more = (
+                f", and {told.times - 1:,} more in {told.seconds:.0f} s,"
+                f" from {_addresses(told.sources)}"
+            )
+        whom = _REFUSED[event]
+        logger.warning("refused %s at %s: %s%s", whom, peer, reason, more, extra=fields)
+
+    # What peers can repeat
 
     def ignored(self, connection: Reported, what: str, detail: str = "") -> None:
         """A connector said something in vain; what it can vary at will belongs into ``detail``."""
@@ -177,13 +215,6 @@ class Journal:
 
     # Backends
 
-    def refused_backend(self, peer: str, code: StatusCode, reason: str) -> None:
-        """Somebody's ``Register`` was refused."""
-        times = self._count("refused a backend", peer, code)
-        if times:
-            reason = self._quotable(reason)
-            logger.warning("refused a backend at %s: %s%s", peer, reason, _again(times))
-
     def not_dialled(self, peer: str, reason: str) -> None:
         """Somebody's ``Register`` was answered with success, and nothing else done."""
         times = self._count("not dialled", peer)
@@ -213,7 +244,7 @@ class Journal:
 
     def _count(self, event: str, peer: str, *more: Any) -> int:
         # The port is another one for each connection, and would make each the first.
-        return self._reminders.count((event, _host(peer), *more), time.monotonic())
+        return self._reminders.count((event, _network(peer), *more), time.monotonic())
 
     def _quotable(self, text: str) -> str:
         return self._keys.mask(presentable(text))
@@ -237,9 +268,20 @@ class Journal:
         return self._keys.mask("\n".join(names)).split("\n") if names else []
 
 
-def _host(peer: str) -> str:
-    """``ipv4:192.0.2.1:54321`` without the port."""
-    return peer.rpartition(":")[0] or peer
+def _network(peer: str) -> str:
+    """``ipv4:192.0.2.1:54321`` without the port; of ``ipv6:[2001:db8::1]:54321`` the network."""
+    host = peer.rpartition(":")[0] or peer
+    ip = ip_address(unquote(host.partition(":")[2]).strip("[]"))
+    if not isinstance(ip, ipaddress.IPv6Address):
+        return host
+    # Whoever comes by IPv4 to a socket of both.
+    return str(ip.ipv4_mapped or ipaddress.IPv6Address(int(ip) >> 64 << 64))
+
+
+def _addresses(count: int) -> str:
+    if count > MOST_SOURCES:
+        return f"more than {MOST_SOURCES:,} addresses"
+    return f"{count:,} addresses" if count > 1 else "one address"
 
 
 def _times(times: int) -> dict[str, int]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import inspect
 import json
+import os
 import re
 import signal
 import socket
@@ -305,6 +306,20 @@ def test_it_speaks_tls(run, resources, tmp_path) -> None:
     channel = resources.enter_context(grpc.secure_channel(address(command), credentials))
     with pytest.raises(grpc.RpcError, match=r"no connector serves a\.A"):
         channel.unary_unary("/a.A/B")(b"", timeout=60)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="modes of files are POSIX's")
+def test_files_with_keys_that_others_may_read_are_warned_of(run, tmp_path) -> None:
+    cert, key = Authority().issue_files(tmp_path)
+    keys = tmp_path / "keys"
+    keys.write_text("secret", encoding="utf-8")
+    for path in (key, keys):
+        path.chmod(0o644)
+    command = run("--api-key-file", str(keys), "--tls-cert", str(cert), "--tls-key", str(key))
+    address(command)
+    for path in (key, keys):
+        said = f"other users of this machine may read {path} (mode 0644): chmod 600 it"
+        assert command.output.count(said) == 1
 
 
 def test_the_log_may_be_json(run, connect) -> None:

@@ -9,6 +9,9 @@ import grpc
 import pytest
 
 from revconn._proto.registry_pb2 import ConnectionStatus
+from revconn.core.status import StatusCode
+from revconn.gateway.keys import ApiKeys
+from revconn.gateway.report import Journal
 from tests.support.waiting import eventually
 
 LOGGER = "revconn.gateway.journal"  # which the guides name
@@ -146,20 +149,102 @@ def test_what_a_peer_says_in_vain_on_each_of_its_connections_is_told_of_once(
         assert caplog.messages[-1].endswith("'echo.Echo' (6 times since this was last logged)")
 
 
-def test_a_peer_that_is_refused_again_and_again_is_told_of_at_growing_intervals(
-    events, clock, gateway, dial
-) -> None:
-    def knock() -> None:
+# What strangers cause
+
+
+def knock(dial, gateway, times: int) -> None:
+    for _ in range(times):
         with pytest.raises(EOFError, match="Invalid token"):
             dial(gateway).register(api_key="wrong")
 
-    for _ in range(5):
-        knock()
+
+def test_refused_connectors_are_told_of_at_first_and_then_as_a_sum(
+    events, clock, gateway, dial
+) -> None:
+    knock(dial, gateway, 6)
     clock.advance(60.0)
-    knock()
     eventually(lambda: len(events()) == 2)
-    assert events()[1]["times"] == 5
+    assert (events()[1]["times"], events()[1]["addresses"]) == (5, 1)
     assert gateway.stats()["connections_refused"] == 6
+
+
+def test_what_was_not_told_yet_is_told_as_the_gateway_stops(events, gateway, dial) -> None:
+    knock(dial, gateway, 4)
+    gateway.stop()
+    assert [event.get("times") for event in events()] == [None, 3]
+
+
+@pytest.fixture
+def journal() -> Journal:
+    return Journal(ApiKeys("hunter2"))
+
+
+def told(caplog) -> list[str]:
+    return [record.getMessage() for record in caplog.records if record.name == LOGGER]
+
+
+def refuse(journal: Journal, peer: str, code=StatusCode.UNAUTHENTICATED, reason="no") -> None:
+    journal.refused(peer, code, reason)
+
+
+def test_strangers_from_many_addresses_are_one_line_in_all(clock, journal, caplog) -> None:
+    for number in range(32_241):
+        refuse(journal, f"ipv4:192.0.2.{number % 211}:{number}")
+    journal.tick(clock.now)
+    assert told(caplog) == ["refused a connector at ipv4:192.0.2.0:0: no"]
+    clock.advance(60.0)
+    journal.tick(clock.now)
+    assert told(caplog)[1:] == [
+        "refused a connector at ipv4:192.0.2.168:32240: no,"
+        " and 32,239 more in 60 s, from 211 addresses"
+    ]
+
+
+def test_more_addresses_than_are_remembered_are_said_to_be_more(clock, journal, caplog) -> None:
+    for number in range(5000):
+        refuse(journal, f"ipv4:10.1.{number // 250}.{number % 250}:1")
+    journal.close()
+    assert told(caplog)[1].endswith(", and 4,998 more in 0 s, from more than 1,000 addresses")
+
+
+@pytest.mark.parametrize(
+    ("peers", "said"),
+    [
+        (["ipv6:[2001:db8::%x]:1", "ipv6:%%5B2001:db8::%x%%5D:1"], "one address"),
+        (["ipv6:[2001:db8:0:%x::1]:1"], "9 addresses"),
+        (["ipv6:[::ffff:192.0.2.1]:%d"], "one address"),
+        (["ipv6:[::ffff:192.0.2.%d]:1"], "9 addresses"),
+        (["ipv6:[fe80::%x%%eth0]:1"], "one address"),
+        (["unix:/run/%d.sock"], "one address"),
+    ],
+)
+def test_a_network_of_ipv6_is_one_address(clock, journal, caplog, peers, said) -> None:
+    refuse(journal, "ipv4:192.0.2.99:1")
+    for number in range(1, 10):
+        for peer in peers:
+            refuse(journal, peer % number)
+    journal.close()
+    assert told(caplog)[1].endswith(f", from {said}")
+
+
+def test_each_kind_of_refusal_has_lines_of_its_own(clock, journal, caplog) -> None:
+    for code in (StatusCode.UNAUTHENTICATED, StatusCode.INVALID_ARGUMENT):
+        for number in range(3):
+            refuse(journal, "ipv4:192.0.2.1:1", code, f"reason {number}")
+            journal.refused_backend("ipv4:192.0.2.1:1", code, f"reason {number}")
+    assert len(told(caplog)) == 4
+    journal.close()
+    assert len(told(caplog)) == 8
+
+
+def test_no_key_gets_into_a_sum(clock, journal, caplog) -> None:
+    for _ in range(3):
+        refuse(journal, "ipv4:192.0.2.1:1", reason="hunter2 is\nno name")
+    journal.close()
+    assert told(caplog)[1].endswith(": *** is no name, and 1 more in 0 s, from one address")
+
+
+# Keys that peers know
 
 
 @pytest.mark.parametrize("key", ["topsecret", "top\\'secret", "topsecret-" * 30])
