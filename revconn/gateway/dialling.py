@@ -15,7 +15,7 @@ import grpc
 import grpc.aio
 
 from revconn.gateway.addresses import Address, lookup
-from revconn.gateway.limits import Limits
+from revconn.gateway.limits import Limits, Watch
 from revconn.settings.target import IPAddress, ip_address
 
 __all__ = ["Dialled", "Dialler"]
@@ -91,10 +91,16 @@ class Dialled:
             self._opening = opening = asyncio.ensure_future(self._dialler.open(self._address))
         elif opening.done() and opening.result().get_state() is _READY:  # as a rule
             return opening.result()
+        # Not wait_for(), which before Python 3.12 may swallow that the caller gave up.
+        watch = Watch(within)
         try:
-            return await asyncio.wait_for(_connected(opening), within)
-        except asyncio.TimeoutError:
-            raise OSError(f"no connection within {within:g} seconds") from None
+            return await _connected(opening)
+        except asyncio.CancelledError:
+            if watch.ran_out:
+                raise OSError(f"no connection within {within:g} seconds") from None
+            raise
+        finally:
+            watch.stop()
 
     async def close(self) -> None:
         """Close the channel."""

@@ -31,22 +31,27 @@ class Events:
     def subscribe(self, connection: Connection, event_types: Iterable[str]) -> None:
         """Subscribe; twice is once.
 
-        Raises :class:`Refused` at the first type that goes too far; those before it hold. And once
-        it has subscribed to all others, for those that the connection's key may not have.
+        Raises :class:`Refused` at the first type that goes too far; those before it hold. And after
+        the others, for those that the connection's key may not have.
         """
-        forbidden = []
+        forbidden: list[str] = []
         for event_type in event_types:
+            if event_type in connection.subscriptions:
+                continue
             if len(event_type) > _LONGEST_TYPE:
                 problem = f"{event_type[:64]!r}...: no type of events is that long"
                 raise Refused(StatusCode.INVALID_ARGUMENT, problem)
             if not self._keys.may_subscribe(connection.key, event_type):
                 forbidden.append(event_type)
-            elif event_type not in connection.subscriptions:
-                if len(connection.subscriptions) >= self._limit:
-                    problem = f"a connection may have {self._limit:,} subscriptions"
-                    raise over_limit(self._counters, "max_subscriptions", problem)
-                connection.subscriptions.add(event_type)
-                self._subscribers.setdefault(event_type, {})[connection] = None
+                # A message has room for a million, all of which would hold up everybody else.
+                if len(forbidden) >= self._limit:
+                    break
+                continue
+            if len(connection.subscriptions) >= self._limit:
+                problem = f"a connection may have {self._limit:,} subscriptions"
+                raise over_limit(self._counters, "max_subscriptions", problem)
+            connection.subscriptions.add(event_type)
+            self._subscribers.setdefault(event_type, {})[connection] = None
         if forbidden:
             self._counters.subscriptions_forbidden += len(forbidden)
             raise _forbidden("subscribe to", forbidden[0])

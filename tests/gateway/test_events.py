@@ -187,6 +187,14 @@ def test_a_key_subscribes_to_the_types_that_it_may_and_no_others(divided, connec
     assert counted(divided, "events_unwanted") == 2
 
 
+def test_of_many_types_that_a_key_may_not_have_few_are_looked_at(run_gateway, connect) -> None:
+    gateway = run_gateway(api_keys=KEYS, max_subscriptions=10)
+    connector = connect(gateway, api_key="order-key")
+    subscribe(connector, *(f"bills.{number}" for number in range(100_000)))
+    assert "may not subscribe to 'bills.0'" in error_of(connector)
+    assert counted(gateway, "subscriptions_forbidden") == 10
+
+
 def test_a_key_with_patterns_of_services_alone_gets_to_no_events(divided, connect) -> None:
     connector = connect(divided, "echo.Echo", api_key="service-key")
     subscribe(connector, "a")
