@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["BUILD", "GO", "GRPCURL", "JAVA", "NODE", "PROTOS", "Sources", "build"]
+__all__ = ["BUILD", "GO", "GRPCURL", "JAVA", "NODE", "PROTOS", "TOOLS", "Sources", "build"]
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
@@ -71,6 +71,11 @@ def _make_grpcurl() -> None:
             text = source.read_text(encoding="utf-8")
             ours.joinpath(source.name).write_text(text.replace(f'_ "{XDS}"', ""), encoding="utf-8")
     _go_build("grpcurl", ".", ours)
+
+
+def _make_tools() -> None:
+    _go_build("ghz", "github.com/bojand/ghz/cmd/ghz", HERE / "go")
+    _go_build("grpc-health-probe", "github.com/grpc-ecosystem/grpc-health-probe", HERE / "go")
 
 
 def _go_build(name: str, package: str, directory: Path) -> None:
@@ -132,11 +137,12 @@ def _alone(name: str) -> Iterator[None]:
 _GO_MODULE = (HERE / "go" / "go.mod", HERE / "go" / "go.sum")
 GO = Sources("go", ("go",), (HERE / "go", BENCHMARKS), _make_go)
 GRPCURL = Sources("grpcurl", ("go",), _GO_MODULE, _make_grpcurl)
+TOOLS = Sources("tools", ("go",), _GO_MODULE, _make_tools)
 NODE = Sources("node", ("node", "npm"), (HERE / "node", PROTOS), _make_node)
 JAVA = Sources("java", ("java", "javac", "mvn"), (HERE / "java", PROTOS), _make_java)
 
 
 if __name__ == "__main__":
-    for each in (GO, GRPCURL, NODE, JAVA):
+    for each in (GO, GRPCURL, TOOLS, NODE, JAVA):
         if not each.missing():
             build(each)

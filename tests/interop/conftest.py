@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from itertools import chain
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
 from revconn.gateway import Gateway
-from tests.interop.building import GO, GRPCURL, JAVA, NODE, Sources, build
+from tests.interop.building import GO, GRPCURL, JAVA, NODE, TOOLS, Sources, build
 from tests.interop.peers import CONNECTORS, KEY, TRIES, client_command, connector_command, needed
 from tests.support.apps import TIMEOUT, App
 from tests.support.waiting import eventually
@@ -39,13 +41,17 @@ class Workshop:
         """Skip the test whose tools are missing; in CI, or with INTEROP=required, fail it."""
         if sources is None:
             return
-        missing = sources.missing()
-        if missing and _required():
-            pytest.fail(missing)
-        if missing:
-            pytest.skip(missing)
+        if sources.missing():
+            _do_without(sources.missing())
         if self._problem(sources):
             pytest.fail(self._problem(sources))
+
+    def needs_program(self, program: str, package: str) -> str:
+        """Where a program of a Debian package is; what is missing is skipped or fails likewise."""
+        path = shutil.which(program)
+        if path is None:
+            _do_without(f"{program} is not installed: apt-get install {package}")
+        return path
 
     def has(self, sources: Sources | None) -> bool:
         """Whether it could be built."""
@@ -54,14 +60,16 @@ class Workshop:
     def _problem(self, sources: Sources) -> str:
         if self._problems is None:
             with ThreadPoolExecutor() as builders:
-                # What both of Go's import is compiled by the first.
-                tried = builders.map(_try_to_build, ((GO, GRPCURL), (NODE,), (JAVA,)))
+                # What all of Go's import is compiled by the first.
+                tried = builders.map(_try_to_build, ((GO, GRPCURL, TOOLS), (NODE,), (JAVA,)))
                 self._problems = dict(chain.from_iterable(tried))
         return self._problems[sources.name]
 
 
-def _required() -> bool:
-    return os.environ.get("CI") == "true" or os.environ.get("INTEROP") == "required"
+def _do_without(missing: str) -> NoReturn:
+    if os.environ.get("CI") == "true" or os.environ.get("INTEROP") == "required":
+        pytest.fail(missing)
+    pytest.skip(missing)
 
 
 def _try_to_build(several: Iterable[Sources]) -> list[tuple[str, str]]:
