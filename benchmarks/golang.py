@@ -1,4 +1,4 @@
-"""The two Go programs, built on demand into .build/."""
+"""The Go programs, built on demand into .build/."""
 
 from __future__ import annotations
 
@@ -6,19 +6,21 @@ import pathlib
 import shutil
 import subprocess
 
-__all__ = ["GUIDE_CLIENT", "LOADGEN", "build"]
+__all__ = ["GUIDE_CLIENT", "LOADGEN", "THIN_GATEWAY", "build"]
 
 _HERE = pathlib.Path(__file__).resolve().parent
 _BUILD = _HERE / ".build"
 LOADGEN = _BUILD / "loadgen"
 GUIDE_CLIENT = _BUILD / "guideclient"
+THIN_GATEWAY = _BUILD / "thingateway"
 
 
 def build() -> str:
-    """Build both programs; return why that was not possible, or an empty string."""
+    """Build them all; return why that was not possible, or an empty string."""
     go = shutil.which("go")
     if go is None:
         return "no `go` on PATH"
-    command = [go, "build", "-o", f"{_BUILD}/", "./loadgen", "./guideclient"]
+    programs = [f"./{program.name}" for program in (LOADGEN, GUIDE_CLIENT, THIN_GATEWAY)]
+    command = [go, "build", "-o", f"{_BUILD}/", *programs]
     built = subprocess.run(command, cwd=_HERE / "go", capture_output=True, text=True, check=False)
     return f"go build failed: {built.stderr.strip()}" if built.returncode else ""

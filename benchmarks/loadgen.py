@@ -9,22 +9,26 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import pathlib
 import queue
 import threading
 import time
-from collections.abc import Iterator
+import uuid
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import grpc
 
 from revconn._proto.registry_pb2 import (
     ConnectionMessage,
+    ConnectionRegister,
     ConnectionStatus,
     ForwardRequest,
     ForwardResponse,
 )
 
 METHOD_PATH = "/echo.Echo/Say"
+CALLING_SERVICE = "benchmark.Caller"  # which nobody calls
 CONNECTION_ID = "6f0f1f9e-3c59-4f0c-9d6e-2b1a7c5d8e43"
 HEADERS = {"content-type": "application/grpc", "te": "trailers", "user-agent": "grpc-python"}
 CONNECT_TIMEOUT = 10.0
@@ -40,7 +44,6 @@ class Meter:
         self._options = options
         self.measuring = False
         self.over = False
-        self._enough = threading.Event()
         self.latencies: list[float] = []
         self.errors: list[str] = []
         self.heartbeats = 0
@@ -51,7 +54,7 @@ class Meter:
         emit({"event": "window-start"})
         started, cpu = time.perf_counter(), time.process_time()
         self.measuring = True
-        self._enough.wait(self._options.seconds)
+        time.sleep(self._options.seconds)
         self.measuring, self.over = False, True
         self._seconds = time.perf_counter() - started
         self._cpu = time.process_time() - cpu
@@ -61,8 +64,6 @@ class Meter:
     def answered(self, latency: float) -> None:
         if self.measuring:
             self.latencies.append(latency)
-            if 0 < self._options.requests <= len(self.latencies):
-                self._enough.set()
 
     def result(self) -> dict[str, object]:
         latencies = sorted(self.latencies) or [0.0]
@@ -81,14 +82,15 @@ class Meter:
         }
 
 
-class Gateway:
-    """The gateway's end of one reverse connection; its stream's two threads share ``_pending``."""
+class Driver:
+    """Requests in flight on one reverse connection; its stream's two threads share ``_pending``."""
 
     def __init__(self, options: argparse.Namespace, payload: bytes, meter: Meter) -> None:
         self._options = options
         self._payload = payload
         self._meter = meter
         self._pending: dict[str, float] = {}
+        self._ids = str(uuid.uuid4())[8:]  # no other process's: ids are to be unique everywhere
         self._free: queue.SimpleQueue[bool] = queue.SimpleQueue()
         self.connected = threading.Event()
         self.drained = threading.Event()
@@ -102,13 +104,34 @@ class Gateway:
             status=ConnectionStatus.CONNECTED, connection_id=CONNECTION_ID, message="welcome"
         )
         yield ConnectionMessage(status=status)
+        yield from self._requests(messages)
+
+    def call_through(
+        self, establish: grpc.StreamStreamMultiCallable[ConnectionMessage, ConnectionMessage]
+    ) -> None:
+        """Be a connector, which calls another one. It sends no heartbeat."""
+        ready = threading.Event()
+        messages: Iterator[ConnectionMessage]
+
+        def outgoing() -> Iterator[ConnectionMessage]:
+            register = ConnectionRegister(api_key="benchmark", services=[CALLING_SERVICE])
+            yield ConnectionMessage(register=register)
+            ready.wait()
+            yield from self._requests(messages)
+
+        messages = establish(outgoing(), wait_for_ready=True)
+        if not next(messages).status.connection_id:
+            raise SystemExit("the gateway gave no connection id")
+        ready.set()
+
+    def _requests(self, messages: Iterator[ConnectionMessage]) -> Iterator[ConnectionMessage]:
         threading.Thread(target=self._receive, args=(messages,), daemon=True).start()
         self.connected.set()
         for number in itertools.count():
             if number >= self._options.in_flight:
                 self._free.get()
             request = ForwardRequest(
-                request_id=f"{number:08x}-0000-4000-8000-000000000000",
+                request_id=f"{number:08x}{self._ids}",
                 method_path=METHOD_PATH,
                 headers=HEADERS,
                 payload=self._payload,
@@ -156,10 +179,10 @@ class Gateway:
 
 
 def drive_connector(options: argparse.Namespace, payload: bytes, meter: Meter) -> None:
-    gateway = Gateway(options, payload, meter)
+    driver = Driver(options, payload, meter)
     server = grpc.server(ThreadPoolExecutor(max_workers=2), options=_windows(options))
     handler = grpc.stream_stream_rpc_method_handler(
-        gateway.establish,
+        driver.establish,
         request_deserializer=ConnectionMessage.FromString,
         response_serializer=ConnectionMessage.SerializeToString,
     )
@@ -173,12 +196,29 @@ def drive_connector(options: argparse.Namespace, payload: bytes, meter: Meter) -
     port = server.add_insecure_port("127.0.0.1:0")
     server.start()
     emit({"event": "listening", "address": f"127.0.0.1:{port}"})
-    if not gateway.connected.wait(CONNECT_TIMEOUT):
+    _measure(driver, meter, lambda: server.stop(grace=None))
+
+
+def call_connector(options: argparse.Namespace, payload: bytes, meter: Meter) -> None:
+    driver = Driver(options, payload, meter)
+    with grpc.insecure_channel(options.through, options=_windows(options)) as channel:
+        driver.call_through(
+            channel.stream_stream(
+                "/registry.RegistryService/EstablishConnection",
+                request_serializer=ConnectionMessage.SerializeToString,
+                response_deserializer=ConnectionMessage.FromString,
+            )
+        )
+        _measure(driver, meter, channel.close)
+
+
+def _measure(driver: Driver, meter: Meter, give_up: Callable[[], object]) -> None:
+    if not driver.connected.wait(CONNECT_TIMEOUT):
         raise SystemExit(f"no connector registered within {CONNECT_TIMEOUT} s")
     meter.run()
-    if not gateway.drained.wait(DRAIN_TIMEOUT):
-        server.stop(grace=None)
-        gateway.drained.wait()
+    if not driver.drained.wait(DRAIN_TIMEOUT):
+        give_up()
+        driver.drained.wait()
 
 
 def call_server(options: argparse.Namespace, payload: bytes, meter: Meter) -> None:
@@ -194,7 +234,7 @@ def call_server(options: argparse.Namespace, payload: bytes, meter: Meter) -> No
             if answer != payload:
                 meter.errors.append("wrong payload")
 
-    with grpc.insecure_channel(options.connect, options=_windows(options)) as channel:
+    with _channel(options) as channel:
         say: grpc.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(METHOD_PATH)
         callers = [threading.Thread(target=repeat) for _ in range(options.in_flight)]
         for caller in callers:
@@ -202,6 +242,13 @@ def call_server(options: argparse.Namespace, payload: bytes, meter: Meter) -> No
         meter.run()
         for caller in callers:
             caller.join()
+
+
+def _channel(options: argparse.Namespace) -> grpc.Channel:
+    if not options.ca:
+        return grpc.insecure_channel(options.connect, options=_windows(options))
+    credentials = grpc.ssl_channel_credentials(pathlib.Path(options.ca).read_bytes())
+    return grpc.secure_channel(options.connect, credentials, options=_windows(options))
 
 
 def _windows(options: argparse.Namespace) -> list[tuple[str, int]]:
@@ -218,8 +265,9 @@ def emit(event: dict[str, object]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--connect", default="")
+    parser.add_argument("--through", default="")
+    parser.add_argument("--ca", default="")
     parser.add_argument("--in-flight", type=int, default=64)
-    parser.add_argument("--requests", type=int, default=0)
     parser.add_argument("--payload", type=int, default=64)
     parser.add_argument("--warmup", type=float, default=0.5)
     parser.add_argument("--seconds", type=float, default=3.0)
@@ -229,7 +277,10 @@ def main() -> None:
     # Begins like a protobuf: 0x00 or 0x01 would be taken for gRPC's prefix.
     payload = (b"\x0a" + b"x" * options.payload)[: options.payload]
     meter = Meter(options)
-    drive = call_server if options.connect else drive_connector
+    if options.connect:
+        drive = call_server
+    else:
+        drive = call_connector if options.through else drive_connector
     drive(options, payload, meter)
     emit(meter.result())
 

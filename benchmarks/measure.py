@@ -27,6 +27,7 @@ __all__ = [
     "memory",
     "programs",
     "readable",
+    "resident",
     "running",
 ]
 
@@ -176,16 +177,25 @@ def memory(pid: int) -> int:
 
     Raises :class:`OSError` when it has ended.
     """
+    return _memory(pid, "VmHWM")
+
+
+def resident(pid: int) -> int:
+    """The bytes of memory that a process holds now. Raises :class:`OSError` when it has ended."""
+    return _memory(pid, "VmRSS")
+
+
+def _memory(pid: int, field: str) -> int:
     if sys.platform == "linux":
         status = pathlib.Path(f"/proc/{pid}/status").read_text()
-        peaks = [line.split()[1] for line in status.splitlines() if line.startswith("VmHWM")]
-        if not peaks:  # nobody has waited for it yet
+        found = [line.split()[1] for line in status.splitlines() if line.startswith(field)]
+        if not found:  # nobody has waited for it yet
             raise ProcessLookupError(f"process {pid} has ended")
-        (peak,) = peaks
+        (size,) = found
     else:
         ps = ["ps", "-o", "rss=", "-p", str(pid)]
-        peak = subprocess.run(ps, capture_output=True, text=True, check=True).stdout
-    return int(peak) << 10
+        size = subprocess.run(ps, capture_output=True, text=True, check=True).stdout
+    return int(size) << 10
 
 
 def readable(size: int) -> str:

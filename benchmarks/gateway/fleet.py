@@ -1,29 +1,34 @@
-"""What a thousand connectors cost the gateway, at rest and called."""
+"""What thousands of connectors cost the gateway: at rest, called, and when they all come back."""
 
 from __future__ import annotations
 
+import resource
 import sys
+import time
 from dataclasses import dataclass
-from typing import Any
 
-from benchmarks.gateway.calls import stats
-from benchmarks.measure import cpu_seconds, event, line, memory, programs
-from benchmarks.peers import gateway
+from benchmarks.gateway.paths import Programs
+from benchmarks.measure import cpu_seconds, event, line, memory, programs, resident
 
-__all__ = ["Fleet", "FleetFigures", "measure_fleet"]
+__all__ = ["Fleet", "FleetFigures", "measure_fleet", "room_for"]
 
-HEARTBEAT_TIMEOUT = 5.0  # seconds; five times the interval
+_SPARE = 200  # descriptors that a process needs besides
+_BEATS = 4  # that may be missing before the gateway gives a connector up
 
 
 @dataclass(frozen=True)
 class Fleet:
     """How many connectors, how often they beat, and how they are called. Times are seconds."""
 
-    connectors: int = 1000
-    heartbeat_interval: float = 1.0
-    idle: float = 10.0
+    connectors: int = 5000
+    heartbeat_interval: float = 5.0
+    idle: float = 20.0
     rate: float = 200.0
-    seconds: float = 60.0
+    seconds: float = 15.0
+
+    @property
+    def heartbeat_timeout(self) -> float:
+        return _BEATS * self.heartbeat_interval
 
     def flags(self) -> list[str]:
         return [
@@ -39,7 +44,10 @@ class Fleet:
 class FleetFigures:
     """What came of it. ``idle_cpu`` and ``cpu`` are shares of one core, without and with calls.
 
-    ``stats`` are the gateway's counters at the end, while all are still connected.
+    ``connected`` and ``back`` are the seconds from when the gateway listens to when the last has
+    registered: at first, and when it was killed and started again. ``lost`` counts the connectors
+    whose stream ended before that. ``memory`` is what the gateway's process holds while all of
+    them are at rest, and ``peak_memory`` the most that it ever held until then.
     """
 
     fleet: Fleet
@@ -48,31 +56,47 @@ class FleetFigures:
     p50: float
     p99: float
     heartbeats: int
+    lost: int
     errors: int
     first_error: str
     memory: int
-    memory_per_connection: float
+    peak_memory: int
+    memory_per_connector: float
+    connected: float
+    back: float
+    back_cpu_seconds: float
     idle_cpu: float
     cpu: float
-    stats: dict[str, Any]
 
 
-def measure_fleet(fleet: Fleet) -> FleetFigures:
-    """Hold the fleet and call it. Raises :class:`PeerFailed`."""
+def measure_fleet(fleet: Fleet, started: Programs) -> FleetFigures:
+    """Hold the fleet, call it, and let it come back. Raises :class:`PeerFailed`."""
+    own = (
+        f"--heartbeat-timeout={fleet.heartbeat_timeout}",
+        f"--connectors={max(fleet.connectors, 1)}",
+    )
     with programs() as start:
-        server = start(*gateway(f"--heartbeat-timeout={HEARTBEAT_TIMEOUT}"))
+        server = start(*started.ours(*own))
         address = line(server)
-        empty = memory(server.pid)
-        connectors = start(sys.executable, "-m", "benchmarks.peers.fleet", *fleet.flags(), address)
-        event(connectors, "connected")
-        connected = cpu_seconds(server.pid)
+        empty = resident(server.pid)
+        fleet_of = (sys.executable, "-m", "benchmarks.peers.fleet")
+        connectors = start(*fleet_of, *fleet.flags(), address)
+        connected = event(connectors, "connected")["seconds"]
+        rested, resting = cpu_seconds(server.pid), time.monotonic()
         event(connectors, "window-start")
-        called = cpu_seconds(server.pid)
-        held = memory(server.pid)
+        called, calling = cpu_seconds(server.pid), time.monotonic()
+        held, peak = resident(server.pid), memory(server.pid)
         event(connectors, "window-end")
         ended = cpu_seconds(server.pid)
         result = event(connectors, "result")
-        counters = stats(server)
+        server.kill()
+        server.wait()
+        port = int(address.rpartition(":")[2])
+        again = start(*started.ours(*own, port=port))
+        line(again)
+        before = cpu_seconds(again.pid)
+        back = event(connectors, "back")["seconds"]
+        back_cpu = cpu_seconds(again.pid) - before
     return FleetFigures(
         fleet=fleet,
         calls=result["requests"],
@@ -80,11 +104,27 @@ def measure_fleet(fleet: Fleet) -> FleetFigures:
         p50=result["p50_seconds"],
         p99=result["p99_seconds"],
         heartbeats=result["heartbeats"],
+        lost=result["lost"],
         errors=result["errors"],
         first_error=result["first_error"],
         memory=held,
-        memory_per_connection=(held - empty) / fleet.connectors,
-        idle_cpu=(called - connected) / fleet.idle,
+        peak_memory=peak,
+        memory_per_connector=(held - empty) / fleet.connectors,
+        connected=connected,
+        back=back,
+        back_cpu_seconds=back_cpu,
+        idle_cpu=(called - rested) / (calling - resting),
         cpu=(ended - called) / result["seconds"],
-        stats=counters,
     )
+
+
+def room_for(connectors: int) -> None:
+    """Let this process, and those that it starts, open so many sockets. Raises :class:`OSError`."""
+    wanted = connectors + _SPARE
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY and hard < wanted:
+        raise OSError(
+            f"{connectors:,} connectors need {wanted:,} descriptors: ulimit -Hn is {hard:,}"
+        )
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))

@@ -1,123 +1,115 @@
-"""What a run says of the gateway: a table of calls, one of the fleet, and the bars."""
+"""What a run says of the gateway: a table for each section and each fleet, and the bars."""
 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from benchmarks.bars import Verdict
-from benchmarks.gateway.calls import DIRECT, JUDGED, Calls, by_path, cpu_per_call, ratios
-from benchmarks.gateway.fleet import HEARTBEAT_TIMEOUT, FleetFigures
+from benchmarks.gateway.bars import Measured
+from benchmarks.gateway.fleet import FleetFigures
+from benchmarks.gateway.rounds import (
+    Rounds,
+    by_path,
+    cpu_ratio,
+    of_connector,
+    of_server,
+    p50_ratio,
+    rate_ratio,
+    together,
+)
+from benchmarks.gateway.sections import Section
 from benchmarks.measure import readable
 from benchmarks.report import bars, table
 
-__all__ = ["judge", "render"]
-
-_LIMIT = 2.5  # times the CPU time of a direct call
+__all__ = ["render"]
 
 
 def render(
     facts: Mapping[str, str],
-    calls: Sequence[Calls],
-    fleet: FleetFigures | None,
-    verdicts: Sequence[Verdict],
+    measured: Measured,
+    missing: Mapping[str, str],
+    fleets: Sequence[FleetFigures],
+    verdicts: Iterable[Verdict],
 ) -> str:
     """The report, as Markdown that also reads well in a terminal."""
     lines = [f"- {name}: {fact}" for name, fact in facts.items()]
-    if calls:
-        lines += ["", "## Calls", "", *_calls(calls)]
-    if fleet is not None:
-        held = f"{fleet.fleet.connectors:,} connectors"
-        lines += ["", f"## {held}", "", *_fleet(fleet)]
+    for section, calls in measured.items():
+        lines += ["", f"## {section.title}: {section.load.title}", ""]
+        lines += _calls(section, by_path(calls))
+    for path, reason in missing.items():
+        lines += ["", f"Not measured: {path}: {reason}."]
+    for figures in fleets:
+        lines += ["", f"## {figures.fleet.connectors:,} connectors", "", *_fleet(figures)]
     return "\n".join([*lines, *bars(verdicts)]) + "\n"
 
 
-def judge(calls: Sequence[Calls], fleet: FleetFigures | None) -> list[Verdict]:
-    """Every bar of what was measured."""
-    verdicts = []
-    if calls:
-        measured = ratios(calls)
-        for path in JUDGED:
-            bar = f"CPU per call, gateway and connector, {path.name}: ≤ {_LIMIT:g} × {DIRECT.name}"
-            verdicts.append(
-                Verdict(bar, f"{measured[path.name]:.3g}", measured[path.name] <= _LIMIT)
-            )
-        errors = sum(each.errors for each in calls)
-        first = next((each.first_error for each in calls if each.errors), "")
-        verdicts.append(Verdict("failed calls: none", f"{errors:,} {first}".strip(), not errors))
-    if fleet is not None:
-        verdicts += _judge_fleet(fleet)
-    return verdicts
-
-
-def _judge_fleet(figures: FleetFigures) -> list[Verdict]:
-    fleet, stats = figures.fleet, figures.stats
-    wanted = round(fleet.rate * fleet.seconds)
-    name = f"{fleet.connectors:,} connectors"
-    expired, left = stats["connections_expired"], stats["connections"]
-    answered = f"{figures.calls:,} of {wanted:,}; {figures.errors:,} errors {figures.first_error}"
-    return [
-        Verdict(f"{name}: none expires", f"{expired:,}", not expired),
-        Verdict(f"{name}: all stay connected", f"{left:,}", left == fleet.connectors),
-        Verdict(
-            f"{name}: every call is answered, nothing fails",
-            answered.strip(),
-            figures.calls == wanted and not figures.errors,
-        ),
-    ]
-
-
-def _calls(rounds: Sequence[Calls]) -> list[str]:
-    times = ratios(rounds)
+def _calls(section: Section, paths: Mapping[str, Rounds]) -> list[str]:
+    times = f"× {section.against}"
+    of_whom = "gateway" if section.cost is of_server else "together"
     head = [
         "path",
         "calls",
-        "server or gateway, CPU µs/call",
+        "gateway or server, CPU µs/call",
         "connector, CPU µs/call",
         "together",
-        "× direct",
+        f"{of_whom} {times}",
         "calls/s",
+        times,
         "p50 ms",
+        times,
         "p99 ms",
     ]
+    baseline = paths.get(section.baseline.name)
     rows = []
-    for name, of_path in by_path(rounds).items():
-        server, connector = cpu_per_call(of_path)
+    for name, rounds in paths.items():
         rows.append(
             [
                 name,
-                f"{sum(each.requests for each in of_path):,}",
-                f"{1e6 * server:,.0f}",
-                f"{1e6 * connector:,.0f}",
-                f"{1e6 * (server + connector):,.0f}",
-                f"{times[name]:.2f}",
-                f"{_median(of_path, lambda each: each.requests_per_second):,.0f}",
-                f"{1e3 * _median(of_path, lambda each: each.p50):.1f}",
-                f"{1e3 * _median(of_path, lambda each: each.p99):.1f}",
+                f"{sum(each.requests for each in rounds):,}",
+                f"{1e6 * of_server(rounds):,.1f}",
+                f"{1e6 * of_connector(rounds):,.1f}",
+                f"{1e6 * together(rounds):,.1f}",
+                _times(
+                    lambda ours, theirs: cpu_ratio(ours, theirs, section.cost), rounds, baseline
+                ),
+                f"{statistics.median(each.requests_per_second for each in rounds):,.0f}",
+                _times(rate_ratio, rounds, baseline),
+                f"{1e3 * statistics.median(each.p50 for each in rounds):.2f}",
+                _times(p50_ratio, rounds, baseline),
+                f"{1e3 * statistics.median(each.p99 for each in rounds):.1f}",
             ]
         )
     return table(head, rows, left=1)
 
 
-def _median(rounds: Sequence[Calls], value: Callable[[Calls], float]) -> float:
-    return statistics.median(map(value, rounds))
+def _times(
+    ratio: Callable[[Rounds, Rounds], float], rounds: Rounds, baseline: Rounds | None
+) -> str:
+    return f"{ratio(rounds, baseline):.2f}" if baseline else "–"
 
 
 def _fleet(figures: FleetFigures) -> list[str]:
-    fleet, stats = figures.fleet, figures.stats
+    fleet = figures.fleet
     rows = [
+        ["all registered after", f"{figures.connected:.2f} s"],
         [
             "heartbeats",
             f"one in {fleet.heartbeat_interval:g} s each; {figures.heartbeats:,} in all",
         ],
-        ["connections expired", f"{stats['connections_expired']:,} ({HEARTBEAT_TIMEOUT:g} s)"],
+        ["connectors lost", f"{figures.lost:,}"],
+        ["gateway's memory", readable(figures.memory)],
+        ["of it, for each connector", readable(round(figures.memory_per_connector))],
+        ["the most that it ever held", readable(figures.peak_memory)],
+        ["gateway's CPU, heartbeats alone", f"{figures.idle_cpu:.1%} of a core"],
+        [f"gateway's CPU, {fleet.rate:g} calls/s as well", f"{figures.cpu:.1%} of a core"],
         ["calls", f"{figures.calls:,} in {figures.seconds:.1f} s, at each connector in turn"],
         ["errors", f"{figures.errors:,} {figures.first_error}".strip()],
         ["latency of a call, p50", f"{1e3 * figures.p50:.1f} ms"],
         ["latency of a call, p99", f"{1e3 * figures.p99:.1f} ms"],
-        ["gateway's CPU, heartbeats alone", f"{figures.idle_cpu:.0%} of a core"],
-        [f"gateway's CPU, {fleet.rate:g} calls/s as well", f"{figures.cpu:.0%} of a core"],
-        ["gateway's memory", readable(figures.memory)],
-        ["of it, for each idle connection", readable(round(figures.memory_per_connection))],
+        [
+            "killed and started again: all are back after",
+            f"{figures.back:.2f} s, of which the gateway computes {figures.back_cpu_seconds:.2f} s",
+        ],
     ]
     return table(["what", "measured"], rows, left=2)

@@ -54,6 +54,7 @@ def build(what: Sources) -> None:
 def _make_go() -> None:
     _go_build("client", "./client", HERE / "go")
     _go_build("connector", "./guideclient", BENCHMARKS)
+    _go_build("thingateway", "./thingateway", BENCHMARKS)
 
 
 def _make_grpcurl() -> None:

@@ -11,8 +11,23 @@ import (
 	"math/big"
 	"net"
 	"os"
+	"path/filepath"
 	"time"
 )
+
+// writeCertificate makes one, and writes it and its key into the directory, for another server.
+func writeCertificate(directory string) error {
+	made, err := makeCertificate(filepath.Join(directory, "cert.pem"))
+	if err != nil {
+		return err
+	}
+	der, err := x509.MarshalPKCS8PrivateKey(made.PrivateKey)
+	if err != nil {
+		return err
+	}
+	encoded := pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der})
+	return os.WriteFile(filepath.Join(directory, "key.pem"), encoded, 0o600)
+}
 
 // makeCertificate makes one that vouches for itself and writes it, without its key, to path.
 func makeCertificate(path string) (*tls.Certificate, error) {

@@ -8,34 +8,31 @@ import (
 	"time"
 
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/credentials/insecure"
 )
 
-// runClient calls an ordinary gRPC server over one connection, from one goroutine per request in
-// flight.
+// runClient calls an ordinary gRPC server, from one goroutine per request in flight. By default all
+// of them share one channel, which is one HTTP/2 connection: what a client has.
 func runClient(o options) (result, error) {
-	settings := []grpc.DialOption{
-		grpc.WithTransportCredentials(insecure.NewCredentials()),
-		grpc.WithDefaultCallOptions(grpc.ForceCodecV2(rawCodec{})),
+	channels := make([]*grpc.ClientConn, o.channels)
+	for i := range channels {
+		channel, err := dial(o, o.connect)
+		if err != nil {
+			return result{}, err
+		}
+		defer channel.Close()
+		channels[i] = channel
 	}
-	if !o.dynamicWindows {
-		settings = append(settings, grpc.WithInitialWindowSize(staticWindow),
-			grpc.WithInitialConnWindowSize(staticWindow))
-	}
-	connection, err := grpc.NewClient(o.connect, settings...)
-	if err != nil {
-		return result{}, err
-	}
-	defer connection.Close()
 
-	m := meter{enough: make(chan struct{})}
+	var m meter
 	tallies := make([]tally, o.inFlight)
 	var callers sync.WaitGroup
 	for i := range tallies {
 		callers.Add(1)
 		go func() {
 			defer callers.Done()
-			call(connection, o, &m, &tallies[i])
+			call(channels[i%o.channels], o, &m, &tallies[i])
 		}()
 	}
 	m.run(o)
@@ -46,6 +43,28 @@ func runClient(o options) (result, error) {
 		total.add(&tallies[i])
 	}
 	return m.result(&total), nil
+}
+
+// dial makes a channel, which connects when it is called.
+func dial(o options, address string) (*grpc.ClientConn, error) {
+	security := insecure.NewCredentials()
+	if o.ca != "" {
+		var err error
+		if security, err = credentials.NewClientTLSFromFile(o.ca, ""); err != nil {
+			return nil, err
+		}
+	}
+	settings := []grpc.DialOption{
+		grpc.WithTransportCredentials(security),
+		grpc.WithDefaultCallOptions(
+			grpc.ForceCodecV2(rawCodec{}), grpc.MaxCallRecvMsgSize(largestMessage),
+		),
+	}
+	if !o.dynamicWindows {
+		settings = append(settings, grpc.WithInitialWindowSize(staticWindow),
+			grpc.WithInitialConnWindowSize(staticWindow))
+	}
+	return grpc.NewClient(address, settings...)
 }
 
 // call repeats the request until the window is over, or until it fails.
@@ -66,9 +85,6 @@ func call(connection *grpc.ClientConn, o options, m *meter, t *tally) {
 		}
 		if m.phase.Load() == measured {
 			t.latencies = append(t.latencies, latency)
-			if m.answered.Add(1) == o.requests {
-				close(m.enough)
-			}
 		}
 	}
 }

@@ -1,7 +1,8 @@
 // Command loadgen keeps a fixed number of echo requests in flight and measures a window of time.
 //
 // Without -connect it is the gateway of a reverse connection: it listens, accepts its connectors
-// and pushes requests down their streams. With -connect it is an ordinary client of a gRPC server.
+// and pushes requests down their streams. With -connect it is an ordinary client of a gRPC server,
+// with -through a connector at a gateway, which calls another one there.
 //
 // It prints one JSON object per line: {"event": "listening", "address": …} once it accepts
 // connectors, "window-start" and "window-end" at those moments, and "result" at the end.
@@ -11,6 +12,7 @@ import (
 	"encoding/json"
 	"flag"
 	"fmt"
+	"log"
 	"os"
 	"runtime/debug"
 	"time"
@@ -20,6 +22,7 @@ const (
 	methodPath     = "/echo.Echo/Say"
 	connectTimeout = 10 * time.Second
 	drainTimeout   = 5 * time.Second
+	largestMessage = 256 << 20
 	// A window that is given switches grpc-go's bandwidth estimate off, and with it the PING and
 	// the WINDOW_UPDATE that follow every lone request.
 	staticWindow = 1 << 20
@@ -27,9 +30,11 @@ const (
 
 type options struct {
 	connect           string
+	through           string
+	ca                string
+	channels          int
 	certificate       string
 	connections       int
-	requests          int64
 	inFlight          int
 	payload           []byte
 	warmup            time.Duration
@@ -42,12 +47,18 @@ func main() {
 	var o options
 	var payloadBytes int
 	flag.StringVar(&o.connect, "connect", "", "be a client of the gRPC server at this address")
+	flag.StringVar(&o.through, "through", "",
+		"be a connector of the gateway at this address, and call another one")
+	flag.StringVar(&o.ca, "ca", "",
+		"with -connect: speak TLS, and trust the certificate in this file")
+	flag.IntVar(&o.channels, "channels", 1,
+		"with -connect: HTTP/2 connections that the requests are spread over")
+	directory := flag.String("make-certificate", "",
+		"write a certificate and its key, cert.pem and key.pem, into this directory, and end")
 	flag.StringVar(&o.certificate, "certificate", "",
 		"speak TLS, with a certificate that is made now and written to this file")
 	flag.IntVar(&o.connections, "connections", 1, "connectors to wait for")
 	flag.IntVar(&o.inFlight, "in-flight", 64, "requests kept in flight, for each connector")
-	flag.Int64Var(&o.requests, "requests", 0,
-		"with -connect: end the window after so many; 0: after its time alone")
 	flag.IntVar(&payloadBytes, "payload", 64, "bytes per request")
 	warmup := flag.Float64("warmup", 0.5, "seconds of load before the window")
 	seconds := flag.Float64("seconds", 3, "length of the measured window")
@@ -64,8 +75,16 @@ func main() {
 	debug.SetGCPercent(800)
 
 	run := runGateway
-	if o.connect != "" {
+	switch {
+	case *directory != "":
+		if err := writeCertificate(*directory); err != nil {
+			log.Fatal(err)
+		}
+		return
+	case o.connect != "":
 		run = runClient
+	case o.through != "":
+		run = runConnector
 	}
 	result, err := run(o)
 	if err != nil {

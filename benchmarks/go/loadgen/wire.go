@@ -6,6 +6,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 
 	"google.golang.org/grpc/mem"
 	"google.golang.org/protobuf/encoding/protowire"
@@ -36,7 +37,10 @@ func (rawCodec) Unmarshal(data mem.BufferSlice, message any) error {
 
 const requestIDBytes = 36
 
-var requestIDTemplate = []byte("00000000-0000-4000-8000-000000000000")
+// requestIDTemplate is no other process's: ids are to be unique everywhere.
+var requestIDTemplate = fmt.Appendf(
+	nil, "00000000-%04x-4%03x-8000-000000000000", rand.N(1<<16), rand.N(1<<12),
+)
 
 // request is one encoded ForwardRequest, sent again and again with a new id: it is reused only
 // after its answer has arrived, so nobody is still reading the bytes.
