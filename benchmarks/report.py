@@ -8,6 +8,7 @@ import platform
 import shutil
 import statistics
 import subprocess
+import sysconfig
 import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib.metadata import version
@@ -28,6 +29,7 @@ def machine(loadgen: str) -> dict[str, str]:
         "machine": f"{_cpu_model()}, {os.cpu_count()} cores, {platform.system()}",
         "load generator": loadgen,
         "python": f"{platform.python_implementation()} {platform.python_version()}",
+        "python build": _python_build(),
         "grpcio": version("grpcio"),
         "h2": version("h2"),
         "protobuf": version("protobuf"),
@@ -180,6 +182,17 @@ def _cpu_model() -> str:
         if line.startswith("model name"):
             return line.partition(":")[2].strip()
     return platform.machine()
+
+
+def _python_build() -> str:
+    """Who compiled the interpreter, and whether with the optimizations that make it faster."""
+    given = sysconfig.get_config_var("CONFIG_ARGS") or ""
+    optimized = [
+        name
+        for name, option in (("PGO", "--enable-optimizations"), ("LTO", "--with-lto"))
+        if option in given
+    ]
+    return f"{platform.python_compiler()}, {' and '.join(optimized) or 'neither PGO nor LTO'}"
 
 
 def _go_version() -> str:

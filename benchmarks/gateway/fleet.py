@@ -64,7 +64,8 @@ class FleetFigures:
     memory_per_connector: float
     connected: float
     back: float
-    back_cpu_seconds: float
+    back_gateway_cpu_seconds: float
+    back_fleet_cpu_seconds: float
     idle_cpu: float
     cpu: float
 
@@ -95,7 +96,7 @@ def measure_fleet(fleet: Fleet, started: Programs) -> FleetFigures:
         again = start(*started.ours(*own, port=port))
         line(again)
         before = cpu_seconds(again.pid)
-        back = event(connectors, "back")["seconds"]
+        back = event(connectors, "back")
         back_cpu = cpu_seconds(again.pid) - before
     return FleetFigures(
         fleet=fleet,
@@ -111,8 +112,9 @@ def measure_fleet(fleet: Fleet, started: Programs) -> FleetFigures:
         peak_memory=peak,
         memory_per_connector=(held - empty) / fleet.connectors,
         connected=connected,
-        back=back,
-        back_cpu_seconds=back_cpu,
+        back=back["seconds"],
+        back_gateway_cpu_seconds=back_cpu,
+        back_fleet_cpu_seconds=back["cpu_seconds"],
         idle_cpu=(called - rested) / (calling - resting),
         cpu=(ended - called) / result["seconds"],
     )

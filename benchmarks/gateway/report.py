@@ -109,7 +109,8 @@ def _fleet(figures: FleetFigures) -> list[str]:
         ["latency of a call, p99", f"{1e3 * figures.p99:.1f} ms"],
         [
             "killed and started again: all are back after",
-            f"{figures.back:.2f} s, of which the gateway computes {figures.back_cpu_seconds:.2f} s",
+            f"{figures.back:.2f} s; the gateway computes {figures.back_gateway_cpu_seconds:.2f} s"
+            f" of it, the connectors {figures.back_fleet_cpu_seconds:.2f} s",
         ],
     ]
     return table(["what", "measured"], rows, left=2)

@@ -216,8 +216,10 @@ async def main(options: argparse.Namespace) -> None:
     emit(tally.result(seconds))
     for connector in fleet:
         await connector.lost.wait()
+    computed = time.process_time()
     seconds = await connect_all(fleet)
-    emit({"event": "back", "seconds": seconds})
+    computed = time.process_time() - computed
+    emit({"event": "back", "seconds": seconds, "cpu_seconds": computed})
     await beats  # until it is killed, so that all of them stay connected
 
 

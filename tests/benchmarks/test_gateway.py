@@ -66,7 +66,8 @@ def fleet(connectors: int = 10, **changes: Any) -> FleetFigures:
         "memory_per_connector": 5 << 10,
         "connected": 1.5,
         "back": 2.0,
-        "back_cpu_seconds": 0.5,
+        "back_gateway_cpu_seconds": 0.5,
+        "back_fleet_cpu_seconds": 0.7,
         "idle_cpu": 0.04,
         "cpu": 0.3,
     }

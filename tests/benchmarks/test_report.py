@@ -1,8 +1,12 @@
 """The report: a table per load, what could not be measured, and the bars."""
 
+import sysconfig
+
+import pytest
+
 from benchmarks.bars import Verdict
 from benchmarks.measure import Load
-from benchmarks.report import render
+from benchmarks.report import machine, render
 from tests.benchmarks.test_bars import RESIDENTS, figures
 
 MANY = Load(256)
@@ -54,3 +58,16 @@ def test_the_report_says_of_each_bar_whether_it_was_met():
 def test_the_report_states_what_waiting_costs_in_memory():
     text = render([], {}, {}, RESIDENTS)
     assert "one idle connector holds 30 MiB, each further connector 97.66 KiB" in text
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ("'--enable-optimizations' '--with-lto'", ", PGO and LTO"),
+        ("'--enable-optimizations'", ", PGO"),
+        (None, ", neither PGO nor LTO"),
+    ],
+)
+def test_the_facts_say_how_the_interpreter_was_built(monkeypatch, options, said):
+    monkeypatch.setattr(sysconfig, "get_config_var", {"CONFIG_ARGS": options}.get)
+    assert machine("Go")["python build"].endswith(said)
