@@ -135,8 +135,8 @@ def _judge_fleet(figures: FleetFigures) -> list[Verdict]:
         ),
         Verdict(
             f"{name}: all are back within {_BACK:g} s of the gateway's restart",
-            f"{figures.back:.2f} s",
-            figures.back <= _BACK,
+            f"{figures.back.seconds:.2f} s",
+            figures.back.seconds <= _BACK,
         ),
         Verdict(
             f"{name}: ≤ {_IDLE_CPU:.0%} of a core at {beat}",

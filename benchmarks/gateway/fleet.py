@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from benchmarks.gateway.paths import Programs
 from benchmarks.measure import cpu_seconds, event, line, memory, programs, resident
 
-__all__ = ["Fleet", "FleetFigures", "measure_fleet", "room_for"]
+__all__ = ["Fleet", "FleetFigures", "Return", "measure_fleet", "room_for"]
 
 _SPARE = 200  # descriptors that a process needs besides
 _BEATS = 4  # that may be missing before the gateway gives a connector up
@@ -25,6 +25,7 @@ class Fleet:
     idle: float = 20.0
     rate: float = 200.0
     seconds: float = 15.0
+    restarts: int = 3
 
     @property
     def heartbeat_timeout(self) -> float:
@@ -41,13 +42,24 @@ class Fleet:
 
 
 @dataclass(frozen=True)
+class Return:
+    """The gateway was killed and started again. ``seconds`` are from when it listens to when the
+    last of the fleet has registered; what the processes computed meanwhile is CPU seconds.
+    """
+
+    seconds: float
+    gateway_cpu_seconds: float
+    fleet_cpu_seconds: float
+
+
+@dataclass(frozen=True)
 class FleetFigures:
     """What came of it. ``idle_cpu`` and ``cpu`` are shares of one core, without and with calls.
 
-    ``connected`` and ``back`` are the seconds from when the gateway listens to when the last has
-    registered: at first, and when it was killed and started again. ``lost`` counts the connectors
-    whose stream ended before that. ``memory`` is what the gateway's process holds while all of
-    them are at rest, and ``peak_memory`` the most that it ever held until then.
+    ``connected`` is the seconds from when the gateway listens to when the last has registered.
+    ``lost`` counts the connectors whose stream ended while it ran. ``memory`` is what the gateway's
+    process holds while all of them are at rest, and ``peak_memory`` the most that it ever held
+    until then.
     """
 
     fleet: Fleet
@@ -63,11 +75,14 @@ class FleetFigures:
     peak_memory: int
     memory_per_connector: float
     connected: float
-    back: float
-    back_gateway_cpu_seconds: float
-    back_fleet_cpu_seconds: float
+    returns: tuple[Return, ...]
     idle_cpu: float
     cpu: float
+
+    @property
+    def back(self) -> Return:
+        """The median one."""
+        return sorted(self.returns, key=lambda each: each.seconds)[len(self.returns) // 2]
 
 
 def measure_fleet(fleet: Fleet, started: Programs) -> FleetFigures:
@@ -90,14 +105,17 @@ def measure_fleet(fleet: Fleet, started: Programs) -> FleetFigures:
         event(connectors, "window-end")
         ended = cpu_seconds(server.pid)
         result = event(connectors, "result")
-        server.kill()
-        server.wait()
-        port = int(address.rpartition(":")[2])
-        again = start(*started.ours(*own, port=port))
-        line(again)
-        before = cpu_seconds(again.pid)
-        back = event(connectors, "back")
-        back_cpu = cpu_seconds(again.pid) - before
+        again = started.ours(*own, port=int(address.rpartition(":")[2]))
+        returns = []
+        for _ in range(fleet.restarts):
+            server.kill()
+            server.wait()
+            server = start(*again)
+            line(server)
+            before = cpu_seconds(server.pid)
+            back = event(connectors, "back")
+            computed = cpu_seconds(server.pid) - before
+            returns.append(Return(back["seconds"], computed, back["cpu_seconds"]))
     return FleetFigures(
         fleet=fleet,
         calls=result["requests"],
@@ -112,9 +130,7 @@ def measure_fleet(fleet: Fleet, started: Programs) -> FleetFigures:
         peak_memory=peak,
         memory_per_connector=(held - empty) / fleet.connectors,
         connected=connected,
-        back=back["seconds"],
-        back_gateway_cpu_seconds=back_cpu,
-        back_fleet_cpu_seconds=back["cpu_seconds"],
+        returns=tuple(returns),
         idle_cpu=(called - rested) / (calling - resting),
         cpu=(ended - called) / result["seconds"],
     )

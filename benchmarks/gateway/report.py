@@ -90,7 +90,7 @@ def _times(
 
 
 def _fleet(figures: FleetFigures) -> list[str]:
-    fleet = figures.fleet
+    fleet, back = figures.fleet, figures.back
     rows = [
         ["all registered after", f"{figures.connected:.2f} s"],
         [
@@ -108,9 +108,9 @@ def _fleet(figures: FleetFigures) -> list[str]:
         ["latency of a call, p50", f"{1e3 * figures.p50:.1f} ms"],
         ["latency of a call, p99", f"{1e3 * figures.p99:.1f} ms"],
         [
-            "killed and started again: all are back after",
-            f"{figures.back:.2f} s; the gateway computes {figures.back_gateway_cpu_seconds:.2f} s"
-            f" of it, the connectors {figures.back_fleet_cpu_seconds:.2f} s",
+            f"killed and started again, median of {len(figures.returns)}: all are back after",
+            f"{back.seconds:.2f} s; the gateway computes {back.gateway_cpu_seconds:.2f} s"
+            f" of it, the connectors {back.fleet_cpu_seconds:.2f} s",
         ],
     ]
     return table(["what", "measured"], rows, left=2)

@@ -7,7 +7,7 @@ process, they speak as much HTTP/2 as that needs, and no more: what either side 
 the windows that a connection begins with.
 
 It prints a JSON object per line: the events "connected", "window-start" (the calls begin),
-"window-end", "result", and at last "back".
+"window-end", "result", and "back" whenever they are.
 """
 
 from __future__ import annotations
@@ -214,13 +214,13 @@ async def main(options: argparse.Namespace) -> None:
     seconds = await call_all(fleet, options, tally)
     emit({"event": "window-end"})
     emit(tally.result(seconds))
-    for connector in fleet:
-        await connector.lost.wait()
-    computed = time.process_time()
-    seconds = await connect_all(fleet)
-    computed = time.process_time() - computed
-    emit({"event": "back", "seconds": seconds, "cpu_seconds": computed})
-    await beats  # until it is killed, so that all of them stay connected
+    while not beats.done():  # until it is killed
+        for connector in fleet:
+            await connector.lost.wait()
+        computed = time.process_time()
+        seconds = await connect_all(fleet)
+        computed = time.process_time() - computed
+        emit({"event": "back", "seconds": seconds, "cpu_seconds": computed})
 
 
 async def connect_all(fleet: list[FleetConnector]) -> float:
