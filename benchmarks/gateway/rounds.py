@@ -11,10 +11,12 @@ from benchmarks.measure import Load, PeerFailed, cpu_seconds, event, programs
 
 __all__ = [
     "Calls",
+    "Cost",
     "Rounds",
     "by_path",
     "cpu_ratio",
     "measure_calls",
+    "of_connector",
     "of_server",
     "p50_ratio",
     "rate_ratio",

@@ -10,7 +10,23 @@ from benchmarks.golang import GUIDE_CLIENT
 from benchmarks.measure import Load
 from benchmarks.peers import connector
 
-__all__ = ["BETWEEN", "CALLS", "CHANNELS", "KIB_64", "LONE", "MIB", "PARTS", "SECTIONS", "Section"]
+__all__ = [
+    "BETWEEN",
+    "CALLS",
+    "CHANNELS",
+    "DIRECT",
+    "INLINE",
+    "KIB_64",
+    "LONE",
+    "MIB",
+    "PARTS",
+    "POOL",
+    "POOL_TLS",
+    "SECTIONS",
+    "THIN_TO_GUIDE",
+    "TO_GUIDE",
+    "Section",
+]
 
 _MANY = 16  # channels
 _GUIDE = (str(GUIDE_CLIENT),)
