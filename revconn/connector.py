@@ -17,7 +17,7 @@ from revconn.exceptions import ConfigurationError, RevconnError
 from revconn.exceptions import is_fatal as default_is_fatal
 from revconn.logger import get_logger
 from revconn.runtime.signals import obey_signals, signals_into
-from revconn.runtime.state import LinkStatus, State
+from revconn.runtime.state import LinkStatus, State, trouble
 from revconn.runtime.threads import Mailbox, aside, is_own_thread
 from revconn.serving.handlers import Handler, Handlers, require_handler, require_method_path
 from revconn.settings.checks import (
@@ -49,6 +49,11 @@ class Connector:
 
     :param targets: a gateway's address (``host:port``, ``[v6]:port``, ``unix:path``), or several:
         one connection to each, all serving.
+    :param every_address: one link to each address that a target's name has, looked up anew about
+        every 30 s: to each of the gateways behind one name (``False``: one link to the name,
+        whichever address answers). The link to an address that vanished leaves as :meth:`stop`
+        does, once those that appeared are ready; a look-up that fails changes nothing. Not through
+        a proxy. An IP address or a Unix socket is one link.
     :param api_key: the key, or a callable that returns it, asked before every handshake.
     :param services: full names of services to register, besides those that handlers name.
     :param tls: ``None`` (TLS, except to a loopback address), a :class:`TLS`, ``True``, or
@@ -105,6 +110,7 @@ class Connector:
         *,
         api_key: str | Callable[[], str],
         services: Sequence[str] = (),
+        every_address: bool = False,
         tls: TLS | bool | None = None,
         transport: str = "auto",
         proxy: str | bool | None = None,
@@ -127,6 +133,7 @@ class Connector:
     ) -> None:
         self._options = Options(
             targets=parse_targets(targets),
+            every_address=every_address,
             api_key=api_key_source(api_key),
             services=parse_services(services),
             tls=tls,
@@ -363,13 +370,16 @@ class Connector:
 
     @property
     def links(self) -> tuple[LinkStatus, ...]:
-        """What each link is doing, in the order of ``targets``."""
+        """What each link is doing, in the order of ``targets``.
+
+        With ``every_address`` there is one for each address, ``host:port (address)``.
+        """
         # Read once: a start() in another thread sets it.
         supervisor = self._supervisor
         if supervisor is None:
             state = self.state
             return tuple(LinkStatus(str(t), state, None) for t in self._options.targets)
-        return tuple(link.status for link in supervisor.links)
+        return tuple(status for link in supervisor.links for status in link.statuses)
 
     def stats(self) -> dict[str, float]:
         """Counters since the start; empty before it.
@@ -400,7 +410,7 @@ class Connector:
     # What a TimeoutError says of it, so it has to tell why there is no connection.
     def __repr__(self) -> str:
         targets = ", ".join(str(target) for target in self._options.targets)
-        troubles = "".join(map(_trouble, self.links))
+        troubles = "".join(map(trouble, self.links))
         state = self.state.name
         return f"<Connector {targets} {state} connection_id={self.connection_id}{troubles}>"
 
@@ -468,15 +478,6 @@ class Connector:
         error = None if self._supervisor is None else self._supervisor.error
         if error is not None:
             raise error
-
-
-def _trouble(link: LinkStatus) -> str:
-    """Such as ``; a:1: Connection refused; next attempt in 0.7 s``; nothing if all is well."""
-    if link.last_error is None:
-        return ""
-    due = link.next_attempt_in
-    following = "" if due is None else f"; next attempt in {due:.1f} s"
-    return f"; {link.target}: {link.last_error}{following}"
 
 
 # Each that there is, started or not, for a fork to find; weakly, so that none lives on for that.

@@ -8,10 +8,11 @@ import time
 from collections import deque
 from collections.abc import Iterable
 from concurrent.futures import Executor
-from typing import Callable, Optional
+from typing import Any, Callable, Optional
 
 from revconn.exceptions import RevconnError
-from revconn.link.link import Link
+from revconn.link.every_address import EveryAddress
+from revconn.link.link import Link, combine
 from revconn.logger import get_logger
 from revconn.observing.watchdog import FullPool, SlowHandlers, SlowReader, Watchdog
 from revconn.runtime.state import State
@@ -31,7 +32,7 @@ from revconn.settings.options import Options
 from revconn.settings.target import Target
 from revconn.transport import transport_for
 
-__all__ = ["Claims", "StateBoard", "Supervisor", "combine"]
+__all__ = ["Claims", "StateBoard", "Supervisor"]
 
 # Their names are what applications configure: they stay, whatever the file is called.
 logger = get_logger("revconn.runtime.supervisor")
@@ -91,18 +92,7 @@ class Supervisor:
             recruiter=recruiter,
             on_failure=self._fail,
         )
-        self.links = tuple(
-            Link(
-                target,
-                transport_for(target, options),
-                options,
-                services,
-                self.calls,
-                on_change=self._show_state,
-                on_end=self._link_ended,
-            )
-            for target in options.targets
-        )
+        self.links = tuple(self._tie_to(target, options) for target in options.targets)
         self._ended = threading.Event()
         self._watchdog = self._make_watchdog(runs, options.slow_handler_after)
         self._lock = threading.Lock()
@@ -113,6 +103,16 @@ class Supervisor:
         self._failure: BaseException | None = None  # of the first link that gave up
         self._fatal: BaseException | None = None  # of what all links need
         self._drain_timeout = options.drain_timeout
+
+    def _tie_to(self, target: Target, options: Options) -> Link | EveryAddress:
+        def make_link(target: Target, **told: Any) -> Link:
+            transport = transport_for(target, options)
+            return Link(target, transport, options, self.services, self.calls, **told)
+
+        told: Any = {"on_change": self._show_state, "on_end": self._link_ended}
+        if options.every_address and target.is_name:
+            return EveryAddress(target, options, make_link, **told)
+        return make_link(target, **told)
 
     def _make_watchdog(self, runs: Runs, slow_handler_after: float | None) -> Watchdog:
         stuck: list[FullPool | SlowReader] = [FullPool(self.calls.workers.backlog)]
@@ -324,7 +324,7 @@ class Supervisor:
         combined = combine(link.state for link in self.links)
         return state if combined is State.CLOSED else combined  # _link_ended says when it is over
 
-    def _link_ended(self, link: Link, error: BaseException | None) -> None:
+    def _link_ended(self, link: Link | EveryAddress, error: BaseException | None) -> None:
         """A link's thread is about to end; the last one ends everything."""
         if error is not None:
             unforeseen = not isinstance(error, RevconnError)
@@ -359,15 +359,6 @@ class Supervisor:
                 self._board.update(lambda state: State.CLOSED)
             self._ended.set()
             self._on_end()
-
-
-def combine(states: Iterable[State]) -> State:
-    """A connector's state by its links': one that is ready makes it ready."""
-    present = set(states)
-    for state in (State.READY, State.CONNECTING, State.BACKING_OFF, State.IDLE):
-        if state in present:
-            return state
-    return State.CLOSED
 
 
 class StateBoard:

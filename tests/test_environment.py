@@ -103,6 +103,12 @@ def test_numbers_are_read_as_what_they_are() -> None:
     assert isinstance(made["connect_timeout"], float)
 
 
+@pytest.mark.parametrize(("switch", "chosen"), [("on", True), ("off", False)])
+def test_a_link_to_every_address_is_switched_on_or_off(switch: str, chosen: bool) -> None:
+    assert options_of(EVERY_ADDRESS=switch)["every_address"] is chosen
+    assert "every_address" not in options_of()
+
+
 def test_a_proxy_can_be_switched_off() -> None:
     assert options_of(PROXY="off")["proxy"] is False
 

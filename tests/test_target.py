@@ -181,6 +181,34 @@ def test_a_sockets_path_may_be_relative_absolute_or_a_url(text: str, path: str) 
     assert Target.parse(text).unix_path == path
 
 
+# One of several addresses
+
+
+def test_at_one_of_its_addresses_a_gateway_is_the_same_but_for_where_it_is_dialled() -> None:
+    target = Target.parse("gateway.example.com:443")
+    one = target.at("192.0.2.1")
+    assert one.ip == "192.0.2.1"
+    assert str(one) == "gateway.example.com:443 (192.0.2.1)"
+    assert (one.authority, one.host, one.place) == (target.authority, target.host, target.place)
+    assert one != target
+
+
+@pytest.mark.parametrize(
+    ("text", "is_name"),
+    [
+        ("gateway:443", True),
+        ("dns:///gateway:443", True),
+        ("localhost:1", True),
+        ("192.0.2.1:443", False),
+        ("[2001:db8::1]:443", False),
+        ("[fe80::1%eth0]:443", False),
+        ("unix:/run/gateway.sock", False),
+    ],
+)
+def test_a_name_is_what_has_to_be_looked_up(text: str, is_name: bool) -> None:
+    assert Target.parse(text).is_name is is_name
+
+
 # Several
 
 

@@ -6,7 +6,7 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Callable
 
@@ -43,7 +43,7 @@ from revconn.settings.options import Backoff, Options
 from revconn.settings.target import Target
 from revconn.transport.base import Transport
 
-__all__ = ["Link", "attempt_timeout", "waits"]
+__all__ = ["Judging", "Link", "attempt_timeout", "combine", "waits"]
 
 _JOIN_TIMEOUT = 5.0
 _FIRST_ROUND = 5.0  # seconds: many times what a handshake takes across the world
@@ -112,6 +112,51 @@ def waits(backoff: Backoff) -> Callable[[tenacity.RetryCallState], float]:
     )
 
 
+class Judging:
+    """Tenacity's strategies, as the options have them. Its loop stays outside: plans say when."""
+
+    def __init__(self, options: Options) -> None:
+        self._is_fatal = options.is_fatal
+        most = options.backoff.max_attempts
+        self._retrying = tenacity.Retrying(
+            retry=tenacity.retry_if_exception(self._passes),
+            stop=tenacity.stop_never if most is None else tenacity.stop_after_attempt(most),
+            wait=waits(options.backoff),
+        )
+
+    def delay(self, error: BaseException | None, failures: int) -> float | None:
+        """Seconds until the next attempt; ``None``: it would be useless, or one too many."""
+        # There is no call that tenacity makes: what it is asked about is a session's whole life.
+        state = tenacity.RetryCallState(self._retrying, None, (), {})
+        state.attempt_number = failures
+        if error is not None:
+            state.set_exception((type(error), error, error.__traceback__))
+            if not self._retrying.retry(state) or self._retrying.stop(state):
+                return None
+        return self._retrying.wait(state)
+
+    def _passes(self, error: BaseException) -> bool:
+        """Whether the failure is one of those that pass; the user has the last word."""
+        if not isinstance(error, ConnectionLost):
+            return False
+        try:
+            return not self._is_fatal(error)
+        except SystemExit:
+            raise
+        except BaseException:  # noqa: BLE001 - it is the user's
+            logger.exception("is_fatal failed; %s is taken for retryable", error)
+            return True
+
+
+def combine(states: Iterable[State]) -> State:
+    """What several links are doing together: one that is ready makes all of them ready."""
+    present = set(states)
+    for state in (State.READY, State.CONNECTING, State.BACKING_OFF, State.IDLE):
+        if state in present:
+            return state
+    return State.CLOSED
+
+
 class Link:
     """Keeps one gateway connected, in a thread of its own, which alone opens streams to it.
 
@@ -162,7 +207,7 @@ class Link:
             patience=options.drain_timeout,
             look_at_key_every=options.heartbeat_interval if self._api_key.is_watched else math.inf,
         )
-        self._retrying = self._make_retrying(options)
+        self._judging = Judging(options)
         self._lock = self._replies.lock
         self._sessions: dict[Session, int] = {}  # with the numbers that the plan knows them by
         self._over: list[Session] = []  # whose threads are about to end
@@ -174,15 +219,6 @@ class Link:
         self._spares = 0  # set as sessions become ready, one at a time
         self._thread = guarded_thread(f"revconn-link-{self._name}", self._run)
 
-    def _make_retrying(self, options: Options) -> tenacity.Retrying:
-        """Tenacity's strategies. Its loop stays outside: the plan says when there is an attempt."""
-        most = options.backoff.max_attempts
-        return tenacity.Retrying(
-            retry=tenacity.retry_if_exception(self._passes),
-            stop=tenacity.stop_never if most is None else tenacity.stop_after_attempt(most),
-            wait=waits(options.backoff),
-        )
-
     # Read without the lock, in any thread: each reads an attribute of the plan's once, and goes by
     # what was there.
 
@@ -192,19 +228,20 @@ class Link:
         return _STATES[self._plan.shown]
 
     @property
-    def status(self) -> LinkStatus:
-        """What the link is doing now, as an application sees it."""
+    def statuses(self) -> tuple[LinkStatus]:
+        """What the link is doing now, as an application sees it: one, to whatever address."""
         # Without the lock, which a thread that a signal handler interrupted may hold: each of the
         # plan's attributes is read once, and another may change in between.
         plan = self._plan
         serving, outage, due = plan.serving, plan.outage, plan.next_attempt
-        return LinkStatus(
+        status = LinkStatus(
             target=self._name,
             state=self.state,
             connection_id=None if serving is None else serving.connection_id,
             last_error=self._gave_up or (None if outage is None else outage.last_error),
             next_attempt_in=None if due is None else max(0.0, due - time.monotonic()),
         )
+        return (status,)
 
     @property
     def probe_round_trip(self) -> float | None:
@@ -256,6 +293,14 @@ class Link:
             session.retire("stopped")
         # For the same reason: whoever waits for answers to leave would wait for that function too.
         self._replies.close()
+
+    def give_up(self) -> None:
+        """Answer 503 to what came by this link and is unanswered."""
+        self._calls.give_up(self._replies)
+
+    def forget(self) -> None:
+        """It is over, or never began, and there are others: it leaves no trace with the calls."""
+        self._calls.forget(self._replies)
 
     def forsake(self) -> None:
         """In a forked child: open no other stream. Takes no lock: its owner may be gone."""
@@ -360,7 +405,7 @@ class Link:
             for session in self._by_number(decision.sessions):
                 session.retire(decision.why)
         elif isinstance(decision, Judge):
-            delay = self._judge(decision)
+            delay = self._judging.delay(decision.error, decision.failures)
             with self._happening() as plan:
                 plan.judged(delay)
         # The key is looked at here, without the lock: it is in a file.
@@ -409,30 +454,6 @@ class Link:
             over, self._over = self._over, []
         for session in over:
             session.join(_JOIN_TIMEOUT)
-
-    def _judge(self, decision: Judge) -> float | None:
-        """Seconds until the next attempt; ``None``: it would be useless, or one too many."""
-        # There is no call that tenacity makes: what it is asked about is a session's whole life.
-        state = tenacity.RetryCallState(self._retrying, None, (), {})
-        state.attempt_number = decision.failures
-        error = decision.error
-        if error is not None:
-            state.set_exception((type(error), error, error.__traceback__))
-            if not self._retrying.retry(state) or self._retrying.stop(state):
-                return None
-        return self._retrying.wait(state)
-
-    def _passes(self, error: BaseException) -> bool:
-        """Whether the failure is one of those that pass; the user has the last word."""
-        if not isinstance(error, ConnectionLost):
-            return False
-        try:
-            return not self._options.is_fatal(error)
-        except SystemExit:
-            raise
-        except BaseException:  # noqa: BLE001 - it is the user's
-            logger.exception("is_fatal failed; %s is taken for retryable", error)
-            return True
 
     def _end_sessions(self) -> None:
         with self._lock:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
-__all__ = ["LinkStatus", "State"]
+__all__ = ["LinkStatus", "State", "trouble"]
 
 
 class State(Enum):
@@ -27,6 +27,7 @@ class State(Enum):
 class LinkStatus:
     """What one link is doing: its gateway's address, its state, its id while it has one.
 
+    Of a link to one of several addresses, ``target`` is such as ``gateway:443 (192.0.2.1)``.
     ``last_error`` says why there is no connection, in the log's words: of the last attempt, of the
     loss, or of what ended the link. It is ``None`` while there is a connection, and before the
     first failure. ``next_attempt_in`` is in how many seconds (counted when ``links`` was read) the
@@ -38,3 +39,12 @@ class LinkStatus:
     connection_id: str | None
     last_error: str | None = None
     next_attempt_in: float | None = None
+
+
+def trouble(link: LinkStatus) -> str:
+    """Such as ``; a:1: Connection refused; next attempt in 0.7 s``; nothing if all is well."""
+    if link.last_error is None:
+        return ""
+    due = link.next_attempt_in
+    following = "" if due is None else f"; next attempt in {due:.1f} s"
+    return f"; {link.target}: {link.last_error}{following}"

@@ -102,7 +102,7 @@ class Calls:
             callbacks=callbacks,
             recruiter=recruiter,
         )
-        self._in_flight: dict[Replies, dict[str, Request]] = {}
+        self._links: list[Replies] = []  # each with its part of the table
         self._total = 0
         # Of those: beyond max_in_flight, as being refused or served inline, which is over before
         # their thread reads more. For the same reason what those bring takes no part in _bytes.
@@ -134,8 +134,14 @@ class Calls:
             doubt=doubt,
         )
         with self._lock:
-            self._in_flight[replies] = {}
+            self._links.append(replies)
         return replies
+
+    def forget(self, replies: Replies) -> None:
+        """A link is over, and no other call comes by it: what is in flight there is given up."""
+        self.give_up(replies)
+        with self._lock:
+            self._links.remove(replies)
 
     # Requests come in: the receiving threads
 
@@ -146,8 +152,7 @@ class Calls:
 
         They came when ``arrived`` says (monotonic), and ``now`` (with suspend).
         """
-        inline_methods = self._inline_methods
-        table = self._in_flight[replies]
+        inline_methods, table = self._inline_methods, replies.in_flight
         pooled: list[Request] = []
         inline: list[Request] = []
         for proto, request_id, method, payload, size in arrivals:
@@ -176,7 +181,7 @@ class Calls:
 
         The latter are returned. Of the others those over the limit are refused with 429.
         """
-        in_flight = self._in_flight[replies]
+        in_flight = replies.in_flight
         served: list[Request] = []
         refused: list[Request] = []
         hire = False
@@ -240,13 +245,12 @@ class Calls:
         reason = f"too many requests: {self._max_in_flight:,} are in flight"
         code = StatusCode.RESOURCE_EXHAUSTED
         failures = [answer(encode_failure(each.request_id, code, reason), None) for each in refused]
-        in_flight = self._in_flight[replies]
         answers = []
         with self._lock:
-            for request, failure in zip(refused, failures):
-                if in_flight.get(request.request_id) is request:  # else cancelled meanwhile
-                    del in_flight[request.request_id]
-                    self._bytes -= request._cost
+            for each, failure in zip(refused, failures):
+                if replies.in_flight.get(each.request_id) is each:  # else cancelled meanwhile
+                    del replies.in_flight[each.request_id]
+                    self._bytes -= each._cost
                     answers.append(failure)
             self._total -= len(answers)
             self._exempt -= len(refused)
@@ -262,7 +266,7 @@ class Calls:
         saturated = self._bytes > self._max_in_flight_bytes
         if saturated is not self.saturated:
             self.saturated = saturated
-            for replies in self._in_flight:
+            for replies in self._links:
                 replies.set_saturated(saturated)
 
     def _settle_inline(
@@ -271,7 +275,7 @@ class Calls:
         """Answer what was served: of so many that were ``taken`` some may have expired."""
         # So like _settle_served(), and not one with it: that takes each from a deque, and what is
         # served inline costs so little that a call more would be seen.
-        in_flight = self._in_flight[replies]
+        in_flight = replies.in_flight
         answers: list[Answer | LargeAnswer] = []
         called_back: list[Request] = []
         with self._lock:
@@ -304,16 +308,15 @@ class Calls:
 
         They wait now: so they count, have their deadlines watched, and may be too many.
         """
-        in_flight = self._in_flight[replies]
         with self._lock:
-            waiting = [each for each in requests if in_flight.get(each.request_id) is each]
+            waiting = [each for each in requests if replies.in_flight.get(each.request_id) is each]
             for request in waiting:
                 request._count()
-                del in_flight[request.request_id]
+                del replies.in_flight[request.request_id]
             self._total -= len(waiting)
             self._exempt -= len(requests)
             self._counts["accepted"] -= len(waiting)
-            admitted, refused = self._admit_pooled(in_flight, waiting)
+            admitted, refused = self._admit_pooled(replies.in_flight, waiting)
             hire = bool(admitted) and self.workers.put(admitted)
         if hire:
             self.workers.hire()
@@ -340,7 +343,7 @@ class Calls:
                         served.appendleft((request, answer))
                         break
                     replies = request._replies
-                    in_flight = self._in_flight[replies]
+                    in_flight = replies.in_flight
                 request_id = request.request_id
                 if in_flight.get(request_id) is request:
                     del in_flight[request_id]
@@ -374,12 +377,11 @@ class Calls:
         failure = failed(request, code, reason)
         expired = code is StatusCode.DEADLINE_EXCEEDED
         with self._lock:
-            in_flight = self._in_flight[replies]
             # The deadlines' thread and the request's own may both come here, and a result too.
-            if in_flight.get(request.request_id) is not request:
+            if replies.in_flight.get(request.request_id) is not request:
                 self._counts["late"] += not expired
                 return False
-            del in_flight[request.request_id]
+            del replies.in_flight[request.request_id]
             self._total -= 1
             self._counts["expired" if expired else "answered"] += 1
             self._bytes -= request._cost
@@ -409,9 +411,8 @@ class Calls:
         """
         cancelled = []
         with self._lock:
-            in_flight = self._in_flight[replies]
             for request_id in request_ids:
-                request = in_flight.pop(request_id, None)
+                request = replies.in_flight.pop(request_id, None)
                 if request is not None:
                     self._bytes -= request._cost
                     cancelled.append(request)
@@ -431,7 +432,7 @@ class Calls:
     def is_answered(self, replies: Replies, came_by: float = math.inf) -> bool:
         """Whether all is answered that came by a link until then (monotonic). Requires the lock."""
         assert self._lock.locked()
-        arrived = [request._arrived for request in self._in_flight[replies].values()]
+        arrived = [request._arrived for request in replies.in_flight.values()]
         arrived += replies.arriving.values()  # what is being decoded is in no table yet
         return not any(at <= came_by for at in arrived)
 
@@ -442,13 +443,13 @@ class Calls:
 
     # The end
 
-    def give_up(self) -> int:
-        """Answer 503 to everything that is still in flight, name it in the log, and count it."""
+    def give_up(self, came_by: Replies | None = None) -> int:
+        """Answer 503 to what is still in flight (by one link), name it in the log, and count it."""
         # Not for what has an answer: its worker comes to that in a moment, or waits for this lock.
         while self.workers.served:
             self.workers.call_back(self._settle_served(self.workers.served))
         with self._lock:
-            left = list(self._all())
+            left = list(self._all() if came_by is None else came_by.in_flight.values())
         # Stacks first: a handler that sees that it is given up may be gone a moment later.
         runs = self._runs.now().items() if left else ()
         stacks = {run.request: handler_stack(thread) for thread, run in runs}
@@ -471,7 +472,7 @@ class Calls:
             abandoned = list(self._all())
             self._abandon()
             self._sooner.notify_all()
-            for replies in self._in_flight:
+            for replies in self._links:
                 self._tell_settled(replies)
         if abandoned:
             self.workers.call_back(abandoned)
@@ -484,13 +485,13 @@ class Calls:
     def _all(self) -> Iterator[Request]:
         """All that is in flight. Requires the lock as long as one is asked for."""
         # Not a list: most looks of the deadlines' thread end before the first one.
-        return itertools.chain.from_iterable(map(dict.values, self._in_flight.values()))
+        return itertools.chain.from_iterable(each.in_flight.values() for each in self._links)
 
     def _abandon(self) -> None:
         if self.workers.waiting or self.workers.held:  # of those that were given up, too
             self.workers.abandon()
-        for table in self._in_flight.values():
-            table.clear()
+        for replies in self._links:
+            replies.in_flight.clear()
         self._total = 0
 
     def stats(self) -> dict[str, int]:

@@ -12,6 +12,7 @@ from typing import Callable
 from revconn.core.chunks import LargeAnswer
 from revconn.core.sending import ROOM_BYTES, Answer, Held, Outbound, Sent, as_left
 from revconn.logger import get_logger
+from revconn.messages import Request
 from revconn.runtime import clock
 from revconn.serving.sender_queue import SenderQueue
 
@@ -56,18 +57,17 @@ class Replies:
         self.lock = self._lock = lock or threading.Lock()
         self.changed = threading.Condition(self._lock)
         self.arriving: dict[Line, float] = {}  # since when streams take in a batch (monotonic)
+        self.in_flight: dict[str, Request] = {}  # the calls that came by the link, by their ids
         self.awaited = 0  # those who wait for it until all is answered, or has left
-        self._on_relief = on_relief
         self.congested = self._saturated = False
         self._is_relieved = False  # and on_relief is to be called by whoever has released the lock
-        self._replay_bytes, self._doubt = replay_bytes, doubt
+        self._on_relief, self._replay_bytes, self._doubt = on_relief, replay_bytes, doubt
         self.refused: deque[str] = deque()  # to be logged by whoever has released the lock
         self._held = Held(self.refused.append)
         self._lines: list[Line] = []  # those that carry answers, the newest last
         self._only: Line | None = None  # of those, when it is the only one
         self.opening: list[Line] = []  # those that will, with a copy of what leaves until then
-        self.undelivered = self.replayed = 0
-        self._closed = False
+        self._closed, self.undelivered, self.replayed = False, 0, 0
 
     def answer(self, answers: Sequence[Answer | LargeAnswer]) -> None:
         """Send answers that belong to no call of the table: in this thread if that can be."""

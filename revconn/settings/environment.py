@@ -48,6 +48,7 @@ _BACKOFF_NUMBERS = _numbers_of(Backoff)
 # What each argument's variable is called, after the prefix.
 VARIABLES: Mapping[str, str] = {
     "targets": "TARGET",
+    "every_address": "EVERY_ADDRESS",
     "api_key": "API_KEY",
     "services": "SERVICES",
     "tls": "TLS",
@@ -191,6 +192,10 @@ def _targets(variables: _Variables) -> tuple[str, ...]:
     return targets
 
 
+def _every_address(variables: _Variables) -> bool | None:
+    return variables.switch("EVERY_ADDRESS")
+
+
 def _api_key(variables: _Variables) -> str | KeyFile:
     path, key = variables.text("API_KEY_FILE"), variables.text("API_KEY")
     name = variables.prefix + "API_KEY"
@@ -244,6 +249,7 @@ def _backoff(variables: _Variables) -> Backoff | None:
 # The arguments that are more than a number; each is read as None where nothing is set.
 _READ: Mapping[str, Callable[[_Variables], Any]] = {
     "targets": _targets,
+    "every_address": _every_address,
     "services": _services,
     "api_key": _api_key,
     "tls": _tls,

@@ -14,12 +14,13 @@ from revconn.settings.checks import (
     refuse,
     require_api_key,
     require_count,
+    require_flag,
     require_number,
     require_seconds,
     require_service_name,
     warn_of_readers,
 )
-from revconn.settings.proxy import Proxy
+from revconn.settings.proxy import Proxy, proxy_for
 from revconn.settings.target import Target
 
 __all__ = ["TLS", "Backoff", "Options", "PathOrPEM", "api_key_source", "parse_services"]
@@ -162,6 +163,7 @@ class Options:
     """Everything a connector is told when it is made; :class:`~revconn.Connector` documents it."""
 
     targets: tuple[Target, ...]
+    every_address: bool
     api_key: Callable[[], str]
     services: tuple[str, ...]
     tls: TLS | bool | None
@@ -221,6 +223,8 @@ class Options:
             refuse("proxy", None, "not a proxy", "give its URL, False for none, or leave it out")
         if isinstance(self.proxy, str):
             Proxy.parse(self.proxy)  # for what it raises; each target's transport reads it again
+        if require_flag("every_address", self.every_address):
+            self._require_own_lookups()
         if self.transport not in TRANSPORTS:
             refuse("transport", self.transport, "unknown", f"give one of {', '.join(TRANSPORTS)}")
         if self.transport == "grpcio" and isinstance(self.tls, TLS) and self.tls.ssl_context:
@@ -228,6 +232,18 @@ class Options:
             refuse("TLS(ssl_context=)", None, problem, 'use transport="http2", or ca, cert and key')
         if self.executor is not None:
             _require_threads(self.executor)
+
+    def _require_own_lookups(self) -> None:
+        """Refuse a proxy, which looks names up itself and tells nobody what it found."""
+        for target in self.targets:
+            proxy = proxy_for(target, self.proxy) if target.is_name else None
+            if proxy is not None:
+                refuse(
+                    "every_address",
+                    None,
+                    f"the proxy {proxy} looks {target.host} up, so its addresses cannot be known",
+                    "give proxy=False, name the gateways one by one, or leave it out",
+                )
 
     def tls_for(self, target: Target) -> TLS | None:
         """The TLS settings for one target; ``None`` is plaintext: to loopback, or asked for."""

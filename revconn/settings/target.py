@@ -5,7 +5,7 @@ from __future__ import annotations
 import ipaddress
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Union
 
@@ -32,11 +32,13 @@ class Target:
     :param address: as it was given, for users to recognize it.
     :param host: of that; ``localhost`` for a socket in the file system.
     :param port: ``None`` for such a socket.
+    :param ip: the one of the host's addresses that is meant; ``None``: any of them.
     """
 
     address: str
     host: str
     port: int | None
+    ip: str | None = None
 
     @classmethod
     def parse(cls, text: Any) -> Target:
@@ -59,6 +61,15 @@ class Target:
         if matched["v6"] and not isinstance(ip_address(host), ipaddress.IPv6Address):
             refuse("targets", text, f"{host} is not an IPv6 address", _TARGET_REMEDY)
         return cls(address, host, port)
+
+    def at(self, ip: str) -> Target:
+        """The gateway at one of the host's addresses: its name is the same, to TLS too."""
+        return replace(self, ip=ip)
+
+    @property
+    def is_name(self) -> bool:
+        """Whether the host is to be looked up, and may have several addresses."""
+        return self.port is not None and ip_address(self.host) is None
 
     @cached_property
     def is_loopback(self) -> bool:
@@ -99,7 +110,7 @@ class Target:
         return path[2:] if path.startswith("//") else path
 
     def __str__(self) -> str:
-        return self.address
+        return self.address if self.ip is None else f"{self.address} ({self.ip})"
 
 
 def parse_targets(targets: str | Sequence[str]) -> tuple[Target, ...]:

@@ -25,7 +25,8 @@ def transport_for(target: Target, options: Options) -> Transport:
     return kind(
         target,
         options.tls_for(target),
-        proxy_for(target, options.proxy),
+        # One of a name's addresses is connected to straight: options with a proxy were refused.
+        proxy_for(target, options.proxy) if target.ip is None else None,
         keepalive_interval=options.keepalive_interval,
         keepalive_timeout=options.keepalive_timeout,
     )

@@ -29,7 +29,15 @@ from revconn.settings.target import Target, bare_host
 from revconn.transport.base import StreamEnded
 from revconn.transport.tls import NO_HTTP2, TLSFilter, client_context, explain
 
-__all__ = ["Address", "AddressOrder", "Addresses", "Dialer", "network_words", "tunnel"]
+__all__ = [
+    "Address",
+    "AddressOrder",
+    "Addresses",
+    "Dialer",
+    "network_words",
+    "resolve",
+    "tunnel",
+]
 
 _HEAD_START = 0.25  # seconds, of one address over the next: RFC 8305's Connection Attempt Delay
 _POLL = 0.1  # seconds between two questions whether the attempt was cancelled
@@ -54,7 +62,9 @@ class Dialer:
         self._proxy = proxy
         self._user_timeout = user_timeout
         self._server_name = bare_host((tls and tls.server_name) or target.host)
-        host, port = (target.host, target.port) if proxy is None else (proxy.host, proxy.port)
+        host, port = target.ip or target.host, target.port
+        if proxy is not None:
+            host, port = proxy.host, proxy.port
         self._addresses = None if port is None else Addresses(host, port)
 
     @property
@@ -175,7 +185,7 @@ class Addresses:
 
         ``cancelled`` is asked several times a second. Raises :class:`OSError`.
         """
-        found = _resolve(self._host, self._port, cancelled)
+        found = resolve(self._host, self._port, cancelled)
         with suppress(IndexError):
             while True:
                 self._order.failed(self._failures.popleft())
@@ -188,19 +198,22 @@ class Addresses:
         self._failures.extend(addresses)
 
 
-def _resolve(host: str, port: int, cancelled: Callable[[], bool]) -> list[Address]:
-    """In a thread of its own: nothing can interrupt a resolver."""
+def resolve(host: str, port: int, cancelled: Callable[[], bool]) -> list[Address]:
+    """What a name has now, as the system's resolver has it.
+
+    ``cancelled`` is asked several times a second. Raises :class:`OSError`.
+    """
     results: Mailbox[Any] = Mailbox()
 
-    def resolve() -> None:
+    def look_up() -> None:
         try:
             results.put(socket.getaddrinfo(host, port, type=socket.SOCK_STREAM))
         except BaseException as error:  # noqa: BLE001 - UnicodeError, say: not a name at all
             results.put(error)
 
-    # It may outlive the attempt by as long as the resolver takes, and then puts what it found into
-    # a queue that nobody reads.
-    guarded_thread(f"revconn-resolver-{host}", resolve).start()
+    # In a thread of its own: nothing can interrupt a resolver. It may outlive the attempt by as
+    # long as that takes, and then puts what it found into a queue that nobody reads.
+    guarded_thread(f"revconn-resolver-{host}", look_up).start()
     while True:
         try:
             found = results.get(timeout=_POLL)

@@ -73,7 +73,9 @@ class GrpcioTransport(Transport):
                 header = f"Proxy-Authorization:{proxy.authorization}"
                 self._options.append(("grpc.http_connect_headers", header))
         self._addresses: Addresses | None = None
-        host, port = (target.host, target.port) if proxy is None else (proxy.host, proxy.port)
+        host, port = target.ip or target.host, target.port
+        if proxy is not None:
+            host, port = proxy.host, proxy.port
         if port is not None:
             self._addresses = Addresses(host, port)
         self._keepalive_interval = keepalive_interval

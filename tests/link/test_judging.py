@@ -3,41 +3,26 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
 from typing import Any, Callable
 
 import pytest
 
 from revconn import Backoff
 from revconn.exceptions import AuthenticationError, ConnectionLost, HandshakeError
-from revconn.link.link import Link, attempt_timeout
-from revconn.link.records import Judge
-from revconn.serving.handlers import Handlers
-from revconn.settings.target import parse_targets
-from tests.support.calls import open_calls
+from revconn.link.link import Judging, attempt_timeout
 from tests.support.options import make_options
 
 LOST = ConnectionLost("gw:1", "it broke")
 
 
 @pytest.fixture
-def judge() -> Iterator[Callable[..., float | None]]:
+def judge() -> Callable[..., float | None]:
     """``judge(error, failures, **options)``: seconds to wait; ``None``: give up."""
 
     def judge(error: BaseException | None, failures: int = 1, **options: Any) -> float | None:
-        link = Link(
-            parse_targets("gw:1")[0],
-            None,
-            make_options(**options),
-            ("echo.Echo",),
-            calls,
-            on_change=lambda: None,
-            on_end=lambda link, error: None,
-        )
-        return link._judge(Judge(error, failures))
+        return Judging(make_options(**options)).delay(error, failures)
 
-    with open_calls(Handlers()) as calls:
-        yield judge
+    return judge
 
 
 def test_after_max_attempts_in_a_row_there_is_no_other(judge) -> None:

@@ -5,8 +5,9 @@ from itertools import product
 
 import pytest
 
+from revconn.link.link import combine
 from revconn.runtime.state import State
-from revconn.supervisor import StateBoard, combine
+from revconn.supervisor import StateBoard
 from tests.support.threads import TIMEOUT, in_thread
 from tests.support.waiting import eventually
 

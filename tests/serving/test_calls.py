@@ -305,6 +305,29 @@ def test_what_was_given_up_does_not_wait_after_the_end(table) -> None:
         held.let_go(*"abcdef")
 
 
+def test_a_link_that_is_forgotten_takes_its_calls_along_and_no_others(table) -> None:
+    held = Held()
+    made: Table = table(held)
+    line = made.line()
+    other = made.calls.replies(replay_bytes=MIB, doubt=50.0)
+    try:
+        made.arrive("a", "b")
+        now = time.monotonic(), clock.with_suspend()
+        request = ForwardRequest(request_id="c", method_path=POOLED)
+        made.calls.arrived(other, [arrival(request)], *now)
+        for _ in range(3):
+            assert held.entered.acquire(timeout=TIMEOUT)
+        made.calls.forget(other)
+        assert made.calls.stats()["in_flight"] == 2
+        held.let_go("c")  # what it returns now belongs to nobody
+        eventually(lambda: made.calls.stats()["late"] == 1)
+    finally:
+        held.let_go("a", "b", "c")
+    assert made.calls.wait_idle(TIMEOUT)
+    line.nudge()
+    assert len(line.take() or []) == 2
+
+
 def test_an_inline_request_that_is_cancelled_while_it_runs_is_not_answered(table) -> None:
     def cancel(request: Request) -> bytes:
         made.calls.cancel(made.link, [request.request_id])
