@@ -24,7 +24,7 @@ _OPTION = re.compile(r"(?<![\w-])--[a-z][a-z-]*")
 _KEYWORD = re.compile(r"\b([a-z_]+)=(?!=)")
 # Pages on other programs, which have options of their own, like those of most of howto/.
 _OF_OTHERS = ("performance", "reliability")
-_OF_HOWTO_OURS = ("run-the-gateway", "test-your-service")
+_OF_HOWTO_OURS = ("run-the-gateway", "several-gateways", "test-your-service")
 
 _SETTINGS = ("Backoff", "Connector", "Gateway", "Response", "ServerTLS", "TLS", "from_env")
 _OPTIONS_OF_OTHERS = ("--stop-timeout",)  # docker's
