@@ -118,6 +118,9 @@ class FleetConnector:
         except OSError:
             connection.close()
             raise
+        if connection.getsockname() == self._address:  # its own port, which nobody listened on
+            connection.close()
+            raise ConnectionRefusedError(f"nobody listens on {self._address}")
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._socket, self._frames, self._messages = connection, b"", b""
         self._registered = loop.create_future()
@@ -191,11 +194,14 @@ class FleetConnector:
             self._id = message.status.connection_id
             self._registered.set_result(None)
 
+    def close(self) -> None:
+        if self._socket is not None:
+            asyncio.get_running_loop().remove_reader(self._socket)
+            self._socket.close()
+            self._socket = None
+
     def _lose(self, why: str) -> None:
-        assert self._socket is not None
-        asyncio.get_running_loop().remove_reader(self._socket)
-        self._socket.close()
-        self._socket = None
+        self.close()
         self._tally.lost += 1
         self.lost.set()
         if self._registered is not None and not self._registered.done():
@@ -226,7 +232,8 @@ async def main(options: argparse.Namespace) -> None:
 async def connect_all(fleet: list[FleetConnector]) -> float:
     """Connect them all; the seconds from when the gateway listened to when the last was registered.
 
-    One of them knocks until it is let in: the first that reaches the gateway shows that it listens.
+    One of them knocks until it is let in: the first that registers shows that the gateway listens.
+    One that is being killed may still let it connect, and not register. Raises :class:`OSError`.
     """
     loop = asyncio.get_running_loop()
     room = asyncio.Semaphore(CONNECTING)
@@ -235,12 +242,15 @@ async def connect_all(fleet: list[FleetConnector]) -> float:
         async with room:
             await connector.connect()
 
+    give_up = loop.time() + REGISTER_TIMEOUT
     while True:
         started = loop.time()
         try:
             await fleet[0].connect()
             break
-        except ConnectionRefusedError:
+        except ConnectionError:
+            if loop.time() > give_up:
+                raise
             await asyncio.sleep(KNOCK_INTERVAL)
     await asyncio.gather(*map(connect, fleet[1:]))
     return loop.time() - started
