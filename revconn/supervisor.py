@@ -116,7 +116,7 @@ class Supervisor:
 
     def _make_watchdog(self, runs: Runs, slow_handler_after: float | None) -> Watchdog:
         stuck: list[FullPool | SlowReader] = [FullPool(self.calls.workers.backlog)]
-        stuck += (SlowReader(str(link.target), link.unsent) for link in self.links)
+        stuck += (SlowReader(link.unsent) for link in self.links)
         looks = [self.calls.inline.watch, *(each.look for each in stuck)]
         rests = [each.rest for each in stuck]
         interval = _WATCH_INTERVAL

@@ -198,7 +198,6 @@ class EveryAddress:
         self._on_end = on_end
         self._look_up = look_up
         self._patience = options.connect_timeout
-        self._drain_timeout = options.drain_timeout
         self._judging = Judging(options)
         now = time.monotonic()
         self._plan = AddressPlan(
@@ -222,7 +221,9 @@ class EveryAddress:
     def state(self) -> State:
         """What the links are doing together."""
         links = self._links
-        return combine(link.state for link in links.values()) if links else self._shown
+        state = combine(link.state for link in links.values()) if links else State.IDLE
+        # Where there is none, or the first one is about to begin, the look-up is all that happens.
+        return self._shown if state is State.IDLE else state
 
     @property
     def statuses(self) -> tuple[LinkStatus, ...]:
@@ -260,8 +261,8 @@ class EveryAddress:
                 _add(totals, link.stats())
         return totals
 
-    def unsent(self) -> dict[object, int]:
-        """The streams with something to send, each with how many batches have been begun."""
+    def unsent(self) -> dict[tuple[str, object], int]:
+        """The streams with something to send, by target, with how many batches have been begun."""
         links = self._links.values()
         return {stream: batches for link in links for stream, batches in link.unsent().items()}
 

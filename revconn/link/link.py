@@ -267,9 +267,9 @@ class Link:
         """Start the link's thread."""
         self._thread.start()
 
-    def unsent(self) -> dict[object, int]:
-        """The streams with something to send, each with how many batches have been begun."""
-        return self._replies.unsent()
+    def unsent(self) -> dict[tuple[str, object], int]:
+        """The streams with something to send, by target, with how many batches have been begun."""
+        return {(self._name, line): begun for line, begun in self._replies.unsent().items()}
 
     def wait_flushed(self, timeout: float) -> bool:
         """Wait, at most ``timeout`` seconds, until every queued answer has left."""

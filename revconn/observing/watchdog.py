@@ -202,13 +202,13 @@ class FullPool:
 class SlowReader:
     """Tells that a gateway does not read: what was begun to be sent to it does not get away.
 
-    ``unsent`` gives the streams with something to send, each with how many batches were begun.
+    ``unsent`` gives the streams with something to send, each by the name of its gateway and itself,
+    with how many batches were begun.
     """
 
-    def __init__(self, name: str, unsent: Callable[[], dict[object, int]]) -> None:
-        self._name = name
+    def __init__(self, unsent: Callable[[], dict[tuple[str, object], int]]) -> None:
         self._unsent = unsent
-        self._begun: dict[object, tuple[int, float]] = {}
+        self._begun: dict[tuple[str, object], tuple[int, float]] = {}
         self._reminder = Reminder()
         self.rest = self._reminder.rest
 
@@ -217,16 +217,18 @@ class SlowReader:
         # By batches that were begun, not by bytes: however little a gateway takes at a time, once a
         # batch has left the next one begins. A stream with nothing to send is not listed at all.
         begun = {}
+        stuck_since, name = now, ""
         for stream, batches in self._unsent().items():
             before = self._begun.get(stream)
             begun[stream] = before if before and before[0] == batches else (batches, now)
+            if begun[stream][1] < stuck_since:
+                stuck_since, name = begun[stream][1], stream[0]
         self._begun = begun
-        stuck_since = min((since for _, since in begun.values()), default=now)
         if now - stuck_since < _WAIT_FOR_READER:
             self._reminder.rest(now)
         elif self._reminder.is_due(now):
             logger.warning(
                 "gateway not reading: %s has taken nothing of what is sent for %.0f s",
-                self._name,
+                name,
                 now - stuck_since,
             )

@@ -67,8 +67,8 @@ class FakeLink:
     def stats(self) -> dict[str, int]:
         return {"connections": 1}
 
-    def unsent(self) -> dict[object, int]:
-        return {self: 1}
+    def unsent(self) -> dict[tuple[str, object], int]:
+        return {(str(self.target), "stream"): 1}
 
     def wait_flushed(self, timeout: float) -> bool:
         return timeout > 0 and self.state is State.READY
@@ -190,12 +190,30 @@ def test_they_are_ready_together_when_one_of_them_is(scenes) -> None:
     assert scene.every.state is State.READY
 
 
+def test_while_the_first_link_is_about_to_begin_the_look_up_is_what_is_shown(
+    scenes, monkeypatch
+) -> None:
+    shown: list[State] = []
+    start = FakeLink.start
+
+    def look_and_start(link: FakeLink) -> None:
+        assert link.state is State.IDLE
+        shown.append(scene.every.state)
+        start(link)
+
+    monkeypatch.setattr(FakeLink, "start", look_and_start)
+    scene = scenes()
+    scene.start()
+    scene.link("b")
+    assert shown == [State.CONNECTING, State.CONNECTING]
+
+
 def test_the_slowest_probe_and_all_that_is_unsent_count(two: Scene) -> None:
     assert two.every.probe_round_trip is None
     two.link("a").probe_round_trip = 0.2
     two.link("b").probe_round_trip = 0.1
     assert two.every.probe_round_trip == 0.2
-    assert two.every.unsent() == {two.link("a"): 1, two.link("b"): 1}
+    assert two.every.unsent() == {(f"{NAME} (a)", "stream"): 1, (f"{NAME} (b)", "stream"): 1}
     assert two.every.wait_flushed(1.0)
     two.link("b").becomes(State.BACKING_OFF)
     assert not two.every.wait_flushed(1.0)

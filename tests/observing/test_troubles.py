@@ -135,8 +135,8 @@ class Sender:
     def __init__(self) -> None:
         self.waits: dict[object, int] = {}
 
-    def unsent(self) -> dict[object, int]:
-        return dict(self.waits)
+    def unsent(self) -> dict[tuple[str, object], int]:
+        return {("gateway:50051", stream): batches for stream, batches in self.waits.items()}
 
 
 class TestSlowReader:
@@ -146,7 +146,7 @@ class TestSlowReader:
 
     def test_a_gateway_that_takes_nothing_is_named(self, caplog) -> None:
         sender = Sender()
-        watch = SlowReader("gateway:50051", sender.unsent)
+        watch = SlowReader(sender.unsent)
         watch.look(99)
         sender.waits = {"stream": 3}
         self.looks(watch, 100, 105)
@@ -164,7 +164,7 @@ class TestSlowReader:
 
     def test_progress_counts_however_slow(self, caplog) -> None:
         sender = Sender()
-        watch = SlowReader("gateway:50051", sender.unsent)
+        watch = SlowReader(sender.unsent)
         for now in range(200):
             sender.waits = {"stream": now // 4}
             watch.look(now)
@@ -172,7 +172,7 @@ class TestSlowReader:
 
     def test_a_pause_in_which_nothing_is_to_be_sent_is_none(self, caplog) -> None:
         sender = Sender()
-        watch = SlowReader("gateway:50051", sender.unsent)
+        watch = SlowReader(sender.unsent)
         for now in range(200):
             sender.waits = {"stream": 7} if now % 2 else {}
             watch.look(now)
@@ -180,8 +180,16 @@ class TestSlowReader:
 
     def test_one_of_two_streams_is_enough(self, caplog) -> None:
         sender = Sender()
-        watch = SlowReader("gateway:50051", sender.unsent)
+        watch = SlowReader(sender.unsent)
         for now in range(8):
             sender.waits = {"old": 1, "new": now}
             watch.look(now)
         assert len(said(caplog)) == 1
+
+    def test_the_one_of_several_gateways_that_reads_nothing_is_named(self, caplog) -> None:
+        watch = SlowReader(lambda: {("a:1", "stream"): now, ("b:1", "stream"): 7})
+        for now in range(8):
+            watch.look(now)
+        assert said(caplog) == [
+            "gateway not reading: b:1 has taken nothing of what is sent for 5 s"
+        ]

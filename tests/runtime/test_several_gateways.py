@@ -1,4 +1,4 @@
-"""Three gateways behind one name, under load: one comes, one is removed, one is killed."""
+"""Several gateways behind one name: one comes, one is removed, one is killed, under load."""
 
 from __future__ import annotations
 
@@ -16,8 +16,10 @@ from typing import Any
 
 import grpc
 import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from revconn import State
+from revconn.gateway import Gateway
 from revconn.link import every_address
 from tests.support.names import Names
 from tests.support.threads import TIMEOUT
@@ -210,3 +212,95 @@ def test_only_calls_in_flight_at_the_one_that_is_killed_fail(
         stats = connector.stats()
         assert stats["connections"] == 3
         assert stats["answered"] >= sum(callers.answered.values())
+
+
+# What is in flight at one that the name has no more
+
+
+@pytest.fixture
+def two(port: int) -> Iterator[tuple[Gateway, Gateway]]:
+    """Two in this process, on the first two addresses."""
+    with Gateway(f"{ONE}:{port}", api_keys="key") as one:
+        with Gateway(f"{TWO}:{port}", api_keys="key") as two:
+            yield one, two
+
+
+class Held:
+    """A handler that returns when it may."""
+
+    def __init__(self) -> None:
+        self.may_return = threading.Event()
+
+    def __call__(self, request: Any) -> bytes:
+        assert self.may_return.wait(TIMEOUT)
+        return request.payload
+
+
+@pytest.fixture
+def names(monkeypatch) -> Iterator[Names]:
+    monkeypatch.setattr(every_address, "_INTERVAL", 0.05)
+    with Names() as names:
+        names[NAME] = [ONE, TWO]
+        yield names
+
+
+@contextlib.contextmanager
+def call_in_flight(new_connector, gateway: Gateway, handler: Held, **options: Any) -> Iterator[Any]:
+    """A connector, and a call that its handler holds, by this gateway."""
+    port = gateway.address.rpartition(":")[2]
+    connector = new_connector(
+        f"{NAME}:{port}", tls=False, proxy=False, every_address=True, **options
+    )
+    connector.add_method(SAY, handler)
+    connector.start(block=False)
+    eventually(lambda: [link.state for link in connector.links] == [State.READY] * 2)
+    with grpc.insecure_channel(gateway.address) as channel:
+        call = channel.unary_unary(SAY).future(b"hello", timeout=TIMEOUT)
+        eventually(lambda: connector.stats()["in_flight"] == 1)
+        try:
+            yield connector, call
+        finally:
+            handler.may_return.set()
+
+
+def test_a_call_at_a_gateway_that_is_removed_is_answered_before_its_link_goes(
+    new_connector, two, names
+) -> None:
+    _, going = two
+    held = Held()
+    with call_in_flight(new_connector, going, held) as (connector, call):
+        names[NAME] = [ONE]
+        eventually(lambda: not takes_calls(going))
+        assert len(connector.links) == 2
+        held.may_return.set()
+        assert call.result(TIMEOUT) == b"hello"
+        eventually(lambda: len(connector.links) == 1)
+        eventually(lambda: not going.connections())
+        stats = connector.stats()
+        assert (stats["connections"], stats["answered"], stats["undelivered"]) == (2, 1, 0)
+
+
+def takes_calls(gateway: Gateway) -> bool:
+    """Whether a call there would find the connector: it has not said goodbye yet."""
+    with grpc.insecure_channel(gateway.address) as channel:
+        check = health_pb2_grpc.HealthStub(channel).Check
+        request = health_pb2.HealthCheckRequest(service="echo.Echo")
+        code = check.future(request, timeout=TIMEOUT).code()
+    assert code in (grpc.StatusCode.OK, grpc.StatusCode.NOT_FOUND)
+    return code is grpc.StatusCode.OK
+
+
+def test_a_call_that_takes_longer_than_a_drain_is_answered_503_there(
+    new_connector, two, names, caplog
+) -> None:
+    _, going = two
+    held = Held()
+    with call_in_flight(new_connector, going, held, drain_timeout=0.2) as (connector, call):
+        names[NAME] = [ONE]
+        assert call.code() is grpc.StatusCode.UNAVAILABLE
+        assert "the service stopped before it could answer" in call.details()
+        eventually(lambda: len(connector.links) == 1)
+        assert "gave up" in caplog.text
+        held.may_return.set()
+        eventually(lambda: connector.stats()["late"] == 1)
+        assert connector.state is State.READY
