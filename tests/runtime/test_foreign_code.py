@@ -207,7 +207,7 @@ def test_a_link_that_fails_while_it_waits_ends_the_connector(
     connector.start(block=False)
     peer = gateway.accept_ready()
     monkeypatch.setattr("revconn.link.link.Link._end_sessions", raising(Peculiar("unforeseen")))
-    monkeypatch.setattr("revconn.link.link.Link._judge", raising(Peculiar("unforeseen")))
+    monkeypatch.setattr("revconn.link.link.Judging.delay", raising(Peculiar("unforeseen")))
     peer.end()
     cannot_go_on(connector)
 
