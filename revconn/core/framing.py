@@ -68,13 +68,15 @@ def unframe(payload: bytes, encoding: str = "", limit: int = 0) -> bytes:
 
 
 class GzipInflater:
-    """Undoes ``grpc-encoding: gzip``, for at most ``limit`` bytes altogether until :meth:`renew`.
+    """Undoes ``grpc-encoding: gzip`` or ``deflate``.
 
+    At most ``limit`` bytes altogether come of it until :meth:`renew`.
     A limit for each message would not do: many small ones can inflate to as much as one large.
     """
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, limit: int, encoding: str = "gzip") -> None:
         self._limit = limit
+        self._encoding = encoding
         self._left = limit
         self._excess = 0
 
@@ -89,18 +91,21 @@ class GzipInflater:
 
     def __call__(self, message: bytes) -> bytes:
         """The message that was compressed. Raises :class:`ProtocolError`."""
-        inflater = zlib.decompressobj(16 + zlib.MAX_WBITS)  # 16: with gzip's header and checksum
+        gzip = 16 if self._encoding == "gzip" else 0  # with gzip's header and checksum
+        inflater = zlib.decompressobj(gzip + zlib.MAX_WBITS)
         # One byte beyond the limit tells a message that fits from one that would go on: no bomb is
         # inflated further than that.
         try:
             data = inflater.decompress(message, self._left + 1)
         except zlib.error as error:
-            raise ProtocolError(f"gzip message does not inflate: {error}") from None
+            raise ProtocolError(f"{self._encoding} message does not inflate: {error}") from None
+        self._excess += max(0, len(data) - _USUAL_RATIO * len(message))
         if len(data) > self._left:
-            raise ProtocolError(f"gzip messages inflate to more than {self._limit:,} bytes")
+            raise ProtocolError(
+                f"{self._encoding} messages inflate to more than {self._limit:,} bytes"
+            )
         # zlib takes a stream that was cut short for one that may go on.
         if not inflater.eof or inflater.unused_data:
-            raise ProtocolError("gzip message cut short, or followed by more")
+            raise ProtocolError(f"{self._encoding} message cut short, or followed by more")
         self._left -= len(data)
-        self._excess += max(0, len(data) - _USUAL_RATIO * len(message))
         return data

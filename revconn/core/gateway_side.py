@@ -23,6 +23,7 @@ from revconn.core.connection import (
     is_possible_id,
     no_message,
 )
+from revconn.core.requests import split_response
 from revconn.core.status import StatusCode
 from revconn.logger import get_logger
 
@@ -30,6 +31,7 @@ __all__ = ["End", "FromConnector", "GatewayConnection", "GatewayLiveness", "Good
 
 logger = get_logger(__name__)
 
+_LARGE = 32 << 10  # bytes: of such messages it is worth to take them apart by hand
 _LONGEST_QUOTE = 200  # characters of a connector's words in one line of the log
 _STATUSES = {number: name for name, number in ConnectionStatus.StatusType.items()}
 _FOR_OTHERS = frozenset({"request", "event", "subscription"})
@@ -61,9 +63,10 @@ class FromConnector:
 
     :ivar registration: who wants to register what, in the batch that begins a stream. What came
         behind it is heard once it was accepted, with the next :meth:`GatewayConnection.receive`.
-    :ivar responses: to requests, or chunks of them, in the order in which they came.
+    :ivar responses: to requests, or chunks of them, in the order in which they came; each with the
+        message that it came in, and, if it is large, its payload: then it is not in the response.
     :ivar rest: all else that is for others to act on, in order: each with its kind, which is
-        ``request``, ``cancel``, ``event`` or ``subscription``.
+        ``request``, ``cancel``, ``event`` or ``subscription``, and as it came.
     :ivar ignored: what was said in vain, for a log; what a peer can vary as it likes is the second.
     :ivar goodbye: it is leaving; heard once.
     :ivar too_large: the message over the limit that has ended the connection.
@@ -74,8 +77,8 @@ class FromConnector:
     __slots__ = ("end", "goodbye", "ignored", "registration", "responses", "rest", "too_large")
 
     registration: ConnectionRegister | None
-    responses: list[ForwardResponse]
-    rest: list[tuple[str, ConnectionMessage]]
+    responses: list[tuple[ForwardResponse, bytes, memoryview | None]]
+    rest: list[tuple[str, ConnectionMessage, bytes]]
     ignored: list[tuple[str, str]]
     goodbye: Goodbye | None
     too_large: bytes | None
@@ -253,6 +256,11 @@ class GatewayConnection(Connection):
                 inbound.too_large = data
                 self._take(Step.VIOLATE)
                 break
+            if len(data) > _LARGE and self.established:
+                parts = split_response(data)
+                if parts is not None:
+                    responses.append((parts[0], data, parts[1]))
+                    continue
             try:
                 message = ConnectionMessage.FromString(data)
             except Exception:  # noqa: BLE001 - as on the other side
@@ -266,9 +274,9 @@ class GatewayConnection(Connection):
                 self._behind += batch[number + 1 :]
                 break
             if kind == "response":
-                responses.append(message.response)
+                responses.append((message.response, data, None))
             else:
-                self._receive_rare(kind, message, inbound, now)
+                self._receive_rare(kind, message, data, inbound, now)
         return inbound
 
     def half_close(self, now: float) -> FromConnector:
@@ -302,7 +310,12 @@ class GatewayConnection(Connection):
         inbound.registration = message.register
 
     def _receive_rare(
-        self, kind: str | None, message: ConnectionMessage, inbound: FromConnector, now: float
+        self,
+        kind: str | None,
+        message: ConnectionMessage,
+        data: bytes,
+        inbound: FromConnector,
+        now: float,
     ) -> None:
         """Take in what is no response."""
         # What breaks no rule is ignored, and named: a newer connector must not lose its stream for
@@ -316,7 +329,7 @@ class GatewayConnection(Connection):
         elif kind == "status":
             self._receive_status(message.status, inbound)
         elif kind in _FOR_OTHERS:
-            inbound.rest.append((kind, message))
+            inbound.rest.append((kind, message, data))
         else:
             inbound.ignored.append((kind or "a message of unknown type", ""))
 
@@ -332,7 +345,7 @@ class GatewayConnection(Connection):
 
     def _receive_cancel(self, message: ConnectionMessage, inbound: FromConnector) -> None:
         if is_possible_id(message.cancel.request_id):
-            inbound.rest.append(("cancel", message))
+            inbound.rest.append(("cancel", message, b""))
         else:
             inbound.ignored.append(("a cancel with no id or an endless one", ""))
 

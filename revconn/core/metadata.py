@@ -8,12 +8,14 @@ from collections.abc import Iterable, Mapping
 from typing import Union
 from urllib.parse import unquote
 
+from revconn.core.requests import encode_varint
 from revconn.core.status import encode_message
 
 __all__ = [
     "HEADER_BUDGET",
     "Metadata",
     "application_metadata",
+    "encode_header",
     "headers_from_metadata",
     "headers_size",
     "metadata_from_headers",
@@ -64,6 +66,23 @@ def headers_from_metadata(metadata: Iterable[tuple[str, str | bytes]]) -> dict[s
         if text.isascii():
             headers[key] = f"{headers[key]},{text}" if key in headers else text
     return headers
+
+
+def encode_header(name: bytes, value: bytes) -> bytes:
+    """A header as an entry of ``ForwardRequest.headers``, encoded; nothing if it is not ASCII.
+
+    As :func:`headers_from_metadata` has it, for one whose value is as it is on the wire.
+    """
+    if not (name.isascii() and value.isascii()):
+        return b""
+    if name.endswith(b"-bin"):
+        value = value.rstrip(b"=")
+    entry = b"".join((b"\x0a", _varint(len(name)), name, b"\x12", _varint(len(value)), value))
+    return b"\x1a" + _varint(len(entry)) + entry
+
+
+def _varint(number: int) -> bytes:
+    return b"%c" % number if number < 0x80 else encode_varint(number)
 
 
 def headers_size(headers: Mapping[str, str]) -> int:

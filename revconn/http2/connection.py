@@ -30,7 +30,6 @@ from revconn.http2.frames import (
     WORTHWHILE_BYTES,
     ControlFrames,
     FrameSplitter,
-    Patience,
     ReceiveWindow,
     SendWindow,
     data_header,
@@ -53,6 +52,7 @@ from revconn.http2.grpc import (
     request_headers,
     who_ended,
 )
+from revconn.http2.patience import Patience
 
 __all__ = ["Buffer", "Engine"]
 

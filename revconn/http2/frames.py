@@ -1,4 +1,4 @@
-"""HTTP/2 (RFC 9113) below the engine: frames, the windows of flow control, how much is too much.
+"""HTTP/2 (RFC 9113) below the engine: frames, the windows of flow control.
 
 DATA, PING, WINDOW_UPDATE and GOAWAY are ours; all other frames are h2's, which
 :class:`ControlFrames` wraps.
@@ -24,6 +24,7 @@ from revconn.logger import get_logger, level_check
 
 __all__ = [
     "ACK",
+    "CONTINUATION",
     "DATA",
     "DEFAULT_WINDOW",
     "END_HEADERS",
@@ -32,15 +33,22 @@ __all__ = [
     "HEADER",
     "HEADERS",
     "HEADER_BYTES",
+    "LARGEST_WINDOW",
     "PADDED",
     "PING",
     "PING_ACK",
+    "PREFACE",
+    "PRIORITY",
+    "PRIORITY_BYTES",
+    "PRIORITY_FLAG",
     "PUSH_PROMISE",
+    "RST_STREAM",
+    "SETTINGS",
+    "SETTINGS_ACK",
     "WINDOW_UPDATE",
     "WORTHWHILE_BYTES",
     "ControlFrames",
     "FrameSplitter",
-    "Patience",
     "Piece",
     "ReceiveWindow",
     "SendWindow",
@@ -54,16 +62,25 @@ __all__ = [
 
 DATA = 0x0
 HEADERS = 0x1
+PRIORITY = 0x2
+RST_STREAM = 0x3
 SETTINGS = 0x4
 PUSH_PROMISE = 0x5
 PING = 0x6
 GOAWAY = 0x7
 WINDOW_UPDATE = 0x8
+CONTINUATION = 0x9
 
 END_STREAM = 0x1
 END_HEADERS = 0x4
 ACK = 0x1
 PADDED = 0x8
+PRIORITY_FLAG = 0x20
+
+PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+"""What a client begins with (section 3.4)."""
+
+PRIORITY_BYTES = 5  # of a PRIORITY frame, and of what HEADERS may begin with
 
 HEADER_BYTES = 9
 # RFC 9113, section 4.1. The length has 24 bits, which struct cannot say: 16 bits and 8.
@@ -75,12 +92,10 @@ _ID_MASK = 0x7FFFFFFF  # the 32nd bit is reserved, and to be ignored when receiv
 DEFAULT_WINDOW = 65_535
 """Bytes: every window's, until SETTINGS or a WINDOW_UPDATE say otherwise (section 6.9.2)."""
 
-_LARGEST_WINDOW = (1 << 31) - 1  # section 6.9.1
-_MAX_HEADER_BYTES = 64 << 10  # of a header list: h2 and hpack refuse more, so none grows forever
+LARGEST_WINDOW = (1 << 31) - 1
+"""Bytes (section 6.9.1)."""
 
-_BURST = 10_000
-_PER_SECOND = 1_000.0
-_MOST = 100_000  # with what was earned: it may take a peer many reads to use that
+_MAX_HEADER_BYTES = 64 << 10  # of a header list: h2 and hpack refuse more, so none grows forever
 
 WORTHWHILE_BYTES = 256
 """Of a frame's payload: a smaller one costs more than it brings, unless it brings a message."""
@@ -251,6 +266,9 @@ def window_update(stream_id: int, increment: int) -> bytes:
     return head + _INCREMENT.pack(increment)
 
 
+SETTINGS_ACK = HEADER.pack(0, 0, SETTINGS, ACK, 0)
+"""The answer to SETTINGS."""
+
 PING_ACK = HEADER.pack(0, 8, PING, ACK, 0)
 """What comes before the eight bytes of the answer to a PING."""
 
@@ -312,7 +330,7 @@ class SendWindow:
     def _check(self, window: int, sent: int) -> None:
         # Not min(): a gateway that estimates its bandwidth opens its window for a lone request.
         self.opened = self._stream if self._stream < self._connection else self._connection
-        if window - sent > _LARGEST_WINDOW:
+        if window - sent > LARGEST_WINDOW:
             raise ProtocolError("the gateway opens its window too far", f"{window - sent:,} bytes")
 
 
@@ -437,43 +455,3 @@ def initial_window_change(event: h2.events.RemoteSettingsChanged) -> int:
     """By how many bytes the peer's settings change the window of a stream that is open."""
     change = event.changed_settings.get(_Codes.INITIAL_WINDOW_SIZE)
     return 0 if change is None else change.new_value - (change.original_value or 0)
-
-
-class Patience:
-    """What a peer may ask of us without giving anything: it refills with time.
-
-    Frames without data cost more than they bring (see :class:`FrameSplitter`); a peer that sends
-    them faster than messages go in and out floods the connection (section 10.5).
-    """
-
-    def __init__(self) -> None:
-        # A gateway that gives back the windows of many messages in many reads sends thousands of
-        # frames for one burst: what was earned by traffic is therefore kept, up to a limit, and a
-        # peer that was useful for years cannot pay for a flood with it.
-        self._left = float(_BURST)
-        self._refilled_at: float | None = None
-        self._worth_seen = 0.0
-
-    def settle(self, cost: int, worth_sent: float, now: float) -> None:
-        """What came cost so much (if negative, it was worth that); what was sent is the whole sum.
-
-        Raises :class:`ProtocolError` when the peer has cost more than it brought for too long.
-        """
-        sent, self._worth_seen = worth_sent - self._worth_seen, worth_sent
-        self.earn(sent + max(0, -cost))
-        self.spend(max(0, cost), now)
-
-    def earn(self, worth: float) -> None:
-        """Something useful happened: messages came, or went (which calls for window updates)."""
-        self._left = min(self._left + worth, _MOST)
-
-    def spend(self, weight: int, now: float) -> None:
-        """Frames without data came. Raises :class:`ProtocolError` when there are too many."""
-        if self._refilled_at is not None and self._left < _BURST:
-            refill = (now - self._refilled_at) * _PER_SECOND
-            self._left = min(self._left + refill, _BURST)
-        self._refilled_at = now
-        self._left -= weight
-        if self._left < 0:
-            what = "what costs more than it brings"
-            raise ProtocolError(f"the gateway floods the connection with {what}")

@@ -6,7 +6,8 @@ import base64
 import binascii
 import re
 import struct
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from typing import Callable, NamedTuple
 
 from revconn.core.framing import PREFIX_BYTES
@@ -16,10 +17,14 @@ from revconn.logger import presentable
 __all__ = [
     "Goaway",
     "MessageReader",
+    "MessageRefused",
+    "MessageTooLong",
     "Pieces",
     "StreamEnd",
     "decode_metadata",
+    "decode_pairs",
     "encode_metadata",
+    "encode_pairs",
     "end_by_reset",
     "end_by_trailers",
     "error_name",
@@ -131,8 +136,13 @@ def request_headers(
 
 def encode_metadata(metadata: Mapping[str, str | bytes]) -> list[tuple[bytes, bytes]]:
     """Request metadata as headers; values under a ``-bin`` name are bytes, sent in base64."""
+    return encode_pairs(metadata.items())
+
+
+def encode_pairs(metadata: Iterable[tuple[str, str | bytes]]) -> list[tuple[bytes, bytes]]:
+    """The same, of metadata in which a name may come more than once."""
     headers = []
-    for name, value in metadata.items():
+    for name, value in metadata:
         data = value.encode("ascii") if isinstance(value, str) else value
         if name.endswith("-bin"):
             data = base64.b64encode(data).rstrip(b"=")  # senders should not pad
@@ -142,21 +152,21 @@ def encode_metadata(metadata: Mapping[str, str | bytes]) -> list[tuple[bytes, by
 
 def decode_metadata(headers: Iterable[tuple[bytes, bytes]]) -> dict[str, str | bytes]:
     """Headers as metadata; binary ones decoded (padding or not), malformed ones left out."""
-    metadata: dict[str, str | bytes] = {}
+    return dict(decode_pairs(headers))
+
+
+def decode_pairs(headers: Iterable[tuple[bytes, bytes]]) -> Iterator[tuple[str, str | bytes]]:
+    """The same, name by name: one may come more than once."""
     for raw_name, raw_value in headers:
         name = raw_name.decode("ascii", "replace")
         if not name.endswith("-bin"):
-            metadata[name] = raw_value.decode("utf-8", "replace")
+            yield name, raw_value.decode("utf-8", "replace")
             continue
         # Receivers must take both forms, padded or not. A value that is neither is left out: it is
         # no reason to give up a stream.
-        try:
-            metadata[name] = base64.b64decode(
-                raw_value + b"=" * (-len(raw_value) % 4), validate=True
-            )
-        except binascii.Error:
-            continue
-    return metadata
+        for part in raw_value.split(b","):  # as HTTP may have joined what had one name
+            with suppress(binascii.Error):
+                yield name, base64.b64decode(part + b"=" * (-len(part) % 4), validate=True)
 
 
 def refusal(metadata: Mapping[str, str | bytes]) -> StreamEnd | None:
@@ -297,6 +307,18 @@ def frame_all(messages: Iterable[bytes]) -> list[memoryview]:
     return runs
 
 
+class MessageTooLong(ProtocolError):
+    """A message is announced of more bytes than are taken; ``size`` says of how many."""
+
+    def __init__(self, limit: int, size: int) -> None:
+        super().__init__(f"message longer than {limit:,} bytes", f"{size:,}")
+        self.size = size
+
+
+class MessageRefused(ProtocolError):
+    """A message is on its way for which there is no room now."""
+
+
 class MessageReader:
     """Cuts the bytes of a gRPC stream into messages. Not thread-safe.
 
@@ -362,7 +384,7 @@ class MessageReader:
     def _check(self, flag: int, length: int) -> None:
         # The length first: it tells an operator more, and nothing of such a message was stored.
         if length > self._limit:
-            raise ProtocolError(f"message longer than {self._limit:,} bytes", f"{length:,}")
+            raise MessageTooLong(self._limit, length)
         if flag != 1:
             raise ProtocolError("no gRPC message prefix", f"flag byte {flag:#04x}")
         if self._inflate is None:

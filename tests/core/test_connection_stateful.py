@@ -266,14 +266,14 @@ class PairMachine(RuleBasedStateMachine):
             assert before is Phase.OPENED
             assert inbound.registration.connection_id == ""
         tunnel.settled += [
-            each.request_id for each in inbound.responses if not each.request_id.startswith("p")
+            each.request_id for each, *_ in inbound.responses if not each.request_id.startswith("p")
         ]
         tunnel.goodbyes_heard += inbound.goodbye is not None
-        for response in inbound.responses:
+        for response, *_ in inbound.responses:
             if response.request_id.startswith("p") and gateway.established:
                 assert response.payload == TOKEN.encode()
                 tunnel.down.send(gateway.respond(response))
-        for kind, message in inbound.rest:
+        for kind, message, _ in inbound.rest:
             assert kind == "request"
             self._route(tunnel, message)
         if gateway.phase is Phase.ENDED:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import gzip
 import tracemalloc
+import zlib
 
 import pytest
 from hypothesis import given
@@ -147,6 +148,16 @@ def test_a_gzip_message_of_a_wrong_length_is_refused(broken: bytes) -> None:
         GzipInflater(LIMIT)(broken)
 
 
-def test_what_is_no_gzip_is_refused() -> None:
-    with pytest.raises(ProtocolError, match="does not inflate"):
-        GzipInflater(LIMIT)(b"message")
+@pytest.mark.parametrize("encoding", ["gzip", "deflate"])
+def test_what_is_compressed_in_no_such_way_is_refused(encoding: str) -> None:
+    with pytest.raises(ProtocolError, match=f"{encoding} message does not inflate"):
+        GzipInflater(LIMIT, encoding)(b"message")
+
+
+def test_deflate_is_bounded_like_gzip() -> None:
+    inflate = GzipInflater(LIMIT, "deflate")
+    assert inflate(zlib.compress(b"x" * LIMIT)) == b"x" * LIMIT
+    with pytest.raises(ProtocolError, match="deflate messages inflate to more than 1,000 bytes"):
+        inflate(zlib.compress(b"x"))
+    with pytest.raises(ProtocolError, match="deflate message cut short"):
+        inflate(zlib.compress(b"")[:-1])

@@ -18,6 +18,7 @@ from revconn._proto.registry_pb2 import (
     ForwardRequest,
     ForwardResponse,
     Heartbeat,
+    ResponseStreamInfo,
     SubscriptionRequest,
 )
 from revconn.core.connection import CANCEL, Phase
@@ -81,7 +82,7 @@ def heartbeat(connection_id: str = "id-1") -> bytes:
 
 
 def answered(inbound: FromConnector) -> list[str]:
-    return [each.request_id for each in inbound.responses]
+    return [each.request_id for each, *_ in inbound.responses]
 
 
 def nothing(inbound: FromConnector) -> bool:
@@ -166,7 +167,7 @@ def test_what_others_act_on_keeps_its_order() -> None:
         ("event", ConnectionMessage(event=EventMessage(event_type="e"))),
     ]
     inbound = ready(CANCEL).receive([each.SerializeToString() for _, each in said], 0.0)
-    assert inbound.rest == said
+    assert [(kind, message) for kind, message, _ in inbound.rest] == said
 
 
 def test_a_heartbeat_with_its_id_is_a_sign_of_life() -> None:
@@ -245,7 +246,7 @@ def test_the_end_of_its_half_before_it_registered_ends_the_connection() -> None:
 def test_who_leaves_is_still_heard() -> None:
     inbound = leaving().receive([response("r1"), request("r2")], 0.0)
     assert answered(inbound) == ["r1"]
-    assert [kind for kind, _ in inbound.rest] == ["request"]
+    assert [kind for kind, *_ in inbound.rest] == ["request"]
 
 
 # What ends it
@@ -370,3 +371,22 @@ def test_the_end_of_its_half_comes_after_what_came_behind_the_registration() -> 
     assert answered(inbound) == ["r1"]
     assert inbound.goodbye is not None
     assert connection.last_heartbeat == 7.0
+
+
+def test_the_payload_of_a_large_response_stands_beside_it(monkeypatch) -> None:
+    monkeypatch.setattr("revconn.core.gateway_side._LARGE", 10)
+    payload = bytes(20)
+    message = ConnectionMessage(response=ForwardResponse(request_id="r1", payload=payload))
+    data = message.SerializeToString()
+    ((response, came, large),) = ready().receive([data], 0.0).responses
+    assert (response.request_id, response.payload) == ("r1", b"")
+    assert (came, large) == (data, payload)
+
+
+def test_a_large_chunk_is_left_as_it_is(monkeypatch) -> None:
+    monkeypatch.setattr("revconn.core.gateway_side._LARGE", 10)
+    info = ResponseStreamInfo(is_streamed=True)
+    chunk = ForwardResponse(request_id="r1", payload=bytes(20), response_stream_info=info)
+    data = ConnectionMessage(response=chunk).SerializeToString()
+    ((response, _, large),) = ready().receive([data], 0.0).responses
+    assert (response, large) == (chunk, None)

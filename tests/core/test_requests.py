@@ -6,10 +6,23 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from revconn._proto.registry_pb2 import ConnectionMessage, ForwardRequest, Heartbeat, StreamingInfo
+from revconn._proto.registry_pb2 import (
+    ConnectionMessage,
+    ForwardRequest,
+    ForwardResponse,
+    Heartbeat,
+    ResponseStreamInfo,
+    StreamingInfo,
+)
 from revconn.core.connector_side import ConnectorConnection
 from revconn.core.liveness import ConnectorLiveness
-from revconn.core.requests import split_request
+from revconn.core.metadata import encode_header
+from revconn.core.requests import (
+    encode_request,
+    forward_request,
+    split_request,
+    split_response,
+)
 
 TEXT = st.text(st.characters(codec="utf-8"), max_size=20)
 REQUESTS = st.builds(
@@ -21,6 +34,9 @@ REQUESTS = st.builds(
     timeout_seconds=st.integers(0, 2**31 - 1),
     streaming_info=st.none() | st.builds(StreamingInfo, sequence_number=st.integers(0, 2**40)),
 )
+
+
+UNARY = StreamingInfo(is_stream_end=True)
 
 
 def encoded(request: ForwardRequest) -> bytes:
@@ -126,3 +142,93 @@ def test_a_connection_brings_a_large_request_with_its_payload_beside_it() -> Non
     assert inbound.requests[0][0] == ForwardRequest(request_id="r1", method_path="/a.B/C")
     assert inbound.is_rare  # the nameless one
     assert inbound.end is not None  # what is no message at all
+
+
+# Put together, and passed on, by hand
+
+NAMES = st.text(st.characters(min_codepoint=97, max_codepoint=122), min_size=1, max_size=200)
+
+
+@given(
+    st.text(st.characters(codec="utf-8"), min_size=1, max_size=200),
+    st.dictionaries(NAMES, NAMES, max_size=4),
+    st.binary(max_size=300),
+    st.integers(1, 2**31 - 1),
+)
+def test_a_request_made_by_hand_is_what_protobuf_makes(path, headers, payload, seconds) -> None:
+    entries = b"".join(
+        encode_header(name.encode(), value.encode()) for name, value in headers.items()
+    )
+    data = encode_request(b"id", path.encode(), entries, payload, seconds)
+    assert ConnectionMessage.FromString(data).request == ForwardRequest(
+        request_id="id",
+        method_path=path,
+        headers=headers,
+        payload=payload,
+        timeout_seconds=seconds,
+        streaming_info=UNARY,
+    )
+
+
+@given(REQUESTS, st.integers(1, 2**31 - 1))
+def test_a_request_that_is_passed_on_has_another_limit_and_all_else(request, seconds) -> None:
+    request.ClearField("streaming_info")
+    data = forward_request(encoded(request), seconds)
+    request.timeout_seconds = seconds
+    request.streaming_info.CopyFrom(UNARY)
+    assert ConnectionMessage.FromString(data).request == request
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        ConnectionMessage(heartbeat=Heartbeat(timestamp=1)).SerializeToString(),
+        encoded(ForwardRequest(request_id="1")) + encoded(ForwardRequest(request_id="2")),
+    ],
+)
+def test_what_is_written_in_an_unusual_way_is_left_to_protobuf(data) -> None:
+    assert forward_request(data, 5) == b""
+
+
+@given(
+    TEXT,
+    st.integers(-1, 600),
+    st.dictionaries(TEXT, TEXT, max_size=3),
+    st.binary(min_size=1, max_size=300),
+    TEXT,
+)
+def test_a_response_is_taken_apart_like_a_request(number, status, headers, payload, error) -> None:
+    response = ForwardResponse(
+        request_id=number,
+        status_code=status,
+        headers=headers,
+        payload=payload,
+        error_message=error,
+    )
+    apart = split_response(ConnectionMessage(response=response).SerializeToString())
+    if apart is None:  # a number below 0 takes more bytes than any size does
+        assert status < 0
+        return
+    rest, large = apart
+    assert not rest.payload
+    rest.payload = bytes(large)
+    assert rest == response
+
+
+def test_a_chunk_is_not_taken_apart() -> None:
+    info = ResponseStreamInfo(is_streamed=True)
+    chunk = ForwardResponse(request_id="1", payload=b"x", response_stream_info=info)
+    assert split_response(ConnectionMessage(response=chunk).SerializeToString()) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "header"),
+    [
+        (b"a", b"b", {"a": "b"}),
+        (b"a" * 200, b"b" * 300, {"a" * 200: "b" * 300}),
+        (b"a-bin", b"YQ==", {"a-bin": "YQ"}),
+        (b"a", b"\xff", {}),
+    ],
+)
+def test_a_header_becomes_an_entry_of_the_map(name, value, header) -> None:
+    assert ForwardRequest.FromString(encode_header(name, value)).headers == header

@@ -5,7 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from revconn.core.status import ProtocolError
-from revconn.http2.frames import Patience, ReceiveWindow, SendWindow
+from revconn.http2.frames import ReceiveWindow, SendWindow
+from revconn.http2.patience import Patience
 
 LARGEST = (1 << 31) - 1
 DEFAULT = 65_535

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import struct
 import threading
 from typing import Callable
@@ -24,6 +25,7 @@ from hyperframe.frame import (
 from revconn import Connector
 from revconn._proto.registry_pb2 import ConnectionMessage, ConnectionStatus, ForwardRequest
 from revconn.core.status import StatusCode
+from revconn.http2.patience import Patience
 from tests.support.connectors import QUICK
 from tests.support.scripted_http2 import GRPC_HEADERS, Http2Peer, ScriptedHttp2, message
 from tests.support.threads import TIMEOUT, in_thread
@@ -36,8 +38,8 @@ FLOOD = 6 * BURST
 @pytest.fixture
 def little_patience(monkeypatch: pytest.MonkeyPatch) -> None:
     """A burst is sooner a flood, and no machine is so slow that patience comes back meanwhile."""
-    monkeypatch.setattr("revconn.http2.frames._BURST", BURST)
-    monkeypatch.setattr("revconn.http2.frames._PER_SECOND", 0.0)
+    patience = functools.partial(Patience, burst=BURST, per_second=0.0)
+    monkeypatch.setattr("revconn.http2.connection.Patience", patience)
 
 
 @pytest.fixture

@@ -1,0 +1,499 @@
+"""One HTTP/2 connection (RFC 9113) with many streams, either side, as bytes in and bytes out.
+
+All of it is ours but for the static table and the Huffman code of HPACK: a call that passes a
+gateway is six frames, and h2 needs more time for one of them than everything else together.
+``docs/topics/gateway.md`` has the measurement.
+
+A peer is trusted in nothing. What breaks HTTP/2 ends the stream or the connection, with the code
+that the RFC names; what is allowed and costs more than it brings ends the connection, too, once
+there is too much of it (:class:`Patience`); and after a :attr:`Settings.turn` of work the endpoint
+lets others have their turn.
+"""
+
+from __future__ import annotations
+
+import struct
+
+from revconn.core.framing import PREFIX_BYTES
+from revconn.core.status import ProtocolError
+from revconn.http2.control import NOT_READ, Control, Fault, require
+from revconn.http2.frames import (
+    ACK,
+    CONTINUATION,
+    DATA,
+    END_HEADERS,
+    END_STREAM,
+    GOAWAY,
+    HEADER,
+    HEADER_BYTES,
+    HEADERS,
+    PADDED,
+    PING,
+    PING_ACK,
+    PREFACE,
+    PRIORITY,
+    PRIORITY_BYTES,
+    PRIORITY_FLAG,
+    PUSH_PROMISE,
+    RST_STREAM,
+    SETTINGS,
+    WINDOW_UPDATE,
+    WORTHWHILE_BYTES,
+    window_update,
+)
+from revconn.http2.headers import Decoder, Field, FieldKind
+from revconn.http2.patience import Patience
+from revconn.http2.streams import ErrorCode, Stream
+from revconn.http2.writing import (
+    CONNECTION_WINDOW,
+    NUMBER,
+    USUAL_FRAME,
+    Acceptor,
+    Settings,
+    frame,
+)
+
+__all__ = ["Endpoint"]
+
+_LONGEST_BLOCK = 128 << 10  # bytes: a caller is told what it may send, up to here
+_MOST_UNREAD = 4 << 20  # bytes, with the headers of answers, which need no window
+_ID_MASK = 0x7FFFFFFF
+_BURST, _PER_SECOND, _MOST = 2_000, 500.0, 50_000  # what a peer costs; see Patience
+_USUAL_MESSAGE = 64  # bytes: of a small one
+_COST_OF_TURN = 128  # of that, before others have their turn
+
+_unpack_header = HEADER.unpack_from
+_unpack_number = NUMBER.unpack_from
+_START = struct.Struct(HEADER.format + "BI")  # a frame's header, and a message's prefix
+_unpack_start = _START.unpack_from
+
+
+class Endpoint(Control):
+    """One side of one connection; not thread-safe.
+
+    :ivar end_reason: why it has ended, if the peer broke a rule.
+    :ivar is_flooded: whether that was because it cost more than it brought.
+    :ivar is_settled: whether the peer's SETTINGS have come, which are its first frame.
+    :ivar ping_answered: how many of our pings were.
+    """
+
+    __slots__ = (
+        "_block", "_block_flags", "_block_id", "_decoder", "_held", "_is_greeted", "_large",
+        "_needed", "_patience", "_received", "end_reason", "is_flooded",
+        "is_settled", "ping_answered",
+    )  # fmt: skip
+
+    def __init__(self, settings: Settings, acceptor: Acceptor, *, is_server: bool = True) -> None:
+        super().__init__(settings, acceptor, is_server=is_server)
+        self._decoder = Decoder(settings.header_list)
+        self._held: bytearray | None = None  # the beginning of a frame
+        self._needed = HEADER_BYTES  # bytes of it, before it is worth looking at
+        self._is_greeted = not is_server  # whether the preface has come
+        self._block: bytearray | None = None  # headers that go on in the next frame
+        self._block_id = self._block_flags = 0
+        self._large: Stream | None = None  # a message of many frames is on its way on it
+        self._received = 0  # bytes of DATA since the window was opened again
+        self._patience: Patience | None = None
+        self.is_flooded = self.is_settled = False
+        self.end_reason = ""
+        self.ping_answered = 0
+
+    @property
+    def list_size(self) -> int:
+        """What the header list that came last counts, in bytes; only so many of it are there."""
+        return self._decoder.list_size
+
+    def charge(self, cost: int) -> None:
+        """What the peer asked for came to nothing, and cost as much as so many frames."""
+        self.cost += cost
+
+    def settle(self, now: float) -> None:
+        """See whether the peer costs more than it brings. To be called now and then."""
+        if self._patience is None:
+            if self.cost < _BURST // 8:  # nobody has patience that nobody tries
+                self.cost = max(self.cost, -_MOST)
+                return
+            self._patience = Patience("the peer", _BURST, _PER_SECOND, _MOST)
+        cost, self.cost = self.cost, 0
+        try:
+            self._patience.settle(cost, self._worth_sent, now)
+        except ProtocolError as error:
+            self._fail(Fault(ErrorCode.ENHANCE_YOUR_CALM, str(error)))
+
+    def _fail(self, fault: Fault) -> None:
+        if not self.is_ended:
+            self.is_flooded = fault.code == ErrorCode.ENHANCE_YOUR_CALM
+            self.end_reason = str(fault)
+            self.end(fault.code, self.end_reason)
+
+    # What the peer says
+
+    def receive(self, data: bytes, turn: int | None = None) -> bytes:
+        """Take in what arrived. What comes back is to be given again once others had their turn.
+
+        :param turn: how much is done at once, if not as much as :attr:`Settings.turn`.
+        """
+        self._left = self.settings.turn if turn is None else turn
+        if self.is_ended:
+            return b""
+        if self.out_bytes > _MOST_UNREAD:
+            self._fail(Fault(ErrorCode.ENHANCE_YOUR_CALM, NOT_READ))
+            return b""
+        try:
+            if self._held:
+                self._held += data
+                if len(self._held) < self._needed:
+                    return b""
+                data, self._held = bytes(self._held), None
+            offset = 0
+            if not self._is_greeted:
+                offset = self._greet(data)
+            return self._take_frames(data, offset)
+        except Fault as fault:
+            self._fail(fault)
+        except ProtocolError as error:  # of HPACK
+            self._fail(Fault(ErrorCode.COMPRESSION_ERROR, str(error)))
+        return b""
+
+    def _greet(self, data: bytes) -> int:
+        size = len(PREFACE)
+        if not data.startswith(PREFACE[: len(data)]):
+            raise Fault(ErrorCode.PROTOCOL_ERROR, "it does not speak HTTP/2")
+        if len(data) < size:
+            return 0
+        self._is_greeted = True
+        return size
+
+    def _take_frames(self, data: bytes, offset: int) -> bytes:
+        size = len(data)
+        self._needed = HEADER_BYTES if self._is_greeted else len(PREFACE)
+        if not self._is_greeted:
+            self._hold(data)
+            return b""
+        most = self.cost + _COST_OF_TURN
+        while size - offset >= HEADER_BYTES:
+            high, low, kind, flags, stream_id = _unpack_header(data, offset)
+            start = offset + HEADER_BYTES
+            length = high << 8 | low
+            end = start + length
+            if length > USUAL_FRAME:
+                raise Fault(ErrorCode.FRAME_SIZE_ERROR, "a frame longer than is allowed")
+            if end > size:
+                self._needed = end - offset
+                break
+            if self._left <= 0 or self.cost > most:
+                return data[offset:]
+            offset = end
+            stream_id &= _ID_MASK
+            if self._block is not None and (kind != CONTINUATION or stream_id != self._block_id):
+                raise Fault(ErrorCode.PROTOCOL_ERROR, "a frame in the middle of headers")
+            if kind == DATA:
+                if not flags and length >= PREFIX_BYTES:
+                    after = self._take_row(stream_id, data, start - HEADER_BYTES)
+                    if after:
+                        offset = after
+                        continue
+                self._left -= self._receive_data(stream_id, flags, data, start, end)
+                if self._large is not None:
+                    offset = self._follow(self._large, data, offset)
+            elif kind == HEADERS:
+                self._receive_headers(stream_id, flags, data, start, end)
+                self._left -= 2
+            elif kind == WINDOW_UPDATE:
+                self._receive_window_update(stream_id, data[start:end])
+            elif kind == PING and length == 8 and not stream_id:
+                if flags & ACK:
+                    self.ping_answered += 1
+                else:
+                    self._say(PING_ACK + data[start:end])
+                self.cost += 1
+            else:
+                self._left -= 1
+                self._receive_other(kind, flags, stream_id, data[start:end])
+            if self.is_ended:
+                return b""
+            if not self.is_settled:
+                self._check_first(kind, flags)
+        if offset < size:
+            self._hold(data[offset:] if offset else data)
+        return b""
+
+    def _take_row(self, stream_id: int, data: bytes, offset: int) -> int:
+        """Take frames of one whole message each, as long as they come in a row on one stream.
+
+        Where the next frame begins; 0 if this one is no such frame. Together, because a connector's
+        own calls come like that, and what is done about each frame costs more than about the call.
+        """
+        stream = self.streams.get(stream_id)
+        if stream is None or not (self.is_settled and stream.is_between_messages):
+            return 0
+        messages: list[bytes] = []
+        begin, size, limit = offset, len(data), stream.limit
+        small = 0
+        while size - offset >= _START.size:
+            high, low, kind, flags, frame_stream_id, flag, length = _unpack_start(data, offset)
+            end = offset + HEADER_BYTES + (high << 8 | low)
+            start = offset + _START.size
+            if kind or flags or flag or frame_stream_id != stream_id:
+                break
+            if start + length != end or end > size or length > limit or end - start > USUAL_FRAME:
+                break
+            messages.append(data[start:end])
+            small += length < WORTHWHILE_BYTES
+            offset = end
+            if len(messages) >= self._left:
+                break
+        if not messages:
+            return 0
+        used = offset - begin - len(messages) * HEADER_BYTES
+        self._use_window(used)
+        stream.receive_window -= used
+        if stream.receive_window < 0:
+            self._reset_by_fault(stream, ErrorCode.FLOW_CONTROL_ERROR)
+            return offset
+        count = len(messages)
+        # Messages of nothing are worth no more than their bytes.
+        self.cost += small - min(count, 1 + used // _USUAL_MESSAGE)
+        self._left -= count
+        stream.receiver.take(messages, ended=False)
+        self._refill(stream)
+        return offset
+
+    def _hold(self, data: bytes) -> None:
+        self._held = bytearray(data)
+
+    def _check_first(self, kind: int, flags: int) -> None:
+        if kind != SETTINGS or flags & ACK:
+            raise Fault(ErrorCode.PROTOCOL_ERROR, "the first frame is not SETTINGS")
+        self.is_settled = True
+
+    # DATA
+
+    def _receive_data(self, stream_id: int, flags: int, data: bytes, start: int, end: int) -> int:
+        """Take a DATA frame; how much work that was."""
+        size = end - start
+        self._use_window(size)
+        if size < WORTHWHILE_BYTES:
+            self.cost += 1
+        if flags & PADDED:
+            if start == end or data[start] >= size:
+                raise Fault(ErrorCode.PROTOCOL_ERROR, "more padding than payload")
+            start, end = start + 1, end - data[start]
+        stream = self.streams.get(stream_id)
+        if stream is None or stream.is_remote_closed:
+            self._receive_stray_data(stream_id, stream)
+            return 1
+        stream.receive_window -= size
+        if stream.receive_window < 0:
+            self._reset_by_fault(stream, ErrorCode.FLOW_CONTROL_ERROR)
+            return 1
+        ended = flags & END_STREAM != 0
+        if stream.content_left >= 0 and not self._count_content(stream, end - start, ended):
+            return 1
+        if ended:
+            stream.is_remote_closed = True
+        if stream.is_deaf:
+            count = 0
+            if ended:
+                stream.receiver.take([], ended=True)
+        else:
+            count = stream.receive(data, start, end, ended)
+            # Messages of nothing are worth no more than their bytes.
+            self.cost -= min(count, 1 + size // _USUAL_MESSAGE)
+            if stream.inflate is not None:
+                self.cost += stream.inflate.take_weight()
+        if ended:
+            if stream.is_local_closed:
+                self._discard(stream)
+        elif stream.missing:
+            if stream.wanted or not stream.granted:
+                self.acceptor.want_credit(stream)
+            if stream.content_left < 0 and stream.missing:
+                self._large = stream
+        else:
+            self._refill(stream)
+        return 1 + count
+
+    def _refill(self, stream: Stream) -> None:
+        """Open a stream's window again, once half of it is used and no message is on its way."""
+        if stream.missing or (stream.is_held and not stream.is_deaf):
+            return
+        if stream.receive_window < stream.window // 2 and not stream.is_remote_closed:
+            self.open_window(stream, stream.window - stream.receive_window)
+
+    def _use_window(self, size: int) -> None:
+        self.receive_window -= size
+        if self.receive_window < 0:
+            raise Fault(ErrorCode.FLOW_CONTROL_ERROR, "more DATA than the window allows")
+        self._received += size
+        if self._received > CONNECTION_WINDOW // 2:
+            # Given back as it comes, so that no stream waits for another one. What streams keep is
+            # bounded by their own windows.
+            self._put(window_update(0, self._received))
+            self.receive_window += self._received
+            self._received = 0
+
+    def _follow(self, stream: Stream, data: bytes, offset: int) -> int:
+        """Go on with a message of many frames; how far nothing but its DATA has come."""
+        # A message of 1 MiB is 64 frames of most peers. One by one they would take longer than
+        # copying it does.
+        self._large = None
+        pieces: list[memoryview] = []
+        view = memoryview(data)
+        size, missing, stream_id = len(data), stream.missing, stream.id
+        taken = 0
+        while size - offset >= HEADER_BYTES:
+            high, low, kind, flags, frame_stream_id = _unpack_header(data, offset)
+            length = high << 8 | low
+            end = offset + HEADER_BYTES + length
+            if kind or flags or frame_stream_id != stream_id or end > size:
+                break
+            if not WORTHWHILE_BYTES <= length <= min(missing - taken, USUAL_FRAME):
+                break
+            pieces.append(view[end - length : end])
+            taken += length
+            offset = end
+        if taken:
+            self._use_window(taken)
+            stream.receive_window -= taken
+            if stream.receive_window < 0:
+                self._reset_by_fault(stream, ErrorCode.FLOW_CONTROL_ERROR)
+            else:
+                if taken < size // 2:  # what is kept must not keep much more of what was read
+                    pieces = [memoryview(bytes(piece)) for piece in pieces]
+                self.cost -= stream.receive_pieces(pieces)
+                if stream.inflate is not None:
+                    self.cost += stream.inflate.take_weight()
+                self._refill(stream)
+        return offset
+
+    def _count_content(self, stream: Stream, size: int, ended: bool) -> bool:
+        stream.content_left -= size
+        if stream.content_left < 0 or (ended and stream.content_left):
+            self._reset_by_fault(stream, ErrorCode.PROTOCOL_ERROR)
+            return False
+        return True
+
+    def _receive_stray_data(self, stream_id: int, stream: Stream | None) -> None:
+        self.cost += 1
+        if stream is not None:  # half-closed: nothing may follow its end
+            self._reset_by_fault(stream, ErrorCode.STREAM_CLOSED)
+        elif not stream_id or self._is_idle(stream_id):
+            raise Fault(ErrorCode.PROTOCOL_ERROR, "DATA where no stream is open")
+        elif self._reset is None or stream_id not in self._reset:
+            self._put(frame(RST_STREAM, 0, stream_id, NUMBER.pack(ErrorCode.STREAM_CLOSED)))
+
+    # Headers
+
+    def _receive_headers(
+        self, stream_id: int, flags: int, data: bytes, start: int, end: int
+    ) -> None:
+        if flags & PADDED:
+            if start == end or data[start] >= end - start:
+                raise Fault(ErrorCode.PROTOCOL_ERROR, "more padding than payload")
+            start, end = start + 1, end - data[start]
+        if flags & PRIORITY_FLAG:
+            if end - start < PRIORITY_BYTES:
+                raise Fault(ErrorCode.FRAME_SIZE_ERROR, "HEADERS cut short")
+            if _unpack_number(data, start)[0] & _ID_MASK == stream_id:
+                raise Fault(ErrorCode.PROTOCOL_ERROR, "a stream that depends on itself")
+            start += PRIORITY_BYTES
+        if flags & END_HEADERS:
+            self._take_block(stream_id, flags, data[start:end])
+        else:
+            self._block = bytearray(data[start:end])
+            self._block_id, self._block_flags = stream_id, flags
+
+    def _receive_continuation(self, flags: int, payload: bytes) -> None:
+        if self._block is None:
+            raise Fault(ErrorCode.PROTOCOL_ERROR, "CONTINUATION of nothing")
+        self._block += payload
+        self.cost += 1
+        # The table would be out of step without the block, so it cannot just be left out.
+        if len(self._block) > 2 * self.settings.header_list or len(payload) < 64:
+            self.cost += 20
+        if len(self._block) > max(_LONGEST_BLOCK, 4 * self.settings.header_list):
+            raise Fault(ErrorCode.ENHANCE_YOUR_CALM, "endless headers")
+        if flags & END_HEADERS:
+            block, self._block = bytes(self._block), None
+            self._take_block(self._block_id, self._block_flags, block)
+
+    def _take_block(self, stream_id: int, flags: int, block: bytes) -> None:
+        fields = self._decoder.decode(block)
+        if len(block) > self.settings.header_list:
+            self.cost += len(block) >> 6
+            self._left -= len(block) >> 8
+        # A byte may stand for any header: many that are too many take long to follow.
+        self.cost += max(0, self._decoder.list_size - self.settings.header_list) >> 10
+        ended = flags & END_STREAM != 0
+        stream = self.streams.get(stream_id)
+        if stream is not None:
+            self._receive_later_headers(stream, fields, ended)
+        elif not self._is_server:
+            if self._is_idle(stream_id):
+                raise Fault(ErrorCode.PROTOCOL_ERROR, "headers of a stream that there is not")
+        elif not stream_id & 1:
+            raise Fault(ErrorCode.PROTOCOL_ERROR, "a stream with an id of the other side's")
+        elif stream_id > self.last_id:
+            self._open(stream_id, fields, ended)
+        elif self._reset is None or stream_id not in self._reset:
+            raise Fault(ErrorCode.STREAM_CLOSED, "headers of a stream that is closed")
+
+    def _open(self, stream_id: int, fields: list[Field], ended: bool) -> None:
+        self.last_id = stream_id
+        self.cost += 1
+        if stream_id > self._goaway_id:
+            return  # it was told that nothing is done for these
+        if len(self.streams) >= self.settings.max_streams:
+            self.cost += 5
+            self.acceptor.refuse_stream()
+            self._put_reset(stream_id, ErrorCode.REFUSED_STREAM)
+            return
+        stream = self.streams[stream_id] = Stream(self, stream_id)
+        stream.is_remote_closed = ended
+        self.acceptor.accept(stream, fields, self._decoder.list_size, ended=ended)
+
+    def _receive_later_headers(self, stream: Stream, fields: list[Field], ended: bool) -> None:
+        """Trailers; or, of a response, its headers."""
+        if stream.is_remote_closed:
+            self._reset_by_fault(stream, ErrorCode.STREAM_CLOSED)
+            return
+        is_trailers = self._is_server and not (ended and _are_trailers(fields))
+        if is_trailers or (stream.content_left > 0 and ended):
+            self._reset_by_fault(stream, ErrorCode.PROTOCOL_ERROR)
+            return
+        stream.is_remote_closed = ended
+        if not self._is_server:
+            stream.receiver.take_head(fields, ended=ended)
+        elif stream.is_deaf:
+            stream.receiver.take([], ended=True)
+        else:
+            stream.receive(b"", 0, 0, ended)
+        if ended and stream.is_local_closed:
+            self._discard(stream)
+
+    # All else
+
+    def _receive_other(self, kind: int, flags: int, stream_id: int, payload: bytes) -> None:
+        self.cost += 1
+        if kind == SETTINGS:
+            self._receive_settings(flags, stream_id, payload)
+        elif kind == RST_STREAM:
+            self._receive_reset(stream_id, payload)
+        elif kind == CONTINUATION:
+            self._receive_continuation(flags, payload)
+        elif kind == GOAWAY:
+            self._receive_goaway(stream_id, payload)
+        elif kind == PRIORITY:
+            self._receive_priority(stream_id, payload)
+        elif kind == PING:
+            require(len(payload) == 8, ErrorCode.FRAME_SIZE_ERROR, "a PING of a wrong size")
+            require(not stream_id, ErrorCode.PROTOCOL_ERROR, "a PING on a stream")
+        elif kind == PUSH_PROMISE:
+            raise Fault(ErrorCode.PROTOCOL_ERROR, "a PUSH_PROMISE that was not allowed")
+        # Frames of kinds that nobody knows are ignored (section 4.1).
+
+
+def _are_trailers(fields: list[Field]) -> bool:
+    illegal = (FieldKind.PSEUDO, FieldKind.MALFORMED)
+    return not any(each.kind in illegal for each in fields)
