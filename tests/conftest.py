@@ -55,6 +55,7 @@ UNMEASURED = tuple(
         "docs/",
         "embedding/",
         "fuzz/",
+        "gateway/attacks/",
         "gateway/test_faults.py",
         "gateway/test_scale.py",
         "interop/",

@@ -20,7 +20,7 @@ from revconn.settings.checks import closest
 
 __all__ = ["main"]
 
-# Modules, each imported only where it is needed: two of them bring all of grpc along.
+# Modules, each imported only where it is needed: the first brings all of grpc along.
 _COMMANDS = ("demo", "gateway", "serve")
 
 

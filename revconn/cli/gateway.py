@@ -95,7 +95,14 @@ _LIMITS = {
     "max_queued_events": ("N", "events that may wait to be read by one connector"),
     "max_subscriptions": ("N", "types of events that one connector may subscribe to"),
     "max_metadata_bytes": ("BYTES", "metadata of one call"),
+    "max_sockets": ("N", "network connections of connectors and callers together"),
+    "max_streams": ("N", "calls that one connection may have open at once"),
+    "max_receiving_bytes": ("BYTES", "requests that have come in part, all together"),
+    "max_unread_bytes": ("BYTES", "answers that callers have not read, all together"),
     "handshake_timeout": ("SECONDS", "time a connector has to register once it is connected"),
+    "idle_timeout": ("SECONDS", "end a connection on which there was no call for so long"),
+    "max_connection_age": ("SECONDS", "ask a connection to go after so long"),
+    "max_connection_age_grace": ("SECONDS", "time its calls have to end then"),
 }
 # Arguments of the library whose options are called otherwise.
 _OPTIONS = {
@@ -120,7 +127,7 @@ def add_parser(subparsers: Any) -> None:
         "--address",
         default="127.0.0.1:50051",
         metavar="HOST:PORT",
-        help="where to listen; port 0 takes a free one (default: %(default)s)",
+        help="where to listen; port 0 takes a free one; unix:PATH (default: %(default)s)",
     )
     parser.add_argument(
         "--no-dial-backends",
@@ -185,12 +192,13 @@ def _add_limits(group: argparse._ArgumentGroup) -> None:
     for name, (unit, text) in _LIMITS.items():
         # From the signature, so that the help never says another default than the library's.
         default = parameters[name].default
+        shown = "never" if default is None else f"{default:.12g}"
         group.add_argument(
             _option(name),
-            type=type(default),
+            type=float if default is None else type(default),
             default=default,
             metavar=unit,
-            help=f"{text} (default: {default:.12g})",
+            help=f"{text} (default: {shown})",
         )
 
 

@@ -9,10 +9,8 @@ import asyncio
 import time
 import uuid
 from collections import Counter, deque
-from typing import Any, Callable, NamedTuple
-
-import grpc
-import grpc.aio
+from collections.abc import Iterable
+from typing import Callable, NamedTuple
 
 from revconn._proto.registry_pb2 import (
     ForwardRequest,
@@ -25,6 +23,7 @@ from revconn.core.metadata import Metadata, headers_from_metadata
 from revconn.core.routing import Wanted
 from revconn.core.status import StatusCode, encode_message, http_status
 from revconn.gateway.addresses import Address, quoted
+from revconn.gateway.client import Answer, Client, ClientCall, Lost
 from revconn.gateway.dialling import Dialled, Dialler
 from revconn.gateway.keys import ApiKeys
 from revconn.gateway.limits import Counters, Limits, Watch
@@ -41,17 +40,9 @@ logger = get_logger("revconn.gateway.dialling")
 # Seconds from the first message of a backend's answer to its end. A unary method sends them
 # together: for it this is no limit.
 _END_TIMEOUT = 1.0
-# How grpc's words begin for a call that it had no connection for.
-_UNSENT = (
-    "failed to connect to all addresses",
-    "connections to all backends failing",
-    "DNS resolution failed",
-    "Address lookup failed",
-    "Name resolution failure",
-)
-# And for an answer in HTTP/2 that is not gRPC's.
-_NOT_GRPC = "Received http2 header with status"
-_TOO_LARGE = "eceived message larger than max"  # grpc's words, which do not say of which call
+# What a backend surely did nothing for, because its connection was about to end, goes to the next
+# connection; another time, and whoever calls is told.
+_MOST_ATTEMPTS = 2
 
 
 class Reply(NamedTuple):
@@ -143,47 +134,47 @@ class _Backend:
     async def _call(self, path: str, payload: bytes, metadata: Metadata, timeout: float) -> Reply:
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout
+        attempt = 0
+        while True:
+            attempt += 1
+            try:
+                client = await self._dialled.connect(deadline - loop.time())
+                answer = await self._ask(client, path, payload, metadata, deadline)
+            except OSError as error:
+                raise self._unreachable(str(error), is_unsent=True) from None
+            except Lost as lost:
+                if lost.is_unsent and attempt < _MOST_ATTEMPTS:
+                    continue
+                raise self._unreachable(str(lost), is_unsent=lost.is_unsent) from None
+            return Reply(*answer)
+
+    @staticmethod
+    async def _ask(
+        client: Client, path: str, payload: bytes, metadata: Metadata, deadline: float
+    ) -> Answer:
+        call = client.call(path, payload, metadata, deadline)
         try:
-            channel = await self._dialled.connect(timeout, is_alone=self.pending == 1)
-        except OSError as error:
-            raise self._unreachable(str(error), is_unsent=True) from None
-        # Of a stream: grpc's unary call would wait until its deadline for the end of a streaming
-        # method's answer.
-        method: grpc.aio.UnaryStreamMultiCallable[bytes, bytes] = channel.unary_stream(path)
-        call = method(payload, metadata=metadata, timeout=deadline - loop.time())
-        try:
-            answer = await _only_message(call)
-        except grpc.aio.AioRpcError as error:
-            code = StatusCode(error.code().value[0])
-            details = error.details() or ""
-            # grpc says UNAVAILABLE both when it had no connection, and when one broke in the middle
-            # of a call, upon which the backend may have acted. The channel's state tells that it
-            # was grpc's own word and not the backend's answer; only the words of the first kind
-            # mean that nothing was sent.
-            is_lost = code is StatusCode.UNAVAILABLE and not self.is_ready
-            if is_lost or details.startswith(_NOT_GRPC):
-                raise self._unreachable(details, is_unsent=details.startswith(_UNSENT)) from None
-            # Said of an answer over max_sent_message_bytes: the caller learns which method it was.
-            if code is StatusCode.RESOURCE_EXHAUSTED and _TOO_LARGE in details:
-                details = f"{path[:200]}: {details}"
-            initial, trailing = error.initial_metadata(), error.trailing_metadata()
-            return Reply(code, details, b"", _pairs(initial), _pairs(trailing))
+            outcome = await _only_answer(call)
+        finally:
+            call.cancel()  # unless it is over
         # There is no telling in advance: gRPC does not say which methods stream.
-        if answer is None:
-            call.cancel()
+        if outcome is None:
             problem = f"{path[:200]} does not answer with one message: only unary calls work here"
             raise Refused(StatusCode.UNIMPLEMENTED, problem)
-        initial, trailing = await call.initial_metadata(), await call.trailing_metadata()
-        return Reply(StatusCode.OK, "", answer, _pairs(initial), _pairs(trailing))
+        return outcome
 
     def _unreachable(self, details: str, *, is_unsent: bool) -> Unreachable:
         # For the log alone: it tells which ports are open where the gateway is.
         self._journal.unreachable(str(self.address), details)
         return Unreachable(is_unsent=is_unsent)
 
-    async def close(self) -> None:
-        """Close the channel."""
-        await self._dialled.close()
+    def look(self) -> None:
+        """See whether the backend is still there, while calls wait for it."""
+        self._dialled.look()
+
+    def close(self) -> None:
+        """End the connection."""
+        self._dialled.close()
 
 
 class Backends:
@@ -216,7 +207,6 @@ class Backends:
         self._rings: dict[str, deque[_Backend]] = {}
         self._per_key: Counter[int] = Counter()
         self._name = uuid.uuid4().hex
-        self._closing: set[asyncio.Task[None]] = set()
         self.on_change: list[Callable[[], None]] = []  # called when a service comes or goes
 
     def register(self, request: RegisterRequest, peer: str) -> Address | None:
@@ -262,7 +252,7 @@ class Backends:
         return ""
 
     def _add(self, key: int, address: Address) -> _Backend:
-        # Each costs a channel and its descriptors, and it is a peer who asks for them: backends are
+        # Each costs a connection, and it is a peer who asks for them: backends are
         # bounded as connectors' streams are, in all and for each key.
         if len(self._backends) >= self._limits.max_connections:
             problem = f"{self._limits.max_connections:,} backends are registered"
@@ -274,6 +264,10 @@ class Backends:
         self._backends[key, address] = backend
         self._per_key[key] += 1
         return backend
+
+    def services(self) -> Iterable[str]:
+        """The names that a backend serves."""
+        return self._rings.keys()
 
     def serves(self, wanted: Wanted) -> bool:
         """Whether a backend serves that."""
@@ -338,8 +332,8 @@ class Backends:
             self._counters.calls_unserved += 1
             raise NobodyServes(wanted.service)
         ring.rotate(-1)
-        # Where all are out of reach the next in turn is called all the same: grpc connects again
-        # for a call, and its failure says why it could not.
+        # Where all are out of reach the next in turn is called all the same: it may be there again,
+        # and if not, the log says why.
         backend = next((each for each in ring if each.is_ready), ring[0])
         if backend.pending >= self._limits.max_pending_per_connection:
             problem = f"{backend.pending:,} calls wait for the backend's answer"
@@ -355,6 +349,8 @@ class Backends:
                 self._forget(backend, "its API key was withdrawn")
             elif now - backend.last_heartbeat >= heartbeat_timeout:
                 self._forget(backend, f"not registered again for {heartbeat_timeout:g} seconds")
+            else:
+                backend.look()
 
     def _forget(self, backend: _Backend, reason: str) -> None:
         self._journal.forgot_backend(str(backend.address), reason)
@@ -362,7 +358,7 @@ class Backends:
         self._per_key[backend.key] -= 1
         self._unroute(backend)
         self._tell_change()
-        # Its channel goes with the last call that it still answers: those were accepted.
+        # Its connection goes with the last call that it still answers: those were accepted.
         backend.forget()
         self._close_if_done(backend)
 
@@ -380,35 +376,31 @@ class Backends:
 
     def _close_if_done(self, backend: _Backend) -> None:
         if backend.is_forgotten and not backend.pending:
-            closing = asyncio.ensure_future(backend.close())
-            self._closing.add(closing)  # the loop alone does not hold it
-            closing.add_done_callback(self._closing.discard)
+            backend.close()
 
-    async def close(self) -> None:
-        """Close every channel, and with it what is under way."""
+    def close(self) -> None:
+        """Close every connection, and with it what is under way."""
         for backend in tuple(self._backends.values()):
             self._forget(backend, "the gateway is stopping")
-            await backend.close()
-        await asyncio.gather(*self._closing)
+            backend.close()
         self._dialler.close()
 
 
-async def _only_message(call: grpc.aio.UnaryStreamCall[bytes, bytes]) -> bytes | None:
-    """The answer of a unary method; ``None`` for one with no message, or more, or no end."""
-    message: Any = await call.read()
-    if not isinstance(message, bytes):
-        return None
+async def _only_answer(call: ClientCall) -> Answer | None:
+    """The answer of a unary method; ``None`` for one with no message, or more, or no end.
+
+    Raises :class:`Lost`.
+    """
+    await call.begun
     watch = Watch(_END_TIMEOUT)
     try:
-        another: Any = await call.read()
+        outcome = await call.ended
     except asyncio.CancelledError:
         if watch.ran_out:
             return None
         raise
     finally:
         watch.stop()
-    return None if isinstance(another, bytes) else message
-
-
-def _pairs(metadata: grpc.aio.Metadata | None) -> Metadata:
-    return tuple((str(name), value) for name, value in metadata or ())
+    if isinstance(outcome, Lost):
+        raise outcome
+    return outcome

@@ -1,4 +1,7 @@
-"""Any unary gRPC call from outside, as a call that a connector or a backend answers."""
+"""Any unary gRPC call from outside, as a call that a connector or a backend answers.
+
+Everything here belongs to the gateway's thread.
+"""
 
 from __future__ import annotations
 
@@ -6,246 +9,308 @@ import asyncio
 import logging
 import math
 import uuid
-from collections.abc import AsyncIterator
-from functools import lru_cache, partial
-from typing import Any
+from functools import lru_cache
 
-import grpc
-import grpc.aio
-
-from revconn._proto.registry_pb2 import ConnectionMessage, ForwardRequest, ForwardResponse
+from revconn._proto.registry_pb2 import ForwardRequest, ForwardResponse
 from revconn.core.deadline import format_grpc_timeout
 from revconn.core.framing import is_framed, pack, unframe
 from revconn.core.metadata import (
+    Metadata,
     application_metadata,
-    headers_from_metadata,
-    headers_size,
+    encode_header,
     metadata_from_headers,
 )
+from revconn.core.requests import encode_request
 from revconn.core.routing import Wanted, split_method_path
 from revconn.core.status import ProtocolError, StatusCode, decode_message, response_code
 from revconn.gateway.backends import BackendRequest, Reply
-from revconn.gateway.calls import Call
-from revconn.gateway.limits import Watch
-from revconn.gateway.refusals import STOPPING, Refused, begin, fail, over_limit
+from revconn.gateway.call import Call
+from revconn.gateway.refusals import STOPPING, Refused, over_limit
+from revconn.gateway.rpcs import Rpc, UnaryRpc
 from revconn.gateway.shared import Shared
+from revconn.gateway.wires import Turn
+from revconn.http2.grpc import MessageRefused, MessageTooLong
+from revconn.http2.requests import RequestHead
+from revconn.http2.streams import Stream
 from revconn.logger import get_logger, level_check
 
 __all__ = ["Callers", "OutsideCall"]
 
 # Its name is what applications configure: it stays, whatever the file is called.
 logger = get_logger("revconn.gateway.proxy")
+_OK = StatusCode.OK
 _would_log = level_check("revconn.gateway.proxy")  # asked for every call
 
-# Seconds from the first message of a call to its end. A unary call sends them together: for it
-# this is no limit.
-_END_TIMEOUT = 1.0
+# Looks from the first message of a call to its end, one in a quarter of a second. A unary call
+# sends them together: for it this is no limit. Looks, and not seconds: after a stall of the process
+# what has come meanwhile is seen to first. A starved gateway took unary calls for streaming ones.
+_MOST_LOOKS = 5
+_SOON = 0.001  # seconds: what a request takes that comes at once
 
-Context = grpc.aio.ServicerContext[Any, Any]
+
+class Callers:
+    """Takes every call of a method that the gateway itself does not have."""
+
+    def __init__(self, shared: Shared, turn: Turn) -> None:
+        self.shared = shared
+        self.is_leaving = False
+        self._turn = turn
+        self._loop = asyncio.get_running_loop()
+        self._incoming: dict[_Incoming, None] = {}  # whose request has not come yet, oldest first
+        self._fresh: list[_Incoming] = []  # of this turn; most have their request in it, too
+        # With what follows it, a UUID that nobody else has.
+        self._id_prefix = str(uuid.uuid4())[:-12]
+        self._count = 0
+
+    @property
+    def receiving(self) -> int:
+        """How many calls there are whose request has not come yet."""
+        return len(self._incoming) + sum(each.is_receiving for each in self._fresh)
+
+    def next_id(self) -> str:
+        """The id of a request that is unique everywhere."""
+        self._count += 1
+        return f"{self._id_prefix}{self._count:012x}"
+
+    def leave(self) -> None:
+        """Refuse every call from now on. Those inside go on."""
+        self.is_leaving = True
+
+    def now(self) -> float:
+        """On the loop's clock."""
+        return self._loop.time()
+
+    def serve(self, stream: Stream, head: RequestHead, peer: str) -> Rpc:
+        """Take a call."""
+        return _Incoming(stream, head, peer, self)
+
+    def add(self, incoming: _Incoming) -> None:
+        """A call has come; its request may be right behind it."""
+        if not self._fresh:
+            self._turn.at_end(self._count_fresh)
+        self._fresh.append(incoming)
+
+    def _count_fresh(self) -> None:
+        fresh, self._fresh = self._fresh, []
+        budget = self.shared.receiving
+        for incoming in fresh:
+            if not incoming.is_receiving:
+                continue
+            if budget.has_room(incoming.stream.owner):
+                budget.take(incoming.stream.owner)
+                self._incoming[incoming] = None
+            else:
+                problem = f"the requests of {budget.used:,} calls are still on their way"
+                refused = over_limit(self.shared.counters, "max_pending", problem)
+                incoming.end(refused.code, refused.message)
+
+    def discard(self, incoming: _Incoming) -> None:
+        """A call's request has come, or does not any more."""
+        if self._incoming and self._incoming.pop(incoming, 0) is None:
+            self.shared.receiving.give_back(incoming.stream.owner)
+            if self.is_leaving and self.shared.calls.on_settled is not None:
+                self.shared.calls.on_settled()
+
+    def expire(self) -> None:
+        """Refuse the calls whose request takes too long."""
+        now = self._loop.time()
+        for incoming in tuple(self._incoming):
+            incoming.look(now)
+
+
+class _Incoming(UnaryRpc):
+    """A call whose request is on its way; from then on it is an :class:`OutsideCall`."""
+
+    __slots__ = ("_call", "_callers", "_looks", "_wanted", "came_at", "is_receiving", "seconds")
+
+    def __init__(self, stream: Stream, head: RequestHead, peer: str, callers: Callers) -> None:
+        super().__init__(stream, head, peer)
+        self._callers = callers
+        self._wanted: Wanted | None = None
+        self._call: OutsideCall | None = None
+        self._looks = 0
+        self.is_receiving = False  # whether its request has yet to come
+        self.came_at = callers.now()
+        # How long the caller waits, and the gateway lets it.
+        own, self.seconds = head.seconds, callers.shared.request_timeout
+        if own is not None and own < self.seconds:
+            self.seconds = own
+
+    def start(self) -> None:
+        """See whether somebody serves it. Raises :class:`Refused`."""
+        super().start()
+        if self._callers.is_leaving:
+            raise Refused(StatusCode.UNAVAILABLE, STOPPING)
+        self._wanted = _wanted(self.head.path)
+        self._callers.shared.calls.admit(self._wanted, self.head.size)
+        self.is_receiving = True
+        self._callers.add(self)
+
+    def now(self) -> float:
+        """On the loop's clock."""
+        return self._callers.now()
+
+    def look(self, now: float) -> None:
+        """See whether the request takes too long."""
+        if self.has_message:
+            self._looks += 1
+            if self._looks >= _MOST_LOOKS:  # a stream that is held open behind its first message
+                refused = self.not_unary()
+                self.end(refused.code, refused.message)
+        elif now - self.came_at > self.seconds:
+            problem = f"the request did not end within {self.seconds:g} seconds"
+            self.end(StatusCode.DEADLINE_EXCEEDED, f"{problem}; only unary calls work")
+
+    def end(self, code: StatusCode, problem: str) -> None:
+        """Refuse it."""
+        self.abandon()
+        self.finish(code, problem)
+
+    def receive(self, message: bytes) -> None:
+        """Send the call on. Raises :class:`Refused`."""
+        callers = self._callers
+        self.is_receiving = False
+        callers.discard(self)
+        shared = callers.shared
+        assert self._wanted is not None
+        call = OutsideCall(self, callers.next_id(), self._wanted, shared)
+        # Not earlier: one that is refused is not in the table, and not to be given up.
+        shared.calls.submit(call, call.encode(message))
+        if not self.is_over:
+            self._call = call
+
+    def refuse(self, error: ProtocolError) -> None:
+        """The message is too large, or broken."""
+        if isinstance(error, MessageTooLong):
+            shared = self._callers.shared
+            limit = shared.limits.max_message_bytes
+            problem = f"a request of {error.size:,} bytes exceeds {limit:,}"
+            refused = over_limit(shared.counters, "max_message_bytes", problem)
+            self.end(refused.code, refused.message)
+        elif isinstance(error, MessageRefused):
+            self.end(StatusCode.RESOURCE_EXHAUSTED, str(error))
+        else:
+            self.end(StatusCode.INTERNAL, str(error))
+
+    def abandon(self) -> None:
+        """The caller gave up, or is refused."""
+        self.is_receiving = False
+        self._callers.discard(self)
+        call, self._call = self._call, None
+        if call is not None:
+            self._callers.shared.calls.give_up(call, "the caller gave up")
 
 
 class OutsideCall(Call):
-    """A call of a gRPC client's, whose rpc waits for what it is answered."""
+    """A call of a gRPC client's."""
 
-    def __init__(
-        self, request: ForwardRequest, wanted: Wanted, deadline: float, context: Context
-    ) -> None:
-        super().__init__(request.request_id, request.method_path, wanted, deadline)
-        self._context = context
-        loop = asyncio.get_running_loop()
-        self.answered: asyncio.Future[ForwardResponse | Reply] = loop.create_future()
+    def __init__(self, rpc: _Incoming, request_id: str, wanted: Wanted, shared: Shared) -> None:
+        self._rpc = rpc
+        self._shared = shared
+        self.path = rpc.head.method_path
+        super().__init__(request_id, self.path, wanted, rpc.came_at + rpc.seconds)
 
-    def respond(self, response: ForwardResponse) -> None:
-        """Let the caller's rpc have what a connector, or the gateway itself, answered."""
-        if not self.answered.done():  # a caller that gave up has cancelled it
-            self.answered.set_result(response)
+    def encode(self, message: bytes) -> bytes:
+        """The call as a message to a connector."""
+        rpc = self._rpc
+        head, remaining = rpc.head, self._remaining()
+        headers, timeout = head.forwarded, head.timeout
+        if timeout:
+            # Whoever answers is to know the caller's time, less what the request took to come, if
+            # that was long enough to count.
+            taken = rpc.seconds - remaining
+            if taken > _SOON and (own := head.seconds) is not None:
+                timeout = format_grpc_timeout(max(0.0, own - taken)).encode()
+            headers += encode_header(b"grpc-timeout", timeout)
+        return encode_request(
+            self.id.encode(),
+            self.path.encode(),
+            headers,
+            pack(message),
+            max(1, math.ceil(remaining)),
+        )
 
-    def relay(self, reply: Reply) -> None:
-        """Let the caller's rpc have what a backend answered."""
-        if not self.answered.done():
-            self.answered.set_result(reply)
+    def _remaining(self) -> float:
+        return self.deadline - self._rpc.now()
 
     def for_backend(self, request: ForwardRequest) -> BackendRequest:
         """The caller's message and metadata as they came, and what is left of its time."""
         payload = unframe(request.payload) if is_framed(request.payload) else request.payload
-        metadata = application_metadata(self._context.invocation_metadata() or ())
-        return BackendRequest(payload, metadata, _remaining(self._context, self.deadline))
-
-
-class Callers(grpc.GenericRpcHandler):
-    """Takes every call that nothing before it took, until it is closed.
-
-    gRPC does not tell a server whether a call is unary. With its requests taken as a stream, a
-    streaming one can be told apart by what it does.
-
-    :ivar inside: how many calls are in here, those that are still received included.
-    """
-
-    def __init__(self, shared: Shared) -> None:
-        self._shared = shared
-        self._is_closed = False
-        self._receiving = 0  # calls whose request has not come yet
-        self.inside = 0
-
-    def close(self) -> None:
-        """Refuse every call from now on. Those inside go on."""
-        self._is_closed = True
-
-    def service(self, handler_call_details: grpc.HandlerCallDetails) -> Any:
-        """The handler of any method."""
-        # Of the plain function: grpc has to see that it is a coroutine's, on every Python.
-        take = partial(Callers._take, self, handler_call_details.method)
-        return grpc.stream_unary_rpc_method_handler(take)
-
-    async def _take(self, path: str, messages: AsyncIterator[bytes], context: Context) -> bytes:
-        shared = self._shared
-        # Asked here too: without TLS, the usual case, a call costs neither peer() nor the function.
-        if shared.arrivals.is_used:
-            shared.arrivals.called(context.peer)
-        if self._is_closed:
-            await fail(context, StatusCode.UNAVAILABLE, STOPPING)
-            return b""
-        # From before the request has come: a gateway that stops waits for these, too.
-        self.inside += 1
-        try:
-            answer: ForwardResponse | Reply
-            try:
-                wanted = _wanted(path)
-                headers = headers_from_metadata(context.invocation_metadata() or ())
-                shared.calls.admit(wanted, headers_size(headers))
-                # The caller's own deadline is grpc's business: it cancels this when it passes.
-                deadline = asyncio.get_running_loop().time() + shared.request_timeout
-                payload = pack(await self._read(messages))
-                # grpc takes the caller's grpc-timeout out of the metadata; whoever answers is to
-                # know it, less what the request took to come.
-                remaining = context.time_remaining()
-                if remaining is not None:
-                    headers["grpc-timeout"] = format_grpc_timeout(remaining)
-                message = _message(path, headers, payload, _remaining(context, deadline))
-                call = OutsideCall(message.request, wanted, deadline, context)
-                shared.calls.submit(call, message)
-                del message, payload  # they may be large, and the answer may take a while
-                try:
-                    answer = await call.answered
-                except asyncio.CancelledError:  # grpc's doing: the caller is gone, or its time up
-                    shared.calls.give_up(call, "the caller gave up")
-                    raise
-            except Refused as refused:
-                answer = refused.response()
-            if isinstance(answer, Reply):
-                reply = self._relayed(path, answer, context)
-            else:
-                reply = self._reply(path, answer, context)
-            if reply.code is StatusCode.OK:
-                # Only of backends: a ForwardResponse has one set of headers, which go last.
-                if reply.initial:
-                    await begin(context, reply.initial)
-                context.set_trailing_metadata(reply.trailing)
-                return reply.payload
-            await fail(context, reply.code, reply.message, reply.trailing, reply.initial)
-            return b""  # which is not sent
-        finally:
-            self.inside -= 1
-
-    # What is asked
-
-    async def _read(self, messages: AsyncIterator[bytes]) -> bytes:
-        """The one message of a unary call, once its end has come. Raises :class:`Refused`."""
-        timeout, limits = self._shared.request_timeout, self._shared.limits
-        if self._receiving >= limits.max_pending:
-            problem = f"the requests of {self._receiving:,} calls are still on their way"
-            raise over_limit(self._shared.counters, "max_pending", problem)
-        only: bytes | None = None
-        watch = Watch(timeout)
-        self._receiving += 1
-        try:
-            async for message in messages:
-                if only is not None:
-                    only = None
-                    break
-                only = message
-                watch.restart(_END_TIMEOUT)
-        except asyncio.CancelledError:
-            if not watch.ran_out:
-                raise
-            if only is None:
-                problem = f"the request did not end within {timeout:g} seconds"
-                problem = f"{problem}; only unary calls work"
-                raise Refused(StatusCode.DEADLINE_EXCEEDED, problem) from None
-            only = None  # a stream that is held open behind its first message
-        finally:
-            self._receiving -= 1
-            watch.stop()
-        if only is None:
-            problem = "the request is not exactly one message; only unary calls are forwarded"
-            raise Refused(StatusCode.UNIMPLEMENTED, problem)
-        if len(only) > limits.max_message_bytes:
-            problem = f"a request of {len(only):,} bytes exceeds {limits.max_message_bytes:,}"
-            raise over_limit(self._shared.counters, "max_message_bytes", problem)
-        return only
+        metadata = application_metadata(self._rpc.head.metadata())
+        return BackendRequest(payload, metadata, self._remaining())
 
     # What is answered
 
-    def _relayed(self, path: str, reply: Reply, context: Context) -> Reply:
-        """What the caller gets of a backend's answer: all but the transport's own metadata."""
-        logger.debug("%.200r from %s: %s, from a backend", path, context.peer(), reply.code.name)
-        return reply._replace(
-            initial=application_metadata(reply.initial),
-            trailing=application_metadata(reply.trailing),
-        )
-
-    def _reply(self, path: str, response: ForwardResponse, context: Context) -> Reply:
-        """What the caller gets of the answer of a connector, or of the gateway itself."""
-        code = response_code(response.status_code, response.headers)
+    def respond(
+        self,
+        response: ForwardResponse,
+        data: bytes | None = None,
+        payload: memoryview | None = None,
+    ) -> None:
+        """Tell the caller what a connector, or the gateway itself, answered."""
+        headers = response.headers
+        # By far the most: asking a map of protobuf's for what it does not have takes long.
+        code = _OK
+        if headers or response.status_code != 200:
+            code = response_code(response.status_code, headers)
+        rpc = self._rpc
+        rpc._call = None
         if _would_log(logging.DEBUG):
-            logger.debug("%.200r from %s: %s", path, context.peer(), code.name)
-        metadata = metadata_from_headers(response.headers)
+            logger.debug("%.200r from %s: %s", self.path, rpc.peer, code.name)
+        metadata = metadata_from_headers(headers) if headers else ()
         if code is not StatusCode.OK:
-            return Reply(code, _problem(response), trailing=metadata)
-        payload, limit = response.payload, self._shared.limits.max_sent_message_bytes
+            rpc.finish(code, _problem(response), metadata)
+            return
+        try:
+            message = self._message(response, payload)
+        except Refused as refused:
+            rpc.finish(refused.code, refused.message)
+        else:
+            self._reply(message, metadata, ())
+
+    def _message(self, response: ForwardResponse, large: memoryview | None) -> bytes | memoryview:
+        payload = response.payload if large is None else large
+        limit = self._shared.limits.max_sent_message_bytes
         if len(payload) > limit:
-            problem = f"{path[:200]}: a response of {len(payload):,} bytes exceeds the {limit:,}"
-            problem = f"{problem} that may be sent"
-            refused = over_limit(self._shared.counters, "max_sent_message_bytes", problem)
-            return Reply(refused.code, refused.message)
-        if is_framed(payload):
+            problem = f"{self.path[:200]}: a response of {len(payload):,} bytes exceeds"
+            problem = f"{problem} the {limit:,} that may be sent"
+            raise over_limit(self._shared.counters, "max_sent_message_bytes", problem)
+        if payload and payload[0] < 2 and is_framed(whole := bytes(payload)):
             try:
-                payload = unframe(payload, response.headers.get("grpc-encoding", ""), limit)
+                return unframe(whole, response.headers.get("grpc-encoding", ""), limit)
             except ProtocolError as error:
-                return Reply(StatusCode.INTERNAL, f"the connector's payload: {error}")
-        return Reply(code, "", payload, trailing=metadata)
+                problem = f"the connector's payload: {error}"
+                raise Refused(StatusCode.INTERNAL, problem) from None
+        return payload
+
+    def relay(self, reply: Reply) -> None:
+        """Tell the caller what a backend answered: all but the transport's own metadata."""
+        rpc = self._rpc
+        rpc._call = None
+        logger.debug("%.200r from %s: %s, from a backend", self.path, rpc.peer, reply.code.name)
+        initial = application_metadata(reply.initial)
+        trailing = application_metadata(reply.trailing)
+        if reply.code is StatusCode.OK:
+            self._reply(reply.payload, trailing, initial)
+        else:
+            rpc.finish(reply.code, reply.message, trailing, initial)
+
+    def _reply(self, payload: bytes | memoryview, trailing: Metadata, initial: Metadata) -> None:
+        rpc = self._rpc
+        stream = rpc.stream
+        rpc.reply(payload, trailing, initial)
+        if stream.unsent_bytes:
+            self._shared.answers.add(stream, self.deadline)
 
 
 # Callers call the same methods again and again. Bounded, because it is they who name them.
 @lru_cache(maxsize=256)
-def _wanted(path: str) -> Wanted:
+def _wanted(path: bytes) -> Wanted:
     try:
-        service, _ = split_method_path(path)
+        service, _ = split_method_path(path.decode("utf-8", "replace"))
     except ValueError as error:
         raise Refused(StatusCode.UNIMPLEMENTED, str(error)) from None
     return Wanted.by_outsider(service)
-
-
-def _remaining(context: Context, deadline: float) -> float:
-    """Seconds until the gateway or the caller gives the call up, whoever is first."""
-    own = deadline - asyncio.get_running_loop().time()
-    caller: float | None = context.time_remaining()
-    return own if caller is None else min(own, caller)
-
-
-def _message(
-    path: str, headers: dict[str, str], payload: bytes, seconds: float
-) -> ConnectionMessage:
-    """The call as a request to a connector."""
-    headers["content-type"] = "application/grpc"
-    message = ConnectionMessage()
-    request = message.request
-    request.request_id = str(uuid.uuid4())
-    request.method_path = path
-    request.headers.update(headers)
-    request.payload = payload
-    request.timeout_seconds = max(1, math.ceil(seconds))
-    return message
 
 
 def _problem(response: ForwardResponse) -> str:

@@ -1,35 +1,13 @@
 """One table of calls: each is admitted, routed, its messages moved, and settled once.
 
-A call has two ends: who asks, a gRPC caller from outside or a connector, and who is to answer, a
-connector or a backend. Whoever the two are, its way is this one::
-
-    NEW --submit, a connector serves it-----------------------> QUEUED
-    NEW --submit, else a backend does-------------------------> DIALLED
-    NEW --submit, else its last connector has just left-------> HELD
-
-    QUEUED --its connector's stream was given the request-----> SENT
-    QUEUED --its connector ended, leaves or stalls; another is> QUEUED, there
-    QUEUED --its connector ended, nobody else serves it-------> DIALLED, HELD or SETTLED
-    HELD --somebody has come----------------------------------> QUEUED, DIALLED
-    HELD --who came cannot take it; nobody came within grace--> SETTLED
-    DIALLED --nothing was sent, a connector is expected back--> QUEUED, HELD
-
-    SENT --answered, whole or by the final chunk--------------> SETTLED
-    DIALLED --the backend replied, or failed------------------> SETTLED
-    every state --its time is up, its asker gave up or is gone,
-                  the gateway stops---------------------------> SETTLED
-
-SENT is where a call belongs to somebody: nobody else may be sent it, since it may have been acted
-upon. It outlives the connection that it was sent on: its answer may come on any connection of a
-connector with that API key, until its deadline. All of this belongs to the gateway's thread.
+What a call is, and its way, is told in :mod:`revconn.gateway.call`. All of this belongs to the
+gateway's thread.
 """
 
 from __future__ import annotations
 
 import asyncio
-import enum
 import time
-from abc import ABC, abstractmethod
 from collections import deque
 from functools import partial
 from typing import Callable
@@ -38,13 +16,14 @@ from revconn._proto.registry_pb2 import (
     ConnectionMessage,
     ForwardRequest,
     ForwardResponse,
-    StreamingInfo,
 )
 from revconn.core.routing import Wanted
 from revconn.core.status import StatusCode
-from revconn.gateway.backends import BackendRequest, Backends, Reply, Unreachable
-from revconn.gateway.holding import HeldRequests, Joiners, Joining
-from revconn.gateway.limits import Counters, Limits
+from revconn.gateway.backends import Backends, Reply, Unreachable
+from revconn.gateway.call import UNARY, Call, State
+from revconn.gateway.deadlines import Deadlines
+from revconn.gateway.holding import HeldRequests, Joining
+from revconn.gateway.limits import KEY_SHARE, SHARE, Counters, Limits
 from revconn.gateway.refusals import (
     STOPPING,
     NobodyServes,
@@ -54,153 +33,20 @@ from revconn.gateway.refusals import (
     over_limit,
     require_size,
 )
-from revconn.gateway.routes import Connection, Outgoing, Registry
+from revconn.gateway.routes import Connection, Registry
 
-__all__ = ["Call", "Calls", "State"]
+__all__ = ["Calls"]
 
-_LONGEST_METHOD = 200  # characters, of those that are named in errors
 _REMEMBERED = 10_000  # settled calls, by which a late answer is told from a made-up one
-_UNARY = StreamingInfo(stream_type=StreamingInfo.UNARY, is_stream_end=True)
 
 
-class State(enum.Enum):
-    """Where a call is; see above."""
-
-    NEW = enum.auto()
-    QUEUED = enum.auto()
-    SENT = enum.auto()
-    HELD = enum.auto()
-    DIALLED = enum.auto()
-    SETTLED = enum.auto()
-
-
-# Compared by identity; looked up once, because an enum's attribute costs a call before 3.12.
-_NEW, _QUEUED, _SENT = State.NEW, State.QUEUED, State.SENT
-_HELD, _DIALLED, _SETTLED = State.HELD, State.DIALLED, State.SETTLED
-
-
-class Call(ABC):
-    """One call. What differs by who asks, subclasses say; the rest is for :class:`Calls` to call.
-
-    :ivar asker: the connector that asks; ``None`` for any other caller.
-    :ivar deadline: on the loop's clock.
-    :ivar connection: who is to answer, from QUEUED on; it may have ended.
-    :ivar lost: how the connection ended that the call was sent on, or was to be; empty until then,
-        and again once another is to be sent it.
-    :ivar may_dial: whether a backend may be sent it: one that was out of reach is not tried again.
-    :ivar joiners: what has come of an answer in chunks; :class:`Joining` alone fills them.
-    """
-
-    def __init__(
-        self,
-        request_id: str,
-        method: str,
-        wanted: Wanted,
-        deadline: float,
-        asker: Connection | None = None,
-    ) -> None:
-        self.id = request_id
-        self.method = method[:_LONGEST_METHOD]
-        self.wanted = wanted
-        self.deadline = deadline
-        self.asker = asker
-        self._state = _NEW
-        self.connection: Connection | None = None
-        self.lost = ""
-        self.held_since = 0.0
-        self.may_dial = True
-        self.outgoing: Outgoing | None = None
-        self.joiners: Joiners = {}
-        self._timer: asyncio.TimerHandle | None = None
-        self._task: asyncio.Task[None] | None = None
-
-    @abstractmethod
-    def respond(self, response: ForwardResponse) -> None:
-        """Give the asker what a connector, or the gateway itself, answered."""
-
-    @abstractmethod
-    def relay(self, reply: Reply) -> None:
-        """Give the asker what a backend answered."""
-
-    @abstractmethod
-    def for_backend(self, request: ForwardRequest) -> BackendRequest:
-        """What a backend is sent. Raises :class:`Refused` when there is no telling."""
-
-    @property
-    def state(self) -> State:
-        """Where it is. Its connector's writer takes a request without a word to the call."""
-        outgoing = self.outgoing
-        is_sent = self._state is _QUEUED and outgoing is not None and outgoing.data is None
-        return _SENT if is_sent else self._state
-
-    @property
-    def unsent(self) -> bytes | None:
-        """The message, as long as nothing of it was written; ``None`` from then on."""
-        return None if self.outgoing is None else self.outgoing.data
-
-    def expire_by(self, timer: asyncio.TimerHandle) -> None:
-        """``timer`` rings at the deadline, unless the call is settled before."""
-        self._timer = timer
-
-    def queue(self, connection: Connection, data: bytes) -> None:
-        """Wait for ``connection`` to be sent ``data``, and for its answer."""
-        self._state, self.lost = _QUEUED, ""
-        self.held_since = 0.0  # what the call waited is taken from its time already
-        self.connection = connection
-        connection.pending.add(self.id)
-        self.outgoing = connection.outbound.put(data)
-
-    def hold(self, data: bytes, now: float) -> None:
-        """Keep what is to be sent, until somebody comes who can be."""
-        self._state = _HELD  # nobody's yet, so that whoever comes may be sent it
-        self.held_since = now
-        self.outgoing = Outgoing(data)
-
-    def dial(self, task: asyncio.Task[None]) -> None:
-        """Wait for what a backend answers to ``task``."""
-        self._state = _DIALLED
-        self._task = task
-
-    def exchange_ended(self, *, is_for_connectors: bool) -> None:
-        """The backend's task is done: the call ends, or is for connectors if nothing was sent."""
-        self._task = None  # which says so itself, at its end: it is not to be cancelled any more
-        self.may_dial = not is_for_connectors
-
-    def connection_ended(self, reason: str) -> None:
-        """The connection is over that the call was sent on, or was to be sent on."""
-        self.lost = f"its connection ended: {reason}"
-
-    def leave(self) -> None:
-        """Expect nothing of its connector, which is not sent what it was not sent yet."""
-        connection, outgoing = self.connection, self.outgoing
-        self.connection = self.outgoing = None
-        if connection is None:
-            return
-        if outgoing is not None and outgoing.data is not None:
-            connection.outbound.withdraw(outgoing)
-        connection.pending.discard(self.id)
-        if connection.departure:
-            connection.end_if_drained()
-
-    def end(self) -> None:
-        """The call is settled: no timer, task or message to a connector is left behind."""
-        self._state = _SETTLED
-        if self._task is not None:
-            self._task.cancel()
-            self._task = None
-        self.withdraw()
-
-    def withdraw(self) -> None:
-        """No connector is to answer it any more, and no timer says by when."""
-        if self._timer is not None:
-            self._timer.cancel()
-        if self.outgoing is not None:
-            self.leave()
-
-    def release_asker(self) -> None:
-        """Tell a connector that asks, once it was answered: one that is leaving may then go."""
-        if self.asker is not None:
-            self.asker.settle_asked(self.id)
+_NEW, _SENT, _HELD, _DIALLED, _SETTLED = (
+    State.NEW,
+    State.SENT,
+    State.HELD,
+    State.DIALLED,
+    State.SETTLED,
+)
 
 
 class Calls:
@@ -220,6 +66,8 @@ class Calls:
         self._counters = counters
         self._get_loop = get_loop
         self._is_leaving = False  # from leave() on
+        self.on_settled: Callable[[], None] | None = None  # set while the gateway stops
+        self._deadlines = Deadlines(get_loop, self._expire)
         self._calls: dict[str, Call] = {}  # QUEUED, SENT and HELD, by the id that answers name
         # By asker, too: a backend is not told the id, so that those of two askers may be the same.
         self._dialled: dict[tuple[Connection | None, str], Call] = {}
@@ -264,31 +112,39 @@ class Calls:
 
     # The way there
 
-    def submit(self, call: Call, message: ConnectionMessage) -> None:
+    def submit(self, call: Call, data: bytes) -> None:
         """Send an admitted call on: to a connector, else to a backend, else to whoever comes.
+
+        :param data: the message with the request.
 
         Raises :class:`Refused` when it cannot be sent; :class:`NobodyServes` when nobody is there.
         """
         if call.id in self._calls:
             raise is_pending_already(call.id)
         # One that could not be sent to a backend is counted already.
-        if len(self._calls) + len(self._dialled) >= self._limits.max_pending and call.may_dial:
+        left = self._limits.max_pending - len(self._calls) - len(self._dialled)
+        if left <= 0 and call.may_dial:
             problem = f"{self._limits.max_pending:,} calls wait for an answer"
             raise over_limit(self._counters, "max_pending", problem)
-        message.request.streaming_info.CopyFrom(_UNARY)
         connection = self._registry.take_turn(call.wanted, time.monotonic())
         if connection is not None:
-            data = connection.encode(message, self._counters)
+            connection.require_size(data, self._counters)
+            # Two connectors that answer nothing would take all the places otherwise.
+            if (
+                len(connection.pending) >= SHARE * left
+                or connection.load.pending >= KEY_SHARE * left
+            ):
+                problem = "most of the calls that may wait do so for the connectors of that key"
+                raise over_limit(self._counters, "max_pending", problem)
             self._add(call)
             call.queue(connection, data)
             self._counters.calls += 1
         elif self._registry.serves(call.wanted):
             raise self._registry.no_room(call.wanted, self._counters)
         elif call.may_dial and self._backends.serves(call.wanted):
-            self.dial(call, message.request)
+            self.dial(call, ConnectionMessage.FromString(data).request)
         elif self._registry.expects(call.wanted):
             self.held_requests.require_room()
-            data = message.SerializeToString()
             require_size(data, self._limits.max_sent_message_bytes, self._counters)
             self._add(call)
             self.hold(call, data)
@@ -301,7 +157,7 @@ class Calls:
         self._calls[call.id] = call
         if call.asker is not None:
             call.asker.ask(call.id)
-        call.expire_by(self._get_loop().call_at(call.deadline, self._expire, call))
+        self._deadlines.add(call)
 
     def nobody_serves(self, call: Call) -> Refused:
         """Why a call is refused that nobody is there to take."""
@@ -317,8 +173,17 @@ class Calls:
 
     # The way back
 
-    def answer(self, response: ForwardResponse, sender: Connection) -> None:
-        """Take an answer, or a chunk of one, that came on ``sender``."""
+    def answer(
+        self,
+        response: ForwardResponse,
+        sender: Connection,
+        data: bytes | None = None,
+        payload: memoryview | None = None,
+    ) -> None:
+        """Take an answer, or a chunk of one, that came on ``sender`` in the message ``data``.
+
+        A large payload may be beside the response, and not in it.
+        """
         call = self._calls.get(response.request_id)
         # On any connection with the same API key: a connector that hands over to its next one, or
         # lost the one before, answers there what came on the other.
@@ -335,9 +200,9 @@ class Calls:
                 return
             if whole is None:
                 return
-            response = whole
+            response, data = whole, None
         self._counters.calls_answered += 1
-        self.settle(call, response)
+        self.settle(call, response, data, payload)
 
     def refuse_too_large(self, response: ForwardResponse, sender: Connection, size: int) -> Refused:
         """Fail the call, if one waits, whose answer came in a message over the limit."""
@@ -406,10 +271,16 @@ class Calls:
             if cancel is not None:
                 call.connection.outbound.put(cancel)
 
-    def settle(self, call: Call, response: ForwardResponse) -> None:
+    def settle(
+        self,
+        call: Call,
+        response: ForwardResponse,
+        data: bytes | None = None,
+        payload: memoryview | None = None,
+    ) -> None:
         """Give the asker the answer: once, since the call is out of the table before."""
         self._remove(call)  # first: what the asker does now may lead back here
-        call.respond(response)
+        call.respond(response, data, payload)
         if call.asker is not None:
             call.release_asker()
 
@@ -424,9 +295,12 @@ class Calls:
         self._settled_order.append(call.id)
         if len(self._settled_order) > _REMEMBERED:
             self._settled.discard(self._settled_order.popleft())
+        if self.on_settled is not None:
+            self.on_settled()
 
     def _take_out(self, call: Call) -> None:
         del self._calls[call.id]
+        self._deadlines.discard(call)
         if call.joiners:
             self.joining.drop(call.joiners, tuple(call.joiners))
         if call.held_since:
@@ -455,7 +329,7 @@ class Calls:
     # Backends
 
     def dial(self, call: Call, request: ForwardRequest) -> None:
-        """Have a backend answer; grpc's own deadline takes the place of the call's timer."""
+        """Have a backend answer; the exchange has a deadline, which replaces the call's timer."""
         if call.state is not _NEW:
             self._take_out(call)
             call.withdraw()
@@ -473,7 +347,9 @@ class Calls:
         call.exchange_ended(is_for_connectors=is_for_connectors)
         try:
             if is_for_connectors:
-                self.submit(call, ConnectionMessage(request=request))
+                message = ConnectionMessage(request=request)
+                message.request.streaming_info.CopyFrom(UNARY)
+                self.submit(call, message.SerializeToString())
             elif isinstance(outcome, Refused):
                 self.settle(call, outcome.response(call.id))
             else:

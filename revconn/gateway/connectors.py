@@ -1,4 +1,7 @@
-"""EstablishConnection: one connector's stream, an asyncio task around a core connection."""
+"""EstablishConnection: one connector's stream, around a core connection.
+
+Everything here belongs to the gateway's thread.
+"""
 
 from __future__ import annotations
 
@@ -7,46 +10,44 @@ import contextlib
 import math
 import time
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Iterator, Sequence
-from typing import Any, Callable, NamedTuple
-
-import grpc.aio
+from typing import NamedTuple
 
 from revconn._proto.registry_pb2 import (
     ConnectionMessage,
     ConnectionRegister,
-    EventMessage,
-    ForwardRequest,
     ForwardResponse,
-    SubscriptionRequest,
 )
-from revconn.core.chunks import split
-from revconn.core.connection import CHUNKS, FEATURES_HEADER, SUPPORTED, Announcement, decode
-from revconn.core.deadline import request_deadline
-from revconn.core.framing import is_framed, unframe
+from revconn.core.connection import FEATURES_HEADER, SUPPORTED, Announcement, decode
 from revconn.core.gateway_side import End, FromConnector, GatewayConnection, GatewayLiveness
-from revconn.core.metadata import headers_size, metadata_from_headers
-from revconn.core.routing import Wanted, split_method_path
 from revconn.core.status import ProtocolError, StatusCode
-from revconn.gateway.backends import BackendRequest, Reply
-from revconn.gateway.calls import Call
+from revconn.gateway.deadlines import Timeouts
 from revconn.gateway.keys import ApiKeys
-from revconn.gateway.refusals import Refused, fail, failure, over_limit
+from revconn.gateway.refusals import STOPPING, Refused, over_limit
 from revconn.gateway.routes import Connection
+from revconn.gateway.rpcs import Method, Rpc
 from revconn.gateway.shared import Shared
+from revconn.gateway.wires import Turn
+from revconn.gateway.wishes import Wishes
+from revconn.http2.grpc import MessageRefused, MessageTooLong
+from revconn.http2.requests import RequestHead
+from revconn.http2.streams import ErrorCode, Stream
 from revconn.logger import get_logger
 
-__all__ = ["ConnectorCall", "ConnectorStreams", "Registration", "check_registration"]
+__all__ = [
+    "ConnectorStream",
+    "ConnectorStreams",
+    "Registration",
+    "check_registration",
+]
 
 logger = get_logger(__name__)
 
 FLUSH_TIMEOUT = 5.0  # seconds a leaving connector has to read what is still queued for it
 
-# What a peer that announced no limit takes: gRPC's own default, in every language.
-_USUAL_LIMIT = 4 * 1024 * 1024
-_LONGEST_METHOD = 200  # characters, of those that are named in errors
 
-Context = grpc.aio.ServicerContext[Any, Any]
+METHOD = b"/registry.RegistryService/EstablishConnection"
+_FEATURES = FEATURES_HEADER.encode()
+STREAM_WINDOW = 1 << 20  # bytes that a registered connector may send before it is given more
 
 
 class Registration(NamedTuple):
@@ -67,69 +68,126 @@ def check_registration(register: ConnectionRegister, keys: ApiKeys) -> Registrat
 class ConnectorStreams:
     """Takes connectors' streams: registers each, serves it, and cleans up after it."""
 
-    def __init__(self, shared: Shared) -> None:
-        self._shared = shared
-        self._open = 0
+    def __init__(self, shared: Shared, turn: Turn) -> None:
+        self.shared = shared
+        self.turn = turn
+        self.loop = asyncio.get_running_loop()
+        self.is_leaving = False
+        self._open: dict[ConnectorStream, None] = {}
+        timeout = shared.limits.handshake_timeout
+        self.handshakes = Timeouts(self.loop, timeout, ConnectorStream.expire_handshake)
+        self._all_gone: asyncio.Future[None] | None = None
 
-    async def establish(self, _requests: AsyncIterator[bytes], context: Context) -> None:
-        """The rpc; messages are encoded, so that garbage gets an answer of ours."""
-        self._open += 1
+    def methods(self) -> tuple[Method, ...]:
+        """What they call."""
+        return (Method(METHOD, self._serve),)
+
+    def _serve(self, stream: Stream, head: RequestHead, peer: str) -> ConnectorStream:
+        return ConnectorStream(stream, head, peer, self)
+
+    def leave(self) -> None:
+        """Let nobody in from now on. Those inside go on."""
+        self.is_leaving = True
+
+    async def end(self, timeout: float) -> None:
+        """Wait for the streams to end, which have all been told to."""
+        if self._open:
+            self._all_gone = self.loop.create_future()
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(self._all_gone, timeout)
+
+    def add(self, stream: ConnectorStream) -> None:
+        """A stream was opened. Raises :class:`Refused`."""
+        if self.is_leaving:
+            raise Refused(StatusCode.UNAVAILABLE, STOPPING)
+        # Before anything is read: a stream costs memory as soon as it is open, long before its
+        # first message shows a key.
+        if not self.shared.handshakes.has_room(stream.stream.owner):
+            problem = f"{self.shared.handshakes.used:,} connections have not registered"
+            raise over_limit(self.shared.counters, "max_connections", problem)
+        self._open[stream] = None
+
+    def discard(self, stream: ConnectorStream) -> None:
+        """A stream is over."""
+        self._open.pop(stream, None)
+        if self._all_gone is not None and not self._open and not self._all_gone.done():
+            self._all_gone.set_result(None)
+
+
+class ConnectorStream(Rpc):
+    """One connector's stream, from its opening to its end.
+
+    Until it is registered it waits for that; then what it says is acted upon as it comes, and what
+    is queued for it is sent as there is room, all at once at the end of a turn of the loop.
+    """
+
+    __slots__ = (
+        "_announced", "_behind", "_behind_is_end", "_connection", "_ending", "_has_flush",
+        "_is_forgotten", "_is_registering", "_protocol", "_streams", "_timer", "_wishes",
+    )  # fmt: skip
+
+    def __init__(
+        self, stream: Stream, head: RequestHead, peer: str, streams: ConnectorStreams
+    ) -> None:
+        super().__init__(stream, head, peer)
+        self._streams = streams
+        self._protocol: GatewayConnection
+        self._wishes: Wishes
+        self._connection: Connection = None  # type: ignore[assignment]  # until it is registered
+        self._announced = Announcement()
+        self._behind: list[bytes] | None = None  # what is heard once what was asked is answered
+        self._ending: End | None = None
+        self._behind_is_end = False  # whether the end of what it says is among that
+        self._has_flush = self._is_forgotten = self._is_registering = False
+        self._timer: asyncio.TimerHandle | None = None
+
+    def start(self) -> None:
+        """See whether there is room for it; who finds none is turned away."""
         try:
-            await self._establish(context)
-        finally:
-            self._open -= 1
-
-    async def _establish(self, context: Context) -> None:
-        protocol = self._new_protocol(context)
-        try:
-            # Before anything is read: a stream costs memory and a descriptor as soon as it is open,
-            # long before its first message shows a key.
-            self._require_room()
-            registration = await self._receive_registration(context, protocol)
-            # Once it has registered: before that nobody knows whose stream it is.
-            self._require_room_for(registration.key)
-            self._shared.hooks.admit()
-        except Refused as error:
-            code, problem = error.code, error.message
-        else:
-            return await _Stream(context, protocol, registration, self._shared).run()
-        self._shared.counters.connections_refused += 1
-        self._shared.journal.refused(context.peer(), code, problem)
-        # A connector takes the word of who announces itself for the gateway's, not for a proxy's.
-        announced = Announcement(SUPPORTED).metadata() if _announces(context) else ()
-        return await fail(context, code, problem, initial=announced)
-
-    def _new_protocol(self, context: Context) -> GatewayConnection:
-        shared = self._shared
+            super().start()
+            self._streams.add(self)
+        except Refused as refused:
+            self._turn_away(refused.code, refused.message)
+            return
+        shared = self._streams.shared
+        shared.handshakes.take(self.stream.owner)
+        self._is_registering = True
+        # A message over the limit, but not by far, is read: it says which call is to fail.
+        self.stream.limit = min(2 * shared.limits.max_message_bytes, 2**31 - 1)
+        self._announced = Announcement.from_metadata(self.head.metadata())
+        timeout = shared.limits.handshake_timeout
         # The monotonic clock, not the one that goes on while this machine sleeps: a gateway that
         # slept heard nothing meanwhile, which is no fault of its connectors.
-        opened_at, handshake_timeout = time.monotonic(), shared.limits.handshake_timeout
-        announced = Announcement.from_metadata(context.invocation_metadata() or ())
-        return GatewayConnection(
-            GatewayLiveness(opened_at, handshake_timeout, shared.heartbeat_timeout),
-            features=announced.features & SUPPORTED,
+        self._protocol = GatewayConnection(
+            GatewayLiveness(time.monotonic(), timeout, shared.heartbeat_timeout),
+            features=SUPPORTED & self._announced.features,
             max_message_bytes=shared.limits.max_message_bytes,
         )
+        self._streams.handshakes.add(self)
 
-    async def _receive_registration(
-        self, context: Context, protocol: GatewayConnection
-    ) -> Registration:
-        """Wait for a stream's first message and check it. Raises :class:`Refused`."""
-        shared = self._shared
-        timeout = shared.limits.handshake_timeout
-        try:
-            received = await asyncio.wait_for(context.read(), timeout)
-        except asyncio.TimeoutError:
-            shared.counters.refused["handshake_timeout"] += 1
-            # The loop's clock and time.monotonic() may differ by a moment: it is time by both.
-            end = protocol.tick(math.inf)
-            assert end is not None
-            raise Refused(*end) from None
-        # Anything else is grpc.aio.EOF: the connector closed the stream without a word.
-        if isinstance(received, bytes):
-            inbound = protocol.receive((received,), time.monotonic())
-        else:
-            inbound = protocol.half_close(time.monotonic())
+    # Until it is registered
+
+    def expire_handshake(self) -> None:
+        """It has not registered in time."""
+        self._streams.shared.counters.refused["handshake_timeout"] += 1
+        # The loop's clock and time.monotonic() may differ by a moment: it is time by both.
+        end = self._protocol.tick(math.inf)
+        assert end is not None
+        self._turn_away(*end)
+
+    def _turn_away(self, code: StatusCode, problem: str) -> None:
+        shared = self._streams.shared
+        shared.counters.connections_refused += 1
+        shared.journal.refused(self.peer, code, problem)
+        self.stream.owner.endpoint.charge(5)
+        self.abandon()
+        # A connector takes the word of who announces itself for the gateway's, not for a proxy's.
+        initial = Announcement(SUPPORTED).metadata() if self._announces else ()
+        self.finish(code, problem, initial=initial)
+
+    def _register(self, messages: list[bytes]) -> None:
+        shared = self._streams.shared
+        inbound = self._protocol.receive(messages, time.monotonic())
         if inbound.too_large is not None:
             problem = f"a message of {len(inbound.too_large):,} bytes exceeds"
             limit = f"{shared.limits.max_message_bytes:,}"
@@ -137,147 +195,246 @@ class ConnectorStreams:
         if inbound.registration is None:
             assert inbound.end is not None
             raise Refused(*inbound.end)
-        return check_registration(inbound.registration, shared.keys)
+        registration = check_registration(inbound.registration, shared.keys)
+        self._require_room_for(registration.key)
+        shared.hooks.admit()
+        self._accept(registration)
 
-    def _require_room(self) -> None:
-        limit = self._shared.limits.max_connections
-        if self._open > limit:
-            problem = f"{limit:,} connections are open"
-            raise over_limit(self._shared.counters, "max_connections", problem)
+    @property
+    def _announces(self) -> bool:
+        """Whether it said what it supports: only then is it told what the gateway does."""
+        return any(each.name == _FEATURES for each in self.head.fields)
 
     def _require_room_for(self, key: int) -> None:
-        limit = self._shared.limits.max_connections_per_key
-        if self._shared.registry.count(key) >= limit:
+        shared = self._streams.shared
+        limit = shared.limits.max_connections
+        if len(shared.registry) >= limit:
+            problem = f"{limit:,} connections are open"
+            raise over_limit(shared.counters, "max_connections", problem)
+        limit = shared.limits.max_connections_per_key
+        if shared.registry.count(key) >= limit:
             problem = f"{limit:,} connections with that API key are open"
-            raise over_limit(self._shared.counters, "max_connections_per_key", problem)
+            raise over_limit(shared.counters, "max_connections_per_key", problem)
 
-
-class ConnectorCall(Call):
-    """A call that a connector makes; ``respond`` sends it the answer, and is told the method."""
-
-    def __init__(
-        self,
-        request: ForwardRequest,
-        wanted: Wanted,
-        deadline: float,
-        asker: Connection,
-        respond: Callable[[ForwardResponse, str], None],
-        limit: int,
-    ) -> None:
-        super().__init__(request.request_id, request.method_path, wanted, deadline, asker)
-        self._respond = respond
-        self._framed = is_framed(request.payload)
-        self._limit = limit
-
-    def respond(self, response: ForwardResponse) -> None:
-        """Send the asking connector what another one, or the gateway itself, answered."""
-        self._respond(response, self.method)
-
-    def relay(self, reply: Reply) -> None:
-        """Send the asking connector what a backend answered: prefixed if the request was."""
-        self.respond(reply.response(self.id, framed=self._framed))
-
-    def for_backend(self, request: ForwardRequest) -> BackendRequest:
-        """The message alone, and what of the headers is metadata."""
-        payload = request.payload
-        if self._framed:
-            encoding = request.headers.get("grpc-encoding", "")
-            try:
-                payload = unframe(payload, encoding, self._limit)
-            except ProtocolError as error:
-                raise Refused(StatusCode.INVALID_ARGUMENT, f"the payload: {error}") from None
-        timeout = self.deadline - asyncio.get_running_loop().time()
-        return BackendRequest(payload, metadata_from_headers(request.headers), timeout)
-
-
-class _End:
-    """The end of a stream, which may be brought about from outside.
-
-    An object of its own: what a connection holds must not lead back to the stream that holds it.
-    """
-
-    def __init__(self) -> None:
-        self.came: asyncio.Future[End] = asyncio.get_running_loop().create_future()
-
-    def bring(self, code: StatusCode, reason: str) -> None:
-        if not self.came.done():
-            self.came.set_result(End(code, reason))
-
-
-class _Stream:
-    """The stream of a registered connector: a reader, a writer, and whatever ends them."""
-
-    def __init__(
-        self,
-        context: Context,
-        protocol: GatewayConnection,
-        registration: Registration,
-        shared: Shared,
-    ) -> None:
-        self._context = context
-        self._protocol = protocol
-        self._shared = shared
-        self._end = _End()
-        announced = Announcement.from_metadata(context.invocation_metadata() or ())
+    def _accept(self, registration: Registration) -> None:
+        self._leave_handshake()
+        shared = self._streams.shared
         limit = shared.limits.max_sent_message_bytes
-        self._connection = Connection(
+        stated = self._announced.max_message_bytes
+        outbound = shared.hooks.new_outbound(shared.limits)
+        now = time.monotonic()
+        self._connection = connection = Connection(
             # A new one for every stream. The reference gateway takes the id that a connector
             # offers, and removes the routes of the wrong stream when two have the same.
             id=str(uuid.uuid4()),
             key=registration.key,
             services=registration.services,
-            peer=context.peer(),
-            connected_at=time.monotonic(),
-            protocol=protocol,
-            outbound=shared.hooks.new_outbound(shared.limits),
-            end=self._end.bring,
+            peer=self.peer,
+            connected_at=now,
+            protocol=self._protocol,
+            outbound=outbound,
+            end=self.end,
             max_pending=shared.limits.max_pending_per_connection,
-            max_message_bytes=min(limit, announced.max_message_bytes or limit),
+            max_message_bytes=min(limit, stated or limit),
             journal=shared.journal,
         )
-
-    async def run(self) -> None:
-        """Serve until something ends the stream."""
-        connection = self._connection
+        self._wishes = Wishes(shared, connection, self._streams.loop)
+        if self._announces:
+            # Ahead of CONNECTED: the connector adapts its heartbeat to what is stated here. A
+            # connector that said nothing of features is sent nothing, as the published protocol
+            # has it.
+            stated_here = Announcement(
+                SUPPORTED, shared.heartbeat_timeout, shared.limits.max_message_bytes
+            )
+            self.begin(stated_here.metadata())
+        else:
+            self.begin()
+        self.stream.widen(STREAM_WINDOW)
+        outbound.on_put = self._flush_later
         # CONNECTED is queued before anybody can route a request to it, and so goes out first.
-        connection.outbound.put(self._protocol.accept(connection.id, connection.connected_at))
-        self._shared.registry.add(connection)
-        self._shared.counters.connections_opened += 1
-        self._shared.journal.connected(connection)
-        # Two tasks: a connector that does not read blocks whoever writes to it, and is heard all
-        # the same, its heartbeats and goodbye above all.
-        reader = asyncio.ensure_future(self._guard(self._read()))
-        writer = asyncio.ensure_future(self._guard(self._write()))
-        ending = End(StatusCode.UNAVAILABLE, "the stream broke")
-        try:
-            try:
-                ending = await self._end.came
-            finally:  # grpc cancels this task when the stream breaks
-                # Nothing of a stream that is over is read: a request in it would be routed to
-                # others, and its answer come back to nobody.
-                reader.cancel()
-                self._forget(ending)
-            await self._flush(writer, ending)
-        finally:
-            writer.cancel()
-        if ending.code is not StatusCode.OK:
-            await fail(self._context, ending.code, ending.reason)
+        outbound.put(self._protocol.accept(connection.id, now))
+        shared.registry.add(connection)
+        shared.counters.connections_opened += 1
+        shared.journal.connected(connection)
 
-    async def _flush(self, writer: asyncio.Future[None], ending: End) -> None:
+    def _leave_handshake(self) -> None:
+        if self._is_registering:
+            self._is_registering = False
+            self._streams.handshakes.discard(self)
+            self._streams.shared.handshakes.give_back(self.stream.owner)
+
+    def _cancel_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    # What the connector says
+
+    def take(self, messages: list[bytes], *, ended: bool) -> None:
+        """Act upon what has come."""
+        if self._ending is not None or self.is_over:
+            return
+        if self.inflater is not None:
+            self.inflater.renew()
+        if self._behind is not None:
+            self._behind += messages
+            self._behind_is_end |= ended
+            return
+        try:
+            self._hear(messages, ended=ended)
+        except Refused as refused:  # a registration
+            self._turn_away(refused.code, refused.message)
+        except BaseException:  # noqa: BLE001 - whatever it is, it ends one stream, and is logged
+            self._fail()
+
+    def _hear(self, messages: list[bytes], *, ended: bool) -> None:
+        if self._is_registering:
+            if messages:
+                self._register(messages)
+            elif ended:
+                end = self._protocol.half_close(time.monotonic()).end
+                assert end is not None
+                raise Refused(*end)
+            messages = []  # what came behind the registration is heard now
+        now = time.monotonic()
+        most = self._connection.outbound.slack
+        self._act(self._protocol.receive(messages[:most], now))
+        if len(messages) > most:  # hardly ever: it calls others, and does not read the answers
+            self.take(messages[most:], ended=ended)
+        elif ended and self._ending is None:
+            self._act(self._protocol.half_close(now))
+
+    def _fail(self) -> None:
+        if self._is_registering:
+            logger.exception("a connector at %s: a bug in the gateway", self.peer)
+            self._turn_away(StatusCode.INTERNAL, "the gateway failed; its log says how")
+        else:
+            self._streams.shared.journal.failed(self._connection)
+            self.end(StatusCode.INTERNAL, "the gateway failed; its log says how")
+
+    def _act(self, inbound: FromConnector) -> None:
+        """Do what it asks for."""
+        shared, connection = self._streams.shared, self._connection
+        # By far the most of what comes.
+        for response, data, payload in inbound.responses:
+            shared.calls.answer(response, connection, data, payload)
+        for kind, message, data in inbound.rest:
+            self._wishes.hear(kind, message, data)
+        for what, detail in inbound.ignored:
+            connection.note(what, detail)
+        if inbound.goodbye is not None:
+            departure, reason = inbound.goodbye
+            shared.journal.draining(connection, reason)
+            shared.rerouting.drain(connection, departure)
+        if inbound.too_large is not None:
+            self._refuse_large(inbound.too_large)
+        if inbound.end is not None:
+            self.end(*inbound.end)
+        if connection.outbound.is_crowded:
+            # Who calls and does not read the answers is not read either: its window stays shut.
+            self._behind = []
+            self.stream.hold()
+
+    def refuse(self, error: ProtocolError) -> None:
+        """A message is far too large, or broken."""
+        code, problem = StatusCode.INTERNAL, str(error)
+        if isinstance(error, MessageRefused):
+            code = StatusCode.RESOURCE_EXHAUSTED
+        if isinstance(error, MessageTooLong):
+            shared = self._streams.shared
+            problem = f"a message of {error.size:,} bytes exceeds"
+            problem = f"{problem} {shared.limits.max_message_bytes:,}"
+            refused = over_limit(shared.counters, "max_message_bytes", problem)
+            code, problem = refused.code, refused.message
+        if self._is_registering:
+            self._turn_away(code, problem)
+        elif self._ending is None:
+            self.end(code, problem)
+
+    # What it is sent
+
+    def _flush_later(self) -> None:
+        if not self._has_flush:
+            self._has_flush = True
+            self._streams.turn.at_end(self._flush)
+
+    def _flush(self) -> None:
+        self._has_flush = False
+        outbound, stream = self._connection.outbound, self.stream
+        moved = False
+        while outbound.has_more and (room := stream.room) > 0:
+            stream.send(outbound.take(room))
+            moved = True
+        outbound.note_progress(
+            time.monotonic() if outbound.has_more or stream.unsent_bytes else None, moved=moved
+        )
+        if outbound.has_more:
+            stream.await_room()
+        if self._behind is not None and not outbound.is_crowded:
+            behind, self._behind = self._behind, None
+            stream.release()
+            if behind or self._behind_is_end:
+                self.take(behind, ended=self._behind_is_end)
+        if self._ending is not None:
+            self._finish_if_written()
+
+    def resume(self) -> None:
+        """There is room for more."""
+        self._flush_later()
+
+    # The end
+
+    def end(self, code: StatusCode, reason: str) -> None:
+        """End the stream; the first call counts."""
+        if self._ending is None and not self.is_over:
+            self._ending = End(code, reason)
+            # Not at once: whoever ends it may be going through what this changes.
+            self._streams.turn.at_end(self._wind_up)
+
+    def _wind_up(self) -> None:
+        ending = self._ending
+        assert ending is not None
+        # Nothing of a stream that is over is read: a request in it would be routed to others, and
+        # its answer come back to nobody.
+        self.stream.ignore()
         outbound = self._connection.outbound
+        self._forget(ending)
         if ending.code is StatusCode.OK:
             # A connector that left in peace is still written its last answers, as one is that was
             # dismissed, whose queue is closed already. One that expired or broke is not.
             outbound.close()
-        if outbound.is_closed:
-            with contextlib.suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(asyncio.shield(writer), FLUSH_TIMEOUT)
-        # Whatever the ending, a status cannot follow until the message on its way is out.
-        outbound.discard()
-        await asyncio.shield(writer)
+        if not self.is_over:
+            self._timer = self._streams.loop.call_later(FLUSH_TIMEOUT, self._write_no_more)
+            self._flush()
+
+    def _write_no_more(self) -> None:
+        self._connection.outbound.discard()
+        if self.is_over:
+            self.stream.reset(ErrorCode.CANCEL)  # its end waits behind what is not being read
+        else:
+            self._finish_if_written()
+
+    def _finish_if_written(self) -> None:
+        outbound, ending = self._connection.outbound, self._ending
+        assert ending is not None
+        if outbound.is_discarded:
+            self.stream.drop_unsent()
+        elif outbound.has_more or not self._is_forgotten:
+            return
+        self.finish(ending.code, "" if ending.code is StatusCode.OK else ending.reason)
+        if not self.stream.unsent_bytes:
+            self.close()
+
+    def close(self) -> None:
+        """All that was sent has left."""
+        self._cancel_timer()
+        self._streams.discard(self)
 
     def _forget(self, ending: End) -> None:
-        shared, connection = self._shared, self._connection
+        if self._is_forgotten:
+            return
+        self._is_forgotten = True
+        shared, connection = self._streams.shared, self._connection
         # Out of the routes first: calls that have to find another place must not find this one.
         shared.registry.remove(connection)
         shared.events.forget(connection)
@@ -288,185 +445,22 @@ class _Stream:
         self._protocol.end()
         shared.journal.ended(connection, ending.reason)
 
-    async def _guard(self, work: Awaitable[None]) -> None:
-        try:
-            await work
-        except grpc.aio.BaseError:
-            self._end.bring(StatusCode.UNAVAILABLE, "the stream broke")
-        except asyncio.CancelledError:
-            raise
-        except BaseException:  # noqa: BLE001 - whatever it is, it ends one stream, and is logged
-            self._shared.journal.failed(self._connection)
-            self._end.bring(StatusCode.INTERNAL, "the gateway failed; its log says how")
-
-    async def _write(self) -> None:
-        if _announces(self._context):
-            announcement = Announcement(
-                SUPPORTED, self._shared.heartbeat_timeout, self._shared.limits.max_message_bytes
-            )
-            # Ahead of CONNECTED: the connector adapts its heartbeat to what is stated here. A
-            # connector that said nothing of features is sent nothing, as the published protocol has
-            # it.
-            await self._context.send_initial_metadata(announcement.metadata())
-        outbound = self._connection.outbound
-        while (message := await outbound.next()) is not None:
-            await self._context.write(message)
-
-    # What the connector says
-
-    async def _read(self) -> None:
-        batch: Sequence[bytes] = ()  # at first what came behind the registration, if anything did
-        while not await self._take_in(self._protocol.receive(batch, time.monotonic())):
-            received = await self._context.read()
-            if not isinstance(received, bytes):
-                # A stream that breaks looks like this at first; grpc cancels run() soon after.
-                await self._take_in(self._protocol.half_close(time.monotonic()))
-                return
-            # Message by message: grpc.aio hands over one at a time.
-            batch = (received,)
-
-    async def _take_in(self, inbound: FromConnector) -> bool:
-        """Do what it asks for; no more is read before that is done. Whether that was the end."""
-        shared, connection = self._shared, self._connection
-        # By far the most of what comes; nothing here awaits anything, so that no other task runs
-        # between a batch's answers.
-        for response in inbound.responses:
-            shared.calls.answer(response, connection)
-        for kind, message in inbound.rest:
-            if kind == "request":
-                self._receive_request(message)
-                # Who calls and does not read the answers is not read either.
-                await connection.outbound.room()
-            elif kind == "cancel":
-                self._receive_cancel(message.cancel.request_id)
-            elif kind == "event":
-                self._receive_event(message.event)
-            else:
-                self._receive_subscription(message.subscription)
-        for what, detail in inbound.ignored:
-            connection.note(what, detail)
-        if inbound.goodbye is not None:
-            departure, reason = inbound.goodbye
-            shared.journal.draining(connection, reason)
-            shared.rerouting.drain(connection, departure)
-        if inbound.too_large is not None:
-            self._refuse_large(inbound.too_large)
-        if inbound.end is not None:
-            self._end.bring(*inbound.end)
-        return inbound.end is not None or inbound.too_large is not None
+    def abandon(self) -> None:
+        """It was turned away, or the connector is gone, before or after it had registered."""
+        was_registered = self._connection is not None
+        self._leave_handshake()
+        self._cancel_timer()
+        self._streams.discard(self)
+        if was_registered:
+            if self._ending is None:
+                self._ending = End(StatusCode.UNAVAILABLE, "the stream broke")
+            self._connection.outbound.discard()
+            self._forget(self._ending)
 
     def _refuse_large(self, received: bytes) -> None:
         response = ForwardResponse()
         with contextlib.suppress(ProtocolError):
             response = decode(ConnectionMessage, received).response
-        calls = self._shared.calls
+        calls = self._streams.shared.calls
         refused = calls.refuse_too_large(response, self._connection, len(received))
-        self._end.bring(refused.code, refused.message)
-
-    def _receive_request(self, message: ConnectionMessage) -> None:
-        try:
-            self._forward(message)
-        except Refused as refused:
-            request = message.request
-            self._respond(refused.response(request.request_id), request.method_path)
-
-    def _forward(self, message: ConnectionMessage) -> None:
-        request, shared, connection = message.request, self._shared, self._connection
-        wanted = Wanted.by_connector(self._service(request))
-        size = headers_size(request.headers)
-        shared.calls.admit(wanted, size, connection, request.request_id)
-        longest = shared.request_timeout
-        own = request_deadline(request.timeout_seconds, request.headers, 0.0)
-        # Not taken from two instants: these are rounded, and could make a second more of it.
-        seconds = longest if own is None else min(longest, own)
-        deadline = asyncio.get_running_loop().time() + seconds
-        limit = shared.limits.max_sent_message_bytes
-        call = ConnectorCall(request, wanted, deadline, connection, self._respond, limit)
-        # Rounded up, and never 0, which means no limit: a connector that gave up early would fail a
-        # call whose caller still waits.
-        request.timeout_seconds = max(1, math.ceil(seconds))
-        shared.calls.submit(call, message)
-
-    def _service(self, request: ForwardRequest) -> str:
-        try:
-            service, _ = split_method_path(request.method_path)
-        except ValueError as error:
-            raise Refused(StatusCode.INVALID_ARGUMENT, str(error)) from None
-        if not self._shared.keys.allows(self._connection.key, service):
-            problem = f"the API key may not call {service[:200]!r}"
-            raise Refused(StatusCode.PERMISSION_DENIED, problem)
-        return service
-
-    def _receive_cancel(self, request_id: str) -> None:
-        if not self._shared.calls.cancel(request_id, self._connection):
-            # The answer and the cancel met on the way, as they may.
-            logger.debug(
-                "connection %s cancelled %.64r, which is not a pending call of its own",
-                self._connection.id,
-                request_id,
-            )
-
-    def _receive_event(self, event: EventMessage) -> None:
-        try:
-            self._shared.events.publish(event, self._connection)
-        except Refused as refused:
-            self._refuse("an event", refused)
-
-    def _receive_subscription(self, subscription: SubscriptionRequest) -> None:
-        events = self._shared.events
-        if subscription.action == SubscriptionRequest.UNSUBSCRIBE:
-            events.unsubscribe(self._connection, subscription.event_types)
-        elif subscription.action != SubscriptionRequest.SUBSCRIBE:
-            self._connection.note("a subscription of unknown action")
-        else:
-            try:
-                events.subscribe(self._connection, subscription.event_types)
-            except Refused as refused:
-                self._refuse("a subscription", refused)
-
-    def _refuse(self, what: str, refused: Refused) -> None:
-        """Tell the connector, once, by a status: nothing answers an event or a subscription."""
-        is_first = self._connection.note(f"{what} ({refused.code.name})", f": {refused.message}")
-        if is_first and self._protocol.established:
-            self._connection.outbound.put(self._protocol.report_error(refused.message))
-
-    # What it is answered
-
-    def _respond(self, response: ForwardResponse, method: str) -> None:
-        """Send the response to its call of ``method``, or why it cannot have it."""
-        if not self._protocol.established:  # it was sent away just now
-            return
-        try:
-            messages = list(self._messages(response))
-        except Refused as refused:
-            problem = f"{method[:_LONGEST_METHOD]}: {refused.message}"
-            told = failure(refused.code, problem, response.request_id)
-            messages = [self._protocol.respond(told)]
-        for message in messages:
-            self._connection.outbound.put(message)
-
-    def _messages(self, response: ForwardResponse) -> Iterator[bytes]:
-        protocol, connection = self._protocol, self._connection
-        counters, limit = self._shared.counters, connection.max_message_bytes
-        data = protocol.respond(response)
-        if connection.outbound.is_full and response.payload:
-            problem = "the response cannot be delivered: what was sent before it is not being read"
-            raise over_limit(counters, "max_queued_bytes", problem)
-        # Only to a connector that announced them: any other would take the first chunk for the
-        # whole answer.
-        if CHUNKS in protocol.features and len(data) > min(limit, _USUAL_LIMIT):
-            try:
-                chunks = split(response, min(limit, _USUAL_LIMIT))
-            except ValueError as error:
-                raise over_limit(counters, "max_sent_message_bytes", str(error)) from None
-            yield from (protocol.respond(chunk) for chunk in chunks)
-        elif len(data) > limit:
-            problem = f"a response of {len(data):,} bytes exceeds the {limit:,} that may be sent"
-            raise over_limit(counters, "max_sent_message_bytes", problem)
-        else:
-            yield data
-
-
-def _announces(context: Context) -> bool:
-    """Whether the connector said what it supports: only then is it told what the gateway does."""
-    return any(name == FEATURES_HEADER for name, _ in context.invocation_metadata() or ())
+        self.end(refused.code, refused.message)

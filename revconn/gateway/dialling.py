@@ -6,16 +6,20 @@ Everything here belongs to the gateway's thread, but for the looking up, which b
 from __future__ import annotations
 
 import asyncio
+import random
+import socket
+import ssl
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Any
-
-import grpc
-import grpc.aio
+from itertools import zip_longest
 
 from revconn.gateway.addresses import Address, lookup
+from revconn.gateway.client import Client
 from revconn.gateway.limits import Limits, Watch
+from revconn.gateway.tls import TLSFilter
+from revconn.gateway.wires import Turn
+from revconn.http2.writing import Settings
 from revconn.settings.target import IPAddress, ip_address
 
 __all__ = ["Dialled", "Dialler"]
@@ -23,123 +27,235 @@ __all__ = ["Dialled", "Dialler"]
 # Seconds that a connection may take, or half of the call's time if that is less: whoever calls is
 # told of a port that does not answer what is told of one that refuses.
 _CONNECT_TIMEOUT = 5.0
+_USER_TIMEOUT = 20.0  # seconds that what was sent may go unacknowledged
 _MOST_LOOKUPS = 4  # names that are looked up at once
-
-_READY = grpc.ChannelConnectivity.READY
-_FAILED = grpc.ChannelConnectivity.TRANSIENT_FAILURE
+# Seconds between two attempts to reach what is out of reach: as gRPC has it but for the longest,
+# which is for clients that nobody tells when it is there again.
+_FIRST_DELAY, _GROWTH, _LONGEST_DELAY, _JITTER = 1.0, 1.6, 30.0, 0.2
 
 
 class Dialler:
-    """Opens channels.
+    """Opens connections, and closes all of them at the end.
 
     :param dials_private: whether to private addresses, too.
     """
 
     def __init__(self, limits: Limits, *, dials_private: bool) -> None:
         self.dials_private = dials_private
-        self._limits = limits
+        self._settings = Settings(
+            message_limit=limits.max_sent_message_bytes,
+            header_list=2 * limits.max_metadata_bytes,
+        )
         self._resolver = ThreadPoolExecutor(_MOST_LOOKUPS, "revconn-resolver")
+        self._context: ssl.SSLContext | None = None
+        self._turn: Turn | None = None
+        self._clients: dict[Client, None] = {}
 
-    async def open(self, address: Address) -> grpc.aio.Channel:
-        """A channel to what was looked up, and to nothing else. Raises :class:`OSError`."""
+    async def look_up(self, address: Address) -> tuple[IPAddress, ...]:
+        """Where an address leads that may be dialled. Raises :class:`OSError`."""
         look = partial(lookup, address, dial_private=self.dials_private)
         if ip_address(address.host) is not None:  # which nobody has to be asked for
-            return _open_channel(address, look(), self._limits)
-        loop = asyncio.get_running_loop()
-        return _open_channel(
-            address, await loop.run_in_executor(self._resolver, look), self._limits
-        )
+            return look()
+        return await asyncio.get_running_loop().run_in_executor(self._resolver, look)
+
+    async def open(self, address: Address, found: Sequence[IPAddress]) -> Client:
+        """A connection to one of those, on which calls may be made. Raises :class:`OSError`."""
+        end = asyncio.get_running_loop().time() + _CONNECT_TIMEOUT
+        tls = await self._new_filter(address) if address.is_tls else None
+        sock = await _connect(found, address.port, end)
+        if self._turn is None:
+            self._turn = Turn(asyncio.get_running_loop())
+        client = Client(sock, address, self._settings, self._turn, tls, self._forget)
+        self._clients[client] = None
+        watch = Watch(_left_until(end))
+        try:
+            # A port may take connections and say nothing: calls are for what speaks HTTP/2.
+            problem = await client.ready
+        except asyncio.CancelledError:
+            client.close()
+            if watch.ran_out:
+                raise _no_connection(_CONNECT_TIMEOUT) from None
+            raise
+        finally:
+            watch.stop()
+        if problem:
+            self._forget(client)
+            raise OSError(problem)
+        return client
+
+    async def _new_filter(self, address: Address) -> TLSFilter:
+        if self._context is None:
+            # Elsewhere: the authorities are hundreds of kilobytes to be read.
+            loop = asyncio.get_running_loop()
+            self._context = await loop.run_in_executor(self._resolver, _new_context)
+        try:
+            # The host keeps its name, towards its certificate too.
+            return TLSFilter(self._context, address.host.rstrip(".").partition("%")[0])
+        except ValueError as error:
+            raise OSError(f"no certificate can be {address.host}'s: {error}") from None
+
+    def _forget(self, client: Client) -> None:
+        self._clients.pop(client, None)
 
     def close(self) -> None:
-        """Look up nothing more."""
+        """Look up nothing more, and end every connection."""
         self._resolver.shutdown(wait=False)
+        for client in tuple(self._clients):
+            client.close("the gateway is stopping")
 
 
 class Dialled:
-    """One address, and the channel to it, which the first call opens."""
+    """One address, and the connection to it, which the first call opens."""
 
     def __init__(self, address: Address, dialler: Dialler) -> None:
         self._address = address
         self._dialler = dialler
+        self._client: Client | None = None
         # One for all calls that come meanwhile.
-        self._opening: asyncio.Task[grpc.aio.Channel] | None = None
-        self._is_stale = False
+        self._dialling: asyncio.Task[None] | None = None
+        self._failure = ""  # of the last attempt
+        self._delay = _FIRST_DELAY
+        self._retry: asyncio.TimerHandle | None = None  # until then calls fail at once
 
     @property
     def is_ready(self) -> bool:
         """Whether it has not just been out of reach."""
-        opening = self._opening
-        if opening is None or not opening.done() or self._is_stale:
-            return True
-        return opening.exception() is None and opening.result().get_state() is not _FAILED
+        return not self._failure
 
     def renew(self) -> None:
-        """It says that it is there: what was out of reach is looked up anew."""
-        self._is_stale = not self.is_ready
+        """It says that it is there: what was out of reach is dialled by the next call."""
+        self._failure = ""
+        self._stop_waiting()
 
-    async def connect(self, timeout: float, *, is_alone: bool) -> grpc.aio.Channel:
-        """A channel that is connected, or says why it is not to the call that is made on it.
-
-        ``is_alone``: whether no other call is under way. Raises :class:`OSError`.
-        """
-        if self._is_stale and is_alone:
-            self._is_stale = False
-            await self.close()
-        within = min(_CONNECT_TIMEOUT, timeout / 2)
-        opening = self._opening
-        if opening is None or (opening.done() and opening.exception() is not None):
-            self._opening = opening = asyncio.ensure_future(self._dialler.open(self._address))
-        elif opening.done() and opening.result().get_state() is _READY:  # as a rule
-            return opening.result()
+    async def connect(self, timeout: float) -> Client:
+        """A connection on which a call may be made. Raises :class:`OSError`."""
+        if self._client is not None and self._client.is_usable:  # as a rule
+            return self._client
+        if self._retry is not None:
+            raise OSError(self._failure)
+        dialling = self._dial()
+        within = min(_CONNECT_TIMEOUT, max(0.0, timeout / 2))
         # Not wait_for(), which before Python 3.12 may swallow that the caller gave up.
         watch = Watch(within)
         try:
-            return await _connected(opening)
+            await asyncio.shield(dialling)  # who gives up does not end it for the others
         except asyncio.CancelledError:
             if watch.ran_out:
-                raise OSError(f"no connection within {within:g} seconds") from None
+                raise _no_connection(within) from None
             raise
         finally:
             watch.stop()
+        if self._client is None or not self._client.is_usable:
+            raise OSError(self._failure or "the connection ended at once")
+        return self._client
 
-    async def close(self) -> None:
-        """Close the channel."""
-        opening, self._opening = self._opening, None
-        # A look-up that still goes on comes to nothing.
-        if opening is not None and not opening.cancel() and opening.exception() is None:
-            await opening.result().close()
+    def _dial(self) -> asyncio.Task[None]:
+        if self._dialling is None:
+            self._retry = None
+            self._client = None  # one that the backend wants to end does so by itself
+            self._dialling = asyncio.ensure_future(self._open())
+        return self._dialling
+
+    async def _open(self) -> None:
+        try:
+            # Anew each time: a name may lead elsewhere by now.
+            found = await self._dialler.look_up(self._address)
+            try:
+                self._client = await self._dialler.open(self._address, found)
+            except OSError:
+                self._wait()
+                raise
+            self._failure = ""
+            self._delay = _FIRST_DELAY
+        except OSError as error:
+            self._failure = str(error) or type(error).__name__
+        finally:
+            self._dialling = None
+
+    def _wait(self) -> None:
+        # Calls are not sent where others do better until it is there again, so it is tried without
+        # any.
+        delay = self._delay * random.uniform(1 - _JITTER, 1 + _JITTER)  # noqa: S311 - no secret
+        self._retry = asyncio.get_running_loop().call_later(delay, self._dial)
+        self._delay = min(self._delay * _GROWTH, _LONGEST_DELAY)
+
+    def _stop_waiting(self) -> None:
+        if self._retry is not None:
+            self._retry.cancel()
+            self._retry = None
+
+    def look(self) -> None:
+        """See whether it is still there. To be called now and then."""
+        if self._client is not None:
+            self._client.look()
+
+    def close(self) -> None:
+        """Dial no more, and end the connection once what was asked on it is answered."""
+        self._stop_waiting()
+        if self._dialling is not None:
+            self._dialling.cancel()
+        if self._client is not None:
+            self._client.ask_to_go()
 
 
-async def _connected(opening: asyncio.Task[grpc.aio.Channel]) -> grpc.aio.Channel:
-    # Who gives up does not end it for the others.
-    channel = await asyncio.shield(opening)
-    while (state := channel.get_state(try_to_connect=True)) not in (_READY, _FAILED):
-        await channel.wait_for_state_change(state)
-    return channel
+async def _connect(found: Sequence[IPAddress], port: int, end: float) -> socket.socket:
+    """A socket connected to the first that answers, in time. Raises :class:`OSError`."""
+    loop = asyncio.get_running_loop()
+    # Only what was looked at: the name could lead elsewhere by now.
+    order = _in_order(found)
+    problems = []
+    for number, ip in enumerate(order):
+        family = socket.AF_INET if ip.version == 4 else socket.AF_INET6
+        sock = socket.socket(family, socket.SOCK_STREAM)
+        # One that does not answer leaves the others their part of the time.
+        watch = Watch(_left_until(end) / (len(order) - number))
+        try:
+            sock.setblocking(False)
+            await loop.sock_connect(sock, (str(ip), port))
+            _tune(sock)
+        except asyncio.CancelledError:
+            sock.close()
+            if not watch.ran_out:
+                raise
+            problems.append(f"{ip}: no answer")
+        except OSError as error:
+            sock.close()
+            problems.append(f"{ip}: {error.strerror or error}")
+        else:
+            return sock
+        finally:
+            watch.stop()
+    raise OSError(f"cannot connect to port {port} of {', '.join(problems)}")
 
 
-def _open_channel(address: Address, found: Sequence[IPAddress], limits: Limits) -> grpc.aio.Channel:
-    options: list[tuple[str, Any]] = [
-        ("grpc.max_receive_message_length", limits.max_sent_message_bytes),
-        # What is sent on was measured against max_message_bytes as it came.
-        ("grpc.max_send_message_length", -1),
-        # What was registered is dialled, not what the environment says.
-        ("grpc.enable_http_proxy", 0),
-        # The host keeps its name, towards its certificate too.
-        ("grpc.default_authority", address.host_port),
-    ]
-    target = _target(found, address.port)
+def _in_order(found: Sequence[IPAddress]) -> list[IPAddress]:
+    """The resolver's first choice first, and then IPv6 and IPv4 in turns (RFC 8305)."""
+    families = [[ip for ip in found if ip.version == version] for version in (4, 6)]
+    if found[0].version == 6:
+        families.reverse()
+    return [ip for pair in zip_longest(*families) for ip in pair if ip is not None]
+
+
+def _tune(sock: socket.socket) -> None:
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    # Without this Linux sends again, for a quarter of an hour, what nobody acknowledges.
+    user_timeout = getattr(socket, "TCP_USER_TIMEOUT", None)
+    if user_timeout is not None:
+        sock.setsockopt(socket.IPPROTO_TCP, user_timeout, int(_USER_TIMEOUT * 1000))
+
+
+def _new_context() -> ssl.SSLContext:
     # By the system's authorities: a Register has no field for others.
-    if address.is_tls:
-        return grpc.aio.secure_channel(target, grpc.ssl_channel_credentials(), options=options)
-    return grpc.aio.insecure_channel(target, options=options)
+    context = ssl.create_default_context()
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.options |= getattr(ssl, "OP_NO_RENEGOTIATION", 0)  # HTTP/2 forbids it
+    context.set_alpn_protocols(["h2"])
+    return context
 
 
-def _target(found: Sequence[IPAddress], port: int) -> str:
-    # The addresses that were looked at: a name would be looked up again, and could lead elsewhere
-    # by then.
-    if all(ip.version == 4 for ip in found):
-        return "ipv4:" + ",".join(f"{ip}:{port}" for ip in found)
-    # One scheme for all of them.
-    written = (str(ip) if ip.version == 6 else f"::ffff:{ip}" for ip in found)
-    return "ipv6:" + ",".join(f"[{text}]:{port}" for text in written)
+def _left_until(end: float) -> float:
+    return max(0.0, end - asyncio.get_running_loop().time())
+
+
+def _no_connection(within: float) -> OSError:
+    return OSError(f"no connection within {within:g} seconds")

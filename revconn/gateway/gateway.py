@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-import asyncio
 import atexit
-import concurrent.futures
-import contextlib
 import ipaddress
 import re
+import socket
+import ssl
 import threading
-import time
-from collections.abc import Coroutine
 from types import TracebackType
-from typing import Any, Callable
-
-import grpc
+from typing import Any
 
 from revconn.gateway.keys import ApiKeys, ApiKeysGiven
 from revconn.gateway.limits import Limits
-from revconn.gateway.listening import Serving
 from revconn.gateway.report import ConnectionInfo
 from revconn.gateway.shared import Settings, Shared, stats_of
+from revconn.gateway.thread import GatewayThread
 from revconn.gateway.tls import ServerTLS
 from revconn.logger import get_logger
 from revconn.settings.checks import (
@@ -35,15 +30,10 @@ __all__ = ["Gateway"]
 
 # Their names are what applications configure: they stay, whatever the file is called.
 logger = get_logger("revconn.gateway.server")
-_thread_logger = get_logger("revconn.gateway.thread")
 
-_START_TIMEOUT = 30.0  # seconds that the gateway's thread has to listen
-_GLANCE = 1.0  # seconds
-_UNWIND_TIMEOUT = 2.0  # seconds
-_STOP_MARGIN = 10.0  # seconds that ending takes at most, beyond the grace given to calls
 
-# grpc's options are 32-bit integers, and the receive limit is set to twice ours, so that what is
-# over it but not by far is refused with words.
+# gRPC counts a message's bytes in 32 bits, and what is over the limit but not by far, up to twice
+# as much, is looked at to be refused with words.
 _LARGEST = {"max_message_bytes": 2**30 - 1, "max_sent_message_bytes": 2**31 - 1}
 _SMALLEST = {"max_metadata_bytes": 1024}  # less has no room for what gRPC itself adds
 
@@ -58,14 +48,16 @@ class Gateway:
     One port takes both: ``registry.RegistryService`` is for connectors, every other unary call
     is forwarded to a connector that registered its service and answered with what came back.
 
-    :param address: the ``host:port`` to listen on; port 0 takes a free one.
+    :param address: the ``host:port`` to listen on; port 0 takes a free one. Or ``unix:`` and the
+        path of a Unix socket, which the file's mode and directory protect.
     :param api_keys: the key or keys that connectors may show; or a dict of keys, each with
         ``None``, everything, or a list of patterns: which services it may register and, from a
         connector, call. ``"echo.Echo"`` is that service, ``"echo.*"`` every one below ``echo``,
         ``"*"`` every one. ``"publish:orders.*"`` and ``"subscribe:orders.*"`` say the same of types
         of events. A key with patterns may do nothing else. ``None`` instead of keys: whatever key
         is shown is taken, on a loopback address only.
-    :param tls: :class:`ServerTLS`, or ``grpc.ssl_server_credentials(…)``; ``None`` for plaintext.
+    :param tls: :class:`ServerTLS`, or an :class:`ssl.SSLContext` of your own (for servers, and with
+        ``set_alpn_protocols(["h2"])``); ``None`` for plaintext.
     :param heartbeat_timeout: seconds without a heartbeat after which a connection is ended.
     :param request_timeout: seconds a call may take at most, whatever its caller would allow.
     :param reconnect_grace: seconds that a call waits at most, within its deadline, for a service
@@ -108,9 +100,27 @@ class Gateway:
         a few hundred bytes). More are not taken; status ERROR says so.
     :param max_metadata_bytes: the metadata of one call, as HTTP/2 counts it (8 KiB: what gRPC and
         most proxies take by default), at least 1 KiB.
-    :param handshake_timeout: seconds from the opening of a stream to its first message (10: enough
-        for a slow network, too little for holding streams open without a key); then
-        DEADLINE_EXCEEDED.
+    :param max_sockets: network connections of connectors and callers together (16,384), and fewer
+        where the system allows fewer descriptors. When all are taken, those go on which nothing
+        goes on: first that never made a call, then the longest idle.
+    :param max_streams: calls that one connection may have open at once (256: more than other
+        servers have, nginx 128 and Go's own 250, and less than ``max_pending``). It is announced:
+        gRPC's clients keep further calls back; those that come all the same are refused with
+        REFUSED_STREAM. Who needs more opens more channels.
+    :param max_receiving_bytes: what is still to come of requests and answers that have come in part
+        (256 MiB). A quarter is for the first 128 KiB of each, beyond which messages are refused;
+        what exceeds them waits for room in the rest, which has to hold the largest message.
+    :param max_unread_bytes: answers that callers have not read (256 MiB). Each ends at its call's
+        deadline.
+    :param handshake_timeout: seconds from a connection to the first call on it, and from the
+        opening of a connector's stream to its first message (10: enough for a slow network, too
+        little for holding streams open without a key); then DEADLINE_EXCEEDED.
+    :param idle_timeout: seconds that a connection may stay open without a call (300: clients open
+        another one when they need it); ``None``: for ever.
+    :param max_connection_age: seconds after which a connection is asked to go (GOAWAY), so that
+        clients and connectors behind a balancer spread anew; a connector opens the next one first.
+        ``None``: never.
+    :param max_connection_age_grace: seconds that its calls have to end then.
 
     Raises :class:`ConfigurationError` for an argument that cannot be used. Every method may be
     called from any thread. A stopped gateway may be started again.
@@ -121,7 +131,7 @@ class Gateway:
         address: str = "127.0.0.1:0",
         *,
         api_keys: ApiKeysGiven = None,
-        tls: ServerTLS | grpc.ServerCredentials | None = None,
+        tls: ServerTLS | ssl.SSLContext | None = None,
         heartbeat_timeout: float = 120.0,
         request_timeout: float = 30.0,
         reconnect_grace: float = 2.0,
@@ -139,24 +149,32 @@ class Gateway:
         max_queued_events: int = Limits.max_queued_events,
         max_subscriptions: int = Limits.max_subscriptions,
         max_metadata_bytes: int = Limits.max_metadata_bytes,
+        max_sockets: int = Limits.max_sockets,
+        max_streams: int = Limits.max_streams,
+        max_receiving_bytes: int = Limits.max_receiving_bytes,
+        max_unread_bytes: int = Limits.max_unread_bytes,
         handshake_timeout: float = Limits.handshake_timeout,
+        idle_timeout: float | None = 300.0,
+        max_connection_age: float | None = None,
+        max_connection_age_grace: float = 30.0,
     ) -> None:
         # Whatever can be wrong is said here, in the thread of whoever made a mistake, and before
         # anything listens. What a run needs besides is built by its own thread, which owns it.
-        if tls is not None and not isinstance(tls, (ServerTLS, grpc.ServerCredentials)):
+        if tls is not None and not isinstance(tls, (ServerTLS, ssl.SSLContext)):
             kind = type(tls).__name__  # no more of it: it may be a private key
-            remedy = "give ServerTLS(...), grpc.ssl_server_credentials(...), or None for plaintext"
+            remedy = "give ServerTLS(...), an ssl.SSLContext, or None for plaintext"
             refuse("tls", None, f"is {kind}, not TLS settings", remedy)
-        host, port = _parse_address(address)
+        host, port, path = _parse_address(address)
         self._address = address
         self._keys = ApiKeys(api_keys)
-        self._is_loopback = _is_loopback(host)
+        self._is_loopback = path is not None or _is_loopback(host)
         # Without keys anybody who reaches the port could serve, and so hear what others are sent.
         if not self._keys.are_checked:
             self._require_loopback()
         self._settings = Settings(
             host=host,
             port=port,
+            path=path,
             keys=self._keys,
             tls=tls,
             heartbeat_timeout=require_seconds("heartbeat_timeout", heartbeat_timeout),
@@ -177,7 +195,16 @@ class Gateway:
                 max_queued_events=max_queued_events,
                 max_subscriptions=max_subscriptions,
                 max_metadata_bytes=max_metadata_bytes,
+                max_sockets=max_sockets,
+                max_streams=max_streams,
+                max_receiving_bytes=max_receiving_bytes,
+                max_unread_bytes=max_unread_bytes,
                 handshake_timeout=handshake_timeout,
+            ),
+            idle_timeout=_optional_seconds("idle_timeout", idle_timeout),
+            max_connection_age=_optional_seconds("max_connection_age", max_connection_age),
+            max_connection_age_grace=require_seconds(
+                "max_connection_age_grace", max_connection_age_grace, zero=True
             ),
         )
         self._lock = threading.Lock()  # guards _thread and _ended
@@ -320,6 +347,10 @@ def _is_loopback(host: str) -> bool:
         return False
 
 
+def _optional_seconds(name: str, value: float | None) -> float | None:
+    return None if value is None else require_seconds(name, value)
+
+
 def _limits(*, handshake_timeout: float, **numbers: int) -> Limits:
     """The limits, checked one by one: an error names the option that was given."""
     for name, value in numbers.items():
@@ -333,168 +364,17 @@ def _limits(*, handshake_timeout: float, **numbers: int) -> Limits:
     return Limits(handshake_timeout=seconds, **numbers)
 
 
-def _parse_address(address: Any) -> tuple[str, int]:
+def _parse_address(address: Any) -> tuple[str, int, str | None]:
+    """The host, the port, and the path of a Unix socket, if it is one."""
+    if isinstance(address, str) and address.startswith("unix:"):
+        path = address.removeprefix("unix:").removeprefix("//")
+        if not path or not hasattr(socket, "AF_UNIX"):
+            refuse("address", address, "not an address to listen on", "write unix:/path, on Unix")
+        return "", 0, path
     matched = _HOST_PORT.fullmatch(address) if isinstance(address, str) else None
     if matched is None or int(matched["port"]) > 65535:
         remedy = (
             'write host:port, such as "127.0.0.1:50051" or "[::]:50051"; port 0 takes a free one'
         )
         refuse("address", address, "not an address to listen on", remedy)
-    return matched["host"], int(matched["port"])
-
-
-class GatewayThread:
-    """One run of a gateway: its thread, its event loop, and the way in from other threads.
-
-    :ivar shared: the run's state, once the thread has built it; it stays readable after the end.
-    :ivar failure: what the gateway could not go on from, if that ended it.
-    """
-
-    def __init__(self, settings: Settings) -> None:
-        self._settings = settings
-        self._thread = threading.Thread(target=self._run, name="revconn-gateway", daemon=True)
-        self._started: concurrent.futures.Future[str] = concurrent.futures.Future()
-        # Set by the gateway's thread before it reports that it has started. Until then every other
-        # thread finds None, and has nothing to ask of a gateway that serves nobody yet.
-        self.shared: Shared | None = None
-        self._serving: Serving | None = None
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._stop_requested: asyncio.Future[float] | None = None
-        self.failure: BaseException | None = None
-
-    def start(self) -> str:
-        """Serve; the address. Raises what made that fail."""
-        try:
-            self._thread.start()
-        except BaseException as error:  # no thread could be had: none is to be waited for
-            self._started.set_exception(error)
-            raise
-        return self._started.result(_START_TIMEOUT)
-
-    def stop(self, grace: float) -> bool:
-        """Stop serving; whether the thread has ended."""
-        if threading.current_thread() is self._thread:
-            self._request_stop(grace)
-            return False
-        concurrent.futures.wait([self._started], _START_TIMEOUT)
-        if self._loop is not None:
-            with contextlib.suppress(RuntimeError):  # the loop is closed: stopped already
-                self._loop.call_soon_threadsafe(self._request_stop, grace)
-        self._join(grace + _STOP_MARGIN)
-        if self._thread.is_alive():
-            _thread_logger.error(
-                "the gateway's thread has not ended %g seconds after its grace", _STOP_MARGIN
-            )
-        return not self._thread.is_alive()
-
-    def _join(self, timeout: float) -> None:
-        """Wait for the thread's end, glancing up now and then.
-
-        The system may hand a signal to another thread than the main one, whose wait it does not
-        interrupt then: its handler, which may be to leave at once, runs at the next glance.
-        """
-        while timeout > 0 and self._thread.is_alive():
-            self._thread.join(min(_GLANCE, timeout))
-            timeout -= _GLANCE
-
-    def wait(self, timeout: float | None) -> bool:
-        """Whether the thread has ended, at the latest after ``timeout`` seconds."""
-        end = None if timeout is None else time.monotonic() + timeout
-        # Another thread may just be in start(): a thread that was not started cannot be joined.
-        if not concurrent.futures.wait([self._started], timeout).done:
-            return False
-        if self._thread.is_alive():
-            self._thread.join(None if end is None else max(0.0, end - time.monotonic()))
-        return not self._thread.is_alive()
-
-    def connections(self) -> tuple[ConnectionInfo, ...]:
-        """A picture of every connection. Safe from any thread."""
-        shared = self.shared
-        return () if shared is None else shared.registry.describe(time.monotonic())
-
-    def end_withdrawn(self) -> None:
-        """End the connections whose key is not accepted any more."""
-        self.call_soon(Serving.end_withdrawn)
-
-    def call_soon(self, do: Callable[[Serving], None]) -> None:
-        """Have the gateway's thread do something, unless it has stopped serving."""
-        serving, loop = self._serving, self._loop
-        if serving is not None and loop is not None:
-            with contextlib.suppress(RuntimeError):  # the loop is closed: all are ended
-                loop.call_soon_threadsafe(do, serving)
-
-    def _request_stop(self, grace: float) -> None:
-        if self._stop_requested is not None and not self._stop_requested.done():
-            self._stop_requested.set_result(grace)
-        elif self._serving is not None:
-            self._serving.hurry(grace)
-
-    def _run(self) -> None:
-        try:
-            _run_to_the_end(self._serve)
-        except BaseException as error:
-            # Its traceback would keep the server, and grpc's thread with it, for a while.
-            if self._started.done():
-                _thread_logger.exception("the gateway failed")
-                self.failure = error.with_traceback(None)
-            else:
-                self._started.set_exception(error.with_traceback(None))
-
-    async def _serve(self) -> None:
-        self._loop = asyncio.get_running_loop()
-        self._loop.set_exception_handler(_report_loop_error)
-        self._stop_requested = self._loop.create_future()
-        serving = Serving(self._settings)
-        self.shared = serving.shared
-        address = await serving.start()
-        self._serving = serving
-        self._started.set_result(address)
-        expiry = asyncio.ensure_future(serving.expire())
-        grace = 0.0
-        try:
-            grace = await self._stop_requested
-        finally:
-            expiry.cancel()
-            await serving.stop(grace)
-            self._serving = None  # grpc's thread ends with the server
-
-
-def _run_to_the_end(serve: Callable[[], Coroutine[Any, Any, None]]) -> None:
-    """Run on a loop of its own, as :func:`asyncio.run` does, but for what ends the loop untimely.
-
-    That cancels every task at once, grpc's own included, whose C core goes on to write into what
-    they leave behind: a server has to be shut down before.
-    """
-    loop = asyncio.new_event_loop()
-    asyncio.set_event_loop(loop)
-    try:
-        serving = loop.create_task(serve())
-        try:
-            loop.run_until_complete(serving)
-        except BaseException:  # SystemExit or the like, raised by whatever ran on the loop
-            if not serving.done():
-                serving.cancel()
-                with contextlib.suppress(asyncio.CancelledError):
-                    loop.run_until_complete(serving)
-            raise
-    finally:
-        try:
-            left = asyncio.all_tasks(loop)
-            for task in left:
-                task.cancel()
-            if left:
-                loop.run_until_complete(asyncio.wait(left, timeout=_UNWIND_TIMEOUT))
-            loop.run_until_complete(loop.shutdown_asyncgens())
-        finally:
-            asyncio.set_event_loop(None)
-            loop.close()
-
-
-def _report_loop_error(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-    # grpcio wakes the other event loops of the process. Old releases do for each event, and all but
-    # one of them find nothing to read; any does a loop that has just been closed. Harmless.
-    error, message = context.get("exception"), str(context.get("message"))
-    is_of_closed_loop = isinstance(error, RuntimeError) and "PollerCompletionQueue" in message
-    if not isinstance(error, BlockingIOError) and not is_of_closed_loop:
-        # Not by asyncio's own logger: what that runs into could end the loop.
-        _thread_logger.error("on the event loop: %s", message, exc_info=error)
+    return matched["host"], int(matched["port"]), None

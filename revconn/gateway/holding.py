@@ -12,11 +12,13 @@ from revconn._proto.registry_pb2 import ForwardResponse
 from revconn.core.chunks import ChunkJoiner, ResponseTooLarge
 from revconn.core.connection import CHUNKS
 from revconn.core.status import ProtocolError, StatusCode
-from revconn.gateway.limits import Counters, Limits
+from revconn.gateway.limits import KEY_SHARE, Budget, Counters, Limits
 from revconn.gateway.refusals import Refused, over_limit
 from revconn.gateway.routes import Connection
+from revconn.http2.requests import closing_block
+from revconn.http2.streams import ErrorCode, Stream
 
-__all__ = ["HeldRequests", "Joiners", "Joining"]
+__all__ = ["HeldRequests", "Joiners", "Joining", "UnreadAnswers"]
 
 
 class HeldRequests:
@@ -75,13 +77,19 @@ class Joining:
 
     A call holds its own joiners; they are filled and emptied here alone, so that the count is true.
 
-    :ivar held_bytes: all of it.
+    Each connection, and all of one key, may have their share: see :class:`Budget`.
     """
 
     def __init__(self, limits: Limits, counters: Counters) -> None:
         self._limits = limits
         self._counters = counters
-        self.held_bytes = 0
+        self._connections = Budget(limits.max_joining_bytes)
+        self._keys = Budget(limits.max_joining_bytes, KEY_SHARE)
+
+    @property
+    def held_bytes(self) -> int:
+        """All of it."""
+        return self._connections.used
 
     def add(
         self, joiners: Joiners, chunk: ForwardResponse, sender: Connection
@@ -93,7 +101,9 @@ class Joining:
         if joiner is None:
             joiner = joiners[sender] = ChunkJoiner(self._limits.max_response_bytes)
         # One answer stays below max_response_bytes; many whose final chunks never come would not.
-        if self.held_bytes + len(chunk.payload) > self._limits.max_joining_bytes:
+        size = len(chunk.payload)
+        has_room = self._connections.has_room(sender, size)
+        if not (has_room and self._keys.has_room(sender.key, size)):
             problem = f"unfinished answers hold {self.held_bytes:,} bytes already"
             raise over_limit(self._counters, "max_joining_bytes", problem)
         before = joiner.held_bytes
@@ -104,15 +114,53 @@ class Joining:
         except ProtocolError as error:
             raise self._broken(f"in chunks that do not make one: {error}") from None
         finally:
-            self.held_bytes += joiner.held_bytes - before
+            self._connections.take(sender, joiner.held_bytes - before)
+            self._keys.take(sender.key, joiner.held_bytes - before)
 
     def drop(self, joiners: Joiners, senders: Iterable[Connection]) -> None:
         """Forget what came on these connections: the call is settled, or they have ended."""
         for sender in senders:
             joiner = joiners.pop(sender, None)
             if joiner is not None:
-                self.held_bytes -= joiner.held_bytes
+                self._connections.give_back(sender, joiner.held_bytes)
+                self._keys.give_back(sender.key, joiner.held_bytes)
 
     def _broken(self, how: str) -> Refused:
         self._counters.answers_broken += 1
         return Refused(StatusCode.INTERNAL, f"the connector answered {how}")
+
+
+class UnreadAnswers:
+    """Answers for which a caller's window had no room, until they have left.
+
+    Who does not read them keeps them in memory: bounded in bytes, and by their calls' deadlines.
+    """
+
+    def __init__(self, limits: Limits, counters: Counters) -> None:
+        self._budget = Budget(limits.max_unread_bytes)
+        self._counters = counters
+        self._answers: dict[Stream, tuple[int, float]] = {}  # bytes, deadline
+
+    def add(self, stream: Stream, deadline: float) -> None:
+        """An answer waits, until ``deadline`` on the loop's clock."""
+        size = stream.unsent_bytes
+        if not self._budget.has_room(stream.owner, size):
+            problem = "too many answers wait that callers do not read"
+            refused = over_limit(self._counters, "max_unread_bytes", problem)
+            stream.drop_unsent()
+            stream.finish(closing_block(refused.code, refused.message))
+            return
+        self._budget.take(stream.owner, size)
+        self._answers[stream] = size, deadline
+
+    def discard(self, stream: Stream) -> None:
+        """The stream is over."""
+        size, _ = self._answers.pop(stream, (0, 0.0))
+        if size:
+            self._budget.give_back(stream.owner, size)
+
+    def expire(self, now: float) -> None:
+        """End the calls whose deadline has passed while their answers waited."""
+        for stream, (_, deadline) in tuple(self._answers.items()):
+            if now >= deadline:
+                stream.reset(ErrorCode.CANCEL)

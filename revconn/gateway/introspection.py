@@ -1,198 +1,336 @@
 """What the gateway says of itself: grpc.health.v1, and server reflection.
 
-Apart from all else, because the libraries for both are an extra: without them neither is served.
-Everything here belongs to the gateway's thread.
+Apart from all else, because the libraries with their schemas are an extra: without them neither is
+served. Everything here belongs to the gateway's thread.
 """
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import Iterable
+from functools import partial
 from typing import Any
 
-import grpc
-import grpc.aio
 from google.protobuf import descriptor_pool
 from google.protobuf.descriptor import FileDescriptor
 from grpc_health.v1 import health_pb2
 from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
-from grpc_reflection.v1alpha import reflection, reflection_pb2
+from grpc_reflection.v1alpha import reflection_pb2
 
 from revconn._proto import registry_pb2
 from revconn.core.connection import decode
 from revconn.core.routing import Wanted
 from revconn.core.status import ProtocolError, StatusCode
-from revconn.gateway.refusals import STOPPING, Refused, fail, over_limit
+from revconn.gateway.limits import Budget
+from revconn.gateway.refusals import STOPPING, Refused, over_limit
+from revconn.gateway.rpcs import Method, Rpc, UnaryRpc
 from revconn.gateway.shared import Shared
-from revconn.gateway.tls import Arrivals
+from revconn.http2.requests import RequestHead
+from revconn.http2.streams import Stream
 
-__all__ = ["HEALTH_SERVICE", "Health", "reflection_handlers"]
+__all__ = ["HEALTH_SERVICE", "Introspection"]
 
 HEALTH_SERVICE = "grpc.health.v1.Health"
 
-_V1ALPHA = "grpc.reflection.v1alpha.ServerReflection"
-_V1 = "grpc.reflection.v1.ServerReflection"
+_REFLECTION_SERVICES = (
+    # Tools ask for v1 first, older ones only know v1alpha.
+    "grpc.reflection.v1.ServerReflection",
+    "grpc.reflection.v1alpha.ServerReflection",
+)
+_MOST_LISTED = 1000  # services, in an answer to List
 
-Context = grpc.aio.ServicerContext[Any, Any]
 
-
-class Health:
+class Introspection:
     """Whether the gateway, and each service that connectors or backends registered, is served.
 
-    Answers from the registry itself. The library's own servicer keeps the status of every name
-    that was ever set: here connectors would choose the names. And a call of ``a.B.C`` goes to
-    whoever registered ``a.B``, which the library's servicer could not know.
+    Answers from the registry itself. A call of ``a.B.C`` goes to whoever registered ``a.B``, which
+    is healthy then, too.
     """
 
     def __init__(self, shared: Shared) -> None:
-        self._shared = shared
-        # One event for each Watch call, set at any change: to know which names a change touches is
-        # not worth a table, since watchers are few and compare what they would say.
-        self._watchers: set[asyncio.Event] = set()
-        self._is_leaving = False
-        self._is_over = False
-        shared.registry.on_change.append(self._wake_watchers)
-        shared.backends.on_change.append(self._wake_watchers)
+        self.shared = shared
+        self.is_leaving = False
+        # All are looked at after any change: to know which names a change touches is not worth a
+        # table, since watchers are few.
+        self.watchers: dict[_Watch, None] = {}
+        self._reflections: dict[_Reflection, None] = {}
+        self.files = _Files()
+        shared.registry.on_change.append(self._tell_watchers)
+        shared.backends.on_change.append(self._tell_watchers)
 
-    def handler(self) -> grpc.GenericRpcHandler:
-        """Check and Watch, as the server wants them."""
-        kinds = {
-            "Check": grpc.unary_unary_rpc_method_handler,
-            "Watch": grpc.unary_stream_rpc_method_handler,
-        }
-        methods = {"Check": self._check, "Watch": self._watch}
-        # Requests come encoded: what grpc cannot decode it logs, with a traceback, each time.
-        handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
-            name: kinds[name](method, None, HealthCheckResponse.SerializeToString)
-            for name, method in methods.items()
-        }
-        return grpc.method_handlers_generic_handler(HEALTH_SERVICE, handlers)
+    def methods(self) -> tuple[Method, ...]:
+        """What is asked for."""
+        health = {"Check": _Check, "Watch": _Watch, "List": _List}
+        if not hasattr(health_pb2, "HealthListResponse"):  # older schemas have none
+            del health["List"]
+        return (
+            *(
+                Method(f"/{HEALTH_SERVICE}/{name}".encode(), partial(kind, asked=self))
+                for name, kind in health.items()
+            ),
+            *(
+                Method(
+                    f"/{service}/ServerReflectionInfo".encode(), partial(_Reflection, asked=self)
+                )
+                for service in _REFLECTION_SERVICES
+            ),
+        )
 
     def leave(self) -> None:
         """Say NOT_SERVING of everything from now on."""
         # While the gateway finishes what it has: whoever balances calls looks for another one.
-        self._is_leaving = True
-        self._wake_watchers()
+        self.is_leaving = True
+        self._tell_watchers()
 
     def end(self) -> None:
-        """End the calls of those who watch."""
-        self._is_over = True
-        self._wake_watchers()
+        """End the calls that last."""
+        for rpc in (*self.watchers, *self._reflections):
+            rpc.abandon()
+            rpc.finish(StatusCode.UNAVAILABLE, STOPPING)
 
-    async def _check(self, received: bytes, context: Context) -> HealthCheckResponse | None:
-        self._shared.arrivals.called(context.peer)
-        try:
-            service = _service(received)
-        except Refused as error:
-            refused = error
-        else:
-            status = self._status(service)
-            # The health protocol asks for NOT_FOUND from Check, and for SERVICE_UNKNOWN from Watch,
-            # which goes on: the service may come.
-            if status != HealthCheckResponse.SERVICE_UNKNOWN:
-                return HealthCheckResponse(status=status)
-            refused = Refused(StatusCode.NOT_FOUND, f"no connector serves {service[:200]}")
-        await fail(context, refused.code, refused.message)
-        return None
-
-    async def _watch(self, received: bytes, context: Context) -> None:
-        self._shared.arrivals.called(context.peer)
-        try:
-            service = _service(received)
-            self._require_room()
-        except Refused as error:
-            refused = error
-        else:
-            await self._tell(service, context)
-            refused = Refused(StatusCode.UNAVAILABLE, STOPPING)
-        return await fail(context, refused.code, refused.message)
-
-    def _require_room(self) -> None:
-        if len(self._watchers) >= self._shared.limits.max_pending:
-            problem = f"{len(self._watchers):,} calls watch a service"
-            raise over_limit(self._shared.counters, "max_pending", problem)
-
-    async def _tell(self, service: str, context: Context) -> None:
-        """Say how the service is, and whenever that changes, until the gateway stops."""
-        # It is there before the status is looked at: a change in between is not missed.
-        changed = asyncio.Event()
-        self._watchers.add(changed)
-        try:
-            said = None
-            while not self._is_over:
-                status = self._status(service)
-                if status != said:
-                    await context.write(HealthCheckResponse(status=status))
-                    said = status
-                await changed.wait()
-                changed.clear()
-        finally:
-            self._watchers.discard(changed)
-
-    def _status(self, service: str) -> int:
+    def status(self, service: str) -> int:
+        """How a service is."""
         # By the very names that a call from outside would be routed by.
         wanted = Wanted.by_outsider(service)
-        known = self._shared.registry.serves(wanted) or self._shared.backends.serves(wanted)
+        shared = self.shared
+        known = shared.registry.serves(wanted) or shared.backends.serves(wanted)
         if service and not known:
             return int(HealthCheckResponse.SERVICE_UNKNOWN)
         return int(
-            HealthCheckResponse.NOT_SERVING if self._is_leaving else HealthCheckResponse.SERVING
+            HealthCheckResponse.NOT_SERVING if self.is_leaving else HealthCheckResponse.SERVING
         )
 
-    def _wake_watchers(self) -> None:
-        for changed in self._watchers:
-            changed.set()
+    def add(self, rpc: _Watch | _Reflection) -> None:
+        """One more call that lasts. Raises :class:`Refused`."""
+        budget = self._budget(rpc)
+        if not budget.has_room(rpc.stream.owner):
+            what = "watch a service" if isinstance(rpc, _Watch) else "ask about services"
+            problem = f"{budget.used:,} calls {what}"
+            raise over_limit(self.shared.counters, "max_pending", problem)
+        budget.take(rpc.stream.owner)
+        if isinstance(rpc, _Watch):
+            self.watchers[rpc] = None
+        else:
+            self._reflections[rpc] = None
+
+    def discard(self, rpc: _Watch | _Reflection) -> None:
+        """It is over, if it was there."""
+        known: dict[Any, None] = self.watchers if isinstance(rpc, _Watch) else self._reflections
+        if known.pop(rpc, 0) is None:
+            self._budget(rpc).give_back(rpc.stream.owner)
+
+    def _budget(self, rpc: _Watch | _Reflection) -> Budget:
+        shared = self.shared
+        return shared.watching if isinstance(rpc, _Watch) else shared.asking
+
+    def _tell_watchers(self) -> None:
+        for watcher in tuple(self.watchers):
+            watcher.tell()
 
 
-def _service(received: bytes) -> str:
+class _Asking(UnaryRpc):
+    """A call of the health service."""
+
+    __slots__ = ("_asked",)
+
+    def __init__(self, stream: Stream, head: RequestHead, peer: str, asked: Introspection) -> None:
+        super().__init__(stream, head, peer)
+        self._asked = asked
+
+
+class _Check(_Asking):
+    __slots__ = ()
+
+    def receive(self, message: bytes) -> None:
+        """Say how the service is."""
+        service = _service(message)
+        status = self._asked.status(service)
+        # The health protocol asks for NOT_FOUND from Check, and for SERVICE_UNKNOWN from Watch,
+        # which goes on: the service may come.
+        if status == HealthCheckResponse.SERVICE_UNKNOWN:
+            raise Refused(StatusCode.NOT_FOUND, f"no connector serves {service[:200]}")
+        self.reply(HealthCheckResponse(status=status).SerializeToString())
+
+
+class _List(_Asking):
+    __slots__ = ()
+
+    def receive(self, message: bytes) -> None:
+        """Say how all services are."""
+        shared = self._asked.shared
+        names = {*shared.registry.services(), *shared.backends.services()}
+        if len(names) > _MOST_LISTED:
+            problem = f"{len(names):,} services are more than a list may hold"
+            raise Refused(StatusCode.RESOURCE_EXHAUSTED, problem)
+        answer: Any = health_pb2.HealthListResponse()  # type: ignore[attr-defined]
+        for name in ("", *sorted(names)):
+            answer.statuses[name].status = self._asked.status(name)
+        self.reply(answer.SerializeToString())
+
+
+class _Watch(_Asking):
+    """Says how the service is, and whenever that changes, until the gateway stops."""
+
+    __slots__ = ("_said", "_service")
+
+    def __init__(self, stream: Stream, head: RequestHead, peer: str, asked: Introspection) -> None:
+        super().__init__(stream, head, peer, asked)
+        self._service: str | None = None
+        self._said: int | None = None
+
+    def start(self) -> None:
+        """See whether there is room. Raises :class:`Refused`."""
+        super().start()
+        self._asked.add(self)
+
+    def receive(self, message: bytes) -> None:
+        """The service has a name now."""
+        self._service = _service(message)
+        self.tell()
+
+    def tell(self) -> None:
+        """Say how the service is, if that is news, and what was said before was read."""
+        if self._service is None:
+            return
+        status = self._asked.status(self._service)
+        if status != self._said and not self.stream.unsent_bytes:
+            self._said = status
+            self.send((HealthCheckResponse(status=status).SerializeToString(),))
+
+    def abandon(self) -> None:
+        """Nobody watches any more."""
+        self._asked.discard(self)
+
+
+def _service(message: bytes) -> str:
     """Which service a request asks about. Raises :class:`Refused`."""
     try:
-        return decode(HealthCheckRequest, received).service
+        return decode(HealthCheckRequest, message).service
     except ProtocolError as error:
         raise Refused(StatusCode.INVALID_ARGUMENT, str(error)) from None
 
 
-def reflection_handlers(arrivals: Arrivals) -> tuple[grpc.GenericRpcHandler, ...]:
-    """Server reflection: what the gateway itself serves, told to tools such as grpcurl.
+class _Reflection(Rpc):
+    """What the gateway itself serves, told to tools such as grpcurl."""
 
-    One handler for each version; their messages are the same but for the package's name.
-    """
-    files = [module.DESCRIPTOR for module in (registry_pb2, health_pb2, reflection_pb2)]
-    services = [name.full_name for file in files for name in file.services_by_name.values()]
-    # asyncio's, by the name under which every release since 1.48 has it
-    servicer = reflection.aio.ReflectionServicer(services, pool=_pool_of(files))
+    __slots__ = ("_asked",)
 
-    async def reflect(requests: AsyncIterator[bytes], context: Context) -> AsyncIterator[Any]:
-        arrivals.called(context.peer)
-        responses: Any = servicer.ServerReflectionInfo(_decoded(requests), context)
-        try:
-            async for response in responses:
-                yield response
-        except ProtocolError as error:
-            problem = str(error)
-        else:
+    def __init__(self, stream: Stream, head: RequestHead, peer: str, asked: Introspection) -> None:
+        super().__init__(stream, head, peer)
+        self._asked = asked
+
+    def start(self) -> None:
+        """See whether there is room. Raises :class:`Refused`."""
+        super().start()
+        self._asked.add(self)
+
+    def take(self, messages: list[bytes], *, ended: bool) -> None:
+        """Answer each question."""
+        if self.is_over:
             return
-        await fail(context, StatusCode.INVALID_ARGUMENT, problem)
+        # Who asks and does not read is not answered without end.
+        if self.stream.unsent_bytes > _MOST_UNREAD:
+            self._end(StatusCode.RESOURCE_EXHAUSTED, "the answers are not being read")
+            return
+        try:
+            for message in messages:
+                request = decode(reflection_pb2.ServerReflectionRequest, message)
+                self.send((self._asked.files.answer(request).SerializeToString(),))
+        except ProtocolError as error:
+            self._end(StatusCode.INVALID_ARGUMENT, str(error))
+        else:
+            if ended:
+                self._end(StatusCode.OK, "")
 
-    # Requests come encoded: what grpc cannot decode it logs, with a traceback, each time.
-    method: grpc.RpcMethodHandler[Any, Any] = grpc.stream_stream_rpc_method_handler(
-        reflect, None, reflection_pb2.ServerReflectionResponse.SerializeToString
-    )
-    return tuple(
-        grpc.method_handlers_generic_handler(service, {"ServerReflectionInfo": method})
-        # Tools ask for v1 first, older ones only know v1alpha.
-        for service in (_V1, _V1ALPHA)
-    )
+    def _end(self, code: StatusCode, problem: str) -> None:
+        self.abandon()
+        self.finish(code, problem)
+
+    def abandon(self) -> None:
+        """Nobody asks any more."""
+        self._asked.discard(self)
 
 
-async def _decoded(requests: AsyncIterator[bytes]) -> AsyncIterator[Any]:
-    async for received in requests:
-        yield decode(reflection_pb2.ServerReflectionRequest, received)
+_MOST_UNREAD = 1 << 20  # bytes
 
 
-def _pool_of(files: list[FileDescriptor]) -> descriptor_pool.DescriptorPool:
-    # Ours are not in the pool that all modules of a process share.
-    pool = descriptor_pool.DescriptorPool()
-    for file in files:
-        pool.AddSerializedFile(file.serialized_pb)
-    return pool
+class _Files:
+    """The schemas of what the gateway serves, found by whatever tools ask for."""
+
+    def __init__(self) -> None:
+        modules = (registry_pb2, health_pb2, reflection_pb2)
+        files = [module.DESCRIPTOR for module in modules]
+        self._services = sorted(
+            name.full_name for file in files for name in file.services_by_name.values()
+        )
+        # Ours are not in the pool that all modules of a process share.
+        self._pool = descriptor_pool.DescriptorPool()
+        for file in files:
+            self._pool.AddSerializedFile(file.serialized_pb)
+
+    def answer(self, request: Any) -> Any:
+        """The response to one question."""
+        response = reflection_pb2.ServerReflectionResponse(
+            valid_host=request.host, original_request=request
+        )
+        kind = request.WhichOneof("message_request")
+        try:
+            if kind == "list_services":
+                for name in self._services:
+                    response.list_services_response.service.add(name=name)
+            elif kind == "file_by_filename":
+                self._put(response, self._pool.FindFileByName(request.file_by_filename))
+            elif kind == "file_containing_symbol":
+                self._put(response, self._file_with(request.file_containing_symbol))
+            elif kind == "file_containing_extension":
+                self._put(response, self._file_of(request.file_containing_extension))
+            elif kind == "all_extension_numbers_of_type":
+                self._put_numbers(response, request.all_extension_numbers_of_type)
+            else:
+                _fail(response, StatusCode.INVALID_ARGUMENT, "an empty request")
+        except KeyError:
+            _fail(response, StatusCode.NOT_FOUND, "there is none here")
+        return response
+
+    def _file_with(self, symbol: str) -> FileDescriptor:
+        try:
+            return self._pool.FindFileContainingSymbol(symbol)
+        except KeyError:  # a method is none to protobuf, and one to reflection
+            service, _, method = symbol.rpartition(".")
+            described = self._pool.FindServiceByName(service)
+            if method not in described.methods_by_name:
+                raise
+            return described.file
+
+    def _file_of(self, wanted: Any) -> FileDescriptor:
+        containing: Any = self._pool.FindMessageTypeByName(wanted.containing_type)
+        number = wanted.extension_number
+        extension: Any = self._pool.FindExtensionByNumber(containing, number)
+        file: FileDescriptor = extension.file
+        return file
+
+    def _put_numbers(self, response: Any, name: str) -> None:
+        message = self._pool.FindMessageTypeByName(name)
+        numbers = [each.number for each in self._pool.FindAllExtensions(message)]
+        response.all_extension_numbers_response.base_type_name = name
+        response.all_extension_numbers_response.extension_number.extend(sorted(numbers))
+
+    def _put(self, response: Any, file: FileDescriptor) -> None:
+        """The file, and all that it stands on, each once."""
+        found: dict[str, FileDescriptor] = {}
+        _collect(file, found)
+        response.file_descriptor_response.file_descriptor_proto.extend(
+            each.serialized_pb for each in found.values()
+        )
+
+
+def _collect(file: FileDescriptor, found: dict[str, FileDescriptor]) -> None:
+    if file.name not in found:
+        found[file.name] = file
+        dependencies: Iterable[FileDescriptor] = file.dependencies
+        for each in dependencies:
+            _collect(each, found)
+
+
+def _fail(response: Any, code: StatusCode, message: str) -> None:
+    response.error_response.error_code = int(code)
+    response.error_response.error_message = message

@@ -4,9 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+from collections.abc import Hashable
 from dataclasses import dataclass, field
 
-__all__ = ["Counters", "Limits", "Watch"]
+__all__ = ["KEY_SHARE", "SHARE", "Budget", "Counters", "Limits", "Load", "Watch"]
+
+SHARE = 16
+"""Times what is left, that each connection may have of what all share."""
+
+KEY_SHARE = 64
+"""The same, of the connections of one key together."""
 
 _TICKS = 20  # each late by as much as others wait for the processor: then all take longer
 
@@ -27,6 +34,10 @@ class Limits:
     max_response_bytes: int = 64 * 1024 * 1024
     max_joining_bytes: int = 256 * 1024 * 1024
     max_metadata_bytes: int = 8192
+    max_sockets: int = 16_384
+    max_streams: int = 256
+    max_receiving_bytes: int = 256 * 1024 * 1024
+    max_unread_bytes: int = 256 * 1024 * 1024
     handshake_timeout: float = 10.0
 
 
@@ -37,6 +48,8 @@ class Counters:
     :ivar connections_opened: connectors that registered.
     :ivar connections_refused: streams refused before that, whatever the reason.
     :ivar connections_expired: connections ended because they sent no heartbeat.
+    :ivar connections_flooding: callers' and connectors' connections ended because they cost more
+        than they brought.
     :ivar calls: calls sent on to a connector, those of connectors included.
     :ivar calls_answered: calls that a connector answered, whatever with.
     :ivar calls_unserved: calls refused because nobody serves what they ask for.
@@ -61,6 +74,7 @@ class Counters:
     connections_opened: int = 0
     connections_refused: int = 0
     connections_expired: int = 0
+    connections_flooding: int = 0
     calls: int = 0
     calls_answered: int = 0
     calls_unserved: int = 0
@@ -93,6 +107,56 @@ class Counters:
             if each.name != "refused"
         }
         return counts | {f"refused_{name}": count for name, count in self.refused.items()}
+
+
+class Load:
+    """How many calls wait for all the connectors of one API key."""
+
+    __slots__ = ("pending",)
+
+    def __init__(self) -> None:
+        self.pending = 0
+
+
+class Budget:
+    """What several share, such as places or bytes: who takes most of it is refused first.
+
+    Each may have at most so many times what is left: one alone nearly all, two nearly half of it
+    each, and whoever comes with little finds room. Nobody is asked to give anything back.
+
+    :param share: how many times.
+    :ivar most: all of it.
+    :ivar used: how much of it is taken.
+    """
+
+    def __init__(self, most: int, share: int = SHARE) -> None:
+        self.most = most
+        self._share = share
+        self.used = 0
+        self._by_owner: dict[Hashable, int] = {}
+
+    def has_room(self, owner: Hashable, amount: int = 1) -> bool:
+        """Whether ``owner`` may take so much more."""
+        left = self.most - self.used
+        return amount <= left and self._by_owner.get(owner, 0) < self._share * left
+
+    def take(self, owner: Hashable, amount: int = 1) -> None:
+        """``owner`` takes so much."""
+        self.used += amount
+        self._by_owner[owner] = self._by_owner.get(owner, 0) + amount
+
+    def give_back(self, owner: Hashable, amount: int = 1) -> None:
+        """``owner`` needs so much no longer."""
+        self.used -= amount
+        left = self._by_owner.get(owner, 0) - amount
+        if left:
+            self._by_owner[owner] = left
+        else:
+            self._by_owner.pop(owner, None)
+
+    def of(self, owner: Hashable) -> int:
+        """How much ``owner`` has taken."""
+        return self._by_owner.get(owner, 0)
 
 
 class Watch:

@@ -1,324 +1,404 @@
-"""The gateway's server, on asyncio: what listens, who may come in, and what ends it."""
+"""What listens: sockets accepted and counted, made room for, and ended when they are idle.
+
+Everything here belongs to the gateway's thread.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import errno
 import math
-import time
-from collections.abc import AsyncIterator, Awaitable
-from typing import TYPE_CHECKING, Any, Callable
+import os
+import random
+import socket
+import stat
+from itertools import islice
+from typing import Callable
 
-import grpc
-import grpc.aio
-
-from revconn._proto.registry_pb2 import RegisterRequest, RegisterResponse
-from revconn.core.connection import decode
-from revconn.core.gateway_side import End
-from revconn.core.status import ProtocolError, StatusCode
-from revconn.gateway.addresses import Address
-from revconn.gateway.backends import Backends
-from revconn.gateway.callers import Callers
-from revconn.gateway.connectors import ConnectorStreams
-from revconn.gateway.limits import Counters, Limits
-from revconn.gateway.refusals import STOPPING, Refused, answer, fail
+from revconn.core.status import StatusCode
+from revconn.gateway.limits import Budget, Counters
+from revconn.gateway.peers import Peer, address_of, host_of
+from revconn.gateway.refusals import STOPPING, over_limit
 from revconn.gateway.report import Journal
-from revconn.gateway.routes import Connection
 from revconn.gateway.shared import Settings, Shared
-from revconn.gateway.tls import Arrivals, ServerTLS, server_credentials
-from revconn.logger import Reminder, get_logger
+from revconn.gateway.tls import Contexts, TLSFilter
+from revconn.gateway.wires import Turn
+from revconn.http2.grpc import MessageRefused
+from revconn.http2.requests import RequestHead, refusal_block
+from revconn.http2.streams import Stream
+from revconn.http2.writing import Settings as Http2Settings
 
-if TYPE_CHECKING:
-    from revconn.gateway.introspection import Health
+__all__ = ["Listener"]
 
-__all__ = ["Door", "Serving"]
+_BACKLOG = 1024  # connections that the system accepts before we do
+_MOST_AT_ONCE = 32  # that are accepted in one turn
+_MADE_ROOM_FOR = 32  # connections at once, when there is no place for one more
+_PAUSE = 0.5  # seconds without accepting, where there is no descriptor left
+_NONE_LEFT = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+# What Linux tells of a connection that was to be accepted, as of the socket that listens.
+_OF_ONE_CONNECTION = frozenset(
+    getattr(errno, name)
+    for name in (
+        "ENETDOWN", "EPROTO", "ENOPROTOOPT", "EHOSTDOWN", "ENONET", "EHOSTUNREACH", "EOPNOTSUPP",
+        "ENETUNREACH", "EPERM", "ETIMEDOUT",
+    )
+    if hasattr(errno, name)
+)  # fmt: skip
+_SPARE_DESCRIPTORS = 32  # for files, the loop, and what an application opens besides
+_FIRST_IN_LINE = 16  # messages that wait for credit
+_PING_TIMEOUT = 20.0  # seconds
+_SHORTEST_KEEPALIVE = 10.0  # seconds
 
-# Its name is what applications configure: it stays, whatever the file is called.
-logger = get_logger("revconn.gateway.serving")
-
-_SERVICE = "registry.RegistryService"
-_POLL_INTERVAL = 0.02  # seconds
-_FAREWELL_TIMEOUT = 1.0  # seconds that streams and the calls they fail have to end by themselves
-_UNWIND_TIMEOUT = 2.0  # seconds
-LONGEST_EXPIRY_INTERVAL = 1.0  # seconds
-_LONGEST_BACKLOG = 20_000  # calls
+Serve = Callable[[Stream, RequestHead, Peer], None]
 
 
-class Serving:
-    """One server and its state, from the start to the stop.
+class Listener:
+    """Accepts connections, and owns them until they end.
 
-    It belongs to the thread whose loop made it.
+    :param serve: who takes the calls that come.
+    :ivar turn: what is done at the end of a turn of the loop.
     """
 
-    def __init__(self, settings: Settings) -> None:
-        self._settings = settings
-        self.shared = shared = Shared(settings)
-        self.registry = shared.registry
-        self._server = grpc.aio.server(
-            options=_options(settings), maximum_concurrent_rpcs=_most_calls(settings.limits)
+    def __init__(self, settings: Settings, shared: Shared, serve: Serve) -> None:
+        limits = settings.limits
+        self._limits = limits
+        self._counters: Counters = shared.counters
+        self._journal: Journal = shared.journal
+        self._answers = shared.answers
+        self._too_much_metadata = shared.too_much_metadata
+        self._loop = asyncio.get_running_loop()
+        self.turn = Turn(self._loop)
+        self._serve = serve
+        self._contexts = None if settings.tls is None else Contexts(settings.tls)
+        self._http2 = Http2Settings(
+            max_streams=limits.max_streams,
+            message_limit=limits.max_message_bytes,
+            # What is over the limit, but not by far, is refused with words.
+            header_list=2 * limits.max_metadata_bytes,
         )
-        streams = ConnectorStreams(shared)
-        registrations = Registrations(
-            shared.backends,
-            shared.limits,
-            shared.counters,
-            shared.journal,
-            shared.heartbeat_timeout,
+        self._keepalive = max(_SHORTEST_KEEPALIVE, settings.heartbeat_timeout / 2)
+        self._idle_timeout = settings.idle_timeout
+        self._max_age = (
+            math.inf if settings.max_connection_age is None else settings.max_connection_age
         )
-        self._registry_door = Door(shared.arrivals)
-        registry_service = grpc.method_handlers_generic_handler(
-            _SERVICE,
-            {
-                "EstablishConnection": self._registry_door.before(streams.establish),
-                "Register": self._registry_door.before(registrations.register),
-            },
-        )
-        self._callers = Callers(shared)
-        self._deadline = math.inf  # on the loop's clock
-        self._health, about = _introspection(shared)
-        # Asked in this order: callers take what nobody before it took.
-        self._server.add_generic_rpc_handlers((*about, registry_service, self._callers))
+        self._age_grace = settings.max_connection_age_grace
+        self._sockets: list[socket.socket] = []
+        self._path: str | None = None  # of a Unix socket, which is removed at the end
+        self._peers: dict[Peer, float] = {}  # when each is too old; the oldest first
+        self._most = _most_sockets(limits.max_sockets)
+        self._hosts = Budget(self._most)
+        # Of messages that have come in part: what still goes into their usual windows, beyond which
+        # there is no waiting, and what needs more.
+        self._windows = Budget(limits.max_receiving_bytes // 4)
+        self._credit = Budget(limits.max_receiving_bytes - limits.max_receiving_bytes // 4)
+        self._begun: dict[Stream, int] = {}
+        self._wanting: dict[Stream, Peer] = {}
+        self._all_gone: asyncio.Future[None] | None = None
 
-    async def start(self) -> str:
-        """Listen; the address, with the real port. Raises :class:`OSError` when that fails."""
-        wanted = f"{self._settings.host}:{self._settings.port}"
-        port = self._bind(wanted)
-        if port is None:
-            raise OSError(
-                f"cannot listen on {wanted}: the port is taken, or the host is not this machine's"
-            )
-        await self._server.start()
-        return f"{self._settings.host}:{port}"
+    # Listening
 
-    def _bind(self, address: str) -> int | None:
-        tls = self._settings.tls
-        # Kept: grpc calls back into them without holding them.
-        self._credentials = self._follow(tls) if isinstance(tls, ServerTLS) else tls
+    def listen(self, host: str, port: int) -> int:
+        """Listen there; the port. Raises :class:`OSError`."""
+        wanted = f"{host}:{port}"
         try:
-            if self._credentials is None:
-                return self._server.add_insecure_port(address)
-            return self._server.add_secure_port(address, self._credentials)
-        except RuntimeError:  # which says no more than that it failed
-            return None
-
-    def _follow(self, tls: ServerTLS) -> grpc.ServerCredentials:
-        return server_credentials(tls, self.shared.arrivals)
-
-    async def stop(self, grace: float) -> None:
-        """Take nothing new, give calls ``grace`` seconds to be answered, end everything."""
-        loop = asyncio.get_running_loop()
-        self.hurry(grace)
-        # In this order, and without an await in between: nobody is let in who would be forgotten.
-        self._registry_door.close()
-        self._callers.close()
-        self.shared.calls.leave()
-        if self._health is not None:
-            self._health.leave()
-        while self._is_busy() and loop.time() < self._deadline:
-            self._dismiss_idle()
-            await asyncio.sleep(_POLL_INTERVAL)
-        self.shared.calls.fail_all(StatusCode.UNAVAILABLE, STOPPING)
-        for connection in self.registry.connections:
-            connection.dismiss(STOPPING)
-        if self._health is not None:
-            self._health.end()
-        # Goodbyes are queued and failed calls told: they have a moment to be written.
-        await self._server.stop(_FAREWELL_TIMEOUT)
-        await self.shared.backends.close()
-        # Handlers that grpc cancelled just now still have to notice.
-        handlers = asyncio.all_tasks() - {asyncio.current_task()}
-        if handlers:
-            await asyncio.wait(handlers, timeout=_UNWIND_TIMEOUT)
-        self.shared.journal.close()
-
-    def hurry(self, grace: float) -> None:
-        """Give calls at most ``grace`` seconds from now on, if this stops."""
-        self._deadline = min(self._deadline, asyncio.get_running_loop().time() + grace)
-
-    def _is_busy(self) -> bool:
-        return self._callers.inside > 0 or len(self.shared.calls) > 0
-
-    def _dismiss_idle(self) -> None:
-        """Send away the connectors that have nothing left to do, and will get nothing more."""
-        if self._callers.inside > self.shared.calls.waiting_callers:
-            return  # a call is still being received, and anybody's turn it may be
-        for connection in self.registry.connections:
-            if not connection.pending and not connection.asked:
-                connection.dismiss(STOPPING)
-
-    def end_withdrawn(self) -> None:
-        """End the streams of connectors whose key is not accepted any more."""
-        for connection in self.registry.connections:
-            if not self._settings.keys.accepts(connection.key):
-                connection.end(StatusCode.UNAUTHENTICATED, "the API key was withdrawn")
-
-    async def expire(self) -> None:
-        """End the streams of connectors that fell silent, until cancelled.
-
-        What waits for one that does not read is sent to others meanwhile.
-        """
-        timeout = self._settings.heartbeat_timeout
-        steps: dict[Callable[[], None], Reminder] = {
-            step: Reminder()
-            for step in (
-                self._expire_connections,
-                lambda: self.shared.backends.expire(time.monotonic(), timeout),
-                lambda: self.shared.arrivals.look(time.monotonic()),
-                lambda: self.shared.journal.tick(time.monotonic()),
-                self.shared.rerouting.relieve_stalled,
-                self.end_withdrawn,  # of those, too, that registered just when the keys changed
+            infos = socket.getaddrinfo(
+                host.strip("[]"), port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
             )
-        }
-        while True:
-            for step, reminder in steps.items():
-                try:
-                    step()
-                except BaseException:  # the others, and the next round, are not its fault
-                    if reminder.is_due(time.monotonic()):
-                        logger.exception("expiry: a bug in the gateway")
-            await asyncio.sleep(min(LONGEST_EXPIRY_INTERVAL, timeout / 4))
+        except socket.gaierror as error:
+            raise OSError(f"cannot listen on {wanted}: {error.strerror}") from None
+        try:
+            for family, kind, protocol, _, address in dict.fromkeys(infos):
+                if self._sockets and not port:
+                    address = (address[0], self.port, *address[2:])
+                self._bind(socket.socket(family, kind, protocol), address)
+        except OSError as error:
+            self.close()
+            if error.errno == errno.EADDRINUSE:
+                problem = "the port is taken"
+            elif error.errno == errno.EADDRNOTAVAIL:
+                problem = "the host is not this machine's"
+            else:
+                problem = error.strerror or str(error)
+            raise _cannot_listen(wanted, problem, error) from None
+        return self.port
 
-    def _expire_connections(self) -> None:
-        now = time.monotonic()
-        for connection in self.registry.connections:
-            end = connection.protocol.tick(now)
-            if end is not None:
-                self._end_silent(connection, end)
+    @property
+    def port(self) -> int:
+        """Where the first of the sockets listens."""
+        return int(self._sockets[0].getsockname()[1])
 
-    def _end_silent(self, connection: Connection, end: End) -> None:
-        self.shared.counters.connections_expired += 1
-        said, foreign = end.reason, connection.protocol.foreign_heartbeat
-        if foreign is not None:
-            said = f"{said} with its id; the last one named {foreign!r}"
-        self.shared.journal.expired(connection, said)
-        connection.end(*end)
+    def listen_unix(self, path: str) -> None:
+        """Listen on a Unix socket. Raises :class:`OSError`."""
+        with contextlib.suppress(FileNotFoundError):
+            # What a process left behind that was killed: a file that nobody listens on.
+            if stat.S_ISSOCK(os.stat(path).st_mode) and not _is_listened_on(path):
+                os.unlink(path)
+        try:
+            self._bind(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM), path)
+        except OSError as error:
+            self.close()
+            raise _cannot_listen(path, str(error.strerror), error) from None
+        self._path = path
 
+    def _bind(self, sock: socket.socket, address: object) -> None:
+        self._sockets.append(sock)
+        sock.setblocking(False)
+        if sock.family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        if os.name == "posix" and sock.family != getattr(socket, "AF_UNIX", None):
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind(address)  # type: ignore[arg-type]
 
-def _introspection(
-    shared: Shared,
-) -> tuple[Health | None, tuple[grpc.GenericRpcHandler, ...]]:
-    """Health checks and reflection, where the libraries for them are installed."""
-    try:
-        from revconn.gateway.introspection import Health, reflection_handlers
-    except Exception as error:  # noqa: BLE001 - protobuf and grpc refuse one of the wrong age
-        logger.info("no health checks and no reflection: %s; pip install 'revconn[gateway]'", error)
-        return None, ()
-    health = Health(shared)
-    return health, (health.handler(), *reflection_handlers(shared.arrivals))
+    def begin(self) -> None:
+        """Accept connections from now on."""
+        for sock in self._sockets:
+            sock.listen(_BACKLOG)
+            self._loop.add_reader(sock.fileno(), self._accept, sock)
 
+    def _accept(self, listening: socket.socket) -> None:
+        has_made_room = False
+        for _ in range(_MOST_AT_ONCE):
+            if len(self._peers) >= self._most and not has_made_room:
+                self._make_room()
+                has_made_room = True  # or not: then there is none in this turn
+            try:
+                sock, _ = listening.accept()
+            except (BlockingIOError, InterruptedError, ConnectionAbortedError):
+                return
+            except OSError as error:
+                if error.errno in _OF_ONE_CONNECTION:
+                    continue
+                if error.errno not in _NONE_LEFT:
+                    raise
+                # The application has taken what was spared.
+                self._counters.refused["max_sockets"] += 1
+                if not self._make_room():
+                    self._pause(listening)
+                return
+            self._take_in(sock)
 
-def _most_calls(limits: Limits) -> int:
-    """How many rpcs of any kind grpc lets in at once.
+    def _pause(self, listening: socket.socket) -> None:
+        """Leave those who knock to the system for a while: they would be heard without end."""
+        self._loop.remove_reader(listening.fileno())
+        self._loop.call_later(_PAUSE, self._listen_again, listening)
 
-    For those that have no limit of their own; far above what the others' limits allow.
-    """
-    return limits.max_connections + 3 * limits.max_pending + _LONGEST_BACKLOG
+    def _listen_again(self, listening: socket.socket) -> None:
+        if listening.fileno() >= 0:
+            self._loop.add_reader(listening.fileno(), self._accept, listening)
 
+    def _take_in(self, sock: socket.socket) -> None:
+        address = address_of(sock)
+        host = host_of(address)
+        if len(self._peers) >= self._most or not self._hosts.has_room(host):
+            self._counters.refused["max_sockets"] += 1
+            self._journal.refused(
+                address, StatusCode.RESOURCE_EXHAUSTED, "too many connections (max_sockets)"
+            )
+            sock.close()
+            return
+        try:
+            peer = self._make_peer(sock, address)
+        except OSError:  # it has gone already, or the system has no more of something
+            sock.close()
+            return
+        self._hosts.take(peer.host)
+        # A tenth sooner or later: those that came together are not sent away together.
+        jitter = random.uniform(0.9, 1.1)  # noqa: S311 - nobody gains by guessing it
+        self._peers[peer] = peer.opened_at + self._max_age * jitter
 
-def _options(settings: Settings) -> list[tuple[str, int]]:
-    limits = settings.limits
-    return [
-        # Two gateways on one port would each get half of the connections, and say nothing.
-        ("grpc.so_reuseport", 0),
-        # What is over the limit, but not by far, is refused by us: with words, and counted.
-        ("grpc.max_receive_message_length", min(2 * limits.max_message_bytes, 2**31 - 1)),
-        ("grpc.max_metadata_size", min(2 * limits.max_metadata_bytes, 2**31 - 1)),
-        ("grpc.absolute_max_metadata_size", min(2 * limits.max_metadata_bytes, 2**31 - 1)),
-        ("grpc.max_send_message_length", -1),
-        # Calls that arrive faster than they are taken: grpc would fail some beyond 1,000, as if
-        # their callers had cancelled them.
-        ("grpc.server.max_pending_requests", _LONGEST_BACKLOG),
-        ("grpc.server.max_pending_requests_hard_limit", _LONGEST_BACKLOG),
-        # Connectors may keep their link warm as often as they like.
-        ("grpc.http2.min_recv_ping_interval_without_data_ms", 1),
-        ("grpc.http2.min_ping_interval_without_data_ms", 1),
-        ("grpc.http2.max_ping_strikes", 0),
-        ("grpc.keepalive_permit_without_calls", 1),
-        # A peer that vanished without a word also blocks whoever writes to it: find out.
-        ("grpc.keepalive_time_ms", max(10_000, int(settings.heartbeat_timeout * 500))),
-        ("grpc.http2.max_pings_without_data", 0),
-    ]
+    def _make_peer(self, sock: socket.socket, address: str) -> Peer:
+        sock.setblocking(False)
+        if sock.family != getattr(socket, "AF_UNIX", None):
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        tls = None if self._contexts is None else TLSFilter(self._contexts.current())
+        return Peer(sock, address, self._http2, self, self._loop, tls)
 
+    def _make_room(self) -> int:
+        """End connections on which nothing goes on: first those that never said anything."""
+        idle = [peer for peer in self._peers if not peer.endpoint.streams]
+        idle.sort(key=lambda peer: (peer.served > 0, peer.idle_since))
+        for peer in idle[:_MADE_ROOM_FOR]:
+            self._counters.refused["max_sockets"] += 1
+            peer.close()
+        return len(idle)
 
-Context = grpc.aio.ServicerContext[Any, Any]
-Method = Callable[[AsyncIterator[bytes], Context], Awaitable[None]]
+    # What peers say of themselves
 
+    def serve(self, stream: Stream, head: RequestHead, peer: Peer) -> None:
+        """A call has come."""
+        self._serve(stream, head, peer)
 
-class Door:
-    """Stands before methods that are stream to stream: closed, it lets nobody in.
+    def refused_headers(self, stream: Stream, size: int) -> None:
+        """A call's headers are far larger than is taken."""
+        refused = self._too_much_metadata(size)
+        stream.owner.endpoint.charge(size >> 10)
+        stream.is_open = True
+        stream.finish(refusal_block(refused.code, refused.message))
 
-    It belongs to the gateway's thread.
-    """
+    def refused_stream(self, peer: Peer) -> None:
+        """It wants more streams than it may have."""
+        self._counters.refused["max_streams"] += 1
 
-    def __init__(self, arrivals: Arrivals) -> None:
-        self._arrivals = arrivals
-        self._is_closed = False
+    def want_credit(self, stream: Stream, peer: Peer) -> None:
+        """A message has come in part; what is still to come of it is accounted for."""
+        if stream not in self._begun:
+            size = max(1, stream.missing - stream.wanted)
+            if stream.wanted > self._credit.most or not self._windows.has_room(peer, size):
+                self._refuse_message(stream)
+                return
+            self._windows.take(peer, size)
+            self._begun[stream] = stream.granted = size
+        if stream.wanted and stream not in self._wanting:
+            if self._credit.has_room(peer, stream.wanted):
+                self._grant(stream, peer)
+            else:
+                self._counters.refused["max_receiving_bytes"] += 1
+                self._wanting[stream] = peer
+
+    def _refuse_message(self, stream: Stream) -> None:
+        used = self._windows.used + self._credit.used
+        problem = f"messages that have come in part take {used:,} bytes already"
+        refused = over_limit(self._counters, "max_receiving_bytes", problem)
+        stream.give_up(MessageRefused(refused.message))
+
+    def _grant(self, stream: Stream, peer: Peer) -> None:
+        self._credit.take(peer, stream.wanted)
+        stream.granted += stream.wanted
+        peer.endpoint.grant(stream)
+
+    def return_credit(self, stream: Stream, peer: Peer) -> None:
+        """The message is whole, or will never be."""
+        begun = self._begun.pop(stream, 0)
+        if begun:
+            self._windows.give_back(peer, begun)
+            self._credit.give_back(peer, stream.granted - begun)
+            stream.granted = 0
+        self._wanting.pop(stream, None)
+        # Of those first in line: who has had more than its share goes to the end, and does not hold
+        # up the others.
+        for waiting in tuple(islice(self._wanting, _FIRST_IN_LINE)):
+            its_peer = self._wanting.pop(waiting)
+            if self._credit.has_room(its_peer, waiting.wanted):
+                self._grant(waiting, its_peer)
+            else:
+                self._wanting[waiting] = its_peer
+
+    def closed(self, stream: Stream, peer: Peer) -> None:
+        """A stream is over."""
+        self.return_credit(stream, peer)
+        self._answers.discard(stream)
+
+    def lost(self, peer: Peer, reason: str) -> None:
+        """A connection is over."""
+        if self._peers.pop(peer, None) is not None:
+            self._hosts.give_back(peer.host)
+        if peer.endpoint.is_flooded:
+            self._counters.connections_flooding += 1
+            self._journal.ended_peer(peer.address, reason)
+        elif reason.startswith("TLS: "):
+            self._journal.failed_tls(peer.address, reason)
+        if self._all_gone is not None and not self._peers and not self._all_gone.done():
+            self._all_gone.set_result(None)
+
+    # Time
+
+    def look(self, now: float) -> None:
+        """End the connections that have been silent or idle for too long, or are too old."""
+        self._answers.expire(self._loop.time())
+        for peer in tuple(self._peers):
+            if not peer.is_closed:
+                self._look_at(peer, now)
+
+    def _look_at(self, peer: Peer, now: float) -> None:
+        if not peer.served:
+            if now - peer.opened_at > self._limits.handshake_timeout:
+                self._counters.refused["handshake_timeout"] += 1
+                peer.close("TLS: the handshake took too long" if peer.is_shaking_hands else "")
+            return
+        if not peer.endpoint.streams:
+            if self._idle_timeout is not None and now - peer.idle_since > self._idle_timeout:
+                peer.leave()
+        elif now - peer.heard_at > self._keepalive:
+            self._keep_alive(peer, now)
+        too_old_at = self._peers.get(peer, math.inf)
+        if now > too_old_at:
+            if now > too_old_at + self._age_grace:
+                peer.end("the connection has reached its age")
+            else:
+                peer.leave()
+
+    def _keep_alive(self, peer: Peer, now: float) -> None:
+        if peer.pinged_at is None:
+            peer.ping(now)
+        elif now - peer.pinged_at > _PING_TIMEOUT:
+            peer.close("the peer does not answer a ping")
+
+    # The end
+
+    def leave(self) -> None:
+        """Tell callers to go elsewhere; what is under way goes on."""
+        for peer in tuple(self._peers):
+            peer.leave()
+
+    async def end(self, timeout: float) -> None:
+        """Accept nothing more, and end all connections; what was said last is still written."""
+        self.close()
+        self.leave()
+        await self._wait_until_gone(timeout)
+        for peer in tuple(self._peers):
+            peer.end(STOPPING)
+        await self._wait_until_gone(timeout / 10)
+        for peer in tuple(self._peers):
+            peer.close(STOPPING)
+
+    async def _wait_until_gone(self, timeout: float) -> None:
+        if self._peers:
+            self._all_gone = self._loop.create_future()
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(self._all_gone, timeout)
 
     def close(self) -> None:
-        """Refuse every call from now on. Those inside go on."""
-        self._is_closed = True
-
-    def before(self, method: Method) -> grpc.RpcMethodHandler[Any, Any]:
-        """The handler of a method behind the door."""
-
-        async def enter(messages: AsyncIterator[bytes], context: Context) -> None:
-            self._arrivals.called(context.peer)
-            if self._is_closed:
-                await fail(context, StatusCode.UNAVAILABLE, STOPPING)
-            else:
-                await method(messages, context)
-
-        handler: grpc.RpcMethodHandler[Any, Any] = grpc.stream_stream_rpc_method_handler(enter)
-        return handler
+        """Listen no more."""
+        for sock in self._sockets:
+            if sock.fileno() >= 0:
+                self._loop.remove_reader(sock.fileno())
+                sock.close()
+        if self._path is not None:
+            with contextlib.suppress(OSError):
+                os.unlink(self._path)
+            self._path = None
 
 
-class Registrations:
-    """Takes backends' registrations; each has to be repeated within the heartbeat timeout."""
+def _cannot_listen(wanted: str, problem: str, error: OSError) -> OSError:
+    told = OSError(f"cannot listen on {wanted}: {problem}")  # a number would stand before the words
+    told.errno = error.errno
+    return told
 
-    def __init__(
-        self,
-        backends: Backends,
-        limits: Limits,
-        counters: Counters,
-        journal: Journal,
-        heartbeat_timeout: float,
-    ) -> None:
-        self._backends = backends
-        self._limits = limits
-        self._counters = counters
-        self._journal = journal
-        self._heartbeat_timeout = heartbeat_timeout
 
-    async def register(self, _requests: AsyncIterator[bytes], context: Context) -> None:
-        """The rpc; its message is encoded, so that garbage gets an answer of ours."""
-        peer = context.peer()
+def _is_listened_on(path: str) -> bool:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         try:
-            address = self._backends.register(await self._receive(context), peer)
-        except Refused as error:
-            code, problem = error.code, error.message
-        else:
-            registered = RegisterResponse(success=True, message=self._message(address))
-            return await answer(context, registered.SerializeToString())
-        self._journal.refused_backend(peer, code, problem)
-        return await fail(context, code, problem)
+            probe.connect(path)
+        except OSError:
+            return False
+    return True
 
-    def _message(self, address: Address | None) -> str:
-        if address is None:
-            return "registered, and not dialled: open EstablishConnection to be called"
-        timeout = self._heartbeat_timeout
-        return f"{address} is registered; repeat this within {timeout:g} seconds"
 
-    async def _receive(self, context: Context) -> RegisterRequest:
-        timeout = self._limits.handshake_timeout
-        try:
-            received = await asyncio.wait_for(context.read(), timeout)
-        # The stream was opened and nothing said: it would hold a place for ever.
-        except asyncio.TimeoutError:
-            self._counters.refused["handshake_timeout"] += 1
-            problem = f"no request came within {timeout:g} seconds"
-            raise Refused(StatusCode.DEADLINE_EXCEEDED, problem) from None
-        if not isinstance(received, bytes):
-            raise Refused(StatusCode.INVALID_ARGUMENT, "the stream ended without a RegisterRequest")
-        try:
-            return decode(RegisterRequest, received)
-        except ProtocolError as error:
-            raise Refused(StatusCode.INVALID_ARGUMENT, str(error)) from None
+def _most_sockets(limit: int) -> int:
+    """As many as the option allows, and the system: without one no file could be opened, either."""
+    try:
+        import resource
+    except ImportError:  # not on Windows, where there is no such limit
+        return limit
+    allowed = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    if allowed == resource.RLIM_INFINITY:
+        return limit
+    return max(1, min(limit, allowed - _open_descriptors() - _SPARE_DESCRIPTORS))
+
+
+def _open_descriptors() -> int:
+    try:
+        return len(os.listdir("/proc/self/fd"))
+    except OSError:
+        return 64

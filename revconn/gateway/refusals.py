@@ -1,15 +1,8 @@
-"""What the gateway itself answers where it refuses or fails, and how grpc is told of it."""
+"""What the gateway itself answers where it refuses or fails."""
 
 from __future__ import annotations
 
-import asyncio
-from typing import Any
-
-import grpc
-import grpc.aio
-
 from revconn._proto.registry_pb2 import ForwardResponse
-from revconn.core.metadata import Metadata, truncate_message
 from revconn.core.status import StatusCode, encode_message, http_status
 from revconn.gateway.limits import Counters
 
@@ -17,9 +10,6 @@ __all__ = [
     "STOPPING",
     "NobodyServes",
     "Refused",
-    "answer",
-    "begin",
-    "fail",
     "failure",
     "is_pending_already",
     "over_limit",
@@ -81,55 +71,3 @@ def failure(code: StatusCode, message: str, request_id: str = "") -> ForwardResp
         headers={"grpc-status": str(int(code)), "grpc-message": encode_message(message)},
         error_message=message,
     )
-
-
-Context = grpc.aio.ServicerContext[Any, Any]
-
-# Ours are plain integers, since core knows nothing of grpc; grpc wants its own members.
-_GRPC_STATUS = {StatusCode(status.value[0]): status for status in grpc.StatusCode}
-
-
-async def begin(context: Context, initial: Metadata) -> None:
-    """Send the metadata that goes before all else, if there is any."""
-    try:
-        if initial:
-            # Only where there is some: it is an operation of its own, which costs every call of a
-            # caller's.
-            await context.send_initial_metadata(initial)
-    except grpc.aio.InternalError:
-        raise _peer_is_gone() from None
-
-
-async def answer(context: Context, message: bytes) -> None:
-    """Send the message of a streaming rpc that then ends with OK."""
-    try:
-        await context.write(message)
-    except grpc.aio.InternalError:
-        raise _peer_is_gone() from None
-
-
-async def fail(
-    context: Context,
-    code: StatusCode,
-    message: str,
-    metadata: Metadata = (),
-    initial: Metadata = (),
-) -> None:
-    """End the rpc; its handler has nothing to do but to return.
-
-    Not to be called while an exception is handled: see below.
-    """
-    await begin(context, initial)
-    try:
-        await context.abort(_GRPC_STATUS[code], truncate_message(message), metadata)
-    except grpc.aio.AbortError as done:
-        # grpc keeps what abort raises. Its traceback (and that of what was being handled) would
-        # keep the call and the server until the garbage collector comes by.
-        done.__traceback__ = None
-    except grpc.aio.InternalError:
-        raise _peer_is_gone() from None
-
-
-def _peer_is_gone() -> BaseException:
-    # To grpc a failed operation is an error to be logged; that somebody hung up is none.
-    return asyncio.CancelledError()

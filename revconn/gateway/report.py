@@ -33,7 +33,13 @@ _MOST_SERVICES = 100  # that are listed
 _FEW_SERVICES = 10  # where the line is of something else
 _LONGEST_NAME = 200
 
-_REFUSED = {"refused": "a connector", "refused_backend": "a backend"}  # by event
+# What strangers can cause: how its lines begin, by event.
+_OF_STRANGERS = {
+    "refused": (logger, "refused a connector at"),
+    "refused_backend": (logger, "refused a backend at"),
+    "flooding": (logger, "ended a connection of"),
+    "no_tls": (get_logger("revconn.gateway.arrivals"), "no TLS with"),
+}
 
 
 @dataclass(frozen=True)
@@ -131,13 +137,21 @@ class Journal:
 
     def refused(self, peer: str, code: StatusCode, reason: str) -> None:
         """A connector at ``peer`` was not let in."""
-        self._refuse("refused", peer, code, reason)
+        self._note("refused", peer, code, reason)
 
     def refused_backend(self, peer: str, code: StatusCode, reason: str) -> None:
         """Somebody's ``Register`` was refused."""
-        self._refuse("refused_backend", peer, code, reason)
+        self._note("refused_backend", peer, code, reason)
 
-    def _refuse(self, event: str, peer: str, code: StatusCode, reason: str) -> None:
+    def ended_peer(self, peer: str, reason: str) -> None:
+        """A connection was ended that cost more than it brought."""
+        self._note("flooding", peer, StatusCode.RESOURCE_EXHAUSTED, reason)
+
+    def failed_tls(self, peer: str, reason: str) -> None:
+        """A connection was made, and TLS did not come about."""
+        self._note("no_tls", peer, StatusCode.UNAVAILABLE, reason)
+
+    def _note(self, event: str, peer: str, code: StatusCode, reason: str) -> None:
         # By code, without the reason: that may quote what the peer said, which it can vary as it
         # likes to fill the log and the memory of what was said.
         kind, now = (event, code), time.monotonic()
@@ -165,8 +179,8 @@ class Journal:
                 f", and {told.times - 1:,} more in {told.seconds:.0f} s,"
                 f" from {_addresses(told.sources)}"
             )
-        whom = _REFUSED[event]
-        logger.warning("refused %s at %s: %s%s", whom, peer, reason, more, extra=fields)
+        log, beginning = _OF_STRANGERS[event]
+        log.warning("%s %s: %s%s", beginning, peer, reason, more, extra=fields)
 
     # What peers can repeat
 

@@ -14,7 +14,8 @@ from revconn._proto.registry_pb2 import ConnectionMessage
 from revconn.core.deadline import shorten_timeouts
 from revconn.core.status import StatusCode
 from revconn.gateway.backends import Backends
-from revconn.gateway.calls import Call, Calls
+from revconn.gateway.call import Call
+from revconn.gateway.calls import Calls
 from revconn.gateway.limits import Counters
 from revconn.gateway.refusals import Refused
 from revconn.gateway.routes import Connection, Registry
@@ -141,7 +142,8 @@ class Rerouting:
 
     def _send_on(self, call: Call, connection: Connection) -> None:
         try:
-            data = connection.encode(self._message(call), self._counters)
+            data = self._message(call).SerializeToString()
+            connection.require_size(data, self._counters)
         except Refused as refused:
             self._calls.settle(call, refused.response(call.id))
             return

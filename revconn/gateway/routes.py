@@ -7,17 +7,15 @@ thread, except :meth:`Registry.describe`.
 from __future__ import annotations
 
 import asyncio
-import time
 from collections import Counter, deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Callable
 
-from revconn._proto.registry_pb2 import ConnectionMessage
 from revconn.core.gateway_side import GatewayConnection
 from revconn.core.routing import Wanted
 from revconn.core.status import StatusCode
-from revconn.gateway.limits import Counters, Limits
+from revconn.gateway.limits import Counters, Limits, Load
 from revconn.gateway.refusals import Refused, is_pending_already, over_limit, require_size
 from revconn.gateway.report import ConnectionInfo, Journal
 from revconn.gateway.tenants import Tenants
@@ -37,7 +35,7 @@ class Connection:
     that wait for it, ``max_message_bytes`` is the largest message that may be sent to it.
     ``pending`` are the ids of the calls that it is to answer, and ``asked`` of those that it makes.
     ``subscriptions`` are for :class:`revconn.gateway.events.Events` to change. ``departure`` says
-    how it takes its leave, once it does. Times are monotonic seconds.
+    how it takes its leave, once it does. ``load`` is its key's. Times are monotonic seconds.
     """
 
     id: str
@@ -51,6 +49,7 @@ class Connection:
     max_pending: int
     max_message_bytes: int
     journal: Journal = field(default_factory=Journal)
+    load: Load = field(default_factory=Load)
     # Filled and emptied by Call.queue() and Call.leave(), and by nobody else: a request comes by
     # there twice, and a method for each would be two of the sixty calls that it costs in all.
     pending: set[str] = field(default_factory=set)
@@ -75,14 +74,12 @@ class Connection:
         """Whether one more request would be sent to it without delay."""
         return len(self.pending) < self.max_pending and self.outbound.is_ready(now)
 
-    def encode(self, message: ConnectionMessage, counters: Counters) -> bytes:
-        """The message's bytes. Raises :class:`Refused` for more than the connector takes."""
-        data = message.SerializeToString()
+    def require_size(self, data: bytes, counters: Counters) -> None:
+        """Raises :class:`Refused` for a message larger than the connector takes."""
+        # Measured once it is encoded: what counts for the connector's receive limit is the whole
+        # message, headers and all, not the payload.
         if len(data) > self.max_message_bytes:
-            # Measured once it is encoded: what counts for the connector's receive limit is the
-            # whole message, headers and all, not the payload.
             require_size(data, self.max_message_bytes, counters)
-        return data
 
     def require_room_to_ask(self, request_id: str, counters: Counters) -> None:
         """Raises :class:`Refused` unless the connector may make one more call, by that id."""
@@ -177,8 +174,9 @@ class Registry:
     ) -> None:
         self.on_change: list[Callable[[], None]] = []  # called when a service comes or goes
         self.on_absence_end: list[Callable[[], None]] = []  # when some are not expected any more
-        # Replaced, never changed: any thread may read it without a lock.
-        self._connections: tuple[Connection, ...] = ()
+        # Any thread may copy it without a lock: the interpreter does that in one step.
+        self._connections: dict[Connection, None] = {}
+        self._loads: dict[int, Load] = {}
         self._rings: dict[str, deque[Connection]] = {}
         self._keys: Counter[int] = Counter()
         self._grace = grace
@@ -188,17 +186,20 @@ class Registry:
 
     @property
     def connections(self) -> tuple[Connection, ...]:
-        """All connections, oldest first."""
-        return self._connections
+        """All connections, oldest first. Safe from any thread."""
+        return tuple(self._connections)
+
+    def __len__(self) -> int:
+        return len(self._connections)
 
     def describe(self, now: float) -> tuple[ConnectionInfo, ...]:
         """A picture of every connection. Safe from any thread."""
-        return tuple(connection.describe(now) for connection in self._connections)
+        return tuple(connection.describe(now) for connection in self.connections)
 
     def add(self, connection: Connection) -> None:
         """Route the services of ``connection`` to it, among others that serve them."""
-        # Connectors come and go seldom, and other threads read this: a copy spares them a lock.
-        self._connections = (*self._connections, connection)
+        self._connections[connection] = None
+        connection.load = self._loads.setdefault(connection.key, connection.load)
         self._keys[connection.key] += 1
         for service in connection.services:
             # To the end: whoever has waited longest has the next turn.
@@ -229,10 +230,10 @@ class Registry:
 
     def remove(self, connection: Connection) -> None:
         """The stream of ``connection`` has ended."""
-        self._connections = tuple(other for other in self._connections if other is not connection)
+        del self._connections[connection]
         self._keys[connection.key] -= 1
         if not self._keys[connection.key]:
-            del self._keys[connection.key]
+            del self._keys[connection.key], self._loads[connection.key]
         if not connection.draining:
             self.expect_back(self._unroute(connection))
             self._tell_change()
@@ -252,6 +253,10 @@ class Registry:
     def _tell_change(self) -> None:
         for listener in self.on_change:
             listener()
+
+    def services(self) -> Iterable[str]:
+        """The names that somebody serves."""
+        return self._rings.keys()
 
     def serves(self, wanted: Wanted) -> bool:
         """Whether anybody serves that."""
@@ -342,27 +347,33 @@ class Outgoing:
 class Outbound:
     """Bounded, because a connector that does not read must not fill the gateway's memory.
 
-    One task takes from it (:meth:`next`), anybody on the gateway's thread puts. Events that find
-    no room push out the oldest events; everything else asks :attr:`is_full` first.
+    Its stream takes from it, as there is room (:meth:`take`), anybody on the gateway's thread puts.
+    Events that find no room push out the oldest events; everything else asks :attr:`is_full` first.
+
+    :ivar on_put: called whenever there is something new to take.
     """
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
-        self._messages: deque[Outgoing] = deque()
-        self._events: deque[bytes] = deque()
+        self.on_put: Callable[[], None] = _nothing
+        self._messages: deque[Outgoing] | None = None  # an empty deque takes 600 bytes
+        self._events: deque[bytes] | None = None
         self._bytes = 0
         self._event_bytes = 0
         self._withdrawn = 0
         self._writing_since: float | None = None
         self._is_closed = False
-        self._is_discarded = False
-        self._awaited: asyncio.Future[None] | None = None
-        self._relief: asyncio.Future[None] | None = None
+        self.is_discarded = False
 
     @property
     def is_closed(self) -> bool:
         """Whether nothing more is taken."""
         return self._is_closed
+
+    @property
+    def has_more(self) -> bool:
+        """Whether there is something to write."""
+        return bool(self._messages or self._events) and not self.is_discarded
 
     @property
     def is_full(self) -> bool:
@@ -372,7 +383,15 @@ class Outbound:
     @property
     def is_crowded(self) -> bool:
         """Whether more waits than the calls to and from the connector account for."""
+        if self._messages is None:
+            return False
         return len(self._messages) > 2 * self._limits.max_pending_per_connection
+
+    @property
+    def slack(self) -> int:
+        """How many messages more, at least one, make it crowded."""
+        waiting = 0 if self._messages is None else len(self._messages)
+        return max(1, 2 * self._limits.max_pending_per_connection - waiting + 1)
 
     def is_stalled(self, now: float) -> bool:
         """Whether the connector has not taken what is being written to it for a while."""
@@ -388,14 +407,16 @@ class Outbound:
         """Queue a request, a response or a word of the gateway's own."""
         outgoing = Outgoing(data)
         if not self._is_closed:
+            if self._messages is None:
+                self._messages = deque()
             self._messages.append(outgoing)
             self._bytes += len(data)
-            self._wake()
+            self.on_put()
         return outgoing
 
     def withdraw(self, outgoing: Outgoing) -> None:
         """Take back a message that was put here and has not been written."""
-        if outgoing.data is None:
+        if outgoing.data is None or self._messages is None:
             return
         self._bytes -= len(outgoing.data)
         outgoing.data = None
@@ -407,12 +428,14 @@ class Outbound:
         if self._withdrawn > _FEW and self._withdrawn > len(self._messages) // 2:
             self._messages = deque(each for each in self._messages if each.data is not None)
             self._withdrawn = 0
-            self._relieve()
+            self.on_put()  # it may not be crowded any more
 
     def put_event(self, data: bytes) -> int:
         """Queue an event behind all else; how many older ones had to make room for it."""
         if self._is_closed:
             return 0
+        if self._events is None:
+            self._events = deque()
         # Events are delivered at most once and go behind all else: they delay no request, and the
         # newest are worth more than the oldest.
         self._events.append(data)
@@ -424,52 +447,40 @@ class Outbound:
         ):
             self._event_bytes -= len(self._events.popleft())
             dropped += 1
-        self._wake()
+        self.on_put()
         return dropped
 
-    async def next(self) -> bytes | None:
-        """Wait for a message to write; ``None`` when there will be none.
-
-        The message before it is taken to be written by then.
-        """
-        self._writing_since = None
-        while not self._is_discarded:
+    def take(self, room: int) -> list[bytes]:
+        """The messages to write next: one, and as many more as go into ``room`` bytes."""
+        # From here on they are written: whether they arrived cannot be known, and so nobody else is
+        # sent them.
+        messages = []
+        while room > 0 and not self.is_discarded:
             data = self._take()
-            if data is not None:
-                # From here the message is grpc's: whether it left cannot be known, and so nobody
-                # else is sent it.
-                self._writing_since = time.monotonic()
-                return data
-            if self._is_closed:
+            if data is None:
                 break
-            self._awaited = asyncio.get_running_loop().create_future()
-            await self._awaited
-        return None
+            messages.append(data)
+            room -= len(data)
+        return messages
 
-    async def room(self) -> None:
-        """Wait until it is not crowded any more."""
-        while self.is_crowded and not self._is_closed:
-            if self._relief is None or self._relief.done():
-                self._relief = asyncio.get_running_loop().create_future()
-            await asyncio.shield(self._relief)
+    def note_progress(self, waiting_since: float | None, *, moved: bool) -> None:
+        """Some was ``moved`` to the network just now, or none; since when the rest waits."""
+        if waiting_since is None or moved or self._writing_since is None:
+            self._writing_since = waiting_since
 
     def close(self) -> None:
         """Take nothing more; what waits is still written."""
         self._is_closed = True
-        self._wake()
-        self._relieve()
+        self.on_put()
 
     def discard(self) -> None:
         """Write nothing more, either."""
-        self._is_discarded = True
+        self.is_discarded = True
         self.close()
 
     def _take(self) -> bytes | None:
         while self._messages:
             outgoing = self._messages.popleft()
-            # Whoever asks faster than it reads its answers waits in room() until here.
-            if self._relief is not None and not self.is_crowded:
-                self._relieve()
             data = outgoing.data
             if data is None:
                 self._withdrawn -= 1
@@ -483,10 +494,6 @@ class Outbound:
             return event
         return None
 
-    def _wake(self) -> None:
-        if self._awaited is not None and not self._awaited.done():
-            self._awaited.set_result(None)
 
-    def _relieve(self) -> None:
-        if self._relief is not None and not self._relief.done():
-            self._relief.set_result(None)
+def _nothing() -> None:
+    pass

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import ssl
 from dataclasses import dataclass
-
-import grpc
 
 from revconn.gateway.backends import Backends
 from revconn.gateway.calls import Calls
 from revconn.gateway.events import Events
+from revconn.gateway.holding import UnreadAnswers
 from revconn.gateway.keys import ApiKeys
-from revconn.gateway.limits import Counters, Limits
+from revconn.gateway.limits import Budget, Counters, Limits
+from revconn.gateway.refusals import Refused, over_limit
 from revconn.gateway.report import Journal
 from revconn.gateway.rerouting import Rerouting
 from revconn.gateway.routes import Outbound, Registry
 from revconn.gateway.tenants import Tenants
-from revconn.gateway.tls import Arrivals, ServerTLS
+from revconn.gateway.tls import ServerTLS
 
 __all__ = ["Hooks", "Settings", "Shared", "stats_of"]
 
@@ -46,12 +47,16 @@ class Settings:
     limits: Limits
     host: str = "127.0.0.1"
     port: int = 0
-    tls: ServerTLS | grpc.ServerCredentials | None = None
+    path: str | None = None  # of a Unix socket, in place of both
+    tls: ServerTLS | ssl.SSLContext | None = None
     heartbeat_timeout: float = 120.0
     request_timeout: float = 30.0
     reconnect_grace: float = 2.0
     dial_backends: bool = True
     dial_private: bool = False
+    idle_timeout: float | None = 300.0
+    max_connection_age: float | None = None
+    max_connection_age_grace: float = 30.0
     hooks: Hooks | None = None
 
 
@@ -71,7 +76,12 @@ class Shared:
         self.journal = Journal(keys)
         tenants = Tenants(self.journal)
         self.registry = Registry(settings.reconnect_grace, tenants=tenants)
-        self.arrivals = Arrivals()
+        # Of what comes before anybody has shown a key, by connection.
+        self.handshakes = Budget(limits.max_connections, 1)
+        self.receiving = Budget(limits.max_pending)
+        self.watching = Budget(limits.max_pending)
+        self.asking = Budget(limits.max_pending)
+        self.answers = UnreadAnswers(limits, self.counters)
         self.backends = Backends(
             keys,
             limits,
@@ -86,6 +96,11 @@ class Shared:
         # backends, and moves calls through the table's own methods.
         self.rerouting = Rerouting(self.calls, self.registry, self.backends, self.counters)
         self.events = Events(keys, limits, self.counters)
+
+    def too_much_metadata(self, size: int) -> Refused:
+        """Why a call is refused whose headers count so many bytes."""
+        problem = f"{size:,} bytes of metadata exceed {self.limits.max_metadata_bytes:,}"
+        return over_limit(self.counters, "max_metadata_bytes", problem)
 
 
 def stats_of(shared: Shared | None) -> dict[str, int]:

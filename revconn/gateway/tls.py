@@ -1,31 +1,23 @@
-"""TLS: the gateway's certificates, read again when the files change, and who never comes to a call.
-
-grpc tells nobody of a handshake that failed, nor whose it was. What can be known is that it began,
-because grpc asks for the certificates before each, and that a call came, with its peer's address.
-"""
+"""TLS: the gateway's certificates, read again when the files change, and each connection's part."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import ssl
-import threading
-import time
-from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Callable, NoReturn, Union
-
-import grpc
+from typing import Any, NoReturn, Union
 
 from revconn.exceptions import ConfigurationError
-from revconn.logger import Reminder, get_logger
+from revconn.logger import get_logger
 from revconn.settings.checks import refuse, warn_of_readers
 
-__all__ = ["Arrivals", "ServerTLS", "server_credentials"]
+__all__ = ["Contexts", "ServerTLS", "TLSFilter"]
 
 logger = get_logger(__name__)
-# Its name is what applications configure: it stays, whatever the file is called.
-_arrivals_logger = get_logger("revconn.gateway.arrivals")
 
+_RECORD = 16 << 10  # bytes
 _Path = Union[str, "os.PathLike[str]"]
 _Signature = tuple[Union[tuple[int, int, int], None], ...]
 _PEM_REMEDY = "give the path of a PEM file that the gateway may read"
@@ -62,53 +54,111 @@ class ServerTLS:
         return tuple(None if path is None else _file_signature(path) for path in paths)
 
 
-def server_credentials(tls: ServerTLS, arrivals: Arrivals) -> grpc.ServerCredentials:
-    """Credentials that follow the files. Raises as :class:`ServerTLS` does."""
-    source = _Source(tls, arrivals)
-    return grpc.dynamic_ssl_server_credentials(
-        source.initial,
-        source.fetch,  # type: ignore[arg-type]  # None, which grpc documents, its types forgot
-        require_client_authentication=tls.client_ca is not None,
-    )
+class Contexts:
+    """What each new connection is spoken TLS with. It belongs to the gateway's thread.
 
+    Raises as :class:`ServerTLS` does.
+    """
 
-class _Source:
-    """Where grpc asks for certificates, from any thread of its own, before each handshake."""
-
-    def __init__(self, tls: ServerTLS, arrivals: Arrivals) -> None:
-        self._tls = tls
-        self._arrivals = arrivals
-        self._lock = threading.Lock()  # guards _seen
+    def __init__(self, tls: ServerTLS | ssl.SSLContext) -> None:
+        self._tls = tls if isinstance(tls, ServerTLS) else None
         # Before the files are read: one that changes in between is read again at the next
         # handshake, in the other order it would pass for seen.
-        self._seen = tls._signature()
-        self.initial = _load(tls)
+        self._seen = None if self._tls is None else self._tls._signature()
+        self._context = _load(tls) if isinstance(tls, ServerTLS) else tls
 
-    def fetch(self) -> grpc.ServerCertificateConfiguration | None:
-        """The certificates to use from now on; ``None`` to go on with those before."""
-        self._arrivals.begun(time.monotonic())
+    def current(self) -> ssl.SSLContext:
+        """The context to use from now on."""
+        if self._tls is None:
+            return self._context
         signature = self._tls._signature()
-        with self._lock:
-            if signature == self._seen:
-                return None
-            # Even of files that cannot be used: they are complained of once, not with every
-            # handshake.
-            self._seen = signature
+        if signature == self._seen:
+            return self._context
+        # Even of files that cannot be used: they are complained of once, not with every handshake.
+        self._seen = signature
         try:
-            configuration = _load(self._tls)
+            self._context = _load(self._tls)
         except ConfigurationError as error:
             logger.error("the TLS files have changed and cannot be used: %s", error)
-            return None
-        logger.info("the TLS files have changed: new connections use them")
-        return configuration
+        else:
+            logger.info("the TLS files have changed: new connections use them")
+        return self._context
 
 
-def _load(tls: ServerTLS) -> grpc.ServerCertificateConfiguration:
-    cert = _read("cert", tls.cert)
-    key = _read("key", tls.key)
-    client_ca = None if tls.client_ca is None else _read("client_ca", tls.client_ca)
-    # grpc takes whatever it is given, and then fails every handshake: OpenSSL looks first.
+class TLSFilter:
+    """One connection's TLS, in memory. It belongs to the gateway's thread.
+
+    :param server_name: of a client's side: whose certificate it has to be. Raises
+        :class:`ValueError` for what no certificate could name.
+    :ivar is_shaking_hands: whether the handshake goes on still.
+    :ivar is_over: whether the peer has said that it sends nothing more.
+    """
+
+    def __init__(self, context: ssl.SSLContext, server_name: str | None = None) -> None:
+        self._incoming = ssl.MemoryBIO()
+        self._outgoing = ssl.MemoryBIO()
+        is_server = server_name is None
+        self._tls = context.wrap_bio(
+            self._incoming, self._outgoing, server_side=is_server, server_hostname=server_name
+        )
+        # A client has nothing else to learn by it that the other end speaks HTTP/2 (RFC 9113,
+        # section 3.2).
+        self._protocols = ("h2", None) if is_server else ("h2",)
+        self.is_shaking_hands = True
+        self.is_over = False
+
+    def begin(self) -> bytes:
+        """A client's first words."""
+        with contextlib.suppress(ssl.SSLWantReadError):
+            self._tls.do_handshake()
+        return self.take_output()
+
+    def decrypt(self, received: bytes) -> bytes:
+        """What can be decrypted now. Raises :class:`ssl.SSLError`."""
+        if received:
+            self._incoming.write(received)
+        else:
+            self._incoming.write_eof()
+        parts: list[bytes] = []
+        try:
+            if self.is_shaking_hands:
+                self._tls.do_handshake()
+                if self._tls.selected_alpn_protocol() not in self._protocols:
+                    raise ssl.SSLError("the peer does not speak HTTP/2")
+                self.is_shaking_hands = False
+            # A record holds 16 KiB at most.
+            while record := self._tls.read(_RECORD):
+                parts.append(record)
+            self.is_over = True
+        except ssl.SSLWantReadError:
+            pass
+        except (ssl.SSLEOFError, ssl.SSLZeroReturnError):
+            if self.is_shaking_hands:
+                raise
+            self.is_over = True  # HTTP/2 does not need TLS's own goodbye
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def encrypt(self, output: Sequence[bytes | memoryview]) -> bytes:
+        """What is to be written in the place of ``output``."""
+        # As one, since each piece that OpenSSL is given becomes a record, however small it is.
+        rest = memoryview(output[0] if len(output) == 1 else b"".join(output))
+        while rest:
+            rest = rest[self._tls.write(rest) :]
+        return self._outgoing.read()
+
+    def take_output(self) -> bytes:
+        """What TLS itself has to say: of the handshake, of keys, why it failed."""
+        return self._outgoing.read()
+
+
+def _load(tls: ServerTLS) -> ssl.SSLContext:
+    for name, path in (("cert", tls.cert), ("key", tls.key), ("client_ca", tls.client_ca)):
+        if path is not None or name != "client_ca":
+            _read(name, path)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.options |= getattr(ssl, "OP_NO_RENEGOTIATION", 0)  # HTTP/2 forbids it
+    context.set_alpn_protocols(["h2"])
     try:
         context.load_cert_chain(tls.cert, tls.key, password=_refuse_passphrase)
     except ssl.SSLError as error:
@@ -118,7 +168,8 @@ def _load(tls: ServerTLS) -> grpc.ServerCertificateConfiguration:
             context.load_verify_locations(tls.client_ca)
         except ssl.SSLError as error:
             _refuse("client_ca", tls.client_ca, f"holds no usable certificate: {_reason(error)}")
-    return grpc.ssl_server_certificate_configuration([(key, cert)], client_ca)
+        context.verify_mode = ssl.CERT_REQUIRED
+    return context
 
 
 def _read(name: str, path: Any) -> bytes:
@@ -168,63 +219,3 @@ def _file_signature(path: _Path) -> tuple[int, int, int] | None:
     except OSError:
         return None
     return (status.st_mtime_ns, status.st_size, status.st_ino)
-
-
-_PATIENCE = 30.0  # seconds from the beginning of a connection to its first call
-_REMEMBERED = 60.0  # seconds, after its last call, in which an address is the same connection's
-_MOST = 100_000  # connections begun, and addresses, that are counted at once
-
-
-class Arrivals:
-    """Counts. :meth:`begun` may be called from any thread, the rest belongs to the gateway's.
-
-    Times are monotonic seconds. An address that is heard again after a while counts as another
-    connection's: it hides one that came to nothing, and makes none up.
-    """
-
-    def __init__(self) -> None:
-        self._begun: deque[float] = deque(maxlen=_MOST)
-        self._heard: dict[str, float] = {}
-        self.is_used = False
-        self._unsaid = 0
-        self._reminder = Reminder()
-
-    def begun(self, now: float) -> None:
-        """A TLS handshake begins."""
-        self.is_used = True
-        # A deque's append is one step of the interpreter's: grpc's threads need no lock for it.
-        self._begun.append(now)
-
-    def called(self, get_peer: Callable[[], str]) -> None:
-        """A call came; whose it is is asked only where there is TLS: an address with its port."""
-        if self.is_used:
-            self._hear(get_peer(), time.monotonic())
-
-    def _hear(self, peer: str, now: float) -> None:
-        last = self._heard.pop(peer, None)
-        self._heard[peer] = now
-        # Whose handshake it was grpc does not say. The oldest is taken for it: all that counts is
-        # how many came to nothing.
-        if (last is None or now - last > _REMEMBERED) and self._begun:
-            self._begun.popleft()
-        if len(self._heard) > _MOST:
-            del self._heard[next(iter(self._heard))]
-
-    def look(self, now: float) -> None:
-        """Tell of those that have come to nothing, at first and then at growing intervals."""
-        while self._begun and now - self._begun[0] > _PATIENCE:
-            self._begun.popleft()
-            self._unsaid += 1
-        while self._heard and now - next(iter(self._heard.values())) > _REMEMBERED:
-            del self._heard[next(iter(self._heard))]
-        if self._unsaid and self._reminder.is_due(now):
-            _arrivals_logger.warning(
-                "TLS: no call came within %g seconds on new connections, %d of them: their"
-                " handshake failed (another authority, no certificate, no TLS at all), or they were"
-                " checks of the port; the peers' logs tell which, grpc does not",
-                _PATIENCE,
-                self._unsaid,
-            )
-            self._unsaid = 0
-        elif not self._unsaid:
-            self._reminder.rest(now)

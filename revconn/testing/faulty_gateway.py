@@ -11,9 +11,9 @@ from revconn._proto.registry_pb2 import ConnectionMessage, ForwardRequest
 from revconn.core.status import StatusCode
 from revconn.gateway import Gateway
 from revconn.gateway.limits import Limits
-from revconn.gateway.listening import Serving
 from revconn.gateway.refusals import Refused
 from revconn.gateway.routes import Outbound
+from revconn.gateway.serving import Serving
 from revconn.gateway.shared import Hooks
 
 __all__ = ["FaultyGateway", "RequestFaults"]
@@ -108,6 +108,11 @@ class _FaultyOutbound(Outbound):
         self._faults = faults
         self._through: deque[bytes] = deque()  # what has been met and is to be written now
 
+    @property
+    def has_more(self) -> bool:
+        """As :attr:`Outbound.has_more`."""
+        return super().has_more or (bool(self._through) and not self.is_discarded)
+
     def _take(self) -> bytes | None:
         while not self._through:
             data = super()._take()
@@ -115,8 +120,9 @@ class _FaultyOutbound(Outbound):
                 return None
             for outbound, message in self._faults.meet(data, self):
                 outbound._through.append(message)
-                # It may be another connection's, whose writer sleeps.
-                outbound._wake()
+                # It may be another connection's, whose stream has nothing to do just now.
+                if outbound is not self:
+                    outbound.on_put()
         return self._through.popleft()
 
 

@@ -16,12 +16,12 @@ from revconn.gateway import (
     Gateway,
     calls,
     connectors,
-    listening,
     report,
     rerouting,
-    routes,
+    serving,
+    wires,
 )
-from revconn.gateway import gateway as facade
+from revconn.gateway import thread as gateway_thread
 from tests.support.scripted_connector import ScriptedConnector
 from tests.support.waiting import eventually
 
@@ -78,9 +78,9 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     running = [thread.name for thread in threading.enumerate() if thread.name == "revconn-gateway"]
     assert not running, "a gateway runs already, and would go by this clock too"
     clock = Clock()
-    for module in (calls, connectors, rerouting, listening, report, routes, facade):
+    for module in (calls, connectors, rerouting, report, serving, wires, gateway_thread):
         monkeypatch.setattr(module, "time", clock)
-    monkeypatch.setattr(listening, "LONGEST_EXPIRY_INTERVAL", 0.01)
+    monkeypatch.setattr(serving, "LONGEST_EXPIRY_INTERVAL", 0.01)
     return clock
 
 
@@ -158,7 +158,7 @@ def stuck(gateway: Gateway, count: int) -> None:
 def unwritten(gateway: Gateway) -> int:
     """How many messages, events apart, are to be written to the first connector."""
     messages = gateway._thread._serving.registry.connections[0].outbound._messages
-    return sum(message.data is not None for message in tuple(messages))
+    return sum(message.data is not None for message in tuple(messages or ()))
 
 
 def counted(gateway: Gateway, name: str) -> int:

@@ -3,92 +3,128 @@
 from __future__ import annotations
 
 import socket
+import ssl
+import struct
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Callable
 
 import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
-from revconn.gateway import ServerTLS, tls
-from revconn.gateway.tls import Arrivals
+from revconn.gateway import Gateway, ServerTLS
 from tests.support.certificates import Authority
 from tests.support.waiting import eventually
 
-SAID = "TLS: no call came within 30 seconds on new connections, %d of them"
+HTTP_1 = b"GET / HTTP/1.1\r\n\r\n"
+
+
+@pytest.fixture(scope="module")
+def authority() -> Authority:
+    return Authority()
 
 
 @pytest.fixture
-def seen(caplog):
-    """How many each line told of."""
-    return lambda: [int(text.split(",")[1].split()[0]) for text in caplog.messages]
+def run(run_gateway, authority, tmp_path) -> Callable[..., Gateway]:
+    def run(**options: float) -> Gateway:
+        return run_gateway(tls=ServerTLS(*authority.issue_files(tmp_path)), **options)
+
+    return run
 
 
-def test_what_came_to_no_call_is_told_of_at_growing_intervals(seen) -> None:
-    watched = Arrivals()
-    for second in range(150):
-        watched.begun(float(second))
-        watched.look(float(second))
-    assert seen() == [1, 60]
-    watched.look(600.0)
-    assert sum(seen()) == 150
+@pytest.fixture
+def told(caplog) -> Callable[[], list[str]]:
+    """What was said of handshakes that failed."""
+    return lambda: [text for text in caplog.messages if text.startswith("no TLS with ")]
 
 
-def test_a_connection_that_came_to_a_call_is_not_told_of(seen) -> None:
-    watched = Arrivals()
-    for second in range(100):
-        watched.begun(float(second))
-        for _ in range(3):
-            watched._hear(f"ipv4:192.0.2.1:{second}", second + 0.5)
-        watched.look(float(second))
-    watched.look(1000.0)
-    assert seen() == []
-    assert len(watched._heard) == 0
+@contextmanager
+def plain(gateway: Gateway) -> Iterator[socket.socket]:
+    host, _, port = gateway.address.rpartition(":")
+    with socket.create_connection((host, int(port)), timeout=60) as sock:
+        yield sock
 
 
-def test_one_that_is_heard_again_and_again_hides_no_other(seen) -> None:
-    watched = Arrivals()
-    watched.begun(0.0)
-    for second in range(100):
-        watched._hear("ipv4:192.0.2.1:1", float(second))
-        if second == 10:
-            watched.begun(10.0)
-        watched.look(float(second))
-    assert seen() == [1]
+def speak_plaintext(gateway: Gateway) -> str:
+    """Say what is no TLS, until the gateway hangs up; from where."""
+    with plain(gateway) as sock:
+        host, port = sock.getsockname()
+        sock.sendall(HTTP_1)
+        while sock.recv(100):
+            pass
+    on_its_thread(gateway)
+    return f"ipv4:{host}:{port}"
 
 
-def test_what_is_counted_is_bounded(monkeypatch) -> None:
-    monkeypatch.setattr(tls, "_MOST", 3)
-    watched = Arrivals()
-    for number in range(5):
-        watched.begun(0.0)
-        watched._hear(str(number), 0.0)
-    assert len(watched._heard) == 3
+def on_its_thread(gateway: Gateway) -> None:
+    """Wait until the gateway has done what it did just now to the end."""
+    done = threading.Event()
+    gateway._thread._loop.call_soon_threadsafe(done.set)
+    assert done.wait(60)
 
 
-def test_where_there_is_no_tls_nobody_is_asked_for() -> None:
-    Arrivals().called(lambda: pytest.fail("asked"))
+def test_a_handshake_that_fails_is_told_of_with_its_peer_and_the_reason(run, told) -> None:
+    gateway = run()
+    peer = speak_plaintext(gateway)
+    (said,) = eventually(told)
+    assert said.startswith(f"no TLS with {peer}: TLS: ")
+    assert "HTTP_REQUEST" in said.upper().replace(" ", "_")
 
 
-def test_a_handshake_that_fails_is_told_of_and_calls_of_any_kind_are_not(
-    clock, run_gateway, connect, tmp_path, monkeypatch, caplog
-) -> None:
-    monkeypatch.setattr(tls, "time", clock)
-    authority = Authority()
-    gateway = run_gateway(tls=ServerTLS(*authority.issue_files(tmp_path)))
-    watched = gateway._thread._serving.shared.arrivals
+def test_those_that_follow_are_summed(clock, run, told) -> None:
+    gateway = run()
+    for _ in range(5):
+        speak_plaintext(gateway)
+    eventually(told)
+    clock.advance(3600.0)
+    eventually(lambda: len(told()) == 2)
+    assert told()[1].endswith(", and 3 more in 3600 s, from one address")
+
+
+def test_a_handshake_that_does_not_go_on_is_ended_and_told_of(run, told) -> None:
+    gateway = run(handshake_timeout=0.2)
+    with plain(gateway) as sock:
+        sock.sendall(b"\x16\x03\x01")  # the beginning of a record
+        assert sock.recv(100) == b""
+    (said,) = eventually(told)
+    assert said.endswith("TLS: the handshake took too long")
+    assert gateway.stats()["refused_handshake_timeout"] == 1
+
+
+def test_one_that_breaks_a_handshake_off_holds_up_nobody(run, authority, told) -> None:
+    gateway = run()
+    with plain(gateway) as sock:
+        sock.sendall(b"\x16\x03\x01")
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    credentials = grpc.ssl_channel_credentials(authority.pem)
+    with grpc.secure_channel(gateway.address, credentials) as channel:
+        check(channel)
+
+
+def test_a_client_that_speaks_http_1_is_hung_up_on(run, authority) -> None:
+    gateway = run()
+    context = ssl.create_default_context(cadata=authority.pem.decode())
+    context.set_alpn_protocols(["http/1.1"])
+    with plain(gateway) as sock, context.wrap_socket(sock, server_hostname="localhost") as tls:
+        tls.sendall(HTTP_1)
+        with suppress(ssl.SSLError, ConnectionError):  # it may be told no more than that
+            while tls.recv(1000):
+                pass
+
+
+def test_calls_of_any_kind_are_not_told_of(run, authority, told) -> None:
+    gateway = run()
     credentials = grpc.ssl_channel_credentials(authority.pem)
     options = [("grpc.use_local_subchannel_pool", 1)]
     for ask in (check, reflect, call):
         with grpc.secure_channel(gateway.address, credentials, options=options) as channel:
             ask(channel)
-    host, _, port = gateway.address.rpartition(":")
-    for _ in range(2):
-        with socket.create_connection((host, int(port))) as plain:
-            plain.sendall(b"GET / HTTP/1.1\r\n\r\n")
-            plain.recv(100)
-    eventually(lambda: len(watched._begun) == 2)
-    clock.advance(31.0)
-    eventually(lambda: SAID % 2 in caplog.text)
+    speak_plaintext(gateway)
+    eventually(told)
+    assert len(told()) == 1
 
 
 def check(channel: grpc.Channel) -> None:

@@ -441,9 +441,11 @@ def test_a_url_is_dialled_without_its_scheme(gateway, new_backend, call) -> None
     assert call(gateway, SAY, b"x").result() == b"x"
 
 
-def test_a_url_of_https_is_dialled_over_tls(gateway, new_backend, call, monkeypatch) -> None:
-    authority, make = Authority(), grpc.ssl_channel_credentials
-    monkeypatch.setattr(grpc, "ssl_channel_credentials", lambda: make(authority.pem))
+def test_a_url_of_https_is_dialled_over_tls(
+    gateway, new_backend, call, monkeypatch, tmp_path: Path
+) -> None:
+    authority = Authority()
+    monkeypatch.setenv("SSL_CERT_FILE", str(authority.write(tmp_path / "ca.pem")))
     backend = new_backend(credentials=authority.server())
     assert register(gateway, f"https://{backend.address}").success
     assert call(gateway, SAY, b"x").result() == b"x"

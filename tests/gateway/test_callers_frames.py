@@ -149,6 +149,13 @@ def test_an_answer_is_in_an_encoding_that_the_caller_takes(caller, connector, ac
     assert answer.status == "0"
 
 
+def test_a_compression_that_is_not_known_is_refused_by_name(caller, connector) -> None:
+    caller.call(SAY, b"?", ("grpc-encoding", "snappy-2"), compressed=True)
+    answer = caller.hears_answer()
+    assert answer.status == "12"
+    assert "snappy-2" in answer.blocks[-1]["grpc-message"]
+
+
 def test_what_does_not_inflate_is_an_internal_failure(caller, connector) -> None:
     caller.call(SAY, b"no gzip", ("grpc-encoding", "gzip"), compressed=True)
     assert caller.hears_answer().status == "13"
@@ -177,6 +184,19 @@ def test_a_request_may_come_in_any_pieces(caller, connector) -> None:
     request = connector.receive_request()
     assert request.payload == b"\x0ahello"
     assert request.headers["note"] == "x" * 100
+    connector.respond(request.request_id)
+    assert caller.hears_answer().status == "0"
+
+
+def test_a_request_may_be_padded(caller, connector) -> None:
+    block = caller.request_block(SAY)
+    caller.say(
+        HeadersFrame(1, block, pad_length=7, flags=["PADDED", "END_HEADERS"]),
+        DataFrame(1, message(b"\x0ahi"), pad_length=255, flags=["PADDED"]),
+        DataFrame(1, b"", pad_length=3, flags=["PADDED", "END_STREAM"]),
+    )
+    request = connector.receive_request()
+    assert request.payload == b"\x0ahi"
     connector.respond(request.request_id)
     assert caller.hears_answer().status == "0"
 

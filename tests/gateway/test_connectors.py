@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
-import re
 import uuid
 
 import grpc
@@ -19,11 +17,6 @@ from revconn._proto.registry_pb2 import (
     ForwardResponse,
     SubscriptionRequest,
 )
-from revconn.gateway.connectors import Registration, _Stream
-from revconn.gateway.keys import ApiKeys
-from revconn.gateway.limits import Limits
-from revconn.gateway.shared import Settings, Shared
-from tests.support.connections import accepted
 from tests.support.waiting import eventually
 
 GATEWAY_LOG = "revconn.gateway"
@@ -304,7 +297,8 @@ def test_a_message_over_the_limit_ends_the_stream(run_gateway, connect, size) ->
     connector.respond("1", b"x" * size)
     code, details = connector.ended()
     assert code is grpc.StatusCode.RESOURCE_EXHAUSTED
-    assert re.search("exceeds 10,000|larger than max", details)
+    assert details.endswith("exceeds 10,000 (the gateway's max_message_bytes)")
+    assert gateway.stats()["refused_max_message_bytes"] == 1
     eventually(lambda: not gateway.connections())
 
 
@@ -320,27 +314,18 @@ def test_a_registration_over_the_limit_is_refused_and_the_limit_named(run_gatewa
     assert gateway.stats()["refused_max_message_bytes"] == 1
 
 
-class Context:
-    """As much of grpc's as a stream needs before it runs."""
+def test_a_response_to_who_was_sent_away_just_now_is_dropped(gateway, connect) -> None:
+    connector = connect(gateway)
+    (stream,) = gateway._thread._serving._connectors._open
 
-    def invocation_metadata(self) -> tuple[()]:
-        return ()
+    def send_away() -> None:
+        stream._connection.dismiss("stopping")
+        stream._connection.dismiss("stopping")
+        response = ForwardResponse(request_id="r1")
+        data = ConnectionMessage(response=response).SerializeToString()
+        stream._wishes._respond(response, "/a.B/C", None)
+        stream._wishes._respond(response, "/a.B/C", data)
 
-    def peer(self) -> str:
-        return "ipv4:192.0.2.1:1"
-
-
-def test_a_response_to_who_was_sent_away_just_now_is_dropped() -> None:
-    async def play() -> None:
-        shared = Shared(Settings(ApiKeys(None), Limits()))
-        stream = _Stream(Context(), accepted(), Registration(0, ()), shared)
-        connection = stream._connection
-        connection.dismiss("stopping")
-        connection.dismiss("stopping")
-        stream._respond(ForwardResponse(request_id="r1"), "/a.B/C")
-        said = await connection.outbound.next()
-        assert said is not None
-        assert ConnectionMessage.FromString(said).status.message == "stopping"
-        assert await connection.outbound.next() is None
-
-    asyncio.run(play())
+    gateway._thread._loop.call_soon_threadsafe(send_away)
+    assert connector.receive().status.message == "stopping"
+    assert connector.ended() == (grpc.StatusCode.UNAVAILABLE, "stopping")

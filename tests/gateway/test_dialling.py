@@ -16,7 +16,9 @@ from revconn.gateway import dialling
 from revconn.gateway.addresses import Address, is_private, lookup
 from tests.gateway.test_backends import PATIENCE, SAY, register
 from tests.support.backend import Backend
+from tests.support.black_hole import BlackHole
 from tests.support.certificates import Authority
+from tests.support.waiting import eventually
 
 PRIVATE = [
     "127.0.0.1",
@@ -138,15 +140,15 @@ def test_a_name_that_is_none_is_not_found(host, names) -> None:
 
 
 @pytest.mark.parametrize(
-    ("ips", "target"),
+    ("ips", "order"),
     [
-        (["192.0.2.1", "192.0.2.2"], "ipv4:192.0.2.1:5,192.0.2.2:5"),
-        (["2001:db8::1"], "ipv6:[2001:db8::1]:5"),
-        (["2001:db8::1", "192.0.2.1"], "ipv6:[2001:db8::1]:5,[::ffff:192.0.2.1]:5"),
+        (["192.0.2.1", "192.0.2.2"], ["192.0.2.1", "192.0.2.2"]),
+        (["2001:db8::1", "2001:db8::2", "192.0.2.1"], ["2001:db8::1", "192.0.2.1", "2001:db8::2"]),
+        (["192.0.2.1", "192.0.2.2", "2001:db8::1"], ["192.0.2.1", "2001:db8::1", "192.0.2.2"]),
     ],
 )
-def test_what_is_connected_to_is_what_was_looked_at(ips, target) -> None:
-    assert dialling._target([ipaddress.ip_address(ip) for ip in ips], 5) == target
+def test_families_take_turns_behind_the_resolvers_first_choice(ips, order) -> None:
+    assert [str(ip) for ip in dialling._in_order([*map(ipaddress.ip_address, ips)])] == order
 
 
 @pytest.fixture
@@ -185,8 +187,10 @@ def test_a_name_that_leads_to_a_private_address_is_not_dialled(
 
 
 def test_a_name_that_leads_elsewhere_later_is_looked_up_again_when_it_registers(
-    gateway, new_backend, call, names
+    gateway, new_backend, call, names, monkeypatch
 ) -> None:
+    # Not by itself in the middle of this.
+    monkeypatch.setattr(dialling, "_FIRST_DELAY", 60.0)
     address = f"moving.test:{port_of(new_backend())}"
     names["moving.test"] = ["127.0.0.2"]  # where nobody listens
     register(gateway, address)
@@ -195,6 +199,26 @@ def test_a_name_that_leads_elsewhere_later_is_looked_up_again_when_it_registers(
     assert call(gateway, SAY).code() is grpc.StatusCode.UNAVAILABLE
     register(gateway, address)
     assert call(gateway, SAY, b"x").result() == b"x"
+
+
+def test_a_name_that_leads_elsewhere_later_is_looked_up_again_when_its_connection_is_gone(
+    gateway, new_backend, call, names
+) -> None:
+    first, second = new_backend(lambda *_: b"first"), "127.0.0.2"
+    port = port_of(first)
+    names["moving.test"] = ["127.0.0.1"]
+    register(gateway, f"moving.test:{port}")
+    assert call(gateway, SAY).result() == b"first"
+    new_backend(lambda *_: b"second", f"{second}:{port}")
+    names["moving.test"] = [second]
+    assert call(gateway, SAY).result() == b"first"
+    first.stop()
+
+    def answers() -> bool:
+        done = call(gateway, SAY)
+        return done.code() is grpc.StatusCode.OK and done.result() == b"second"
+
+    eventually(answers)
 
 
 def test_a_name_that_is_not_found_is_looked_up_again_by_the_next_call(
@@ -208,11 +232,25 @@ def test_a_name_that_is_not_found_is_looked_up_again_by_the_next_call(
     assert call(gateway, SAY, b"x").result() == b"x"
 
 
-def test_a_backend_is_called_by_its_name_and_known_by_it_in_its_certificate(
+def test_a_backend_that_is_back_is_dialled_without_a_call_or_a_registration(
     gateway, new_backend, call, names, monkeypatch
 ) -> None:
-    authority, make = Authority(), grpc.ssl_channel_credentials
-    monkeypatch.setattr(grpc, "ssl_channel_credentials", lambda: make(authority.pem))
+    monkeypatch.setattr(dialling, "_FIRST_DELAY", 0.05)
+    address = new_backend().address
+    register(gateway, "127.0.0.2:" + address.rpartition(":")[2])
+    register(gateway, address)
+    backends = gateway._thread.shared.backends
+    gone = next(each for each in backends._backends.values() if each.address.host == "127.0.0.2")
+    eventually(lambda: call(gateway, SAY) and not gone.is_ready)
+    new_backend(address=f"127.0.0.2:{address.rpartition(':')[2]}")
+    eventually(lambda: gone.is_ready)
+
+
+def test_a_backend_is_called_by_its_name_and_known_by_it_in_its_certificate(
+    gateway, new_backend, call, names, monkeypatch, tmp_path, caplog
+) -> None:
+    authority = Authority()
+    monkeypatch.setenv("SSL_CERT_FILE", str(authority.write(tmp_path / "ca.pem")))
     backend = new_backend(credentials=authority.server())
     names["localhost"] = ["127.0.0.1"]
     register(gateway, f"https://localhost:{port_of(backend)}")
@@ -220,6 +258,23 @@ def test_a_backend_is_called_by_its_name_and_known_by_it_in_its_certificate(
     names["stranger.test"] = ["127.0.0.1"]
     register(gateway, f"https://stranger.test:{port_of(backend)}", "stranger.Stranger")
     assert call(gateway, "/stranger.Stranger/Say").code() is grpc.StatusCode.UNAVAILABLE
+    assert "Hostname mismatch, certificate is not valid for 'stranger.test'" in caplog.text
+
+
+@pytest.mark.parametrize("first", ["refuses", "does not answer"])
+def test_an_address_that_is_out_of_reach_leaves_time_for_the_next(
+    gateway, resources, call, names, monkeypatch, first
+) -> None:
+    monkeypatch.setattr(dialling, "_CONNECT_TIMEOUT", 2.0)
+    if first == "refuses":
+        backend = resources.enter_context(Backend(address="127.0.0.2:0"))
+        port = backend.address.rpartition(":")[2]
+    else:
+        port = str(resources.enter_context(BlackHole()).port)
+        resources.enter_context(Backend(address=f"127.0.0.2:{port}"))
+    names["several.test"] = ["127.0.0.1", "127.0.0.2"]
+    register(gateway, f"several.test:{port}")
+    assert call(gateway, SAY, b"x").result() == b"x"
 
 
 # What listens there is nobody's business

@@ -104,19 +104,34 @@ def test_a_command_whose_gateway_was_stopped_has_not_failed(gateway) -> None:
 # What it outlives
 
 
-@pytest.mark.parametrize(
-    ("callback", "lines"), [("PollerCompletionQueue._handle_events()", 0), ("of_ours()", 1)]
-)
-def test_that_grpc_woke_a_loop_which_was_just_closed_is_no_error(
-    gateway, caplog, callback: str, lines: int
-) -> None:
-    error = RuntimeError("Event loop is closed")
-    context = {"message": f"Exception in callback {callback}", "exception": error}
-    loop = gateway._thread._loop
-    loop.call_soon_threadsafe(loop.call_exception_handler, context)
+def test_what_fails_on_its_loop_is_logged_and_it_serves_on(gateway, connect, call, caplog) -> None:
+    connector = connect(gateway, "echo.Echo")
     on_the_loop(gateway, raising(LookupError))
     eventually(lambda: "a bug" in caplog.text)
-    assert caplog.text.count("Event loop is closed") == lines
+    pending = call(gateway, "/echo.Echo/Say")
+    connector.respond(connector.receive_request().request_id, b"answered")
+    assert pending.result() == b"answered"
+    assert caplog.text.count("on the event loop: Exception in callback") == 1
+    caplog.clear()
+
+
+def test_what_fails_at_the_end_of_a_turn_holds_up_nobody_else(
+    gateway, connect, call, caplog
+) -> None:
+    connector = connect(gateway, "echo.Echo")
+    turn = gateway._thread._serving.listener.turn
+    done: list[int] = []
+
+    def fill() -> None:
+        for number in range(4):
+            turn.at_end(raising(LookupError) if number % 2 == 0 else lambda: done.append(1))
+
+    on_the_loop(gateway, fill)
+    eventually(lambda: len(done) == 2)
+    pending = call(gateway, "/echo.Echo/Say")
+    connector.respond(connector.receive_request().request_id, b"answered")
+    assert pending.result() == b"answered"
+    assert caplog.text.count("LookupError: a bug") == 2
     caplog.clear()
 
 

@@ -114,12 +114,12 @@ def test_a_gateway_that_leaves_says_so_first_and_then_ends_the_watch(
 
 
 def test_who_stops_watching_leaves_nothing_behind(gateway, stub) -> None:
-    health = gateway._thread._serving._health
+    introspection = gateway._thread._serving._introspection
     watch = Watch(stub, "")
     watch.next()
-    assert len(health._watchers) == 1
+    assert len(introspection.watchers) == 1
     watch.cancel()
-    eventually(lambda: not health._watchers)
+    eventually(lambda: not introspection.watchers)
 
 
 def test_watchers_are_limited_in_number(run_gateway, resources) -> None:
@@ -132,6 +132,20 @@ def test_watchers_are_limited_in_number(run_gateway, resources) -> None:
     assert code is grpc.StatusCode.RESOURCE_EXHAUSTED
     assert details == "1 calls watch a service (the gateway's max_pending)"
     assert gateway.stats()["refused_max_pending"] == 1
+
+
+@pytest.mark.skipif(not hasattr(health_pb2, "HealthListRequest"), reason="an older health.v1")
+def test_all_that_is_served_is_listed_with_its_health(gateway, stub, connect) -> None:
+    connector = connect(gateway, "echo.Echo", "a.A")
+
+    def listed() -> dict[str, int]:
+        statuses = stub.List(health_pb2.HealthListRequest(), timeout=60).statuses
+        return {service: response.status for service, response in statuses.items()}
+
+    assert listed() == dict.fromkeys(("", "echo.Echo", "a.A"), Status.SERVING)
+    connector.disconnect()
+    connector.ended()
+    assert listed() == {"": Status.SERVING}
 
 
 def test_a_connector_cannot_answer_for_the_gateway(gateway, stub, connect) -> None:
@@ -176,6 +190,12 @@ def test_it_describes_each_of_them(reflect) -> None:
         files = map(descriptor_pb2.FileDescriptorProto.FromString, answer.file_descriptor_proto)
         names = {f"{file.package}.{each.name}" for file in files for each in file.service}
         assert service.name in names
+
+
+def test_it_knows_a_method_by_its_name(reflect) -> None:
+    answer = reflect(file_containing_symbol="grpc.health.v1.Health.Check")
+    by_service = reflect(file_containing_symbol="grpc.health.v1.Health")
+    assert answer.file_descriptor_response == by_service.file_descriptor_response
 
 
 def test_what_is_behind_connectors_it_does_not_know(reflect) -> None:

@@ -83,7 +83,7 @@ def test_a_call_that_is_still_being_received_is_accepted(gateway, connect, stop,
         rest_may_come.wait(10)
 
     pending = channel.stream_unary("/echo.Echo/Say").future(messages(), timeout=60)
-    eventually(lambda: gateway._thread._serving._callers.inside == 1)
+    eventually(lambda: gateway._thread._serving._callers.receiving == 1)
     stop()
     rest_may_come.set()
     connector.respond(connector.receive_request().request_id, b"\x0b")

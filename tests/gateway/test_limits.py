@@ -7,13 +7,16 @@ import time
 
 import grpc
 import pytest
+from hyperframe.frame import HeadersFrame
 
 from revconn.gateway.connectors import ConnectorStreams
 from tests.gateway.conftest import counted
+from tests.support.http2_caller import Http2Caller
 from tests.support.waiting import eventually
 
 SAY = "/echo.Echo/Say"
 EXHAUSTED = grpc.StatusCode.RESOURCE_EXHAUSTED
+REFUSED_STREAM = 7
 
 
 def refused(gateway, dial, **register) -> tuple[grpc.StatusCode, str]:
@@ -34,16 +37,14 @@ def test_max_connections(run_gateway, dial, connect, monkeypatch) -> None:
     monkeypatch.setattr(ConnectorStreams, "__init__", make)
     gateway = run_gateway(max_connections=2)
     first = connect(gateway, "echo.Echo")
-    undecided = dial(gateway)  # it has not registered yet, and counts all the same
-    eventually(lambda: made[-1]._open == 2)  # the streams may come in another order
-    code, details = refused(gateway, dial)
-    assert (code, details) == (
-        EXHAUSTED,
-        "2 connections are open (the gateway's max_connections)",
-    )
+    undecided = dial(gateway)  # it has not registered yet, and does not count yet
+    eventually(lambda: len(made[-1]._open) == 2)  # the streams may come in another order
+    connect(gateway)  # by whoever says nothing nobody is kept out
+    with pytest.raises(EOFError, match=r"2 connections are open \(the gateway's max_connections\)"):
+        undecided.register("echo.Echo")
+    assert undecided.ended()[0] is EXHAUSTED
     assert counted(gateway, "refused_max_connections") == 1
     assert counted(gateway, "connections_refused") == 1
-    undecided.register("echo.Echo")
     first.disconnect()
     first.ended()
     connect(gateway)
@@ -67,6 +68,7 @@ def test_max_connections_per_key(run_gateway, dial, connect) -> None:
 def test_max_pending_counts_calls_whose_request_does_not_come_too(
     run_gateway, connect, call, resources
 ) -> None:
+    """Those that are whole when they come are none of them."""
     gateway = run_gateway(max_pending=2)
     connector = connect(gateway, "echo.Echo")
     channel = resources.enter_context(grpc.insecure_channel(gateway.address))
@@ -75,15 +77,17 @@ def test_max_pending_counts_calls_whose_request_does_not_come_too(
     say = channel.stream_unary(SAY)
     calls = [say.future(iter(over.wait, True)) for _ in range(2)]
     callers = gateway._thread._serving._callers
-    eventually(lambda: callers.inside == 2)
-    attempt = call(gateway, SAY)
+    eventually(lambda: callers.receiving == 2)
+    attempt = say.future(iter(over.wait, True))
     assert attempt.code() is EXHAUSTED
     assert "2 calls are still on their way (the gateway's max_pending)" in attempt.details()
     assert counted(gateway, "refused_max_pending") == 1
-    calls[0].cancel()
-    eventually(lambda: callers.inside == 1)
     call(gateway, SAY)
     connector.receive_request()
+    calls[0].cancel()
+    eventually(lambda: callers.receiving == 1)
+    say.future(iter(over.wait, True))
+    eventually(lambda: callers.receiving == 2)
 
 
 def test_max_pending_per_connection(run_gateway, connect, call) -> None:
@@ -159,7 +163,7 @@ def test_max_metadata_bytes(run_gateway, connect, call) -> None:
     connector.receive_request()
 
 
-def test_metadata_far_over_the_limit_is_refused_by_grpc_itself(gateway, connect, call) -> None:
+def test_metadata_far_over_the_limit_is_refused_too(gateway, connect, call) -> None:
     connect(gateway, "echo.Echo")
     attempt = call(gateway, SAY, metadata=[("a", "x" * 100_000)])
     assert attempt.code() is EXHAUSTED
@@ -197,21 +201,39 @@ def test_a_response_to_an_asker_that_does_not_read_becomes_a_short_one(
     assert counted(gateway, "refused_max_queued_bytes") == len(refused)
 
 
-@pytest.mark.skipif(
-    tuple(map(int, grpc.__version__.split(".")[:2])) < (1, 66),
-    reason="grpcio's asyncio server did not look at maximum_concurrent_rpcs",
-)
-def test_calls_of_every_kind_are_limited_together(run_gateway, resources, monkeypatch) -> None:
-    monkeypatch.setattr("revconn.gateway.listening._most_calls", lambda limits: 5)
-    gateway = run_gateway()
+def test_calls_of_every_kind_on_one_connection_are_limited_together(
+    run_gateway, connect, call
+) -> None:
+    gateway = run_gateway(max_streams=2)
+    connector = connect(gateway, "echo.Echo")
+    with Http2Caller(gateway.address) as caller:
+        reflect = "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo"
+        caller.say(HeadersFrame(1, caller.request_block(reflect), flags=["END_HEADERS"]))
+        caller.call(SAY, stream_id=3)
+        request = connector.receive_request()
+        caller.call(SAY, stream_id=5)
+        assert caller.hears_answer(5).reset == REFUSED_STREAM
+        assert counted(gateway, "refused_max_streams") == 1
+        call(gateway, SAY)  # on a connection of its own
+        connector.receive_request()
+        connector.respond(request.request_id)
+        assert caller.hears_answer(3).status == "0"
+        caller.call(SAY, stream_id=7)  # in the place of the one that was answered
+        connector.respond(connector.receive_request().request_id)
+        assert caller.hears_answer(7).status == "0"
+
+
+def test_a_client_that_heeds_max_streams_waits_for_a_place(run_gateway, connect, resources) -> None:
+    gateway = run_gateway(max_streams=2)
+    connector = connect(gateway, "echo.Echo")
     channel = resources.enter_context(grpc.insecure_channel(gateway.address))
-    over = threading.Event()
-    resources.callback(over.set)
-    reflect = channel.stream_stream("/grpc.reflection.v1.ServerReflection/ServerReflectionInfo")
-    streams = [reflect(iter(over.wait, True)) for _ in range(6)]
-    refused = eventually(lambda: next((one for one in streams if one.done()), None))
-    assert refused.code() is EXHAUSTED
-    assert sum(one.done() for one in streams) == 1
+    grpc.channel_ready_future(channel).result(60)  # it has heard of the limit
+    say = channel.unary_unary(SAY)
+    calls = [say.future(b"", timeout=60) for _ in range(5)]
+    for _ in calls:
+        connector.respond(connector.receive_request().request_id)
+    assert [each.code() for each in calls] == [grpc.StatusCode.OK] * 5
+    assert counted(gateway, "refused_max_streams") == 0
 
 
 @pytest.mark.costly

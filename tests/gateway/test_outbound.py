@@ -1,11 +1,9 @@
 from __future__ import annotations
 
-import asyncio
-
 import pytest
 
 from revconn.gateway.limits import Limits
-from revconn.gateway.routes import Outbound
+from revconn.gateway.routes import STALL_AFTER, Outbound
 
 
 def make(**limits: int) -> Outbound:
@@ -13,16 +11,12 @@ def make(**limits: int) -> Outbound:
 
 
 def drain(outbound: Outbound) -> list[bytes]:
-    """Everything that waits, as a writer would get it."""
-
-    async def scenario() -> list[bytes]:
-        outbound.close()
-        taken = []
-        while (data := await outbound.next()) is not None:
-            taken.append(data)
-        return taken
-
-    return asyncio.run(scenario())
+    """Everything that waits, as the stream would get it, one by one."""
+    outbound.close()
+    taken = []
+    while outbound.has_more:
+        taken += outbound.take(1)
+    return taken
 
 
 def test_messages_leave_in_order_and_events_after_them() -> None:
@@ -92,34 +86,54 @@ def test_a_closed_one_takes_nothing_more_and_a_discarded_one_gives_nothing() -> 
 
 
 @pytest.mark.parametrize("put", [Outbound.put, Outbound.put_event])
-def test_a_writer_that_waits_is_woken(put) -> None:
-    async def scenario() -> bytes | None:
-        outbound = make()
-        writer = asyncio.ensure_future(outbound.next())
-        await asyncio.sleep(0)
-        put(outbound, b"1")
-        put(outbound, b"2")
-        return await writer
-
-    assert asyncio.run(scenario()) == b"1"
+def test_a_stream_is_told_of_what_there_is_to_take(put) -> None:
+    outbound, seen = make(), []
+    outbound.on_put = lambda: seen.extend(outbound.take(1))
+    put(outbound, b"1")
+    put(outbound, b"2")
+    assert seen == [b"1", b"2"]
+    assert not outbound.has_more
 
 
-@pytest.mark.parametrize("relief", ["the writer takes some", "they are withdrawn", "it is closed"])
-def test_who_waits_for_room_is_let_go(relief) -> None:
-    async def scenario() -> None:
-        outbound = make(max_pending_per_connection=100)
-        waiting = [outbound.put(b"x") for _ in range(201)]
-        rooms = [asyncio.ensure_future(outbound.room()) for _ in range(2)]
-        await asyncio.sleep(0)
-        assert outbound.is_crowded
-        assert not any(room.done() for room in rooms)
-        if relief == "the writer takes some":
-            await outbound.next()
-        elif relief == "they are withdrawn":
-            for each in waiting:
-                outbound.withdraw(each)
-        else:
-            outbound.close()
-        await asyncio.wait_for(asyncio.gather(*rooms), 10)
+def test_as_much_is_taken_as_there_is_room_for_but_one_message_at_least() -> None:
+    outbound = make()
+    for data in (b"12345", b"6", b"7", b"89"):
+        outbound.put(data)
+    outbound.put_event(b"event")
+    assert outbound.take(0) == []
+    assert outbound.take(3) == [b"12345"]
+    assert outbound.take(3) == [b"6", b"7", b"89"]
+    assert outbound.has_more
+    assert outbound.take(100) == [b"event"]
+    assert not outbound.has_more
+    assert outbound.take(100) == []
 
-    asyncio.run(scenario())
+
+@pytest.mark.parametrize("relief", ["some are taken", "they are withdrawn"])
+def test_its_stream_is_told_when_it_is_not_crowded_any_more(relief) -> None:
+    outbound = make(max_pending_per_connection=100)
+    waiting = [outbound.put(b"x") for _ in range(201)]
+    assert outbound.is_crowded
+    told: list[bool] = []
+    outbound.on_put = lambda: told.append(outbound.is_crowded)
+    if relief == "some are taken":
+        assert len(outbound.take(1)) == 1
+    else:
+        for each in waiting:
+            outbound.withdraw(each)
+        assert told[-1] is False
+    assert not outbound.is_crowded
+
+
+def test_it_stalls_when_nothing_moves_and_no_longer_when_something_does() -> None:
+    outbound = make()
+    outbound.note_progress(10.0, moved=True)
+    outbound.note_progress(10.9, moved=False)
+    assert not outbound.is_stalled(10.0 + STALL_AFTER)
+    assert outbound.is_ready(10.0 + STALL_AFTER)
+    assert outbound.is_stalled(10.1 + STALL_AFTER)
+    assert not outbound.is_ready(10.1 + STALL_AFTER)
+    outbound.note_progress(11.5, moved=True)
+    assert not outbound.is_stalled(11.5 + STALL_AFTER)
+    outbound.note_progress(None, moved=False)
+    assert not outbound.is_stalled(1e9)

@@ -2,116 +2,166 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncIterator, Awaitable
-from typing import Any, Callable
+import socket
+import struct
+from typing import Callable
 
-import grpc
-import grpc.aio
 import pytest
+from hyperframe.frame import DataFrame, HeadersFrame, RstStreamFrame
 
-from revconn._proto.registry_pb2 import ForwardResponse
-from revconn.core.status import StatusCode
-from revconn.gateway.callers import Callers
-from revconn.gateway.keys import ApiKeys
-from revconn.gateway.limits import Limits
-from revconn.gateway.refusals import answer, begin, fail
-from revconn.gateway.shared import Settings, Shared
-from tests.gateway.test_routes import make
+from revconn.gateway import Gateway
+from tests.support.http2_caller import Http2Caller
+from tests.support.scripted_connector import ScriptedConnector
+from tests.support.scripted_http2 import message
+from tests.support.waiting import eventually
 
-
-class GoneContext:
-    """A call whose peer is gone: every operation fails, as grpc's do."""
-
-    async def send_initial_metadata(self, metadata: Any) -> None:
-        raise grpc.aio.InternalError("Failed to execute batch")
-
-    async def write(self, message: bytes) -> None:
-        raise grpc.aio.InternalError("Failed to execute batch")
-
-    async def abort(self, *arguments: Any) -> None:
-        raise grpc.aio.InternalError("Failed to execute batch")
+SAY = "/echo.Echo/Say"
+CANCEL = 8
+LARGE = b"x" * 2_000_000
 
 
-@pytest.mark.parametrize(
-    "ending",
-    [
-        lambda context: answer(context, b""),
-        lambda context: begin(context, (("a", "b"),)),
-        lambda context: fail(context, StatusCode.NOT_FOUND, "no such thing"),
-    ],
-    ids=["answered", "begun", "failed"],
+class Scene:
+    """A caller that is about to hang up, and the connector that serves what it calls."""
+
+    def __init__(self, gateway: Gateway, connector: ScriptedConnector) -> None:
+        self.gateway = gateway
+        self.connector = connector
+        self.caller = Http2Caller(gateway.address)
+
+    def answer(self, payload: bytes = b"") -> None:
+        self.connector.respond(self.connector.receive_request().request_id, payload)
+
+
+def say_nothing(scene: Scene) -> None:
+    """It has only connected."""
+
+
+def say_headers(scene: Scene) -> None:
+    block = scene.caller.request_block(SAY)
+    scene.caller.say(HeadersFrame(1, block, flags=["END_HEADERS"]))
+    eventually(lambda: scene.gateway._thread._serving._callers.receiving)
+
+
+def say_half_a_message(scene: Scene) -> None:
+    say_headers(scene)
+    scene.caller.say(DataFrame(1, message(b"12345678")[:9]))
+    scene.caller.ping()
+
+
+def say_half_a_frame(scene: Scene) -> None:
+    say_headers(scene)
+    scene.caller.say(DataFrame(1, message(b"12345678")).serialize()[:12])
+
+
+def call(scene: Scene) -> None:
+    scene.caller.call(SAY)
+    eventually(lambda: scene.gateway.stats()["pending"] == 1)
+
+
+def call_and_be_answered(scene: Scene) -> None:
+    scene.caller.call(SAY)
+    scene.answer()
+    scene.caller.hears_answer()
+
+
+def call_while_it_is_answered(scene: Scene) -> None:
+    scene.caller.call(SAY)
+    scene.answer()
+
+
+def read_half_an_answer(scene: Scene) -> None:
+    scene.caller.call(SAY)
+    scene.answer(LARGE)
+    scene.caller.hears(DataFrame)
+
+
+def give_up_while_it_is_answered(scene: Scene) -> None:
+    scene.caller.call(SAY)
+    request = scene.connector.receive_request()
+    scene.caller.say(RstStreamFrame(1, error_code=CANCEL))
+    scene.connector.respond(request.request_id)
+
+
+MOMENTS = (
+    say_nothing,
+    say_headers,
+    say_half_a_message,
+    say_half_a_frame,
+    call,
+    call_and_be_answered,
+    call_while_it_is_answered,
+    read_half_an_answer,
+    give_up_while_it_is_answered,
 )
-def test_it_counts_as_a_cancellation_not_as_an_error(
-    ending: Callable[[Any], Awaitable[None]],
+
+
+def close(caller: Http2Caller) -> None:
+    caller.close()
+
+
+def break_off(caller: Http2Caller) -> None:
+    """The other side's next write fails: it is told with RST that nobody is there."""
+    caller.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    caller.close()
+
+
+@pytest.mark.parametrize("hang_up", [close, break_off])
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_a_caller_that_hangs_up_is_no_error_and_leaves_nothing_behind(
+    gateway, connect, caplog, moment: Callable[[Scene], None], hang_up
 ) -> None:
-    async def scenario() -> None:
-        with pytest.raises(asyncio.CancelledError):
-            await ending(GoneContext())
-
-    asyncio.run(scenario())
-
-
-class Context:
-    """A call from a caller that is still there; what it ends with."""
-
-    status: tuple[Any, ...] = ()
-
-    def peer(self) -> str:
-        return "ipv4:127.0.0.1:1"
-
-    def invocation_metadata(self) -> None:
-        return None
-
-    def time_remaining(self) -> None:
-        return None
-
-    async def abort(self, *status: Any) -> None:
-        self.status = status
+    connector = connect(gateway, "echo.Echo", features="cancel")
+    scene = Scene(gateway, connector)
+    moment(scene)
+    hang_up(scene.caller)
+    serving = gateway._thread._serving
+    eventually(lambda: gateway.stats()["pending"] == serving._callers.receiving == 0)
+    eventually(lambda: len(serving.listener._peers) == 1)  # the connector's
+    assert serving.shared.receiving.used == 0
+    assert serving.shared.answers._budget.used == 0
+    assert [record for record in caplog.records if record.levelname in ("WARNING", "ERROR")] == []
+    with Http2Caller(gateway.address) as other:  # others are served
+        other.call("/other.Other/Say")
+        assert other.hears_answer().status == "14"
 
 
-class Call:
-    """A call of /echo.Echo/Say, and the one connection that serves it."""
-
-    def __init__(self, messages: Callable[[Call], AsyncIterator[bytes]]) -> None:
-        self.shared = Shared(Settings(ApiKeys(None), Limits()))
-        self.connection = make("a", "echo.Echo")
-        self.shared.registry.add(self.connection)
-        self.context = Context()
-        details = type("Details", (), {"method": "/echo.Echo/Say"})()
-        handler = Callers(self.shared).service(details).stream_unary
-        self.task = asyncio.ensure_future(handler(messages(self), self.context))
-
-
-def test_an_answer_that_meets_a_cancelled_caller_is_dropped() -> None:
-    async def only_message(call: Call) -> AsyncIterator[bytes]:
-        yield b""
-
-    async def scenario() -> None:
-        call = Call(only_message)
-        while not call.connection.pending:
-            await asyncio.sleep(0)
-        (request_id,) = call.connection.pending
-        call.task.cancel()  # which it learns when the loop comes round to it, after the answer:
-        call.shared.calls.answer(ForwardResponse(request_id=request_id), call.connection)
-        with pytest.raises(asyncio.CancelledError):
-            await call.task
-        assert len(call.shared.calls) == 0
-
-    asyncio.run(scenario())
+def test_an_answer_that_meets_a_cancelled_call_is_dropped(gateway, connect) -> None:
+    connector = connect(gateway, "echo.Echo")
+    with Http2Caller(gateway.address) as caller:
+        caller.call(SAY)
+        request = connector.receive_request()
+        caller.say(RstStreamFrame(1, error_code=CANCEL))
+        caller.ping()
+        connector.respond(request.request_id)
+        eventually(lambda: gateway.stats()["answers_late"] == 1)
+        assert gateway.stats()["calls_given_up"] == 1
+        assert gateway.stats()["pending"] == 0
+        assert 1 not in caller.answers
 
 
-def test_a_connector_may_leave_while_a_request_is_still_arriving() -> None:
-    async def message_and_farewell(call: Call) -> AsyncIterator[bytes]:
-        yield b""
-        call.shared.rerouting.drain(call.connection, "it left")
+def test_a_connector_may_leave_while_a_request_is_still_arriving(run_gateway, connect) -> None:
+    gateway = run_gateway(reconnect_grace=0.0)
+    connector = connect(gateway, "echo.Echo")
+    with Http2Caller(gateway.address) as caller:
+        block = caller.request_block(SAY)
+        caller.say(HeadersFrame(1, block, flags=["END_HEADERS"]))
+        caller.ping()
+        connector.disconnect()
+        connector.ended()
+        eventually(lambda: not gateway.connections())
+        caller.say(DataFrame(1, message(b""), flags=["END_STREAM"]))
+        answer = caller.hears_answer()
+        assert answer.status == "14"
+        assert answer.blocks[-1]["grpc-message"] == "no connector serves echo.Echo"
 
-    async def scenario() -> None:
-        call = Call(message_and_farewell)
-        await call.task
-        assert call.context.status[:2] == (
-            grpc.StatusCode.UNAVAILABLE,
-            "no connector serves echo.Echo",
-        )
 
-    asyncio.run(scenario())
+@pytest.mark.parametrize("asks", [False, True])
+def test_a_connector_that_breaks_off_is_no_error(gateway, connect, caplog, asks) -> None:
+    connector = connect(gateway, "echo.Echo")
+    if asks:
+        connector.ask("1", SAY, LARGE)
+        connector.receive_request()
+    connector.close()
+    eventually(lambda: not gateway.connections())
+    eventually(lambda: gateway.stats()["pending"] == 0)
+    assert [record for record in caplog.records if record.levelname == "ERROR"] == []

@@ -4,10 +4,18 @@ from __future__ import annotations
 
 import grpc
 import pytest
+from hyperframe.frame import DataFrame, HeadersFrame, SettingsFrame, WindowUpdateFrame
 
-from revconn._proto.registry_pb2 import ConnectionStatus, ForwardRequest
+from revconn._proto.registry_pb2 import (
+    ConnectionMessage,
+    ConnectionRegister,
+    ConnectionStatus,
+    ForwardRequest,
+)
 from revconn.gateway import connectors
 from tests.gateway.conftest import LARGE, stuck, unwritten
+from tests.support.http2_caller import Http2Caller
+from tests.support.scripted_http2 import message
 from tests.support.waiting import eventually
 
 SAY = "/echo.Echo/Say"
@@ -151,6 +159,60 @@ def test_others_are_sent_what_it_does_not_take(clock, gateway, stall, connect, c
     assert later.result() == b"\x0b"
     eventually(lambda: sum(one.done() for one in calls) == 5)
     assert [info.pending for info in gateway.connections()] == [1, 0]
+
+
+class Wire(Http2Caller):
+    """A connector, frame by frame, whose window has room for its welcome and little more."""
+
+    def __init__(self, address: str) -> None:
+        super().__init__(address, settings={SettingsFrame.INITIAL_WINDOW_SIZE: 300})
+        block = self.request_block("/registry.RegistryService/EstablishConnection")
+        register = ConnectionMessage(register=ConnectionRegister(api_key="key", services=["a.A"]))
+        self.say(HeadersFrame(1, block, flags=["END_HEADERS"]))
+        self.tell(register)
+        self.hears(DataFrame)
+
+    def tell(self, *messages: ConnectionMessage) -> None:
+        """Send messages, whatever the windows say."""
+        for each in messages:
+            data = message(each.SerializeToString())
+            self.say(*(DataFrame(1, data[at : at + 16_384]) for at in range(0, len(data), 16_384)))
+
+    def ask_in_vain(self, count: int, size: int = 0) -> None:
+        """Call what nobody serves: every call is answered at once."""
+        for number in range(count):
+            request = ForwardRequest(request_id=str(number), method_path=SAY, payload=bytes(size))
+            self.tell(ConnectionMessage(request=request))
+
+
+def test_the_window_of_one_that_does_not_read_its_answers_stays_shut(run_gateway) -> None:
+    gateway = run_gateway(max_pending_per_connection=2)
+    with Wire(gateway.address) as wire:
+        wire.ask_in_vain(10)
+        wire.ping()
+        wire.ping()  # by now the turn has ended in which the last of them came
+        before = wire.stream_window
+        wire.ask_in_vain(7, 100_000)
+        wire.ping()
+        assert wire.stream_window == before
+        wire.say(WindowUpdateFrame(1, window_increment=1_000_000))
+        wire.ping()
+        while wire.stream_window == before:  # once its answers have left
+            wire.hears_frame()
+
+
+def test_one_that_ends_its_side_before_it_has_read_its_answers_is_heard_once_it_has(
+    run_gateway,
+) -> None:
+    gateway = run_gateway(max_pending_per_connection=2)
+    with Wire(gateway.address) as wire:
+        wire.ask_in_vain(10)
+        wire.say(DataFrame(1, b"", flags=["END_STREAM"]))
+        wire.ping()
+        assert not wire.answers[1].is_over
+        wire.say(WindowUpdateFrame(1, window_increment=1_000_000))
+        assert wire.hears_answer().status == "0"
+        eventually(lambda: not gateway.connections())
 
 
 def test_it_is_not_read_either_while_its_own_calls_wait_to_be_answered(

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from revconn.gateway import Gateway
-from revconn.gateway.listening import Serving
+from revconn.gateway.serving import Serving
 from tests.support.waiting import eventually
 
 

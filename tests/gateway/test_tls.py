@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives import serialization
 from revconn import TLS, Connector
 from revconn.exceptions import ConfigurationError
 from revconn.gateway import Gateway, ServerTLS
-from revconn.gateway.tls import Arrivals, _Source
+from revconn.gateway.tls import Contexts
 from tests.support.certificates import Authority
 
 NOBODY_SERVES = "no connector serves echo.Echo"
@@ -109,20 +109,29 @@ def test_new_files_that_cannot_be_used_leave_the_old_ones_in_force(
     assert is_served(gateway, authority)
 
 
-def test_grpc_is_given_certificates_only_when_they_have_changed(
+def test_files_are_read_again_only_when_they_have_changed(
     files, tmp_path, stranger, caplog
 ) -> None:
-    source = _Source(ServerTLS(*files), Arrivals())  # grpc asks it from threads of its own
-    assert source.fetch() is None
+    contexts = Contexts(ServerTLS(*files))
+    first = contexts.current()
+    assert contexts.current() is first
     stranger.issue_files(tmp_path)
-    assert isinstance(source.fetch(), grpc.ServerCertificateConfiguration)
-    assert source.fetch() is None
+    second = contexts.current()
+    assert second is not first
+    assert contexts.current() is second
     files[0].write_bytes(b"")
-    assert source.fetch() is None
+    assert contexts.current() is second
     assert "cannot be used: ServerTLS(cert=): holds no PEM" in caplog.text
     caplog.clear()
+    assert contexts.current() is second
+    assert caplog.text == ""
     stranger.issue_files(tmp_path)
-    assert isinstance(source.fetch(), grpc.ServerCertificateConfiguration)
+    assert contexts.current() not in (first, second)
+
+
+def test_a_context_of_the_applications_own_is_used_as_it_is(run_gateway, authority) -> None:
+    gateway = run_gateway(tls=authority.server_context("localhost", "127.0.0.1"))
+    assert is_served(gateway, authority)
 
 
 def test_files_that_went_bad_are_an_error_at_the_next_start(files) -> None:

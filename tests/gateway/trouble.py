@@ -5,6 +5,7 @@ usage: python -m tests.gateway.trouble KIND GATEWAY-ADDRESS
 
 from __future__ import annotations
 
+import itertools
 import sys
 import time
 import uuid
@@ -82,11 +83,12 @@ def unasked_answer() -> bytes:
 
 def reconnecting(address: str) -> None:
     """A hundred times a second."""
-    ready()
     due = time.monotonic()
-    while True:
+    for number in itertools.count():
         with ScriptedConnector(address) as connector:
             connector.register(SERVICE)
+        if not number:
+            ready()
         due += 0.01
         time.sleep(max(0.0, due - time.monotonic()))
 

@@ -1,0 +1,195 @@
+"""Connections of peers: those that call, and connectors, on sockets that were accepted.
+
+Everything here belongs to the gateway's thread.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from typing import Protocol
+
+from revconn.core.status import ProtocolError
+from revconn.gateway.tls import TLSFilter
+from revconn.gateway.wires import Turn, Wire
+from revconn.http2.headers import Field
+from revconn.http2.requests import RequestHead, RequestHeads, not_grpc
+from revconn.http2.streams import ErrorCode, Receiver, Stream
+from revconn.http2.writing import Settings
+
+__all__ = ["Peer", "PeerOwner", "address_of", "host_of"]
+
+_PLAIN_TIMEOUT = 10.0  # seconds that a request may take which is no call
+
+
+class PeerOwner(Protocol):
+    """Who has a peer: it serves its calls, and is told of its end."""
+
+    turn: Turn
+
+    def serve(self, stream: Stream, head: RequestHead, peer: Peer) -> None:
+        """A call has come."""
+
+    def refused_headers(self, stream: Stream, size: int) -> None:
+        """A call has come whose headers are far larger than is taken."""
+
+    def refused_stream(self, peer: Peer) -> None:
+        """The peer wants more streams at once than it may have."""
+
+    def want_credit(self, stream: Stream, peer: Peer) -> None:
+        """A message is on its way that needs more than the usual window."""
+
+    def return_credit(self, stream: Stream, peer: Peer) -> None:
+        """The message is whole."""
+
+    def closed(self, stream: Stream, peer: Peer) -> None:
+        """A stream is over that had credit, or something that waited to be sent."""
+
+    def lost(self, peer: Peer, reason: str) -> None:
+        """The connection is over; ``reason``: what the peer did wrong, if it did."""
+
+
+class _Ignored(Receiver):
+    """Takes what comes on a stream that was answered already."""
+
+    __slots__ = ()
+
+    def take(self, messages: list[bytes], *, ended: bool) -> None:
+        """Nothing is done with it."""
+
+    def refuse(self, error: ProtocolError) -> None:
+        """Nothing is done with it."""
+
+    def break_off(self, reason: str) -> None:
+        """Nothing was begun."""
+
+
+_IGNORED = _Ignored()
+
+
+class _PlainRequest(_Ignored):
+    """A request that is no call: it is answered once all of it has come."""
+
+    __slots__ = ("_head", "_peer", "_stream")
+
+    def __init__(self, peer: Peer, stream: Stream, head: RequestHead) -> None:
+        self._peer = peer
+        self._stream = stream
+        self._head = head
+        stream.receiver = self
+        stream.ignore()  # it has no messages in it
+
+    def take(self, messages: list[bytes], *, ended: bool) -> None:
+        """All of it has come."""
+        self._peer.endpoint.charge(5)
+        headers, body = not_grpc(self._head)
+        self._stream.open(headers)
+        self._stream.end_data(body)
+
+    def expire(self) -> None:
+        """It takes too long."""
+        self._stream.reset(ErrorCode.CANCEL)
+
+
+class Peer(Wire):
+    """A connection that was accepted: its streams are calls of ours.
+
+    :ivar address: as gRPC writes it; ``host`` is the same without the port.
+    :ivar served: how many streams it has opened.
+    :ivar idle_since: since when it has no stream; ``None`` while it has.
+    """
+
+    __slots__ = ("_heads", "_owner", "idle_since", "served")
+
+    def __init__(
+        self,
+        sock: socket.socket,
+        address: str,
+        settings: Settings,
+        owner: PeerOwner,
+        loop: asyncio.AbstractEventLoop,
+        tls: TLSFilter | None,
+    ) -> None:
+        self._owner = owner
+        self._heads = RequestHeads()
+        self.served = 0
+        super().__init__(sock, address, settings, owner.turn, loop, tls)
+        self.idle_since = self.opened_at
+
+    @property
+    def host(self) -> str:
+        """Its address without the port."""
+        return host_of(self.address)
+
+    def over(self, reason: str) -> None:
+        """The connection is over."""
+        self._owner.lost(self, reason)
+
+    # What the endpoint asks for
+
+    def accept(self, stream: Stream, fields: list[Field], size: int, *, ended: bool) -> None:
+        """A stream was opened: a call, as a rule."""
+        self.served += 1
+        stream.receiver = _IGNORED
+        if size > self.endpoint.settings.header_list:  # not all of them are there
+            self._owner.refused_headers(stream, size)
+            return
+        head = self._heads.parse(fields, size)
+        if head.problem:
+            self.endpoint.charge(10)
+            stream.reset(ErrorCode.PROTOCOL_ERROR)
+            return
+        stream.content_left = head.content_length
+        if ended and head.content_length > 0:
+            stream.reset(ErrorCode.PROTOCOL_ERROR)
+        elif head.is_grpc:
+            self._owner.serve(stream, head, self)
+            if ended and stream.receiver is not _IGNORED:
+                stream.receiver.take([], ended=True)
+        else:
+            plain = _PlainRequest(self, stream, head)
+            if ended:
+                plain.take([], ended=True)
+            if not stream.is_local_closed:  # it may have no window for the answer, too
+                self._loop.call_later(_PLAIN_TIMEOUT, plain.expire)
+
+    def refuse_stream(self) -> None:
+        """The peer has as many streams as it may."""
+        self._owner.refused_stream(self)
+
+    def want_credit(self, stream: Stream) -> None:
+        """A message needs more than the usual window."""
+        self._owner.want_credit(stream, self)
+
+    def return_credit(self, stream: Stream) -> None:
+        """That message is whole."""
+        self._owner.return_credit(stream, self)
+
+    def close_stream(self, stream: Stream) -> None:
+        """A stream is over."""
+        if stream.was_queued:
+            self._owner.closed(stream, self)
+        if stream.was_queued:
+            stream.receiver.close()
+        if not self.endpoint.streams:
+            self.idle_since = self.heard_at
+            if self.endpoint.is_leaving:
+                self._turn.at_end(self.end)
+
+
+def address_of(sock: socket.socket) -> str:
+    """Who is at the other end, as gRPC writes it."""
+    if sock.family == getattr(socket, "AF_UNIX", None):
+        return "unix:"
+    try:
+        name = sock.getpeername()
+    except OSError:
+        return "unknown"
+    if sock.family == socket.AF_INET6:
+        return f"ipv6:[{name[0]}]:{name[1]}"
+    return f"ipv4:{name[0]}:{name[1]}"
+
+
+def host_of(address: str) -> str:
+    """An address of :func:`address_of`'s without the port."""
+    return address.rpartition(":")[0] or address

@@ -1,0 +1,165 @@
+"""A call of a method, whoever serves it: its head, its messages, and how it is answered.
+
+One object for each stream, told of what comes on it as it comes: no task waits for anything.
+Everything here belongs to the gateway's thread.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Callable, NamedTuple
+
+from revconn.core.framing import GzipInflater
+from revconn.core.metadata import Metadata, truncate_message
+from revconn.core.status import ProtocolError, StatusCode
+from revconn.gateway.refusals import Refused
+from revconn.http2.grpc import MessageRefused, MessageTooLong
+from revconn.http2.requests import (
+    RequestHead,
+    closing_block,
+    opening_block,
+    refusal_block,
+)
+from revconn.http2.streams import Receiver, Stream
+
+__all__ = ["Method", "Rpc", "UnaryRpc"]
+
+
+class Rpc(Receiver):
+    """One call. Subclasses say what is to become of its messages.
+
+    :ivar peer: who calls, as gRPC writes addresses.
+    """
+
+    __slots__ = ("head", "inflater", "is_over", "peer", "stream")
+
+    def __init__(self, stream: Stream, head: RequestHead, peer: str) -> None:
+        self.stream = stream
+        self.head = head
+        self.peer = peer
+        self.is_over = False
+        self.inflater: GzipInflater | None = None
+        stream.receiver = self
+
+    def start(self) -> None:
+        """The call has come; its messages have not. Raises :class:`Refused`."""
+        encoding = self.head.encoding
+        if encoding in (b"gzip", b"deflate"):
+            self.inflater = GzipInflater(self.stream.limit, encoding.decode())
+            self.stream.inflate = self.inflater
+        elif encoding not in (b"", b"identity"):
+            problem = f"grpc-encoding {encoding[:40]!r} is not known here; use gzip"
+            raise Refused(StatusCode.UNIMPLEMENTED, problem)
+
+    # What is answered
+
+    def begin(self, metadata: Metadata = ()) -> None:
+        """Send the metadata that goes before all else, once."""
+        if not self.stream.is_open:
+            self.stream.open(opening_block(metadata))
+
+    def send(self, messages: Sequence[bytes]) -> None:
+        """Send messages of a streaming answer."""
+        self.begin()
+        self.stream.send(messages)
+
+    def finish(
+        self,
+        code: StatusCode = StatusCode.OK,
+        message: str = "",
+        trailing: Metadata = (),
+        initial: Metadata = (),
+    ) -> None:
+        """End the call, behind all that was sent."""
+        if self.is_over:
+            return
+        self.is_over = True
+        stream = self.stream
+        message = truncate_message(message) if message else message
+        if stream.is_open or initial or code is StatusCode.OK:
+            self.begin(initial)
+            stream.finish(closing_block(code, message, trailing))
+        else:
+            stream.is_open = True
+            stream.finish(refusal_block(code, message, trailing))
+
+    def refuse(self, error: ProtocolError) -> None:
+        """A message cannot be taken: the caller is told why."""
+        code = StatusCode.INTERNAL
+        if isinstance(error, (MessageRefused, MessageTooLong)):
+            code = StatusCode.RESOURCE_EXHAUSTED
+        self.abandon()
+        self.finish(code, str(error))
+
+    def abandon(self) -> None:
+        """Nothing more comes of the call: what was begun for it is given up."""
+
+    def break_off(self, reason: str) -> None:
+        """The caller has gone."""
+        self.is_over = True
+        self.abandon()
+
+
+class UnaryRpc(Rpc):
+    """A call that is one message, and then the end of what the caller sends.
+
+    gRPC does not tell a server whether a call is unary. A streaming one can be told apart by what
+    it does.
+    """
+
+    __slots__ = ("_message",)
+
+    def __init__(self, stream: Stream, head: RequestHead, peer: str) -> None:
+        super().__init__(stream, head, peer)
+        self._message: bytes | None = None
+
+    def receive(self, message: bytes) -> None:
+        """The whole request has come. Raises :class:`Refused`."""
+        raise NotImplementedError
+
+    @property
+    def has_message(self) -> bool:
+        """Whether the message is there, and the end is not."""
+        return self._message is not None
+
+    def take(self, messages: list[bytes], *, ended: bool) -> None:
+        """A message has come, or the end, or both, as nearly always."""
+        if self.is_over:
+            return
+        try:
+            if len(messages) + (self._message is not None) > 1:
+                self.stream.owner.endpoint.charge(len(messages))  # which are nothing to anybody
+                raise self.not_unary()
+            if messages:
+                (self._message,) = messages
+            if ended:
+                if self._message is None:
+                    raise self.not_unary()
+                message, self._message = self._message, None
+                self.receive(message)
+        except Refused as refused:
+            self.abandon()
+            self.finish(refused.code, refused.message)
+
+    @staticmethod
+    def not_unary() -> Refused:
+        """Why a streaming call is refused."""
+        problem = "the request is not exactly one message; only unary calls are forwarded"
+        return Refused(StatusCode.UNIMPLEMENTED, problem)
+
+    def reply(
+        self, message: bytes | memoryview, trailing: Metadata = (), initial: Metadata = ()
+    ) -> None:
+        """Answer with one message, and OK."""
+        if self.is_over:
+            return
+        self.is_over = True
+        trailers = closing_block(StatusCode.OK, "", trailing)
+        self.stream.respond(opening_block(initial), message, trailers)
+
+
+class Method(NamedTuple):
+    """What a path of the gateway's own leads to: who takes a call of it."""
+
+    path: bytes
+    serve: Callable[[Stream, RequestHead, str], Rpc]

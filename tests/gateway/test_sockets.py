@@ -1,0 +1,275 @@
+"""What becomes of the gateway's sockets when peers, or the system, do not do as they should."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import struct
+from collections.abc import Iterator
+from typing import Any
+
+import hpack
+import pytest
+from hyperframe.frame import DataFrame, HeadersFrame, RstStreamFrame, SettingsFrame
+
+from revconn.gateway.keys import ApiKeys
+from revconn.gateway.limits import Limits
+from revconn.gateway.serving import Serving
+from revconn.gateway.shared import Settings
+from revconn.http2.frames import PREFACE
+from revconn.http2.grpc import request_headers
+from tests.support.quick_loop import QuickLoop, QuickSocket
+
+ESTABLISH = "/registry.RegistryService/EstablishConnection"
+REGISTER = "/registry.RegistryService/Register"
+CREDIT = 16 << 20  # bytes
+
+
+@pytest.fixture
+def loop() -> Iterator[QuickLoop]:
+    made = QuickLoop()
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def serving(loop: QuickLoop) -> Serving:
+    async def make() -> Serving:
+        limits = Limits(max_receiving_bytes=CREDIT)
+        return Serving(Settings(ApiKeys("key"), limits, dial_backends=False))
+
+    return loop.run_until_complete(make())
+
+
+class Knocking:
+    """A socket that listens; what is accepted of it, in this order."""
+
+    def __init__(self, *accepted: QuickSocket | int) -> None:
+        self.accepted = list(accepted)
+        self.tries = 0
+
+    def fileno(self) -> int:
+        return 9
+
+    def accept(self) -> tuple[QuickSocket, None]:
+        self.tries += 1
+        if not self.accepted:
+            raise BlockingIOError
+        each = self.accepted.pop(0)
+        if isinstance(each, int):
+            raise OSError(each, "no")
+        return each, None
+
+
+def connect(serving: Serving, loop: QuickLoop, number: int = 100, **settings: int) -> QuickSocket:
+    """A peer that has said its SETTINGS."""
+    sock = QuickSocket(number, loop)
+    serving.listener._take_in(sock)  # type: ignore[arg-type]
+    frame = SettingsFrame(0, {getattr(SettingsFrame, name): settings[name] for name in settings})
+    sock.sent = PREFACE + frame.serialize()
+    turn(loop, sock)
+    return sock
+
+
+def call(path: str, stream_id: int, *flags: str, method: str = "POST") -> bytes:
+    headers = [(b":method", method.encode()), *request_headers("http", "gateway", path, {})[1:]]
+    block = hpack.Encoder().encode(headers)
+    return HeadersFrame(stream_id, block, flags=["END_HEADERS", *flags]).serialize()
+
+
+def turn(loop: QuickLoop, *socks: QuickSocket) -> None:
+    """As long as there is something to do, and no time passes."""
+
+    async def go() -> None:
+        for _ in range(100):
+            for sock in socks:
+                sock.serve()
+            await asyncio.sleep(0)
+
+    loop.run_until_complete(go())
+
+
+def wait(loop: QuickLoop, seconds: float) -> None:
+    loop.run_until_complete(asyncio.sleep(seconds))
+
+
+# Peers that do not read
+
+
+def test_who_does_not_read_the_last_words_is_closed_all_the_same(
+    serving: Serving, loop: QuickLoop
+) -> None:
+    sock = connect(serving, loop)
+    sock.reads = len(sock.heard)
+    sock.sent = call("/nobody.Serves/It", 1) + b"\0\0\1\6\0\0\0\0\0x"  # a broken PING
+    turn(loop, sock)
+    assert not sock.is_closed
+    wait(loop, 6.0)
+    assert sock.is_closed
+    assert not serving.listener._peers
+
+
+def test_what_is_no_call_does_not_wait_for_a_window_for_ever(
+    serving: Serving, loop: QuickLoop
+) -> None:
+    sock = connect(serving, loop, INITIAL_WINDOW_SIZE=0)
+    sock.sent = call("/", 1, "END_STREAM", method="GET")
+    turn(loop, sock)
+    (peer,) = serving.listener._peers
+    assert len(peer.endpoint.streams) == 1
+    wait(loop, 11.0)
+    assert not peer.endpoint.streams
+
+
+def test_who_reads_as_fast_as_is_written_has_not_one_turn_for_itself(
+    serving: Serving, loop: QuickLoop
+) -> None:
+    sock = connect(serving, loop, INITIAL_WINDOW_SIZE=(1 << 31) - 1)
+    (peer,) = serving.listener._peers
+    window = b"\0\0\4\x08\0\0\0\0\0" + struct.pack(">I", 1 << 30)
+    sock.sent = window + call(ESTABLISH, 1)
+    turn(loop, sock)
+    stream = peer.endpoint.streams[1]
+    stream.open(b"\x88")
+    before, heard = len(sock.heard), []
+    stream.send([bytes(8 << 20)])
+
+    async def go() -> None:
+        for _ in range(200):
+            await asyncio.sleep(0)
+            heard.append(len(sock.heard))
+
+    loop.run_until_complete(go())
+    assert heard[-1] - before > 8 << 20
+    assert max(b - a for a, b in zip([before, *heard], heard)) < 1 << 20
+
+
+# Failures
+
+
+def test_a_bug_ends_the_connection_that_met_it_and_is_logged(
+    serving: Serving, loop: QuickLoop, monkeypatch: pytest.MonkeyPatch, caplog: Any
+) -> None:
+    sock, other = connect(serving, loop), connect(serving, loop, 101)
+    (peer, _) = serving.listener._peers
+
+    def fail(_: bytes) -> bytes:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(type(peer.endpoint), "receive", lambda _, data: fail(data))
+    sock.sent = b"x"
+    turn(loop, sock)
+    assert sock.is_closed
+    assert not other.is_closed
+    assert "a bug in the gateway" in caplog.text
+    caplog.clear()
+
+
+@pytest.mark.parametrize("at", ["setsockopt", "add_reader"])
+def test_a_socket_that_cannot_be_used_is_closed_and_counts_for_nothing(
+    serving: Serving, loop: QuickLoop, monkeypatch: pytest.MonkeyPatch, at: str
+) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(errno.EINVAL, "no")
+
+    sock = QuickSocket(100, loop)
+    monkeypatch.setattr(sock if at == "setsockopt" else loop, at, fail)
+    serving.listener._take_in(sock)  # type: ignore[arg-type]
+    turn(loop)
+    assert sock.is_closed
+    assert not serving.listener._peers
+    assert serving.listener._hosts.used == 0
+
+
+# Where there is no room
+
+
+def test_without_descriptors_it_accepts_nothing_for_a_while_and_then_as_many_as_before(
+    serving: Serving, loop: QuickLoop
+) -> None:
+    before = serving.listener._most
+    knocking = Knocking(errno.EMFILE, QuickSocket(100, loop))
+    loop.add_reader(9, serving.listener._accept, knocking)
+    loop.readers[9]()
+    assert 9 not in loop.readers  # else it would be asked again at once, and in vain
+    wait(loop, 1.0)
+    loop.readers[9]()
+    assert len(serving.listener._peers) == 1
+    assert serving.listener._most == before
+
+
+def test_without_descriptors_idle_connections_are_closed(serving: Serving, loop: QuickLoop) -> None:
+    idle = connect(serving, loop)
+    knocking = Knocking(errno.EMFILE, QuickSocket(101, loop))
+    loop.add_reader(9, serving.listener._accept, knocking)
+    loop.readers[9]()
+    assert idle.is_closed
+    loop.readers[9]()
+    assert len(serving.listener._peers) == 1
+
+
+def test_a_connection_that_failed_before_it_was_accepted_is_none_of_the_next_ones(
+    serving: Serving, loop: QuickLoop
+) -> None:
+    serving.listener._accept(Knocking(errno.EPROTO, QuickSocket(100, loop)))  # type: ignore[arg-type]
+    assert len(serving.listener._peers) == 1
+
+
+def test_where_all_are_busy_room_is_looked_for_once_in_a_turn(
+    serving: Serving, loop: QuickLoop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    listener, looked = serving.listener, []
+    make_room = listener._make_room
+    monkeypatch.setattr(listener, "_make_room", lambda: looked.append(make_room()) or looked[-1])
+    monkeypatch.setattr(listener, "_most", 1)
+    sock = connect(serving, loop)
+    sock.sent = call(REGISTER, 1)
+    turn(loop, sock)
+    knocking = Knocking(*(QuickSocket(200 + number, loop) for number in range(20)))
+    listener._accept(knocking)  # type: ignore[arg-type]
+    assert knocking.tries == 21
+    assert looked == [0]
+
+
+# Credit
+
+
+def test_who_has_its_share_of_credit_does_not_hold_up_those_behind_it(
+    serving: Serving, loop: QuickLoop
+) -> None:
+    greedy, modest = connect(serving, loop), connect(serving, loop, 101)
+    listener = serving.listener
+    _, modest_peer = listener._peers
+    large = struct.pack(">BI", 0, 4 << 20) + bytes(100)
+    ids = [1 + 2 * number for number in range(25)]
+    for stream_id in ids:
+        greedy.sent += call(REGISTER, stream_id) + DataFrame(stream_id, large).serialize()
+    turn(loop, greedy)
+    assert len(listener._wanting) > 18  # all but two of its messages
+    small = struct.pack(">BI", 0, 2 << 20) + bytes(100)
+    modest.sent = call(REGISTER, 1) + DataFrame(1, small).serialize()
+    turn(loop, modest)
+    stream = modest_peer.endpoint.streams[1]
+    assert list(listener._wanting)[-1] is stream
+    listener._credit.most += 2 << 20
+    for stream_id in ids[-2:]:
+        greedy.sent += RstStreamFrame(stream_id, 8).serialize()
+    turn(loop, greedy)
+    assert stream not in listener._wanting
+    assert len(listener._wanting) > 16
+
+
+def test_a_stream_that_ends_while_it_waits_for_credit_is_forgotten(
+    serving: Serving, loop: QuickLoop
+) -> None:
+    listener = serving.listener
+    sock = connect(serving, loop)
+    listener._credit.take("somebody", listener._credit.most - (1 << 20))
+    begun = struct.pack(">BI", 0, 3 << 20)
+    sock.sent = call(REGISTER, 1) + DataFrame(1, begun).serialize()
+    turn(loop, sock)
+    assert len(listener._wanting) == 1
+    sock.sent = RstStreamFrame(1, 8).serialize()
+    turn(loop, sock)
+    assert not listener._wanting
+    assert listener._credit.used == listener._credit.most - (1 << 20)
