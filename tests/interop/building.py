@@ -15,7 +15,18 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["BUILD", "GO", "GRPCURL", "JAVA", "NODE", "PROTOS", "TOOLS", "Sources", "build"]
+__all__ = [
+    "BUILD",
+    "GO",
+    "GRPCURL",
+    "H2SPEC",
+    "JAVA",
+    "NODE",
+    "PROTOS",
+    "TOOLS",
+    "Sources",
+    "build",
+]
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
@@ -79,6 +90,10 @@ def _make_tools() -> None:
     _go_build("grpc-health-probe", "github.com/grpc-ecosystem/grpc-health-probe", HERE / "go")
 
 
+def _make_h2spec() -> None:
+    _go_build("h2spec", "github.com/summerwind/h2spec/cmd/h2spec", HERE / "go")
+
+
 def _go_build(name: str, package: str, directory: Path) -> None:
     # Neither optimized nor to be debugged nor with C: that takes half as long, and nobody measures.
     flags = ["-gcflags=all=-N -l -dwarf=false", "-ldflags=-s -w", "-o", f"{BUILD}/go/{name}"]
@@ -139,11 +154,12 @@ _GO_MODULE = (HERE / "go" / "go.mod", HERE / "go" / "go.sum")
 GO = Sources("go", ("go",), (HERE / "go", BENCHMARKS), _make_go)
 GRPCURL = Sources("grpcurl", ("go",), _GO_MODULE, _make_grpcurl)
 TOOLS = Sources("tools", ("go",), _GO_MODULE, _make_tools)
+H2SPEC = Sources("h2spec", ("go",), _GO_MODULE, _make_h2spec)
 NODE = Sources("node", ("node", "npm"), (HERE / "node", PROTOS), _make_node)
 JAVA = Sources("java", ("java", "javac", "mvn"), (HERE / "java", PROTOS), _make_java)
 
 
 if __name__ == "__main__":
-    for each in (GO, GRPCURL, TOOLS, NODE, JAVA):
+    for each in (GO, GRPCURL, TOOLS, H2SPEC, NODE, JAVA):
         if not each.missing():
             build(each)

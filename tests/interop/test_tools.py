@@ -153,6 +153,11 @@ def test_ghz_gets_every_answer(gateway: Gateway, ghz) -> None:
     assert report["errorDistribution"] == {}
 
 
+def test_ghz_finds_what_to_call_by_reflection(gateway: Gateway, ghz) -> None:
+    report = ghz(gateway.address, "--call", "grpc.health.v1.Health.Check", "-c", "5")
+    assert report["statusCodeDistribution"] == {"OK": CALLS}
+
+
 # grpc-health-probe
 
 
