@@ -79,7 +79,7 @@ soak: $(VENV)/test.stamp  ## 200,000 calls over a network that breaks every seco
 	@$(BIN)/python -m tests.soak $(SOAK)
 
 fuzz: $(VENV)/fuzz.stamp  ## broken conversations for 60 s, with atheris (ARGS="-runs=100000")
-	@echo "make fuzz: the http2 transport against mutated recordings"
+	@echo "make fuzz: the http2 transport, and the gateway, against whatever peers may say"
 	@$(BIN)/python -m tests.fuzz $(ARGS)
 
 # grpcio-tools 1.62 has wheels for Python 3.9 to 3.12 only, and an environment of its own

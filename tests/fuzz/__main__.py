@@ -1,4 +1,4 @@
-"""`python -m tests.fuzz`: target and decoders under atheris, 60 s or as libFuzzer's flags say."""
+"""`python -m tests.fuzz`: all targets under atheris, 60 s or as libFuzzer's flags say."""
 
 from __future__ import annotations
 
@@ -21,13 +21,20 @@ def main() -> None:
         )
     with atheris.instrument_imports(include=["revconn", "h2", "hpack"]):
         from tests.fuzz.decoders import decode_all
+        from tests.fuzz.endpoints import decode_blocks, serve
+        from tests.fuzz.gateways import Gateways
         from tests.fuzz.target import converse
+
+    gateways = Gateways()
 
     def run(data: bytes) -> None:
         converse(data)  # libFuzzer wants nothing back
         decode_all(data)
+        decode_blocks(data)
+        serve(data)
+        gateways.converse(data)
 
-    logging.disable(logging.CRITICAL)
+    logging.getLogger().addHandler(logging.NullHandler())  # the gateway must log no error
     found = tempfile.mkdtemp(prefix="revconn-fuzz-")
     atheris.Setup([sys.argv[0], *DEFAULTS, *sys.argv[1:], found, str(RECORDINGS)], run)
     atheris.Fuzz()
