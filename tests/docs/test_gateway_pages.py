@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import ast
 import configparser
+import inspect
 import json
 import re
 import shlex
@@ -16,13 +18,15 @@ import pytest
 
 from revconn.cli import gateway as gateway_command
 from revconn.cli.api_keys import KeySources
-from revconn.gateway import Gateway
+from revconn.gateway import Gateway, report
 from revconn.gateway.limits import Limits
 from tests.docs.markdown import read_blocks
 from tests.docs.test_examples import ROOT
 from tests.docs.test_words import rows
+from tests.interop import test_h2spec as h2spec
 
 HOWTO = ROOT / "docs" / "howto" / "run-the-gateway.md"
+TOPIC = ROOT / "docs" / "topics" / "gateway.md"
 REFERENCE = ROOT / "docs" / "reference" / "gateway.md"
 
 
@@ -98,6 +102,36 @@ def test_the_log_line_has_the_fields_of_one() -> None:
     facts = {"event", "connection_id", "key", "services", "peer", "age", "reason"}
     assert set(line) == {"time", "level", "logger", "message"} | facts
     assert line["event"] in {cells[0].strip("`") for cells in rows(HOWTO, "event")}
+
+
+def test_the_defaults_told_are_the_gateways() -> None:
+    defaults = {
+        name: parameter.default for name, parameter in inspect.signature(Gateway).parameters.items()
+    }
+    found = re.findall(r"`(\w+)`\s+\(([\d,]+)( KiB)?", TOPIC.read_text(encoding="utf-8"))
+    told = {
+        name: int(number.replace(",", "")) << (10 if unit else 0) for name, number, unit in found
+    }
+    assert {"max_sockets", "max_streams", "max_metadata_bytes", "idle_timeout"} <= told.keys()
+    assert told == {name: defaults[name] for name in told}
+
+
+def test_as_much_of_h2spec_passes_as_is_told() -> None:
+    assert f"It passes all {h2spec.TESTS} tests of [h2spec]" in TOPIC.read_text(encoding="utf-8")
+    assert h2spec.EXCEPTIONS == {}
+
+
+def test_every_event_of_the_log_is_listed() -> None:
+    module = ast.parse(inspect.getsource(report))
+    told = {
+        str(node.args[0].value)
+        for node in ast.walk(module)
+        if isinstance(node, ast.Call)
+        and ast.unparse(node.func) in ("self._note", "self._fields")
+        and isinstance(node.args[0], ast.Constant)
+    }
+    listed = {cells[0].strip("`") for cells in rows(HOWTO, "event")}
+    assert listed == told | {"shared"}
 
 
 def test_every_counter_is_listed() -> None:
