@@ -86,7 +86,7 @@ def test_max_pending_counts_calls_whose_request_does_not_come_too(
     connector.receive_request()
     calls[0].cancel()
     eventually(lambda: callers.receiving == 1)
-    say.future(iter(over.wait, True))
+    calls.append(say.future(iter(over.wait, True)))  # gRPC cancels what nobody holds
     eventually(lambda: callers.receiving == 2)
 
 
