@@ -6,6 +6,7 @@ served. Everything here belongs to the gateway's thread.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterable
 from functools import partial
 from typing import Any
@@ -18,6 +19,7 @@ from grpc_reflection.v1alpha import reflection_pb2
 
 from revconn._proto import registry_pb2
 from revconn.core.connection import decode
+from revconn.core.metadata import Metadata
 from revconn.core.routing import Wanted
 from revconn.core.status import ProtocolError, StatusCode
 from revconn.gateway.limits import Budget
@@ -130,11 +132,45 @@ class Introspection:
 class _Asking(UnaryRpc):
     """A call of the health service."""
 
-    __slots__ = ("_asked",)
+    __slots__ = ("_asked", "_timer")
 
     def __init__(self, stream: Stream, head: RequestHead, peer: str, asked: Introspection) -> None:
         super().__init__(stream, head, peer)
         self._asked = asked
+        self._timer: asyncio.TimerHandle | None = None
+
+    def start(self) -> None:
+        """Wait for the question, and not for ever. Raises :class:`Refused`."""
+        super().start()
+        timeout = self._asked.shared.limits.handshake_timeout
+        self._timer = asyncio.get_running_loop().call_later(timeout, self._expire, timeout)
+
+    def take(self, messages: list[bytes], *, ended: bool) -> None:
+        """The question has come, or the end, or both."""
+        if ended:
+            self._stop_timer()
+        super().take(messages, ended=ended)
+
+    def _expire(self, timeout: float) -> None:
+        self._asked.shared.counters.refused["handshake_timeout"] += 1
+        self.abandon()
+        self.finish(StatusCode.DEADLINE_EXCEEDED, f"no request came within {timeout:g} seconds")
+
+    def reply(
+        self, message: bytes | memoryview, trailing: Metadata = (), initial: Metadata = ()
+    ) -> None:
+        """Answer, as long as that can be read."""
+        super().reply(message, trailing, initial)
+        _bound(self.stream, self._asked.shared)
+
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def abandon(self) -> None:
+        """Nobody asks any more."""
+        self._stop_timer()
 
 
 class _Check(_Asking):
@@ -192,12 +228,21 @@ class _Watch(_Asking):
         if self._service is None:
             return
         status = self._asked.status(self._service)
-        if status != self._said and not self.stream.unsent_bytes:
+        if status == self._said:
+            return
+        if self.stream.unsent_bytes:
+            self.stream.await_room()
+        else:
             self._said = status
             self.send((HealthCheckResponse(status=status).SerializeToString(),))
 
+    def resume(self) -> None:
+        """What was said before was read: say how it is now."""
+        self.tell()
+
     def abandon(self) -> None:
         """Nobody watches any more."""
+        super().abandon()
         self._asked.discard(self)
 
 
@@ -227,12 +272,13 @@ class _Reflection(Rpc):
         """Answer each question."""
         if self.is_over:
             return
-        # Who asks and does not read is not answered without end.
-        if self.stream.unsent_bytes > _MOST_UNREAD:
-            self._end(StatusCode.RESOURCE_EXHAUSTED, "the answers are not being read")
-            return
         try:
             for message in messages:
+                # Who asks and does not read is not answered without end, nor all at once.
+                if self.stream.unsent_bytes > _MOST_UNREAD:
+                    self.stream.drop_unsent()
+                    self._end(StatusCode.RESOURCE_EXHAUSTED, "the answers are not being read")
+                    return
                 request = decode(reflection_pb2.ServerReflectionRequest, message)
                 self.send((self._asked.files.answer(request).SerializeToString(),))
         except ProtocolError as error:
@@ -244,13 +290,21 @@ class _Reflection(Rpc):
     def _end(self, code: StatusCode, problem: str) -> None:
         self.abandon()
         self.finish(code, problem)
+        _bound(self.stream, self._asked.shared)
 
     def abandon(self) -> None:
         """Nobody asks any more."""
         self._asked.discard(self)
 
 
-_MOST_UNREAD = 1 << 20  # bytes
+_MOST_UNREAD = 128 << 10  # bytes
+
+
+def _bound(stream: Stream, shared: Shared) -> None:
+    """An answer that finds no window does not wait for ever, nor does anything wait behind it."""
+    if stream.unsent_bytes:
+        now = asyncio.get_running_loop().time()
+        shared.answers.add(stream, now + shared.request_timeout)
 
 
 class _Files:

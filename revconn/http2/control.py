@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from revconn.core.framing import GzipInflater
 from revconn.core.status import ProtocolError
 from revconn.http2.frames import (
     ACK,
@@ -57,6 +58,12 @@ class Control(Writer):
         super().__init__(settings, acceptor, is_server=is_server)
         self.cost = 0
         self._left = 0  # work in this turn, until it is others' turn
+
+    def _weigh(self, inflate: GzipInflater) -> None:
+        """Count what inflating took beyond what the bytes that came are worth."""
+        weight = inflate.take_weight()
+        self.cost += weight
+        self._left -= 4 * weight
 
     def _say(self, data: bytes) -> None:
         """Write what the peer made us say, as long as it reads the answers."""

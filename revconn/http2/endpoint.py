@@ -168,7 +168,7 @@ class Endpoint(Control):
         size = len(data)
         self._needed = HEADER_BYTES if self._is_greeted else len(PREFACE)
         if not self._is_greeted:
-            self._hold(data)
+            self._held = bytearray(data)
             return b""
         most = self.cost + _COST_OF_TURN
         while size - offset >= HEADER_BYTES:
@@ -191,9 +191,12 @@ class Endpoint(Control):
                 if not flags and length >= PREFIX_BYTES:
                     after = self._take_row(stream_id, data, start - HEADER_BYTES)
                     if after:
+                        if self.is_ended:  # by whoever took them
+                            return b""
                         offset = after
                         continue
-                self._left -= self._receive_data(stream_id, flags, data, start, end)
+                work = self._receive_data(stream_id, flags, data, start, end)
+                self._left -= work  # which may have counted some already
                 if self._large is not None:
                     offset = self._follow(self._large, data, offset)
             elif kind == HEADERS:
@@ -215,7 +218,7 @@ class Endpoint(Control):
             if not self.is_settled:
                 self._check_first(kind, flags)
         if offset < size:
-            self._hold(data[offset:] if offset else data)
+            self._held = bytearray(data[offset:] if offset else data)
         return b""
 
     def _take_row(self, stream_id: int, data: bytes, offset: int) -> int:
@@ -259,9 +262,6 @@ class Endpoint(Control):
         self._refill(stream)
         return offset
 
-    def _hold(self, data: bytes) -> None:
-        self._held = bytearray(data)
-
     def _check_first(self, kind: int, flags: int) -> None:
         if kind != SETTINGS or flags & ACK:
             raise Fault(ErrorCode.PROTOCOL_ERROR, "the first frame is not SETTINGS")
@@ -301,7 +301,7 @@ class Endpoint(Control):
             # Messages of nothing are worth no more than their bytes.
             self.cost -= min(count, 1 + size // _USUAL_MESSAGE)
             if stream.inflate is not None:
-                self.cost += stream.inflate.take_weight()
+                self._weigh(stream.inflate)
         if ended:
             if stream.is_local_closed:
                 self._discard(stream)
@@ -363,7 +363,7 @@ class Endpoint(Control):
                     pieces = [memoryview(bytes(piece)) for piece in pieces]
                 self.cost -= stream.receive_pieces(pieces)
                 if stream.inflate is not None:
-                    self.cost += stream.inflate.take_weight()
+                    self._weigh(stream.inflate)
                 self._refill(stream)
         return offset
 
@@ -420,9 +420,9 @@ class Endpoint(Control):
 
     def _take_block(self, stream_id: int, flags: int, block: bytes) -> None:
         fields = self._decoder.decode(block)
-        if len(block) > self.settings.header_list:
-            self.cost += len(block) >> 6
-            self._left -= len(block) >> 8
+        # Ours to decode, octet by octet: a large block is a turn.
+        self._left -= len(block) >> 8
+        self.cost += len(block) >> (6 if len(block) > self.settings.header_list else 10)
         # A byte may stand for any header: many that are too many take long to follow.
         self.cost += max(0, self._decoder.list_size - self.settings.header_list) >> 10
         ended = flags & END_STREAM != 0

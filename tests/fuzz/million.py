@@ -48,6 +48,8 @@ def main() -> None:
         before = time.perf_counter()
         try:
             run(data)
+        except KeyboardInterrupt:
+            break
         except Exception as error:  # noqa: BLE001 - whatever it is, it is told
             frames = traceback.extract_tb(error.__traceback__)
             where = [f"{frame.name}:{frame.lineno}" for frame in frames[-3:]]

@@ -30,6 +30,7 @@ from revconn.http2.frames import (
 from revconn.http2.writing import frame
 from tests.fuzz.tape import Tape
 
+_BOMB = gzip.compress(bytes(2_000_000), 1)
 _HUFFMAN = HuffmanEncoder(REQUEST_CODES, REQUEST_CODES_LENGTH)
 
 __all__ = ["Said", "headers_block", "prefixed"]
@@ -68,7 +69,7 @@ def prefixed(tape: Tape, payload: bytes) -> bytes:
     elif choice == 3:
         size = tape.of((0, 1, size + 1, size + 5_000, 200_000, 0xFFFFFFFF))
     elif choice == 4:
-        payload = gzip.compress(bytes(2_000_000), 1)
+        payload = _BOMB
         flag, size = 1, len(payload)
     return struct.pack(">BI", flag, size) + payload
 

@@ -76,3 +76,11 @@ def test_without_atheris_the_fuzzer_says_what_to_install():
     run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=50)
     assert run.returncode == 1
     assert "pip install 'revconn[fuzz]'" in run.stderr
+
+
+def test_nothing_is_imported_before_the_fuzzer_can_follow_it():
+    script = "import runpy, sys; sys.modules['atheris'] = None\n"
+    script += "try: runpy.run_module('tests.fuzz', run_name='__main__')\nexcept SystemExit: pass\n"
+    script += "print([name for name in sys.modules if name.partition('.')[0] in ('revconn', 'h2')])"
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=50)
+    assert run.stdout.strip() == "[]", run.stderr

@@ -10,7 +10,14 @@ from typing import Any
 
 import hpack
 import pytest
-from hyperframe.frame import DataFrame, HeadersFrame, RstStreamFrame, SettingsFrame
+from grpc_reflection.v1alpha.reflection_pb2 import ServerReflectionRequest
+from hyperframe.frame import (
+    DataFrame,
+    HeadersFrame,
+    RstStreamFrame,
+    SettingsFrame,
+    WindowUpdateFrame,
+)
 
 from revconn.gateway.keys import ApiKeys
 from revconn.gateway.limits import Limits
@@ -19,9 +26,12 @@ from revconn.gateway.shared import Settings
 from revconn.http2.frames import PREFACE
 from revconn.http2.grpc import request_headers
 from tests.support.quick_loop import QuickLoop, QuickSocket
+from tests.support.scripted_http2 import message
 
 ESTABLISH = "/registry.RegistryService/EstablishConnection"
 REGISTER = "/registry.RegistryService/Register"
+CHECK, WATCH = "/grpc.health.v1.Health/Check", "/grpc.health.v1.Health/Watch"
+REFLECT = "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo"
 CREDIT = 16 << 20  # bytes
 
 
@@ -245,7 +255,7 @@ def test_who_has_its_share_of_credit_does_not_hold_up_those_behind_it(
     for stream_id in ids:
         greedy.sent += call(REGISTER, stream_id) + DataFrame(stream_id, large).serialize()
     turn(loop, greedy)
-    assert len(listener._wanting) > 18  # all but two of its messages
+    assert len(listener._wanting) > 18  # all but three of its messages
     small = struct.pack(">BI", 0, 2 << 20) + bytes(100)
     modest.sent = call(REGISTER, 1) + DataFrame(1, small).serialize()
     turn(loop, modest)
@@ -273,3 +283,78 @@ def test_a_stream_that_ends_while_it_waits_for_credit_is_forgotten(
     turn(loop, sock)
     assert not listener._wanting
     assert listener._credit.used == listener._credit.most - (1 << 20)
+
+
+# The gateway's own services
+
+
+def test_a_question_about_health_that_is_never_asked_ends(
+    serving: Serving, loop: QuickLoop
+) -> None:
+    sock = connect(serving, loop)
+    sock.sent = call(CHECK, 1) + call(WATCH, 3)
+    turn(loop, sock)
+    (peer,) = serving.listener._peers
+    assert len(peer.endpoint.streams) == 2
+    wait(loop, 11.0)
+    turn(loop, sock)
+    assert not peer.endpoint.streams
+    assert b"no request came within 10 seconds" in sock.heard
+    assert serving.shared.counters.refused["handshake_timeout"] == 2
+    assert serving.shared.watching.used == 0
+
+
+def test_a_question_about_health_that_was_answered_does_not_end_again(
+    serving: Serving, loop: QuickLoop
+) -> None:
+    sock = connect(serving, loop)
+    asked = DataFrame(1, message(b""), flags=["END_STREAM"])
+    sock.sent = call(WATCH, 1) + asked.serialize()
+    turn(loop, sock)
+    wait(loop, 11.0)
+    (peer,) = serving.listener._peers
+    assert len(peer.endpoint.streams) == 1
+
+
+def test_many_questions_at_once_are_not_all_answered_before_the_first_answers_are_read(
+    serving: Serving, loop: QuickLoop
+) -> None:
+    sock = connect(serving, loop)
+    question = ServerReflectionRequest(file_containing_symbol="grpc.health.v1.Health")
+    asked = DataFrame(1, message(question.SerializeToString()) * 400)
+    sock.sent = call(REFLECT, 1) + asked.serialize()
+    turn(loop, sock)
+    assert b"the answers are not being read" in sock.heard
+    (peer,) = serving.listener._peers
+    assert not peer.endpoint.streams
+
+
+def test_an_answer_about_health_does_not_wait_for_a_window_for_ever(
+    serving: Serving, loop: QuickLoop
+) -> None:
+    sock = connect(serving, loop, INITIAL_WINDOW_SIZE=0)
+    asked = DataFrame(1, message(b""), flags=["END_STREAM"])
+    sock.sent = call(CHECK, 1) + asked.serialize()
+    turn(loop, sock)
+    (peer,) = serving.listener._peers
+    assert len(peer.endpoint.streams) == 1
+    assert serving.shared.answers._budget.used > 0
+    wait(loop, 31.0)
+    serving.listener.look(0.0)
+    assert not peer.endpoint.streams
+    assert serving.shared.answers._budget.used == 0
+
+
+def test_who_watches_and_did_not_read_is_told_the_news_once_it_has(
+    serving: Serving, loop: QuickLoop
+) -> None:
+    sock = connect(serving, loop, INITIAL_WINDOW_SIZE=0)
+    asked = DataFrame(1, message(b""), flags=["END_STREAM"])
+    sock.sent = call(WATCH, 1) + asked.serialize()
+    turn(loop, sock)
+    assert serving._introspection is not None
+    serving._introspection.leave()
+    turn(loop, sock)
+    sock.sent = WindowUpdateFrame(1, 1_000).serialize()
+    turn(loop, sock)
+    assert sock.heard.index(message(b"\x08\x01")) < sock.heard.index(message(b"\x08\x02"))

@@ -11,6 +11,7 @@ from hyperframe.frame import (
     DataFrame,
     GoAwayFrame,
     HeadersFrame,
+    PingFrame,
     PriorityFrame,
     RstStreamFrame,
     SettingsFrame,
@@ -172,8 +173,15 @@ def test_messages_that_inflate_to_much_more_take_several_turns_and_are_charged(
         stream.inflate = GzipInflater(1 << 20)
         data += DataFrame(stream.id, said, flags=["END_STREAM"]).serialize()
     before = greeted.endpoint.cost
-    assert turns(greeted, data) > 2
+    assert turns(greeted, data) > 10
     assert greeted.endpoint.cost - before > 300
+
+
+def test_a_large_block_of_headers_is_a_turn(greeted: Side) -> None:
+    block = hpack.Encoder().encode([*REQUEST, (b"x", b"a" * 24_000)], huffman=True)
+    assert 14_000 < len(block) < 16_384
+    calls = [HeadersFrame(1 + 2 * each, block, flags=["END_HEADERS"]) for each in range(10)]
+    assert turns(greeted, serialized(*calls)) >= 5
 
 
 def test_a_message_that_inflates_beyond_the_limit_is_charged(greeted: Side) -> None:
@@ -192,6 +200,14 @@ def test_messages_of_nothing_pay_for_no_flood(greeted: Side) -> None:
     greeted.receive(DataFrame(1, message(b"") * 3_000).serialize())
     assert len(greeted.heard[1].messages) == 3_000
     assert before - greeted.endpoint.cost < 300
+
+
+def test_nothing_is_taken_behind_messages_that_had_the_connection_ended(greeted: Side) -> None:
+    opened(greeted)
+    greeted.heard[1].take = lambda messages, ended: greeted.endpoint.end()  # type: ignore[method-assign]
+    said = (DataFrame(1, message(b"one")), DataFrame(1, message(b"two")), PingFrame(0))
+    greeted.receive(serialized(*said))
+    assert isinstance(frames(greeted.say_all())[-1], GoAwayFrame)
 
 
 # Headers
