@@ -26,10 +26,10 @@ from revconn.core.status import ProtocolError, StatusCode, decode_message, respo
 from revconn.gateway.backends import BackendRequest, Reply
 from revconn.gateway.call import Call
 from revconn.gateway.refusals import STOPPING, Refused, over_limit
-from revconn.gateway.rpcs import Rpc, UnaryRpc
+from revconn.gateway.rpcs import Rpc, UnaryRpc, code_of
 from revconn.gateway.shared import Shared
 from revconn.gateway.wires import Turn
-from revconn.http2.grpc import MessageRefused, MessageTooLong
+from revconn.http2.grpc import MessageTooLong
 from revconn.http2.requests import RequestHead
 from revconn.http2.streams import Stream
 from revconn.logger import get_logger, level_check
@@ -181,16 +181,17 @@ class _Incoming(UnaryRpc):
 
     def refuse(self, error: ProtocolError) -> None:
         """The message is too large, or broken."""
+        problem = str(error)
         if isinstance(error, MessageTooLong):
             shared = self._callers.shared
             limit = shared.limits.max_message_bytes
             problem = f"a request of {error.size:,} bytes exceeds {limit:,}"
-            refused = over_limit(shared.counters, "max_message_bytes", problem)
-            self.end(refused.code, refused.message)
-        elif isinstance(error, MessageRefused):
-            self.end(StatusCode.RESOURCE_EXHAUSTED, str(error))
-        else:
-            self.end(StatusCode.INTERNAL, str(error))
+            problem = over_limit(shared.counters, "max_message_bytes", problem).message
+        self.end(code_of(error), problem)
+
+    def settled(self) -> None:
+        """The call is out of the table, and about to be answered."""
+        self._call = None
 
     def abandon(self) -> None:
         """The caller gave up, or is refused."""
@@ -254,7 +255,7 @@ class OutsideCall(Call):
         if headers or response.status_code != 200:
             code = response_code(response.status_code, headers)
         rpc = self._rpc
-        rpc._call = None
+        rpc.settled()
         if _would_log(logging.DEBUG):
             logger.debug("%.200r from %s: %s", self.path, rpc.peer, code.name)
         metadata = metadata_from_headers(headers) if headers else ()
@@ -286,7 +287,7 @@ class OutsideCall(Call):
     def relay(self, reply: Reply) -> None:
         """Tell the caller what a backend answered: all but the transport's own metadata."""
         rpc = self._rpc
-        rpc._call = None
+        rpc.settled()
         logger.debug("%.200r from %s: %s, from a backend", self.path, rpc.peer, reply.code.name)
         initial = application_metadata(reply.initial)
         trailing = application_metadata(reply.trailing)

@@ -80,11 +80,6 @@ class Calls:
         """How many calls wait for an answer, or for somebody to answer them."""
         return len(self._calls) + len(self._dialled)
 
-    @property
-    def waiting_callers(self) -> int:
-        """How many of those that connectors may answer do not come from a connector."""
-        return sum(call.asker is None for call in self._calls.values())
-
     # Admission
 
     def admit(

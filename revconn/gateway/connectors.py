@@ -24,11 +24,11 @@ from revconn.gateway.deadlines import Timeouts
 from revconn.gateway.keys import ApiKeys
 from revconn.gateway.refusals import STOPPING, Refused, over_limit
 from revconn.gateway.routes import Connection
-from revconn.gateway.rpcs import Method, Rpc
+from revconn.gateway.rpcs import Method, Rpc, code_of
 from revconn.gateway.shared import Shared
 from revconn.gateway.wires import Turn
 from revconn.gateway.wishes import Wishes
-from revconn.http2.grpc import MessageRefused, MessageTooLong
+from revconn.http2.grpc import MessageTooLong
 from revconn.http2.requests import RequestHead
 from revconn.http2.streams import ErrorCode, Stream
 from revconn.logger import get_logger
@@ -337,15 +337,12 @@ class ConnectorStream(Rpc):
 
     def refuse(self, error: ProtocolError) -> None:
         """A message is far too large, or broken."""
-        code, problem = StatusCode.INTERNAL, str(error)
-        if isinstance(error, MessageRefused):
-            code = StatusCode.RESOURCE_EXHAUSTED
+        code, problem = code_of(error), str(error)
         if isinstance(error, MessageTooLong):
             shared = self._streams.shared
             problem = f"a message of {error.size:,} bytes exceeds"
             problem = f"{problem} {shared.limits.max_message_bytes:,}"
-            refused = over_limit(shared.counters, "max_message_bytes", problem)
-            code, problem = refused.code, refused.message
+            problem = over_limit(shared.counters, "max_message_bytes", problem).message
         if self._is_registering:
             self._turn_away(code, problem)
         elif self._ending is None:

@@ -22,6 +22,7 @@ from revconn.core.connection import decode
 from revconn.core.metadata import Metadata
 from revconn.core.routing import Wanted
 from revconn.core.status import ProtocolError, StatusCode
+from revconn.gateway.deadlines import Timeouts
 from revconn.gateway.limits import Budget
 from revconn.gateway.refusals import STOPPING, Refused, over_limit
 from revconn.gateway.rpcs import Method, Rpc, UnaryRpc
@@ -56,6 +57,8 @@ class Introspection:
         self.watchers: dict[_Watch, None] = {}
         self._reflections: dict[_Reflection, None] = {}
         self.files = _Files()
+        loop, timeout = asyncio.get_running_loop(), shared.limits.handshake_timeout
+        self.timeouts = Timeouts(loop, timeout, _Asking.expire)
         shared.registry.on_change.append(self._tell_watchers)
         shared.backends.on_change.append(self._tell_watchers)
 
@@ -132,29 +135,30 @@ class Introspection:
 class _Asking(UnaryRpc):
     """A call of the health service."""
 
-    __slots__ = ("_asked", "_timer")
+    __slots__ = ("_asked",)
 
     def __init__(self, stream: Stream, head: RequestHead, peer: str, asked: Introspection) -> None:
         super().__init__(stream, head, peer)
         self._asked = asked
-        self._timer: asyncio.TimerHandle | None = None
 
     def start(self) -> None:
         """Wait for the question, and not for ever. Raises :class:`Refused`."""
         super().start()
-        timeout = self._asked.shared.limits.handshake_timeout
-        self._timer = asyncio.get_running_loop().call_later(timeout, self._expire, timeout)
+        self._asked.timeouts.add(self)
 
     def take(self, messages: list[bytes], *, ended: bool) -> None:
         """The question has come, or the end, or both."""
         if ended:
-            self._stop_timer()
+            self._asked.timeouts.discard(self)
         super().take(messages, ended=ended)
 
-    def _expire(self, timeout: float) -> None:
-        self._asked.shared.counters.refused["handshake_timeout"] += 1
+    def expire(self) -> None:
+        """No question has come in time."""
+        shared = self._asked.shared
+        shared.counters.refused["handshake_timeout"] += 1
         self.abandon()
-        self.finish(StatusCode.DEADLINE_EXCEEDED, f"no request came within {timeout:g} seconds")
+        problem = f"no request came within {shared.limits.handshake_timeout:g} seconds"
+        self.finish(StatusCode.DEADLINE_EXCEEDED, problem)
 
     def reply(
         self, message: bytes | memoryview, trailing: Metadata = (), initial: Metadata = ()
@@ -163,14 +167,9 @@ class _Asking(UnaryRpc):
         super().reply(message, trailing, initial)
         _bound(self.stream, self._asked.shared)
 
-    def _stop_timer(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-
     def abandon(self) -> None:
         """Nobody asks any more."""
-        self._stop_timer()
+        self._asked.timeouts.discard(self)
 
 
 class _Check(_Asking):

@@ -22,7 +22,13 @@ from revconn.http2.requests import (
 )
 from revconn.http2.streams import Receiver, Stream
 
-__all__ = ["Method", "Rpc", "UnaryRpc"]
+__all__ = ["Method", "Rpc", "UnaryRpc", "code_of"]
+
+
+def code_of(error: ProtocolError) -> StatusCode:
+    """With which a call ends whose message cannot be taken."""
+    is_too_much = isinstance(error, (MessageRefused, MessageTooLong))
+    return StatusCode.RESOURCE_EXHAUSTED if is_too_much else StatusCode.INTERNAL
 
 
 class Rpc(Receiver):
@@ -85,11 +91,8 @@ class Rpc(Receiver):
 
     def refuse(self, error: ProtocolError) -> None:
         """A message cannot be taken: the caller is told why."""
-        code = StatusCode.INTERNAL
-        if isinstance(error, (MessageRefused, MessageTooLong)):
-            code = StatusCode.RESOURCE_EXHAUSTED
         self.abandon()
-        self.finish(code, str(error))
+        self.finish(code_of(error), str(error))
 
     def abandon(self) -> None:
         """Nothing more comes of the call: what was begun for it is given up."""

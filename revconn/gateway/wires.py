@@ -84,7 +84,7 @@ class Wire(Acceptor):
 
     :ivar address: the other end's, for logs.
     :ivar opened_at: monotonic seconds.
-    :ivar heard_at: when something last came, to the second.
+    :ivar heard_at: when something last came.
     :ivar pinged_at: when a sign of life was asked for that has not come.
     """
 

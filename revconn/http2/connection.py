@@ -15,11 +15,11 @@ from revconn.core.status import ProtocolError, Speaker, StatusCode
 from revconn.http2.frames import (
     ACK,
     DATA,
+    DATA_START,
     DEFAULT_WINDOW,
     END_HEADERS,
     END_STREAM,
     GOAWAY,
-    HEADER,
     HEADER_BYTES,
     HEADERS,
     PADDED,
@@ -72,11 +72,8 @@ _PING_BYTES = 8
 _INCREMENT_BYTES = 4
 _SETTLED_EVERY = 500  # of `_cost`: a fraction of what a peer is given at once
 
-# A frame's header and the prefix of the message that most begin with, in one step; without a
-# message the latter is whatever comes next.
-_START = struct.Struct(HEADER.format + "BI")
-_unpack_start = _START.unpack_from
-_pack_start = _START.pack
+_unpack_start = DATA_START.unpack_from
+_pack_start = DATA_START.pack
 _unpack_increment = struct.Struct(">I").unpack_from
 _INCREMENT_MASK = 0x7FFFFFFF
 _unpack_prefix = struct.Struct(">BI").unpack_from
@@ -276,7 +273,7 @@ class Engine:
         limit = self._message_limit
         try:
             if self._is_plain:
-                while size - offset >= _START.size:
+                while size - offset >= DATA_START.size:
                     high, low, kind, flags, stream_id, flag, length = _unpack_start(data, offset)
                     position = offset + HEADER_BYTES
                     end = position + (high << 8 | low)

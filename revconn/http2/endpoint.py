@@ -1,7 +1,7 @@
 """One HTTP/2 connection (RFC 9113) with many streams, either side, as bytes in and bytes out.
 
 All of it is ours but for the static table and the Huffman code of HPACK: a call that passes a
-gateway is six frames, and h2 needs more time for one of them than everything else together.
+gateway is seven frames, and h2 needs more time for one of them than everything else together.
 ``docs/topics/gateway.md`` has the measurement.
 
 A peer is trusted in nothing. What breaks HTTP/2 ends the stream or the connection, with the code
@@ -12,8 +12,6 @@ lets others have their turn.
 
 from __future__ import annotations
 
-import struct
-
 from revconn.core.framing import PREFIX_BYTES
 from revconn.core.status import ProtocolError
 from revconn.http2.control import NOT_READ, Control, Fault, require
@@ -21,6 +19,7 @@ from revconn.http2.frames import (
     ACK,
     CONTINUATION,
     DATA,
+    DATA_START,
     END_HEADERS,
     END_STREAM,
     GOAWAY,
@@ -64,8 +63,7 @@ _COST_OF_TURN = 128  # of that, before others have their turn
 
 _unpack_header = HEADER.unpack_from
 _unpack_number = NUMBER.unpack_from
-_START = struct.Struct(HEADER.format + "BI")  # a frame's header, and a message's prefix
-_unpack_start = _START.unpack_from
+_unpack_start = DATA_START.unpack_from
 
 
 class Endpoint(Control):
@@ -233,10 +231,10 @@ class Endpoint(Control):
         messages: list[bytes] = []
         begin, size, limit = offset, len(data), stream.limit
         small = 0
-        while size - offset >= _START.size:
+        while size - offset >= DATA_START.size:
             high, low, kind, flags, frame_stream_id, flag, length = _unpack_start(data, offset)
             end = offset + HEADER_BYTES + (high << 8 | low)
-            start = offset + _START.size
+            start = offset + DATA_START.size
             if kind or flags or flag or frame_stream_id != stream_id:
                 break
             if start + length != end or end > size or length > limit or end - start > USUAL_FRAME:

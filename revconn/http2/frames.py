@@ -26,6 +26,7 @@ __all__ = [
     "ACK",
     "CONTINUATION",
     "DATA",
+    "DATA_START",
     "DEFAULT_WINDOW",
     "END_HEADERS",
     "END_STREAM",
@@ -86,6 +87,10 @@ HEADER_BYTES = 9
 # RFC 9113, section 4.1. The length has 24 bits, which struct cannot say: 16 bits and 8.
 HEADER = struct.Struct(">HBBBI")  # length (high 16 bits, low 8), kind, flags, stream id
 _unpack_header = HEADER.unpack_from
+
+DATA_START = struct.Struct(HEADER.format + "BI")
+"""A frame's header, and the prefix of the message that most DATA begins with, in one step."""
+
 _INCREMENT = struct.Struct(">I")
 _ID_MASK = 0x7FFFFFFF  # the 32nd bit is reserved, and to be ignored when received (section 4.1)
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Union
 
 from revconn.core.framing import PREFIX_BYTES, GzipInflater
 from revconn.core.status import ProtocolError
-from revconn.http2.frames import DATA, END_HEADERS, END_STREAM, HEADER, HEADERS
+from revconn.http2.frames import DATA, DATA_START, END_HEADERS, END_STREAM, HEADER, HEADERS
 from revconn.http2.grpc import MessageReader
 from revconn.http2.headers import Field
 
@@ -25,10 +25,9 @@ __all__ = ["GONE", "ErrorCode", "Receiver", "Stream"]
 _COPIED_BYTES = 8 << 10  # a longer piece is a buffer of its own, and not copied to go with others
 _MOST_AT_ONCE = 64 << 10  # bytes that a stream sends before it is another one's turn
 _PREFIX = struct.Struct(">BI")
-_DATA_START = struct.Struct(HEADER.format + "BI")  # a frame's header, and a message's prefix
 _pack_header = HEADER.pack
 _pack_prefix = _PREFIX.pack
-_pack_data_start = _DATA_START.pack
+_pack_data_start = DATA_START.pack
 _unpack_prefix = _PREFIX.unpack_from
 
 Data = Union[bytes, memoryview]
