@@ -31,7 +31,7 @@ def machine(loadgen: str) -> dict[str, str]:
         "python": f"{platform.python_implementation()} {platform.python_version()}",
         "python build": _python_build(),
         "grpcio": version("grpcio"),
-        "h2": version("h2"),
+        "hpack": version("hpack"),
         "protobuf": version("protobuf"),
         "go": _go_version(),
     }

@@ -12,9 +12,6 @@ import functools
 import time
 from typing import Any, Callable
 
-import h2.config
-import h2.connection
-
 from revconn import Request
 from revconn._proto.registry_pb2 import ConnectionMessage, ConnectionStatus, ForwardRequest
 from revconn.core.chunks import LargeAnswer
@@ -24,7 +21,14 @@ from revconn.core.liveness import ConnectorLiveness
 from revconn.core.routing import Routes
 from revconn.core.sending import Answer, Outbound
 from revconn.http2.connection import Engine
-from revconn.http2.frames import data_header
+from revconn.http2.frames import (
+    USUAL_FRAME,
+    data_header,
+    header_frames,
+    settings_frame,
+    window_update,
+)
+from revconn.http2.headers import encode_fields
 from revconn.messages import received
 from revconn.serving.handlers import Answering, Handler
 from revconn.serving.replies import Replies
@@ -91,13 +95,9 @@ class Path:
 
 def _greeting(preface: bytes) -> bytes:
     """A gateway's settings, headers, and a window that stays open."""
-    server = h2.connection.H2Connection(h2.config.H2Configuration(client_side=False))
-    server.initiate_connection()
-    server.receive_data(preface)
-    server.send_headers(1, [(":status", "200"), ("content-type", "application/grpc")])
-    server.increment_flow_control_window((1 << 31) - (1 << 17))
-    server.increment_flow_control_window((1 << 31) - (1 << 17), stream_id=1)
-    return bytes(server.data_to_send())
+    headers = encode_fields([(b":status", b"200"), (b"content-type", b"application/grpc")])
+    windows = [window_update(stream_id, (1 << 31) - (1 << 17)) for stream_id in (0, 1)]
+    return b"".join([settings_frame([]), *header_frames(1, headers, 0, USUAL_FRAME), *windows])
 
 
 def _request(number: int) -> bytes:

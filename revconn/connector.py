@@ -58,8 +58,8 @@ class Connector:
     :param services: full names of services to register, besides those that handlers name.
     :param tls: ``None`` (TLS, except to a loopback address), a :class:`TLS`, ``True``, or
         ``False`` for plaintext.
-    :param transport: ``"http2"`` (a socket and h2: the fast one), ``"grpcio"``, or ``"auto"``,
-        which is http2.
+    :param transport: ``"http2"`` (a socket, and HTTP/2 of our own: the fast one), ``"grpcio"``, or
+        ``"auto"``, which is http2.
     :param proxy: the URL of an HTTP proxy to tunnel through, ``http://[user:password@]host:port``;
         ``None`` asks the environment (``HTTPS_PROXY``, ``NO_PROXY``), ``False`` uses none.
     :param max_workers: how many handlers run at once (16).

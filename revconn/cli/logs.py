@@ -43,7 +43,6 @@ def set_up_logging(level: str, log_format: str = "text") -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_JSONFormatter() if log_format == "json" else logging.Formatter(_FORMAT))
     logging.basicConfig(level=level.upper(), handlers=[handler])
-    logging.getLogger("hpack").setLevel(logging.INFO)  # it would log every byte of every header
 
 
 def announce(message: str, logger: str, log_format: str, **facts: str) -> None:

@@ -1,4 +1,4 @@
-"""HTTP/2 without I/O: h2, gRPC's framing, and flow control."""
+"""A connector's HTTP/2 without I/O: one gRPC stream, its messages, and flow control."""
 
 from __future__ import annotations
 
@@ -8,32 +8,35 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import Union
 
-import h2.events
-
 from revconn.core.framing import PREFIX_BYTES, GzipInflater
 from revconn.core.status import ProtocolError, Speaker, StatusCode
+from revconn.http2.control_frames import (
+    STREAM_ID,
+    ControlFrames,
+    Informational,
+    Reset,
+    Response,
+    SettingsChanged,
+    Trailers,
+)
 from revconn.http2.frames import (
     ACK,
     DATA,
     DATA_START,
     DEFAULT_WINDOW,
-    END_HEADERS,
     END_STREAM,
     GOAWAY,
     HEADER_BYTES,
-    HEADERS,
     PADDED,
     PING,
     PING_ACK,
-    PUSH_PROMISE,
+    SETTINGS_ACK,
     WINDOW_UPDATE,
     WORTHWHILE_BYTES,
-    ControlFrames,
     FrameSplitter,
     ReceiveWindow,
     SendWindow,
     data_header,
-    initial_window_change,
     parse_window_update,
     ping,
     unpad,
@@ -43,7 +46,6 @@ from revconn.http2.grpc import (
     Goaway,
     MessageReader,
     StreamEnd,
-    decode_metadata,
     end_by_reset,
     end_by_trailers,
     frame_all,
@@ -86,15 +88,13 @@ Buffer = Union[bytes, memoryview]
 class Engine:
     """One gRPC stream on one HTTP/2 connection, as bytes in and bytes out.
 
-    h2 speaks the protocol: settings, headers, resets. DATA and its flow control are ours, because
-    h2 needs many times longer for each frame than everything else that happens to a small message.
-    So is PING: a gateway that estimates its bandwidth (any grpc-go or grpc-java server as it comes)
-    sends one with every lone request. And so is GOAWAY, after which h2 would refuse everything,
-    while in gRPC's graceful shutdown an open stream goes on.
+    What comes often is seen to here: DATA, its flow control, and PING, since a gateway that
+    estimates its bandwidth (any grpc-go or grpc-java server as it comes) sends one with every lone
+    request. Settings, headers and resets are :class:`ControlFrames`'.
 
-    There is no lock. The receiving thread owns what comes in: :meth:`receive`, h2, ``end``,
-    ``speaker``, ``goaways`` and ``initial_metadata``, which others may read. Whoever has the
-    stream's turn to write owns what goes out: :meth:`put`, :meth:`grant`, :meth:`take_output`.
+    There is no lock. The receiving thread owns what comes in: :meth:`receive`, the control frames,
+    ``end``, ``speaker``, ``goaways`` and ``initial_metadata``, which others may read. Whoever has
+    the stream's turn to write owns what goes out: :meth:`put`, :meth:`grant`, :meth:`take_output`.
     Between the two are ``control``, a deque that any thread appends to, and numbers with one
     writer each.
     """
@@ -121,11 +121,10 @@ class Engine:
         self._sent = 0  # bytes of DATA, in all; whoever's turn it is to write
         self._control_frames = ControlFrames(_STREAM_WINDOW, _FRAME_BYTES)
         self._longest_outbound = self._control_frames.longest_outbound  # no longer than one write
-        self._stream_id = 0
+        self._stream_id = STREAM_ID
         self._informational = 0
         self._reading_id = -1  # the stream's, once its headers have come
         self._is_plain = False  # nothing has come in part, so receive() may take it apart itself
-        self._in_headers = False  # a block of them, which nothing else may come between
         # Messages for which the peer's window has no room yet, in runs. Whether there are any is
         # read by the receiving thread, too, which then wakes the sender as the window opens.
         self.unsent: deque[memoryview] = deque()
@@ -148,10 +147,8 @@ class Engine:
         # RFC 9113 (section 3.4) allows it. The connection's window has no setting, but an update.
         self.control.append(self._control_frames.begin())
         self.control.append(window_update(0, _CONNECTION_WINDOW - DEFAULT_WINDOW))
-        self._stream_id = self._control_frames.open_stream(
-            request_headers(scheme, authority, path, metadata)
-        )
-        self.control.append(self._control_frames.output())
+        headers = request_headers(scheme, authority, path, metadata)
+        self.control.append(self._control_frames.open_stream(headers))
 
     def put(self, messages: Sequence[bytes]) -> None:
         """Queue messages behind those that still wait for the peer's window."""
@@ -345,7 +342,7 @@ class Engine:
             self._reading_id > 0
             and self._splitter.is_between_frames
             and not self._reader.mid_message
-            and not self._in_headers
+            and self._control_frames.block is None
         )
 
     def _take_rest(self, data: bytes, messages: list[bytes]) -> None:
@@ -363,7 +360,7 @@ class Engine:
 
     def _take_large(self, data: bytes, offset: int, messages: list[bytes]) -> int:
         """Go on with a message of many frames; how far nothing but its DATA has come."""
-        if not self._in_headers:
+        if self._control_frames.block is None:
             before, missing = len(messages), self._reader.missing
             offset, pieces = self._splitter.take_data(data, offset, self._reading_id, missing)
             self._reader.add(pieces, messages)
@@ -376,14 +373,11 @@ class Engine:
         plain_bytes = 0
         before = len(messages)
         for kind, flags, stream_id, buffer, start, end in self._splitter.feed(data):
-            # Nothing may come between HEADERS and the end of their block (RFC 9113, section 4.3):
-            # h2 sees every frame meanwhile, and refuses even a PING. Not DATA, which the splitter
-            # may give out in pieces that are no frames: h2 would wait for the rest for ever.
-            if self._in_headers and kind == DATA:
-                raise ProtocolError("DATA in the middle of headers")
-            if self._in_headers:
-                self._receive_other(buffer[start - HEADER_BYTES : end])
-                self._in_headers = not flags & END_HEADERS
+            # Nothing may come between HEADERS and the end of their block (RFC 9113, section 4.3).
+            if self._control_frames.block is not None:
+                if kind == DATA:
+                    raise ProtocolError("DATA in the middle of headers")
+                self._receive_other(kind, flags, stream_id, buffer[start:end])
             elif kind == DATA and not flags and stream_id == self._reading_id:
                 plain_bytes += end - start
                 self._reader.feed(buffer, start, end, messages)
@@ -400,8 +394,7 @@ class Engine:
             elif kind == GOAWAY:
                 self._receive_goaway(parse_goaway(buffer[start:end]))
             else:
-                self._receive_other(buffer[start - HEADER_BYTES : end])
-                self._in_headers = kind in (HEADERS, PUSH_PROMISE) and not flags & END_HEADERS
+                self._receive_other(kind, flags, stream_id, buffer[start:end])
             if self.end is not None:
                 return
         self._use(plain_bytes)
@@ -414,8 +407,6 @@ class Engine:
 
     def _say(self, control: bytes) -> None:
         """Queue what the peer asked for, as long as it reads the answers."""
-        if not control:
-            return
         self.control.append(control)
         self._control_put += len(control)
         if self._control_put - self.control_taken > _MOST_UNSENT_CONTROL:
@@ -441,29 +432,27 @@ class Engine:
         if flags & END_STREAM:
             self._finish(_NO_TRAILERS)
 
-    def _receive_other(self, frame: bytes) -> None:
-        """What h2 knows better."""
-        for event in self._control_frames.receive(frame):
-            if isinstance(event, h2.events.ResponseReceived):
-                self._receive_headers(decode_metadata(event.headers))
-            elif isinstance(event, h2.events.TrailersReceived):
-                trailers = decode_metadata(event.headers)
-                speaker = who_ended(self.initial_metadata or {}, trailers)
-                self._finish(end_by_trailers(trailers), speaker)
-            elif isinstance(event, h2.events.InformationalResponseReceived):
-                self._informational += 1
-                if self._informational > _MOST_INFORMATIONAL:
-                    raise ProtocolError(f"more than {_MOST_INFORMATIONAL} responses of status 1xx")
-            elif isinstance(event, h2.events.StreamReset):
-                self._finish(end_by_reset(int(event.error_code)))
-            elif isinstance(event, h2.events.StreamEnded):
+    def _receive_other(self, kind: int, flags: int, stream_id: int, payload: bytes) -> None:
+        """What comes seldom."""
+        event = self._control_frames.receive(kind, flags, stream_id, payload)
+        if isinstance(event, Response):
+            self._receive_headers(event.metadata)
+            if event.ended:
                 self._finish(_NO_TRAILERS)
-            elif isinstance(event, h2.events.RemoteSettingsChanged):
-                self._outbound.resize(initial_window_change(event), self._sent)
-                self._longest_outbound = min(
-                    self._control_frames.longest_outbound, _MOST_DATA_PER_WRITE
-                )
-        self._say(self._control_frames.output())
+        elif isinstance(event, Trailers):
+            speaker = who_ended(self.initial_metadata or {}, event.metadata)
+            self._finish(end_by_trailers(event.metadata), speaker)
+        elif isinstance(event, Informational):
+            self._informational += 1
+            if self._informational > _MOST_INFORMATIONAL:
+                raise ProtocolError(f"more than {_MOST_INFORMATIONAL} responses of status 1xx")
+        elif isinstance(event, Reset):
+            self._finish(end_by_reset(event.error_code))
+        elif isinstance(event, SettingsChanged):
+            self._outbound.resize(event.window_change, self._sent)
+            longest = self._control_frames.longest_outbound
+            self._longest_outbound = min(longest, _MOST_DATA_PER_WRITE)
+            self._say(SETTINGS_ACK)
 
     def _receive_headers(self, metadata: Mapping[str, str | bytes]) -> None:
         self.initial_metadata = metadata

@@ -6,33 +6,33 @@ from revconn.core.framing import GzipInflater
 from revconn.core.status import ProtocolError
 from revconn.http2.frames import (
     ACK,
-    LARGEST_WINDOW,
-    PRIORITY_BYTES,
-    RST_STREAM,
-    SETTINGS_ACK,
-)
-from revconn.http2.streams import ErrorCode, Stream
-from revconn.http2.writing import (
     ENABLE_PUSH,
-    GOAWAY_HEAD,
     INITIAL_WINDOW,
-    LONGEST_FRAME_OUT,
+    LARGEST_FRAME,
+    LARGEST_WINDOW,
     MAX_FRAME,
     MAX_STREAMS,
     NUMBER,
+    PRIORITY_BYTES,
+    RST_STREAM,
     SETTING,
+    SETTINGS_ACK,
     USUAL_FRAME,
+    frame,
+)
+from revconn.http2.streams import ErrorCode, Stream
+from revconn.http2.writing import (
+    GOAWAY_HEAD,
+    LONGEST_FRAME_OUT,
     Acceptor,
     Settings,
     Writer,
-    frame,
 )
 
 __all__ = ["NOT_READ", "Control", "Fault", "require"]
 
 NOT_READ = "it asks and does not read the answers"
 
-_LARGEST_FRAME = (1 << 24) - 1
 _MOST_CONTROL = 1 << 20  # bytes that a peer has us say while it does not read them
 _ID_MASK = 0x7FFFFFFF
 _unpack_number = NUMBER.unpack_from
@@ -103,7 +103,7 @@ class Control(Writer):
                 require(fits, ErrorCode.FLOW_CONTROL_ERROR, "a window that is too large")
                 window = value
             elif number == MAX_FRAME:
-                fits = USUAL_FRAME <= value <= _LARGEST_FRAME
+                fits = USUAL_FRAME <= value <= LARGEST_FRAME
                 require(fits, ErrorCode.PROTOCOL_ERROR, "a frame size that may not be")
                 self.longest_frame = min(value, LONGEST_FRAME_OUT)
             elif number == MAX_STREAMS:

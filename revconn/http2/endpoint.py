@@ -26,6 +26,7 @@ from revconn.http2.frames import (
     HEADER,
     HEADER_BYTES,
     HEADERS,
+    NUMBER,
     PADDED,
     PING,
     PING_ACK,
@@ -36,8 +37,10 @@ from revconn.http2.frames import (
     PUSH_PROMISE,
     RST_STREAM,
     SETTINGS,
+    USUAL_FRAME,
     WINDOW_UPDATE,
     WORTHWHILE_BYTES,
+    frame,
     window_update,
 )
 from revconn.http2.headers import Decoder, Field, FieldKind
@@ -45,11 +48,8 @@ from revconn.http2.patience import Patience
 from revconn.http2.streams import ErrorCode, Stream
 from revconn.http2.writing import (
     CONNECTION_WINDOW,
-    NUMBER,
-    USUAL_FRAME,
     Acceptor,
     Settings,
-    frame,
 )
 
 __all__ = ["Endpoint"]

@@ -1,26 +1,11 @@
-"""HTTP/2 (RFC 9113) below the engine: frames, the windows of flow control.
-
-DATA, PING, WINDOW_UPDATE and GOAWAY are ours; all other frames are h2's, which
-:class:`ControlFrames` wraps.
-"""
+"""HTTP/2 (RFC 9113) below the engines: frames, the windows of flow control."""
 
 from __future__ import annotations
 
-import logging
 import struct
-from collections.abc import Iterator, Sequence
-from typing import Callable
-
-import h2.config
-import h2.connection
-import h2.events
-import h2.exceptions
-import h2.settings
-import hpack.hpack
-import hpack.table
+from collections.abc import Iterable, Iterator
 
 from revconn.core.status import ProtocolError
-from revconn.logger import get_logger, level_check
 
 __all__ = [
     "ACK",
@@ -28,13 +13,20 @@ __all__ = [
     "DATA",
     "DATA_START",
     "DEFAULT_WINDOW",
+    "ENABLE_PUSH",
     "END_HEADERS",
     "END_STREAM",
     "GOAWAY",
     "HEADER",
     "HEADERS",
     "HEADER_BYTES",
+    "INITIAL_WINDOW",
+    "LARGEST_FRAME",
     "LARGEST_WINDOW",
+    "MAX_FRAME",
+    "MAX_HEADER_LIST",
+    "MAX_STREAMS",
+    "NUMBER",
     "PADDED",
     "PING",
     "PING_ACK",
@@ -44,19 +36,22 @@ __all__ = [
     "PRIORITY_FLAG",
     "PUSH_PROMISE",
     "RST_STREAM",
+    "SETTING",
     "SETTINGS",
     "SETTINGS_ACK",
+    "USUAL_FRAME",
     "WINDOW_UPDATE",
     "WORTHWHILE_BYTES",
-    "ControlFrames",
     "FrameSplitter",
     "Piece",
     "ReceiveWindow",
     "SendWindow",
     "data_header",
-    "initial_window_change",
+    "frame",
+    "header_frames",
     "parse_window_update",
     "ping",
+    "settings_frame",
     "unpad",
     "window_update",
 ]
@@ -81,6 +76,10 @@ PRIORITY_FLAG = 0x20
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 """What a client begins with (section 3.4)."""
 
+ENABLE_PUSH, MAX_STREAMS, INITIAL_WINDOW, MAX_FRAME, MAX_HEADER_LIST = 2, 3, 4, 5, 6
+SETTING = struct.Struct(">HI")
+NUMBER = struct.Struct(">I")
+
 PRIORITY_BYTES = 5  # of a PRIORITY frame, and of what HEADERS may begin with
 
 HEADER_BYTES = 9
@@ -91,7 +90,6 @@ _unpack_header = HEADER.unpack_from
 DATA_START = struct.Struct(HEADER.format + "BI")
 """A frame's header, and the prefix of the message that most DATA begins with, in one step."""
 
-_INCREMENT = struct.Struct(">I")
 _ID_MASK = 0x7FFFFFFF  # the 32nd bit is reserved, and to be ignored when received (section 4.1)
 
 DEFAULT_WINDOW = 65_535
@@ -100,7 +98,11 @@ DEFAULT_WINDOW = 65_535
 LARGEST_WINDOW = (1 << 31) - 1
 """Bytes (section 6.9.1)."""
 
-_MAX_HEADER_BYTES = 64 << 10  # of a header list: h2 and hpack refuse more, so none grows forever
+USUAL_FRAME = 16_384
+"""Bytes: the longest frame, until SETTINGS say otherwise (section 4.2)."""
+
+LARGEST_FRAME = (1 << 24) - 1
+"""Bytes: as much as SETTINGS may say."""
 
 WORTHWHILE_BYTES = 256
 """Of a frame's payload: a smaller one costs more than it brings, unless it brings a message."""
@@ -174,8 +176,8 @@ class FrameSplitter:
                 self._needed = end - offset
                 break
             # Weighed by frame and not by read, so that how the network cuts a stream does not
-            # change whether it counts as a flood. A large frame that is not DATA weighs more: h2
-            # takes as long for it as for many small ones.
+            # change whether it counts as a flood. A large frame that is not DATA weighs more: a
+            # thousand settings, or headers, take as long as many small frames.
             if length < WORTHWHILE_BYTES:
                 weight += 1
             elif kind != DATA:
@@ -260,6 +262,29 @@ def _not_http2(start: bytes) -> str:
     return f"what listens there does not speak HTTP/2: it said {start[:24]!r}"
 
 
+def frame(kind: int, flags: int, stream_id: int, payload: bytes = b"") -> bytes:
+    """A whole frame."""
+    size = len(payload)
+    return HEADER.pack(size >> 8, size & 0xFF, kind, flags, stream_id) + payload
+
+
+def settings_frame(settings: Iterable[tuple[int, int]]) -> bytes:
+    """A SETTINGS frame of these values, by their numbers."""
+    return frame(SETTINGS, 0, 0, b"".join(SETTING.pack(*each) for each in settings))
+
+
+def header_frames(stream_id: int, block: bytes, flags: int, longest: int) -> list[bytes]:
+    """A header block in as many frames as it takes; ``flags`` are the first one's."""
+    if len(block) <= longest:
+        return [frame(HEADERS, flags | END_HEADERS, stream_id, block)]
+    pieces = [block[start : start + longest] for start in range(0, len(block), longest)]
+    return [
+        frame(HEADERS, flags, stream_id, pieces[0]),
+        *(frame(CONTINUATION, 0, stream_id, piece) for piece in pieces[1:-1]),
+        frame(CONTINUATION, END_HEADERS, stream_id, pieces[-1]),
+    ]
+
+
 def data_header(length: int, stream_id: int) -> bytes:
     """What comes before the ``length`` bytes of a DATA frame."""
     return HEADER.pack(length >> 8, length & 0xFF, DATA, 0, stream_id)
@@ -267,8 +292,8 @@ def data_header(length: int, stream_id: int) -> bytes:
 
 def window_update(stream_id: int, increment: int) -> bytes:
     """A WINDOW_UPDATE frame, for the connection (0) or a stream."""
-    head = HEADER.pack(0, _INCREMENT.size, WINDOW_UPDATE, 0, stream_id)
-    return head + _INCREMENT.pack(increment)
+    head = HEADER.pack(0, NUMBER.size, WINDOW_UPDATE, 0, stream_id)
+    return head + NUMBER.pack(increment)
 
 
 SETTINGS_ACK = HEADER.pack(0, 0, SETTINGS, ACK, 0)
@@ -285,18 +310,18 @@ def ping(payload: bytes) -> bytes:
 
 def parse_window_update(payload: bytes) -> int:
     """The increment of a WINDOW_UPDATE frame."""
-    if len(payload) != _INCREMENT.size:  # FRAME_SIZE_ERROR of the connection (section 6.9)
+    if len(payload) != NUMBER.size:  # FRAME_SIZE_ERROR of the connection (section 6.9)
         raise ProtocolError("a WINDOW_UPDATE frame of a wrong size", f"{len(payload)} bytes")
-    (increment,) = _INCREMENT.unpack(payload)
+    (increment,) = NUMBER.unpack(payload)
     return int(increment & _ID_MASK)
 
 
-def unpad(buffer: bytes, start: int, end: int) -> tuple[int, int]:
-    """Where the data of a padded frame begins and ends."""
+def unpad(buffer: bytes, start: int, end: int, kind: str = "DATA") -> tuple[int, int]:
+    """Where the payload of a padded frame begins and ends without the padding."""
     # The first byte says how much of the end is padding; as much as the payload is a
     # PROTOCOL_ERROR (section 6.1), or a frame could reach back into its own header.
     if start == end or buffer[start] >= end - start:
-        raise ProtocolError("a DATA frame with more padding than payload")
+        raise ProtocolError(f"a {kind} frame with more padding than payload")
     return start + 1, end - buffer[start]
 
 
@@ -373,90 +398,3 @@ class ReceiveWindow:
         self._given_back = received
         self.half_used_at = received + (self._size + 1) // 2
         return used
-
-
-_Codes = h2.settings.SettingCodes
-
-
-class _HpackLog:
-    """hpack's logger: several lines for each header, at DEBUG alone, which few ever read.
-
-    It logs in the middle of decoding: what a filter raises there would end the connection.
-    """
-
-    def __init__(self, name: str) -> None:
-        self._would_log = level_check(name)
-        self._logger = get_logger(name)
-
-    @property
-    def debug(self) -> Callable[..., object]:
-        """Log a line, or do nothing."""
-        return self._logger.debug if self._would_log(logging.DEBUG) else _nothing
-
-
-def _nothing(*_: object) -> None:
-    pass
-
-
-for _module in (hpack.hpack, hpack.table):
-    setattr(_module, "log", _HpackLog(_module.__name__))  # noqa: B010 - it is a logger by type
-
-
-class ControlFrames:
-    """Settings, headers, resets: the part of HTTP/2 that h2 speaks, and nothing else reaches.
-
-    h2 never sees DATA, WINDOW_UPDATE, PING or GOAWAY, so its own flow control stands still, and
-    its stream stays open after a GOAWAY.
-
-    :param stream_window: bytes of DATA that the peer may send before it is given more.
-    :param frame_bytes: the longest frame that it may send.
-    """
-
-    def __init__(self, stream_window: int, frame_bytes: int) -> None:
-        self._h2 = h2.connection.H2Connection(
-            h2.config.H2Configuration(client_side=True, header_encoding=None)
-        )
-        self._h2.local_settings = h2.settings.Settings(
-            client=True,
-            initial_values={
-                _Codes.ENABLE_PUSH: 0,  # a PUSH_PROMISE is an error from here on (section 6.6)
-                _Codes.INITIAL_WINDOW_SIZE: stream_window,
-                _Codes.MAX_FRAME_SIZE: frame_bytes,
-                _Codes.MAX_HEADER_LIST_SIZE: _MAX_HEADER_BYTES,
-            },
-        )
-        # Peers send larger frames the moment they may; h2 counts only from their ack on.
-        self._h2.max_inbound_frame_size = frame_bytes
-
-    @property
-    def longest_outbound(self) -> int:
-        """The longest frame that the peer takes, in bytes."""
-        return self._h2.max_outbound_frame_size
-
-    def begin(self) -> bytes:
-        """The preface, and our settings."""
-        self._h2.initiate_connection()
-        return self._h2.data_to_send()
-
-    def open_stream(self, headers: Sequence[tuple[bytes, bytes]]) -> int:
-        """Open the one stream: its id. After :meth:`begin`."""
-        stream_id = self._h2.get_next_available_stream_id()
-        self._h2.send_headers(stream_id, headers)
-        return stream_id
-
-    def receive(self, frame: bytes) -> list[h2.events.Event]:
-        """What a whole frame means. Raises :class:`ProtocolError`."""
-        try:
-            return self._h2.receive_data(frame)
-        except h2.exceptions.ProtocolError as error:
-            raise ProtocolError(f"HTTP/2: {error}") from None
-
-    def output(self) -> bytes:
-        """What is to be said since the last time."""
-        return self._h2.data_to_send()
-
-
-def initial_window_change(event: h2.events.RemoteSettingsChanged) -> int:
-    """By how many bytes the peer's settings change the window of a stream that is open."""
-    change = event.changed_settings.get(_Codes.INITIAL_WINDOW_SIZE)
-    return 0 if change is None else change.new_value - (change.original_value or 0)

@@ -8,31 +8,31 @@ from dataclasses import dataclass
 from typing import Union
 
 from revconn.http2.frames import (
-    CONTINUATION,
     DEFAULT_WINDOW,
-    END_HEADERS,
+    ENABLE_PUSH,
     GOAWAY,
-    HEADER,
-    HEADERS,
+    INITIAL_WINDOW,
+    MAX_HEADER_LIST,
+    MAX_STREAMS,
+    NUMBER,
     PREFACE,
     RST_STREAM,
-    SETTINGS,
+    USUAL_FRAME,
+    frame,
+    header_frames,
     ping,
+    settings_frame,
     window_update,
 )
 from revconn.http2.headers import Field
 from revconn.http2.streams import GONE, ErrorCode, Stream
 
-__all__ = ["Acceptor", "Output", "Settings", "Writer", "frame"]
+__all__ = ["Acceptor", "Output", "Settings", "Writer"]
 
-USUAL_FRAME = 16_384  # bytes: the default, which our side leaves as it is
 LONGEST_FRAME_OUT = 64 << 10  # bytes: what others' frames may have to wait for
 CONNECTION_WINDOW = 16 << 20  # more than any stream's: no stream waits for what others were sent
 LAST_ID = (1 << 31) - 1
 
-ENABLE_PUSH, MAX_STREAMS, INITIAL_WINDOW, MAX_FRAME, MAX_HEADER_LIST = 2, 3, 4, 5, 6
-SETTING = struct.Struct(">HI")
-NUMBER = struct.Struct(">I")
 GOAWAY_HEAD = struct.Struct(">II")
 
 _MOST_OUT = 256 << 10  # bytes that wait for the network at once; more stays with its stream
@@ -145,10 +145,9 @@ class Writer:
             (MAX_HEADER_LIST, settings.header_list),
             (MAX_STREAMS, settings.max_streams) if self._is_server else (ENABLE_PUSH, 0),
         ]
-        payload = b"".join(SETTING.pack(*each) for each in values)
         if not self._is_server:
             self._put(PREFACE)
-        self._put(frame(SETTINGS, 0, 0, payload))
+        self._put(settings_frame(values))
         self._put(window_update(0, CONNECTION_WINDOW - DEFAULT_WINDOW))
 
     # What is to be written
@@ -168,15 +167,8 @@ class Writer:
     def put_headers(self, stream_id: int, block: bytes, flags: int) -> None:
         """For a stream: a header block, in as many frames as it takes."""
         self._worth_sent += 1
-        longest = self.longest_frame
-        if len(block) <= longest:
-            self._put(frame(HEADERS, flags | END_HEADERS, stream_id, block))
-            return
-        pieces = [block[start : start + longest] for start in range(0, len(block), longest)]
-        for number, piece in enumerate(pieces):
-            last = END_HEADERS if number == len(pieces) - 1 else 0
-            kind = CONTINUATION if number else HEADERS
-            self._put(frame(kind, last if number else flags | last, stream_id, piece))
+        for each in header_frames(stream_id, block, flags, self.longest_frame):
+            self._put(each)
 
     def put_data(self, stream: Stream, size: int, *parts: Output) -> None:
         """For a stream: frames that carry ``size`` bytes of DATA, for which there is room."""
@@ -330,9 +322,3 @@ class Writer:
         self.acceptor.close_stream(stream)
         # They hold each other: without this only the collector of cycles would free them.
         stream.receiver = GONE
-
-
-def frame(kind: int, flags: int, stream_id: int, payload: bytes = b"") -> bytes:
-    """A whole frame."""
-    size = len(payload)
-    return HEADER.pack(size >> 8, size & 0xFF, kind, flags, stream_id) + payload

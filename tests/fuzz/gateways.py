@@ -31,10 +31,9 @@ from revconn.gateway.keys import ApiKeys
 from revconn.gateway.limits import Limits
 from revconn.gateway.serving import Serving
 from revconn.gateway.shared import Settings
-from revconn.http2.frames import DATA, END_HEADERS, HEADERS, PREFACE, SETTINGS
+from revconn.http2.frames import DATA, END_HEADERS, HEADERS, PREFACE, SETTINGS, frame
 from revconn.http2.grpc import request_headers
 from revconn.http2.headers import encode_fields
-from revconn.http2.writing import frame
 from tests.fuzz.judge import Judge, require
 from tests.fuzz.said import Said
 from tests.fuzz.tape import Tape

@@ -26,8 +26,8 @@ from revconn.http2.frames import (
     RST_STREAM,
     SETTINGS,
     WINDOW_UPDATE,
+    frame,
 )
-from revconn.http2.writing import frame
 from tests.fuzz.tape import Tape
 
 _BOMB = gzip.compress(bytes(2_000_000), 1)

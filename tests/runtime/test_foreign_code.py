@@ -56,17 +56,15 @@ def makes_no_records(handler: logging.Handler) -> None:
 
 @pytest.fixture(params=[fails_to_filter, fails_to_emit, exits, makes_no_records])
 def broken_logging(request: pytest.FixtureRequest) -> Iterator[None]:
-    """From the debug level on, no line of the library's gets through, nor of what it decodes by."""
-    loggers, handler = list(map(logging.getLogger, ("revconn", "hpack"))), logging.Handler()
-    levels, factory = [logger.level for logger in loggers], logging.getLogRecordFactory()
+    """From the debug level on, no line of the library's gets through."""
+    logger, handler = logging.getLogger("revconn"), logging.Handler()
+    level, factory = logger.level, logging.getLogRecordFactory()
     request.param(handler)
-    for logger in loggers:
-        logger.setLevel(logging.DEBUG)
-        logger.addHandler(handler)
+    logger.setLevel(logging.DEBUG)
+    logger.addHandler(handler)
     yield
-    for logger, level in zip(loggers, levels):
-        logger.removeHandler(handler)
-        logger.setLevel(level)
+    logger.removeHandler(handler)
+    logger.setLevel(level)
     logging.setLogRecordFactory(factory)
 
 

@@ -39,7 +39,7 @@ def test_a_session_that_does_not_use_them_imports_nothing_of_revconn(
 
         def test_nothing():
             assert "_revconn_pytest_plugin" in sys.modules
-            assert {"revconn", "grpc", "google.protobuf", "h2"}.isdisjoint(sys.modules)
+            assert {"revconn", "grpc", "google.protobuf", "hpack"}.isdisjoint(sys.modules)
         """
     pytester.makepyfile(source)
     pytester.runpytest_subprocess(*STRICT, *WITHOUT_OTHERS).assert_outcomes(passed=1)
