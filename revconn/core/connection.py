@@ -124,6 +124,10 @@ EITHER_SIDE: Final[Transitions] = {
 }
 
 
+# Compared by identity; looked up once, because an enum's attribute costs a call before 3.12.
+_READY, _LEAVING = Phase.READY, Phase.LEAVING
+
+
 class Connection:
     """What both sides have in common: the phase, the id, the features in force.
 
@@ -141,7 +145,8 @@ class Connection:
     @property
     def established(self) -> bool:
         """Whether responses and heartbeats may be sent."""
-        return self.phase in (Phase.READY, Phase.LEAVING)
+        phase = self.phase
+        return phase is _READY or phase is _LEAVING
 
     def end(self) -> None:
         """The stream is gone, or given up: nothing is sent, heard, or due from here on. Idempotent.

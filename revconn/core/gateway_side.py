@@ -34,7 +34,7 @@ logger = get_logger(__name__)
 _LARGE = 32 << 10  # bytes: of such messages it is worth to take them apart by hand
 _LONGEST_QUOTE = 200  # characters of a connector's words in one line of the log
 _STATUSES = {number: name for name, number in ConnectionStatus.StatusType.items()}
-_FOR_OTHERS = frozenset({"request", "event", "subscription"})
+_FOR_OTHERS = frozenset({"event", "subscription"})
 
 # Compared by identity, as on the other side.
 _OPENED, _REGISTERING, _ENDED = Phase.OPENED, Phase.REGISTERING, Phase.ENDED
@@ -237,7 +237,7 @@ class GatewayConnection(Connection):
         """Take in what arrived, in order. Never raises: ``end`` names a rule that was broken."""
         inbound = FromConnector()  # filled here: a method of its own would be another call
         responses = inbound.responses = []
-        inbound.rest = []
+        rest = inbound.rest = []
         inbound.ignored = []
         inbound.registration = inbound.goodbye = inbound.too_large = inbound.end = None
         if self.phase is _ENDED:
@@ -248,15 +248,17 @@ class GatewayConnection(Connection):
             return inbound
         if self._behind:
             batch, self._behind = [*self._behind, *batch], []
+        limit = self._limit
         # As on the other side: for each response nothing is called but what is written in C.
         for number, data in enumerate(batch):
             # It ends the connection, and its caller is to hear of it: the gateway looks for whom
             # it was.
-            if len(data) > self._limit:
+            size = len(data)
+            if size > limit:
                 inbound.too_large = data
                 self._take(Step.VIOLATE)
                 break
-            if len(data) > _LARGE and self.established:
+            if size > _LARGE and self.established:
                 parts = split_response(data)
                 if parts is not None:
                     responses.append((parts[0], data, parts[1]))
@@ -275,6 +277,8 @@ class GatewayConnection(Connection):
                 break
             if kind == "response":
                 responses.append((message.response, data, None))
+            elif kind == "request" and is_possible_id(message.request.request_id):
+                rest.append((kind, message, data))
             else:
                 self._receive_rare(kind, message, data, inbound, now)
         return inbound
@@ -322,7 +326,7 @@ class GatewayConnection(Connection):
         # a message that this gateway does not know.
         if kind == "heartbeat":
             self._receive_heartbeat(message.heartbeat, inbound, now)
-        elif kind == "request" and not is_possible_id(message.request.request_id):
+        elif kind == "request":
             inbound.ignored.append(("a request with no id or an endless one", ""))
         elif kind == "cancel" and CANCEL in self.features:
             self._receive_cancel(message, inbound)

@@ -133,11 +133,16 @@ def forward_request(data: bytes, timeout_seconds: int) -> bytes:
     # rest is neither decoded nor encoded anew.
     if data[0] != REQUEST_TAG:
         return b""
-    size, start = _varint(data, 1)
+    size, start = (data[1], 2) if data[1] < 0x80 else _varint(data, 1)
     if start + size != len(data):
         return b""
     tail = _forwarded_tail(timeout_seconds)
-    return b"".join((b"\x12", encode_varint(size + len(tail)), data[start:], tail))
+    return b"".join((_request_head(size + len(tail)), data[start:], tail))
+
+
+@lru_cache(maxsize=256)
+def _request_head(size: int) -> bytes:
+    return b"\x12" + encode_varint(size)
 
 
 @lru_cache(maxsize=64)

@@ -70,6 +70,15 @@ class Call(ABC):
     :ivar joiners: what has come of an answer in chunks; :class:`Joining` alone fills them.
     """
 
+    # What most calls never come to have, or only later, is the class's until then.
+    connection: Connection | None = None
+    lost = ""
+    held_since = 0.0
+    may_dial = True
+    outgoing: Outgoing | None = None
+    joiners: Joiners | None = None
+    _task: asyncio.Task[None] | None = None
+
     def __init__(
         self,
         request_id: str,
@@ -84,13 +93,6 @@ class Call(ABC):
         self.deadline = deadline
         self.asker = asker
         self._state = _NEW
-        self.connection: Connection | None = None
-        self.lost = ""
-        self.held_since = 0.0
-        self.may_dial = True
-        self.outgoing: Outgoing | None = None
-        self.joiners: Joiners = {}
-        self._task: asyncio.Task[None] | None = None
 
     @abstractmethod
     def respond(
@@ -132,7 +134,7 @@ class Call(ABC):
         self.connection = connection
         connection.pending.add(self.id)
         connection.load.pending += 1
-        self.outgoing = connection.outbound.put(data)
+        self.outgoing = connection.outbound.put_request(data)
 
     def hold(self, data: bytes, now: float) -> None:
         """Keep what is to be sent, until somebody comes who can be."""
@@ -173,7 +175,8 @@ class Call(ABC):
         if self._task is not None:
             self._task.cancel()
             self._task = None
-        self.withdraw()
+        if self.outgoing is not None:
+            self.leave()
 
     def withdraw(self) -> None:
         """No connector is to answer it any more."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import deque
 from functools import partial
 from typing import Callable
 
@@ -37,7 +36,8 @@ from revconn.gateway.routes import Connection, Registry
 
 __all__ = ["Calls"]
 
-_REMEMBERED = 10_000  # settled calls, by which a late answer is told from a made-up one
+# Settled calls, twice as many at most, by which a late answer is told from a made-up one.
+_REMEMBERED = 10_000
 
 
 _NEW, _SENT, _HELD, _DIALLED, _SETTLED = (
@@ -73,8 +73,8 @@ class Calls:
         self._dialled: dict[tuple[Connection | None, str], Call] = {}
         self.held_requests = HeldRequests(limits, counters)
         self.joining = Joining(limits, counters)
-        self._settled: set[str] = set()
-        self._settled_order: deque[str] = deque()  # the same ids, the oldest first
+        self._settled: set[str] = set()  # ids
+        self._settled_before: set[str] = set()  # the generation before: forgotten all at once
 
     def __len__(self) -> int:
         """How many calls wait for an answer, or for somebody to answer them."""
@@ -123,7 +123,8 @@ class Calls:
             raise over_limit(self._counters, "max_pending", problem)
         connection = self._registry.take_turn(call.wanted, time.monotonic())
         if connection is not None:
-            connection.require_size(data, self._counters)
+            if len(data) > connection.max_message_bytes:
+                require_size(data, connection.max_message_bytes, self._counters)
             # Two connectors that answer nothing would take all the places otherwise.
             if (
                 len(connection.pending) >= SHARE * left
@@ -151,7 +152,7 @@ class Calls:
             del self._dialled[call.asker, call.id]  # which no backend was sent
         self._calls[call.id] = call
         if call.asker is not None:
-            call.asker.ask(call.id)
+            call.asker.asked.add(call.id)
         self._deadlines.add(call)
 
     def nobody_serves(self, call: Call) -> Refused:
@@ -186,6 +187,8 @@ class Calls:
             self._ignore(response, sender)
             return
         if response.HasField("response_stream_info") and response.response_stream_info.is_streamed:
+            if call.joiners is None:
+                call.joiners = {}
             try:
                 whole = self.joining.add(call.joiners, response, sender)
             except Refused as refused:
@@ -218,7 +221,8 @@ class Calls:
         if request_id in self._calls:
             self._counters.answers_foreign += 1
             sender.note("an answer to what another key was asked", f": {request_id[:64]!r}")
-        elif request_id in self._settled:  # a second one, or it met the deadline on its way
+        elif request_id in self._settled or request_id in self._settled_before:
+            # A second one, or it met the deadline on its way.
             self._counters.answers_late += 1
         else:
             self._counters.answers_unknown += 1
@@ -276,20 +280,20 @@ class Calls:
         """Give the asker the answer: once, since the call is out of the table before."""
         self._remove(call)  # first: what the asker does now may lead back here
         call.respond(response, data, payload)
-        if call.asker is not None:
-            call.release_asker()
+        if call.asker is not None:  # it makes calls of its own: one that is leaving may then go
+            call.asker.settle_asked(call.id)
 
     def _remove(self, call: Call) -> None:
         """Take a call out of the table, before anybody hears of it: so that happens once."""
-        if call.state is _DIALLED:
+        if call.outgoing is None:  # it is DIALLED
             del self._dialled[call.asker, call.id]
         else:
             self._take_out(call)
         call.end()  # withdraws it from a connector that has not been sent it
-        self._settled.add(call.id)
-        self._settled_order.append(call.id)
-        if len(self._settled_order) > _REMEMBERED:
-            self._settled.discard(self._settled_order.popleft())
+        settled = self._settled
+        settled.add(call.id)
+        if len(settled) >= _REMEMBERED:
+            self._settled_before, self._settled = settled, set()
         if self.on_settled is not None:
             self.on_settled()
 
@@ -329,7 +333,7 @@ class Calls:
             self._take_out(call)
             call.withdraw()
         if call.asker is not None:
-            call.asker.ask(call.id)
+            call.asker.asked.add(call.id)
         self._dialled[call.asker, call.id] = call
         tell = partial(self._take_outcome, call, request)
         exchange = self._backends.exchange(call.wanted, request, call.for_backend, tell)

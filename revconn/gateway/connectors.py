@@ -319,7 +319,10 @@ class ConnectorStream(Rpc):
         for response, data, payload in inbound.responses:
             shared.calls.answer(response, connection, data, payload)
         for kind, message, data in inbound.rest:
-            self._wishes.hear(kind, message, data)
+            if kind == "request":
+                self._wishes.forward(message, data)
+            else:
+                self._wishes.hear(kind, message)
         for what, detail in inbound.ignored:
             connection.note(what, detail)
         if inbound.goodbye is not None:

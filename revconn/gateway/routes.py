@@ -50,8 +50,9 @@ class Connection:
     max_message_bytes: int
     journal: Journal = field(default_factory=Journal)
     load: Load = field(default_factory=Load)
-    # Filled and emptied by Call.queue() and Call.leave(), and by nobody else: a request comes by
-    # there twice, and a method for each would be two of the sixty calls that it costs in all.
+    # Filled and emptied by Call.queue() and Call.leave(), and by Calls and settle_asked(), and by
+    # nobody else: a method for each time that a call comes by would be some of the forty that it
+    # costs in all.
     pending: set[str] = field(default_factory=set)
     asked: set[str] = field(default_factory=set)
     subscriptions: set[str] = field(default_factory=set)
@@ -88,10 +89,6 @@ class Connection:
         if len(self.asked) >= self.max_pending:
             problem = f"the connector has {self.max_pending:,} calls of its own under way"
             raise over_limit(counters, "max_pending_per_connection", problem)
-
-    def ask(self, request_id: str) -> None:
-        """A call of the connector's own is under way."""
-        self.asked.add(request_id)
 
     def settle_asked(self, request_id: str) -> None:
         """A call of the connector's own is settled; one that is leaving goes with its last."""
@@ -272,7 +269,11 @@ class Registry:
             # The first name that anybody registered takes all: a parent is no help for a child that
             # is served but busy.
             if ring is not None:
-                return _next_of(ring, now)
+                connection = ring[0]
+                if len(ring) > 1:
+                    ring.rotate(-1)
+                # By far the most; else whoever is next.
+                return connection if connection.is_ready(now) else _next_of(ring, now)
         return None
 
     def no_room(self, wanted: Wanted, counters: Counters) -> Refused:
@@ -336,7 +337,7 @@ _FEW = 64  # withdrawn messages that are not worth tidying up
 
 
 class Outgoing:
-    """A message on its way to the writer. ``data`` is ``None`` once it was written or withdrawn."""
+    """A request on its way to the writer. ``data`` is ``None`` once it was written or withdrawn."""
 
     __slots__ = ("data",)
 
@@ -356,7 +357,7 @@ class Outbound:
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
         self.on_put: Callable[[], None] = _nothing
-        self._messages: deque[Outgoing] | None = None  # an empty deque takes 600 bytes
+        self._messages: deque[Outgoing | bytes] | None = None  # an empty deque takes 600 bytes
         self._events: deque[bytes] | None = None
         self._bytes = 0
         self._event_bytes = 0
@@ -403,19 +404,30 @@ class Outbound:
         is_stalled = since is not None and now - since > STALL_AFTER
         return self._bytes < self._limits.max_queued_bytes and not is_stalled
 
-    def put(self, data: bytes) -> Outgoing:
-        """Queue a request, a response or a word of the gateway's own."""
+    def put(self, data: bytes) -> None:
+        """Queue a response or a word of the gateway's own."""
+        self._put(data, len(data))
+
+    def put_request(self, data: bytes) -> Outgoing:
+        """Queue a request, which may be withdrawn before it was written."""
         outgoing = Outgoing(data)
-        if not self._is_closed:
-            if self._messages is None:
-                self._messages = deque()
-            self._messages.append(outgoing)
-            self._bytes += len(data)
-            self.on_put()
+        self._put(outgoing, len(data))
         return outgoing
 
+    def _put(self, message: Outgoing | bytes, size: int) -> None:
+        if self._is_closed:
+            return
+        if self._messages:
+            self._messages.append(message)  # whoever takes has been told, and comes until all is
+        else:
+            if self._messages is None:
+                self._messages = deque()
+            self._messages.append(message)
+            self.on_put()
+        self._bytes += size
+
     def withdraw(self, outgoing: Outgoing) -> None:
-        """Take back a message that was put here and has not been written."""
+        """Take back a request that was put here and has not been written."""
         if outgoing.data is None or self._messages is None:
             return
         self._bytes -= len(outgoing.data)
@@ -426,7 +438,8 @@ class Outbound:
         # would fill it, so it is rebuilt when half of it is empty: a constant time for each of
         # them, on average.
         if self._withdrawn > _FEW and self._withdrawn > len(self._messages) // 2:
-            self._messages = deque(each for each in self._messages if each.data is not None)
+            left = (each for each in self._messages if _data_of(each) is not None)
+            self._messages = deque(left)
             self._withdrawn = 0
             self.on_put()  # it may not be crowded any more
 
@@ -454,14 +467,29 @@ class Outbound:
         """The messages to write next: one, and as many more as go into ``room`` bytes."""
         # From here on they are written: whether they arrived cannot be known, and so nobody else is
         # sent them.
-        messages = []
-        while room > 0 and not self.is_discarded:
-            data = self._take()
-            if data is None:
-                break
-            messages.append(data)
-            room -= len(data)
-        return messages
+        taken: list[bytes] = []
+        if self.is_discarded:
+            return taken
+        waiting = self._messages
+        while waiting and room > 0:
+            message = waiting.popleft()
+            if isinstance(message, bytes):
+                data = message
+            elif message.data is not None:
+                data, message.data = message.data, None
+            else:
+                self._withdrawn -= 1
+                continue
+            taken.append(data)
+            size = len(data)
+            self._bytes -= size
+            room -= size
+        while self._events and room > 0:
+            event = self._events.popleft()
+            self._event_bytes -= len(event)
+            taken.append(event)
+            room -= len(event)
+        return taken
 
     def note_progress(self, waiting_since: float | None, *, moved: bool) -> None:
         """Some was ``moved`` to the network just now, or none; since when the rest waits."""
@@ -478,21 +506,9 @@ class Outbound:
         self.is_discarded = True
         self.close()
 
-    def _take(self) -> bytes | None:
-        while self._messages:
-            outgoing = self._messages.popleft()
-            data = outgoing.data
-            if data is None:
-                self._withdrawn -= 1
-                continue
-            outgoing.data = None
-            self._bytes -= len(data)
-            return data
-        if self._events:
-            event = self._events.popleft()
-            self._event_bytes -= len(event)
-            return event
-        return None
+
+def _data_of(message: Outgoing | bytes) -> bytes | None:
+    return message if isinstance(message, bytes) else message.data
 
 
 def _nothing() -> None:

@@ -9,7 +9,6 @@ import asyncio
 import math
 from collections.abc import Iterator
 from functools import lru_cache
-from typing import Callable
 
 from revconn._proto.registry_pb2 import (
     ConnectionMessage,
@@ -55,21 +54,21 @@ def _wanted(path: str) -> Wanted:
 
 
 class ConnectorCall(Call):
-    """A call that a connector makes; ``respond`` sends it the answer, and is told the method."""
+    """A call that a connector makes; its ``wishes`` send it the answer."""
+
+    _framed = False  # for_backend() looks: nobody else needs to know
 
     def __init__(
         self,
-        request: ForwardRequest,
+        request_id: str,
+        path: str,
         wanted: Wanted,
         deadline: float,
         asker: Connection,
-        respond: Callable[[ForwardResponse, str, bytes | None], None],
-        limit: int,
+        wishes: Wishes,
     ) -> None:
-        super().__init__(request.request_id, request.method_path, wanted, deadline, asker)
-        self._respond = respond
-        self._framed = False  # for_backend() looks: nobody else needs to know
-        self._limit = limit
+        super().__init__(request_id, path, wanted, deadline, asker)
+        self._wishes = wishes
 
     def respond(
         self,
@@ -80,7 +79,7 @@ class ConnectorCall(Call):
         """Send the asking connector what another one, or the gateway itself, answered."""
         if payload is not None:
             response.payload = bytes(payload)
-        self._respond(response, self.method, data)
+        self._wishes.respond(response, self.method, data)
 
     def relay(self, reply: Reply) -> None:
         """Send the asking connector what a backend answered: prefixed if the request was."""
@@ -93,17 +92,29 @@ class ConnectorCall(Call):
         if self._framed:
             encoding = request.headers.get("grpc-encoding", "")
             try:
-                payload = unframe(payload, encoding, self._limit)
+                payload = unframe(payload, encoding, self._wishes.largest)
             except ProtocolError as error:
                 raise Refused(StatusCode.INVALID_ARGUMENT, f"the payload: {error}") from None
         timeout = self.deadline - asyncio.get_running_loop().time()
         return BackendRequest(payload, metadata_from_headers(request.headers), timeout)
 
 
-class Wishes:
-    """What one connector asks for, and what it is answered."""
+def _whole_seconds(seconds: float) -> int:
+    # Rounded up, and never 0, which means no limit: a connector that gave up early would fail a
+    # call whose caller still waits.
+    return max(1, math.ceil(seconds))
 
-    __slots__ = ("_connection", "_loop", "_protocol", "_shared", "_usual_limit")
+
+class Wishes:
+    """What one connector asks for, and what it is answered.
+
+    :ivar largest: bytes of a message that anybody may be sent.
+    """
+
+    __slots__ = (
+        "_connection", "_largest_small", "_loop", "_protocol", "_seconds", "_shared", "_timeout",
+        "_usual_limit", "largest",
+    )  # fmt: skip
 
     def __init__(
         self, shared: Shared, connection: Connection, loop: asyncio.AbstractEventLoop
@@ -113,56 +124,66 @@ class Wishes:
         self._protocol = connection.protocol
         self._loop = loop
         self._usual_limit = min(connection.max_message_bytes, USUAL_LIMIT)
+        self._seconds = shared.request_timeout
+        self._timeout = _whole_seconds(self._seconds)
+        self.largest = shared.limits.max_sent_message_bytes
+        # As HTTP/2 counts them headers are at most so many times as large as they are encoded:
+        # those of small requests are small.
+        self._largest_small = shared.limits.max_metadata_bytes // _COUNTED
 
-    def hear(self, kind: str, message: ConnectionMessage, data: bytes) -> None:
-        """Do what a message asks for that is no answer."""
-        if kind == "request":
-            self._receive_request(message, data)
-        elif kind == "cancel":
+    def hear(self, kind: str, message: ConnectionMessage) -> None:
+        """Do what a message asks for that is neither an answer nor a request."""
+        if kind == "cancel":
             self._receive_cancel(message.cancel.request_id)
         elif kind == "event":
             self._receive_event(message.event)
         else:
             self._receive_subscription(message.subscription)
 
-    def _receive_request(self, message: ConnectionMessage, data: bytes) -> None:
+    def forward(self, message: ConnectionMessage, data: bytes) -> None:
+        """Send a request on to whoever answers it, or say why not."""
+        request = message.request
+        request_id, path = request.request_id, request.method_path
         try:
-            self._forward(message, data)
+            call, forwarded = self._take(message, request, request_id, path, data)
+            self._shared.calls.submit(call, forwarded)
         except Refused as refused:
-            request = message.request
-            self._respond(refused.response(request.request_id), request.method_path, None)
+            self.respond(refused.response(request_id), path, None)
 
-    def _forward(self, message: ConnectionMessage, data: bytes) -> None:
-        request, shared, connection = message.request, self._shared, self._connection
-        wanted = _wanted(request.method_path)
+    def _take(
+        self,
+        message: ConnectionMessage,
+        request: ForwardRequest,
+        request_id: str,
+        path: str,
+        data: bytes,
+    ) -> tuple[ConnectorCall, bytes]:
+        """The call, and what it is sent on as."""
+        shared, connection = self._shared, self._connection
+        wanted = _wanted(path)
         if not shared.keys.allows(connection.key, wanted.service):
             problem = f"the API key may not call {wanted.service[:200]!r}"
             raise Refused(StatusCode.PERMISSION_DENIED, problem)
-        headers, seconds = request.headers, shared.request_timeout
-        # To go through a map of protobuf's takes long. As HTTP/2 counts them headers are at most so
-        # many times as large as they are encoded: those of small requests are small.
-        is_small = len(data) * _COUNTED <= shared.limits.max_metadata_bytes
-        size = 0 if is_small else headers_size(headers)
-        shared.calls.admit(wanted, size, connection, request.request_id)
+        headers = request.headers
+        # To go through a map of protobuf's takes long.
+        size = 0 if len(data) <= self._largest_small else headers_size(headers)
+        shared.calls.admit(wanted, size, connection, request_id)
         given = request.timeout_seconds
         own = request_deadline(given, headers, 0.0) if headers else given if given > 0 else None
         # Not taken from two instants: these are rounded, and could make a second more of it.
+        seconds, timeout = self._seconds, self._timeout
         if own is not None and own < seconds:
-            seconds = own
+            seconds, timeout = own, _whole_seconds(own)
         deadline = self._loop.time() + seconds
-        limit = shared.limits.max_sent_message_bytes
-        call = ConnectorCall(request, wanted, deadline, connection, self._respond, limit)
-        # Rounded up, and never 0, which means no limit: a connector that gave up early would fail a
-        # call whose caller still waits.
-        timeout = max(1, math.ceil(seconds))
-        forwarded = (
-            forward_request(data, timeout) if not request.HasField("streaming_info") else b""
-        )
+        call = ConnectorCall(request_id, path, wanted, deadline, connection, self)
+        forwarded = b""
+        if not request.HasField("streaming_info"):
+            forwarded = forward_request(data, timeout)
         if not forwarded:  # it is written in some other way than usual
             request.timeout_seconds = timeout
             request.streaming_info.CopyFrom(UNARY)
             forwarded = message.SerializeToString()
-        shared.calls.submit(call, forwarded)
+        return call, forwarded
 
     def _receive_cancel(self, request_id: str) -> None:
         if not self._shared.calls.cancel(request_id, self._connection):
@@ -199,7 +220,7 @@ class Wishes:
 
     # What it is answered
 
-    def _respond(self, response: ForwardResponse, method: str, data: bytes | None) -> None:
+    def respond(self, response: ForwardResponse, method: str, data: bytes | None) -> None:
         """Send the response to its call of ``method``, or why it cannot have it.
 
         ``data`` is the same, as it came from the connector that answered.

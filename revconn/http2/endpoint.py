@@ -229,21 +229,23 @@ class Endpoint(Control):
         if stream is None or not (self.is_settled and stream.is_between_messages):
             return 0
         messages: list[bytes] = []
-        begin, size, limit = offset, len(data), stream.limit
+        begin, size = offset, len(data)
+        longest = min(stream.limit, USUAL_FRAME - PREFIX_BYTES)
         small = 0
-        while size - offset >= DATA_START.size:
-            high, low, kind, flags, frame_stream_id, flag, length = _unpack_start(data, offset)
-            end = offset + HEADER_BYTES + (high << 8 | low)
+        for _ in range(self._left):
             start = offset + DATA_START.size
-            if kind or flags or flag or frame_stream_id != stream_id:
+            if start > size:
                 break
-            if start + length != end or end > size or length > limit or end - start > USUAL_FRAME:
+            high, low, kind, flags, frame_stream_id, flag, length = _unpack_start(data, offset)
+            end = start + length
+            if kind or flags or flag or frame_stream_id != stream_id or end > size:
+                break
+            if (high << 8 | low) != PREFIX_BYTES + length or length > longest:
                 break
             messages.append(data[start:end])
-            small += length < WORTHWHILE_BYTES
+            if length < WORTHWHILE_BYTES:
+                small += 1
             offset = end
-            if len(messages) >= self._left:
-                break
         if not messages:
             return 0
         used = offset - begin - len(messages) * HEADER_BYTES

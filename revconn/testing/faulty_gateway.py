@@ -113,17 +113,19 @@ class _FaultyOutbound(Outbound):
         """As :attr:`Outbound.has_more`."""
         return super().has_more or (bool(self._through) and not self.is_discarded)
 
-    def _take(self) -> bytes | None:
-        while not self._through:
-            data = super()._take()
-            if data is None:
-                return None
+    def take(self, room: int) -> list[bytes]:
+        """As :meth:`Outbound.take`, of what has met the faults."""
+        for data in () if self._through else super().take(room):
             for outbound, message in self._faults.meet(data, self):
                 outbound._through.append(message)
                 # It may be another connection's, whose stream has nothing to do just now.
                 if outbound is not self:
                     outbound.on_put()
-        return self._through.popleft()
+        taken: list[bytes] = []
+        while self._through and room > 0 and not self.is_discarded:
+            taken.append(self._through.popleft())
+            room -= len(taken[-1])
+        return taken
 
 
 class FaultyGateway(Gateway):

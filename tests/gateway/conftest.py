@@ -22,6 +22,7 @@ from revconn.gateway import (
     wires,
 )
 from revconn.gateway import thread as gateway_thread
+from revconn.gateway.routes import _data_of
 from tests.support.scripted_connector import ScriptedConnector
 from tests.support.waiting import eventually
 
@@ -158,7 +159,7 @@ def stuck(gateway: Gateway, count: int) -> None:
 def unwritten(gateway: Gateway) -> int:
     """How many messages, events apart, are to be written to the first connector."""
     messages = gateway._thread._serving.registry.connections[0].outbound._messages
-    return sum(message.data is not None for message in tuple(messages or ()))
+    return sum(_data_of(message) is not None for message in tuple(messages or ()))
 
 
 def counted(gateway: Gateway, name: str) -> int:

@@ -323,8 +323,8 @@ def test_a_response_to_who_was_sent_away_just_now_is_dropped(gateway, connect) -
         stream._connection.dismiss("stopping")
         response = ForwardResponse(request_id="r1")
         data = ConnectionMessage(response=response).SerializeToString()
-        stream._wishes._respond(response, "/a.B/C", None)
-        stream._wishes._respond(response, "/a.B/C", data)
+        stream._wishes.respond(response, "/a.B/C", None)
+        stream._wishes.respond(response, "/a.B/C", data)
 
     gateway._thread._loop.call_soon_threadsafe(send_away)
     assert connector.receive().status.message == "stopping"

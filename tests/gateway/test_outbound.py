@@ -30,7 +30,7 @@ def test_messages_leave_in_order_and_events_after_them() -> None:
 def test_a_message_that_is_withdrawn_does_not_leave() -> None:
     outbound = make(max_queued_bytes=3)
     outbound.put(b"1")
-    withdrawn = outbound.put(b"22")
+    withdrawn = outbound.put_request(b"22")
     assert outbound.is_full
     outbound.withdraw(withdrawn)
     outbound.withdraw(withdrawn)
@@ -40,9 +40,9 @@ def test_a_message_that_is_withdrawn_does_not_leave() -> None:
 
 def test_what_is_withdrawn_by_the_thousand_leaves_nothing_behind() -> None:
     outbound = make()
-    first = outbound.put(b"first")
+    first = outbound.put_request(b"first")
     for number in range(10_000):
-        outbound.withdraw(outbound.put(b"%d" % number))
+        outbound.withdraw(outbound.put_request(b"%d" % number))
     assert len(outbound._messages) < 200
     assert first.data == b"first"
     assert drain(outbound) == [b"first"]
@@ -50,7 +50,7 @@ def test_what_is_withdrawn_by_the_thousand_leaves_nothing_behind() -> None:
 
 def test_a_message_that_left_cannot_be_withdrawn() -> None:
     outbound = make()
-    left = outbound.put(b"1")
+    left = outbound.put_request(b"1")
     outbound.put(b"2")
     assert drain(outbound) == [b"1", b"2"]
     assert left.data is None
@@ -112,7 +112,7 @@ def test_as_much_is_taken_as_there_is_room_for_but_one_message_at_least() -> Non
 @pytest.mark.parametrize("relief", ["some are taken", "they are withdrawn"])
 def test_its_stream_is_told_when_it_is_not_crowded_any_more(relief) -> None:
     outbound = make(max_pending_per_connection=100)
-    waiting = [outbound.put(b"x") for _ in range(201)]
+    waiting = [outbound.put_request(b"x") for _ in range(201)]
     assert outbound.is_crowded
     told: list[bool] = []
     outbound.on_put = lambda: told.append(outbound.is_crowded)
