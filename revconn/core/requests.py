@@ -133,7 +133,10 @@ def forward_request(data: bytes, timeout_seconds: int) -> bytes:
     # rest is neither decoded nor encoded anew.
     if data[0] != REQUEST_TAG:
         return b""
-    size, start = (data[1], 2) if data[1] < 0x80 else _varint(data, 1)
+    size, start = data[1], 2
+    if size > 0x7F:  # as a rule its length is in two bytes: without a call
+        more = data[2]
+        size, start = (size & 0x7F | more << 7, 3) if more < 0x80 else _varint(data, 1)
     if start + size != len(data):
         return b""
     tail = _forwarded_tail(timeout_seconds)

@@ -67,6 +67,7 @@ class Call(ABC):
     :ivar lost: how the connection ended that the call was sent on, or was to be; empty until then,
         and again once another is to be sent it.
     :ivar may_dial: whether a backend may be sent it: one that was out of reach is not tried again.
+    :ivar slot: of :class:`Deadlines`', in which it is.
     :ivar joiners: what has come of an answer in chunks; :class:`Joining` alone fills them.
     """
 
@@ -77,6 +78,7 @@ class Call(ABC):
     may_dial = True
     outgoing: Outgoing | None = None
     joiners: Joiners | None = None
+    slot: dict[Call, None]
     _task: asyncio.Task[None] | None = None
 
     def __init__(

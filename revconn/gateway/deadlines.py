@@ -43,12 +43,12 @@ class Deadlines:
             calls = self._slots[slot] = {}
             self._get_loop().call_at(slot / _SLOTS, self._ring, slot)
         calls[call] = None
+        call.slot = calls
 
-    def discard(self, call: Call) -> None:
+    @staticmethod
+    def discard(call: Call) -> None:
         """The call is settled, or somebody else sees to its time."""
-        calls = self._slots.get(int(call.deadline * _SLOTS) + 1)
-        if calls is not None:
-            calls.pop(call, None)
+        call.slot.pop(call, None)
 
     def _ring(self, slot: int) -> None:
         # One by one: what is done with one may settle another.

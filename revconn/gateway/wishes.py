@@ -142,24 +142,15 @@ class Wishes:
 
     def forward(self, message: ConnectionMessage, data: bytes) -> None:
         """Send a request on to whoever answers it, or say why not."""
-        request = message.request
-        request_id, path = request.request_id, request.method_path
         try:
-            call, forwarded = self._take(message, request, request_id, path, data)
-            self._shared.calls.submit(call, forwarded)
+            self._forward(message, data)
         except Refused as refused:
-            self.respond(refused.response(request_id), path, None)
+            request = message.request
+            self.respond(refused.response(request.request_id), request.method_path, None)
 
-    def _take(
-        self,
-        message: ConnectionMessage,
-        request: ForwardRequest,
-        request_id: str,
-        path: str,
-        data: bytes,
-    ) -> tuple[ConnectorCall, bytes]:
-        """The call, and what it is sent on as."""
-        shared, connection = self._shared, self._connection
+    def _forward(self, message: ConnectionMessage, data: bytes) -> None:
+        request, shared, connection = message.request, self._shared, self._connection
+        request_id, path = request.request_id, request.method_path
         wanted = _wanted(path)
         if not shared.keys.allows(connection.key, wanted.service):
             problem = f"the API key may not call {wanted.service[:200]!r}"
@@ -183,7 +174,7 @@ class Wishes:
             request.timeout_seconds = timeout
             request.streaming_info.CopyFrom(UNARY)
             forwarded = message.SerializeToString()
-        return call, forwarded
+        shared.calls.submit(call, forwarded)
 
     def _receive_cancel(self, request_id: str) -> None:
         if not self._shared.calls.cancel(request_id, self._connection):
