@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import math
 import time
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Callable
 
 from revconn.core.gateway_side import End
@@ -34,6 +35,7 @@ logger = get_logger(__name__)
 
 _FAREWELL_TIMEOUT = 1.0  # seconds that connections have to end by themselves
 LONGEST_EXPIRY_INTERVAL = 1.0  # seconds
+LONGEST_SWEEP_INTERVAL = 3.0  # seconds from one look at all connections to the next
 _RECEIVING_INTERVAL = 0.25  # seconds
 
 
@@ -141,32 +143,26 @@ class Serving:
         What waits for a connector that does not read is sent to others meanwhile.
         """
         timeout = self._settings.heartbeat_timeout
-        steps: dict[Callable[[], None], Reminder] = {
-            step: Reminder()
-            for step in (
-                self._expire_connections,
-                lambda: self.shared.backends.expire(time.monotonic(), timeout),
-                lambda: self.listener.look(time.monotonic()),
-                lambda: self.shared.journal.tick(time.monotonic()),
-                self.shared.rerouting.relieve_stalled,
-                self.end_withdrawn,  # of those, too, that registered just when the keys changed
-            )
-        }
-        interval = min(LONGEST_EXPIRY_INTERVAL, timeout / 4)
-        receiving = asyncio.ensure_future(self._expire_receiving())
-        try:
-            while True:
-                for step, reminder in steps.items():
-                    _attempt(step, reminder)
-                await asyncio.sleep(interval)
-        finally:
-            receiving.cancel()
-
-    async def _expire_receiving(self) -> None:
-        reminder = Reminder()
-        while True:
-            await asyncio.sleep(_RECEIVING_INTERVAL)
-            _attempt(self._callers.expire, reminder)
+        shared = self.shared
+        # Of thousands of connections a look at each of them costs.
+        shortest = min(
+            timeout, shared.limits.handshake_timeout, self._settings.idle_timeout or math.inf
+        )
+        sweeps = (
+            self._expire_connections,
+            lambda: self.listener.look(time.monotonic()),
+            self.end_withdrawn,  # of those, too, that registered just when the keys changed
+        )
+        steps = (
+            lambda: shared.backends.expire(time.monotonic(), timeout),
+            lambda: shared.journal.tick(time.monotonic()),
+            shared.rerouting.relieve_stalled,
+        )
+        await asyncio.gather(
+            _repeat(min(LONGEST_SWEEP_INTERVAL, shortest / 4), sweeps),
+            _repeat(min(LONGEST_EXPIRY_INTERVAL, timeout / 4), steps),
+            _repeat(_RECEIVING_INTERVAL, (self._callers.expire,)),
+        )
 
     def _expire_connections(self) -> None:
         now = time.monotonic()
@@ -184,12 +180,16 @@ class Serving:
         connection.end(*end)
 
 
-def _attempt(step: Callable[[], None], reminder: Reminder) -> None:
-    try:
-        step()
-    except BaseException:  # the others, and the next round, are not its fault
-        if reminder.is_due(time.monotonic()):
-            logger.exception("expiry: a bug in the gateway")
+async def _repeat(interval: float, steps: Iterable[Callable[[], None]]) -> None:
+    reminders = {step: Reminder() for step in steps}
+    while True:
+        for step, reminder in reminders.items():
+            try:
+                step()
+            except BaseException:  # the others, and the next round, are not its fault
+                if reminder.is_due(time.monotonic()):
+                    logger.exception("expiry: a bug in the gateway")
+        await asyncio.sleep(interval)
 
 
 def _introspection(shared: Shared) -> Introspection | None:

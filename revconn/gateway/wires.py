@@ -43,19 +43,21 @@ class Turn:
 
     def at_end(self, do: Callable[[], None]) -> None:
         """Do it at the end of this turn of the loop. Whoever calls this sees that it is once."""
-        self._end_later()
+        self.begin()
         self._due.append(do)
 
     def share(self, most: int) -> int:
         """How much may be done for one more peer in this turn: less, the more have had theirs.
 
-        Without that many busy peers together would hold up all the others.
+        Without that many busy peers together would hold up all the others. What came before anybody
+        had something done, or left for later, does not count.
         """
-        self._end_later()
-        self._peers += 1
+        if self._is_begun:
+            self._peers += 1
         return max(_SMALLEST_SHARE, most * _FEW_PEERS // max(_FEW_PEERS, self._peers))
 
-    def _end_later(self) -> None:
+    def begin(self) -> None:
+        """There is more in this turn than to take in a heartbeat or two: it has an end."""
         if not self._is_begun:
             self._is_begun = True
             self._loop.call_soon(self._end)
@@ -74,7 +76,7 @@ class Turn:
             del due[:position]
             self._is_begun = False
             if due:  # one failed, which is a bug, and not the others' fault
-                self._end_later()
+                self.begin()
 
 
 class Wire(Acceptor):
@@ -206,6 +208,7 @@ class Wire(Acceptor):
 
     def _go_on_later(self, rest: bytes) -> None:
         """Others first: what one peer sends at once must not hold up all."""
+        self._turn.begin()
         self._stop_reading()
         self._loop.call_soon(self._go_on, rest)
 

@@ -259,7 +259,8 @@ class Endpoint(Control):
         self.cost += small - min(count, 1 + used // _USUAL_MESSAGE)
         self._left -= count
         stream.receiver.take(messages, ended=False)
-        self._refill(stream)
+        if stream.receive_window < stream.window // 2:
+            self._refill(stream)
         return offset
 
     def _check_first(self, kind: int, flags: int) -> None:
