@@ -158,9 +158,10 @@ class Serving:
             lambda: shared.journal.tick(time.monotonic()),
             shared.rerouting.relieve_stalled,
         )
+        interval = min(LONGEST_EXPIRY_INTERVAL, timeout / 4)
         await asyncio.gather(
-            _repeat(min(LONGEST_SWEEP_INTERVAL, shortest / 4), sweeps),
-            _repeat(min(LONGEST_EXPIRY_INTERVAL, timeout / 4), steps),
+            _repeat(max(interval, min(LONGEST_SWEEP_INTERVAL, shortest / 4)), sweeps),
+            _repeat(interval, steps),
             _repeat(_RECEIVING_INTERVAL, (self._callers.expire,)),
         )
 

@@ -59,6 +59,7 @@ _MOST_UNREAD = 4 << 20  # bytes, with the headers of answers, which need no wind
 _ID_MASK = 0x7FFFFFFF
 _BURST, _PER_SECOND, _MOST = 2_000, 500.0, 50_000  # what a peer costs; see Patience
 _USUAL_MESSAGE = 64  # bytes: of a small one
+_SMALL_READ = 16 << 10  # bytes that are cheaper to copy than to take apart separately
 _COST_OF_TURN = 128  # of that, before others have their turn
 
 _unpack_header = HEADER.unpack_from
@@ -138,12 +139,14 @@ class Endpoint(Control):
             self._fail(Fault(ErrorCode.ENHANCE_YOUR_CALM, NOT_READ))
             return b""
         try:
+            offset = 0
             if self._held:
+                if len(data) > _SMALL_READ and self._is_greeted:
+                    return self._take_with_held(data)
                 self._held += data
                 if len(self._held) < self._needed:
                     return b""
                 data, self._held = bytes(self._held), None
-            offset = 0
             if not self._is_greeted:
                 offset = self._greet(data)
             return self._take_frames(data, offset)
@@ -152,6 +155,23 @@ class Endpoint(Control):
         except ProtocolError as error:  # of HPACK
             self._fail(Fault(ErrorCode.COMPRESSION_ERROR, str(error)))
         return b""
+
+    def _take_with_held(self, data: bytes) -> bytes:
+        """Complete the frame that was cut by itself: not all that has come now is copied to it."""
+        offset = 0
+        while self._held:
+            end = offset + self._needed - len(self._held)
+            if end > len(data):
+                self._held += data[offset:]
+                return b""
+            first, self._held = bytes(self._held) + data[offset:end], None
+            offset = end
+            rest = self._take_frames(first, 0)
+            if rest:
+                return rest + data[offset:]
+            if self.is_ended:
+                return b""
+        return self._take_frames(data, offset)
 
     def _greet(self, data: bytes) -> int:
         size = len(PREFACE)
