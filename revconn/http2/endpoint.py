@@ -77,7 +77,7 @@ class Endpoint(Control):
     """
 
     __slots__ = (
-        "_block", "_block_flags", "_block_id", "_decoder", "_held", "_is_greeted", "_large",
+        "_block", "_block_flags", "_block_id", "_decoder", "_held", "_is_greeted",
         "_needed", "_patience", "_received", "end_reason", "is_flooded",
         "is_settled", "ping_answered",
     )  # fmt: skip
@@ -90,7 +90,6 @@ class Endpoint(Control):
         self._is_greeted = not is_server  # whether the preface has come
         self._block: bytearray | None = None  # headers that go on in the next frame
         self._block_id = self._block_flags = 0
-        self._large: Stream | None = None  # a message of many frames is on its way on it
         self._received = 0  # bytes of DATA since the window was opened again
         self._patience: Patience | None = None
         self.is_flooded = self.is_settled = False
@@ -206,8 +205,10 @@ class Endpoint(Control):
             if self._block is not None and (kind != CONTINUATION or stream_id != self._block_id):
                 raise Fault(ErrorCode.PROTOCOL_ERROR, "a frame in the middle of headers")
             if kind == DATA:
-                if not flags and length >= PREFIX_BYTES:
-                    after = self._take_row(stream_id, data, start - HEADER_BYTES)
+                stream = self.streams.get(stream_id)
+                if not flags and stream is not None and length >= PREFIX_BYTES:
+                    take = self._follow if stream.missing else self._take_row
+                    after = take(stream, data, start - HEADER_BYTES)
                     if after:
                         if self.is_ended:  # by whoever took them
                             return b""
@@ -215,8 +216,6 @@ class Endpoint(Control):
                         continue
                 work = self._receive_data(stream_id, flags, data, start, end)
                 self._left -= work  # which may have counted some already
-                if self._large is not None:
-                    offset = self._follow(self._large, data, offset)
             elif kind == HEADERS:
                 self._receive_headers(stream_id, flags, data, start, end)
                 self._left -= 2
@@ -239,15 +238,15 @@ class Endpoint(Control):
             self._held = bytearray(data[offset:] if offset else data)
         return b""
 
-    def _take_row(self, stream_id: int, data: bytes, offset: int) -> int:
+    def _take_row(self, stream: Stream, data: bytes, offset: int) -> int:
         """Take frames of one whole message each, as long as they come in a row on one stream.
 
         Where the next frame begins; 0 if this one is no such frame. Together, because a connector's
         own calls come like that, and what is done about each frame costs more than about the call.
         """
-        stream = self.streams.get(stream_id)
-        if stream is None or not (self.is_settled and stream.is_between_messages):
+        if not (self.is_settled and stream.is_between_messages):
             return 0
+        stream_id = stream.id
         messages: list[bytes] = []
         begin, size = offset, len(data)
         longest = min(stream.limit, USUAL_FRAME - PREFIX_BYTES)
@@ -329,8 +328,6 @@ class Endpoint(Control):
         elif stream.missing:
             if stream.wanted or not stream.granted:
                 self.acceptor.want_credit(stream)
-            if stream.content_left < 0 and stream.missing:
-                self._large = stream
         else:
             self._refill(stream)
         return 1 + count
@@ -355,10 +352,11 @@ class Endpoint(Control):
             self._received = 0
 
     def _follow(self, stream: Stream, data: bytes, offset: int) -> int:
-        """Go on with a message of many frames; how far nothing but its DATA has come."""
+        """Go on with a message of many frames; how far nothing but its DATA has come, if any."""
         # A message of 1 MiB is 64 frames of most peers. One by one they would take longer than
         # copying it does.
-        self._large = None
+        if stream.content_left >= 0:
+            return 0
         pieces: list[memoryview] = []
         view = memoryview(data)
         size, missing, stream_id = len(data), stream.missing, stream.id
@@ -386,7 +384,9 @@ class Endpoint(Control):
                 if stream.inflate is not None:
                     self._weigh(stream.inflate)
                 self._refill(stream)
-        return offset
+            self._left -= 1
+            return offset
+        return 0
 
     def _count_content(self, stream: Stream, size: int, ended: bool) -> bool:
         stream.content_left -= size
