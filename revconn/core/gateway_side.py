@@ -36,6 +36,7 @@ _would_log = level_check(__name__)
 _LARGE = 32 << 10  # bytes: of such messages it is worth to take them apart by hand
 _LONGEST_QUOTE = 200  # characters of a connector's words in one line of the log
 _STATUSES = {number: name for name, number in ConnectionStatus.StatusType.items()}
+_HEARTBEAT_TAG = 0x22  # of registry.proto
 _FOR_OTHERS = frozenset({"event", "subscription"})
 
 # Compared by identity, as on the other side.
@@ -365,8 +366,9 @@ class GatewayConnection(Connection):
         # tell them, so the last such heartbeat is named in the log when silence ends them.
         if heartbeat.connection_id == self.connection_id:
             self._heard_heartbeat(now)
-            # Nothing else in it, and the id last, as all libraries write it.
-            if data.endswith(self._beat_end) and data[1] == len(data) - 2:
+            # Nothing else in the message, and the id last, as all libraries write it.
+            is_usual = data[0] == _HEARTBEAT_TAG and data[1] == len(data) - 2
+            if is_usual and data.endswith(self._beat_end):
                 self._beat_size, self._beat_start = len(data), data[:2]
         else:
             foreign = self.foreign_heartbeat = heartbeat.connection_id[:64]

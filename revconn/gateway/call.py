@@ -34,7 +34,8 @@ from revconn._proto.registry_pb2 import ForwardRequest, ForwardResponse, Streami
 from revconn.core.routing import Wanted
 from revconn.gateway.backends import BackendRequest, Reply
 from revconn.gateway.holding import Joiners
-from revconn.gateway.routes import Connection, Outgoing
+from revconn.gateway.outbound import Outgoing
+from revconn.gateway.routes import Connection
 
 __all__ = ["UNARY", "Call", "State"]
 
@@ -177,7 +178,7 @@ class Call(ABC):
         if self._task is not None:
             self._task.cancel()
             self._task = None
-        if self.outgoing is not None:
+        if self.outgoing is not None:  # as withdraw() does, without one more call for each call
             self.leave()
 
     def withdraw(self) -> None:

@@ -362,11 +362,18 @@ class ConnectorStream(Rpc):
 
     def _flush(self) -> None:
         self._has_flush = False
+        try:
+            self._send_queued()
+        except BaseException:  # noqa: BLE001 - as in take(): nobody would come for the rest
+            self._fail()
+
+    def _send_queued(self) -> None:
         outbound, stream = self._connection.outbound, self.stream
         moved = False
         while outbound.has_more and (room := stream.room) > 0:
-            stream.send(outbound.take(room))
-            moved = True
+            if taken := outbound.take(room):  # else all of it was withdrawn
+                stream.send(taken)
+                moved = True
         outbound.note_progress(
             time.monotonic() if outbound.has_more or stream.unsent_bytes else None, moved=moved
         )

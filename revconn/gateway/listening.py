@@ -305,10 +305,13 @@ class Listener:
 
     def look(self, now: float) -> None:
         """End the connections that have been silent or idle for too long, or are too old."""
-        self._answers.expire(self._loop.time())
         for peer in tuple(self._peers):
             if not peer.is_closed:
                 self._look_at(peer, now)
+
+    def expire_answers(self) -> None:
+        """End the calls whose answers nobody has read by their deadline."""
+        self._answers.expire(self._loop.time())
 
     def _look_at(self, peer: Peer, now: float) -> None:
         if not peer.served:

@@ -145,9 +145,9 @@ class Serving:
         timeout = self._settings.heartbeat_timeout
         shared = self.shared
         # Of thousands of connections a look at each of them costs.
-        shortest = min(
-            timeout, shared.limits.handshake_timeout, self._settings.idle_timeout or math.inf
-        )
+        settings = self._settings
+        ages = (settings.idle_timeout, settings.max_connection_age)
+        shortest = min(timeout, shared.limits.handshake_timeout, *(age or math.inf for age in ages))
         sweeps = (
             self._expire_connections,
             lambda: self.listener.look(time.monotonic()),
@@ -156,6 +156,7 @@ class Serving:
         steps = (
             lambda: shared.backends.expire(time.monotonic(), timeout),
             lambda: shared.journal.tick(time.monotonic()),
+            self.listener.expire_answers,
             shared.rerouting.relieve_stalled,
         )
         interval = min(LONGEST_EXPIRY_INTERVAL, timeout / 4)

@@ -11,10 +11,11 @@ from revconn.gateway.events import Events
 from revconn.gateway.holding import UnreadAnswers
 from revconn.gateway.keys import ApiKeys
 from revconn.gateway.limits import Budget, Counters, Limits
+from revconn.gateway.outbound import Outbound
 from revconn.gateway.refusals import Refused, over_limit
 from revconn.gateway.report import Journal
 from revconn.gateway.rerouting import Rerouting
-from revconn.gateway.routes import Outbound, Registry
+from revconn.gateway.routes import Registry
 from revconn.gateway.tenants import Tenants
 from revconn.gateway.tls import ServerTLS
 

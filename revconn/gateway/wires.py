@@ -26,6 +26,7 @@ _COSTLY = 100  # of an endpoint's cost: how often it is worth a look at the cloc
 _WORTHY = -50_000  # the same, of one that has brought more than it cost
 _MOST_GATHERED = 512  # pieces: systems allow about a thousand
 _SMALL = 4 << 10  # bytes: pieces that are cheaper to join than to hand over one by one
+_HEARTBEAT = 256  # bytes, and a few more: thousands of idle connectors send nothing else
 _FEW_PEERS = 2
 _SMALLEST_SHARE = 1  # of an endpoint's work
 _LINGER = 1.0  # seconds that a peer has to hear that we say nothing more
@@ -49,15 +50,15 @@ class Turn:
     def share(self, most: int) -> int:
         """How much may be done for one more peer in this turn: less, the more have had theirs.
 
-        Without that many busy peers together would hold up all the others. What came before anybody
-        had something done, or left for later, does not count.
+        Without that many busy peers together would hold up all the others. Who says as little as a
+        heartbeat begins no turn, and does not count.
         """
         if self._is_begun:
             self._peers += 1
         return max(_SMALLEST_SHARE, most * _FEW_PEERS // max(_FEW_PEERS, self._peers))
 
     def begin(self) -> None:
-        """There is more in this turn than to take in a heartbeat or two: it has an end."""
+        """There is more in this turn than to take in a heartbeat: it has an end."""
         if not self._is_begun:
             self._is_begun = True
             self._loop.call_soon(self._end)
@@ -191,6 +192,8 @@ class Wire(Acceptor):
 
     def _receive(self, data: bytes) -> None:
         endpoint = self.endpoint
+        if len(data) > _HEARTBEAT:
+            self._turn.begin()
         self.heard_at = time.monotonic()
         self.pinged_at = None
         try:
@@ -208,7 +211,6 @@ class Wire(Acceptor):
 
     def _go_on_later(self, rest: bytes) -> None:
         """Others first: what one peer sends at once must not hold up all."""
-        self._turn.begin()
         self._stop_reading()
         self._loop.call_soon(self._go_on, rest)
 

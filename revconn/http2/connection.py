@@ -392,6 +392,8 @@ class Engine:
                 if not flags & ACK:
                     self._say(PING_ACK + buffer[start:end])
             elif kind == GOAWAY:
+                if stream_id:
+                    raise ProtocolError("a GOAWAY on a stream", f"stream {stream_id}")
                 self._receive_goaway(parse_goaway(buffer[start:end]))
             else:
                 self._receive_other(kind, flags, stream_id, buffer[start:end])

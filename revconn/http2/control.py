@@ -1,4 +1,4 @@
-"""What a peer says about a connection and its streams, beside headers and DATA."""
+"""What a peer says about a connection and its streams, beside headers and DATA; their windows."""
 
 from __future__ import annotations
 
@@ -19,9 +19,11 @@ from revconn.http2.frames import (
     SETTINGS_ACK,
     USUAL_FRAME,
     frame,
+    window_update,
 )
 from revconn.http2.streams import ErrorCode, Stream
 from revconn.http2.writing import (
+    CONNECTION_WINDOW,
     GOAWAY_HEAD,
     LONGEST_FRAME_OUT,
     Acceptor,
@@ -52,12 +54,13 @@ class Control(Writer):
     :ivar cost: what the peer cost beyond what it brought, since it was last settled.
     """
 
-    __slots__ = ("_left", "cost")
+    __slots__ = ("_left", "_received", "cost")
 
     def __init__(self, settings: Settings, acceptor: Acceptor, *, is_server: bool) -> None:
         super().__init__(settings, acceptor, is_server=is_server)
         self.cost = 0
         self._left = 0  # work in this turn, until it is others' turn
+        self._received = 0  # bytes of DATA since the connection's window was opened again
 
     def _weigh(self, inflate: GzipInflater) -> None:
         """Count what inflating took beyond what the bytes that came are worth."""
@@ -71,6 +74,36 @@ class Control(Writer):
         if self._control > _MOST_CONTROL:
             raise Fault(ErrorCode.ENHANCE_YOUR_CALM, NOT_READ)
         self._put(data)
+
+    # Windows of what comes
+
+    def _refill(self, stream: Stream) -> None:
+        """Open a stream's window again, once half of it is used and no message is on its way."""
+        if stream.missing or (stream.is_held and not stream.is_deaf):
+            return
+        if stream.receive_window < stream.window // 2 and not stream.is_remote_closed:
+            self.open_window(stream, stream.window - stream.receive_window)
+
+    def _use_window(self, size: int) -> None:
+        self.receive_window -= size
+        if self.receive_window < 0:
+            raise Fault(ErrorCode.FLOW_CONTROL_ERROR, "more DATA than the window allows")
+        self._received += size
+        if self._received > CONNECTION_WINDOW // 2:
+            # Given back as it comes, so that no stream waits for another one. What streams keep is
+            # bounded by their own windows.
+            self._put(window_update(0, self._received))
+            self.receive_window += self._received
+            self._received = 0
+
+    def _count_content(self, stream: Stream, size: int, ended: bool) -> bool:
+        stream.content_left -= size
+        if stream.content_left < 0 or (ended and stream.content_left):
+            self._reset_by_fault(stream, ErrorCode.PROTOCOL_ERROR)
+            return False
+        return True
+
+    # What is wrong
 
     def _is_idle(self, stream_id: int) -> bool:
         """Whether nobody has opened a stream of that id yet."""

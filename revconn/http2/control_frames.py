@@ -259,10 +259,9 @@ def _check_pseudo_headers(fields: Sequence[Field]) -> None:
 
 def _receive_reset(stream_id: int, payload: bytes) -> Event | None:
     _require_size("RST_STREAM", NUMBER.size, payload)
-    if not stream_id:
-        raise ProtocolError("a RST_STREAM of no stream")
-    # Of others there is nothing to end. A peer that sends many of them costs more than it brings.
-    return Reset(*_unpack_number(payload)) if stream_id == STREAM_ID else None
+    if stream_id != STREAM_ID:
+        raise ProtocolError("a RST_STREAM where no stream is open", f"stream {stream_id}")
+    return Reset(*_unpack_number(payload))
 
 
 def _check_priority(stream_id: int, payload: bytes) -> None:

@@ -41,13 +41,11 @@ from revconn.http2.frames import (
     WINDOW_UPDATE,
     WORTHWHILE_BYTES,
     frame,
-    window_update,
 )
 from revconn.http2.headers import Decoder, Field, FieldKind
 from revconn.http2.patience import Patience
 from revconn.http2.streams import ErrorCode, Stream
 from revconn.http2.writing import (
-    CONNECTION_WINDOW,
     Acceptor,
     Settings,
 )
@@ -78,7 +76,7 @@ class Endpoint(Control):
 
     __slots__ = (
         "_block", "_block_flags", "_block_id", "_decoder", "_held", "_is_greeted",
-        "_needed", "_patience", "_received", "end_reason", "is_flooded",
+        "_needed", "_patience", "end_reason", "is_flooded",
         "is_settled", "ping_answered",
     )  # fmt: skip
 
@@ -90,7 +88,6 @@ class Endpoint(Control):
         self._is_greeted = not is_server  # whether the preface has come
         self._block: bytearray | None = None  # headers that go on in the next frame
         self._block_id = self._block_flags = 0
-        self._received = 0  # bytes of DATA since the window was opened again
         self._patience: Patience | None = None
         self.is_flooded = self.is_settled = False
         self.end_reason = ""
@@ -332,25 +329,6 @@ class Endpoint(Control):
             self._refill(stream)
         return 1 + count
 
-    def _refill(self, stream: Stream) -> None:
-        """Open a stream's window again, once half of it is used and no message is on its way."""
-        if stream.missing or (stream.is_held and not stream.is_deaf):
-            return
-        if stream.receive_window < stream.window // 2 and not stream.is_remote_closed:
-            self.open_window(stream, stream.window - stream.receive_window)
-
-    def _use_window(self, size: int) -> None:
-        self.receive_window -= size
-        if self.receive_window < 0:
-            raise Fault(ErrorCode.FLOW_CONTROL_ERROR, "more DATA than the window allows")
-        self._received += size
-        if self._received > CONNECTION_WINDOW // 2:
-            # Given back as it comes, so that no stream waits for another one. What streams keep is
-            # bounded by their own windows.
-            self._put(window_update(0, self._received))
-            self.receive_window += self._received
-            self._received = 0
-
     def _follow(self, stream: Stream, data: bytes, offset: int) -> int:
         """Go on with a message of many frames; how far nothing but its DATA has come, if any."""
         # A message of 1 MiB is 64 frames of most peers. One by one they would take longer than
@@ -387,13 +365,6 @@ class Endpoint(Control):
             self._left -= 1
             return offset
         return 0
-
-    def _count_content(self, stream: Stream, size: int, ended: bool) -> bool:
-        stream.content_left -= size
-        if stream.content_left < 0 or (ended and stream.content_left):
-            self._reset_by_fault(stream, ErrorCode.PROTOCOL_ERROR)
-            return False
-        return True
 
     def _receive_stray_data(self, stream_id: int, stream: Stream | None) -> None:
         self.cost += 1

@@ -11,8 +11,8 @@ from revconn._proto.registry_pb2 import ConnectionMessage, ForwardRequest
 from revconn.core.status import StatusCode
 from revconn.gateway import Gateway
 from revconn.gateway.limits import Limits
+from revconn.gateway.outbound import Outbound
 from revconn.gateway.refusals import Refused
-from revconn.gateway.routes import Outbound
 from revconn.gateway.serving import Serving
 from revconn.gateway.shared import Hooks
 

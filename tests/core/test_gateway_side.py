@@ -177,6 +177,53 @@ def test_a_heartbeat_with_its_id_is_a_sign_of_life() -> None:
     assert connection.due() == 180.0
 
 
+def timed(timestamp: int, connection_id: str = "id-1") -> bytes:
+    beat = Heartbeat(timestamp=timestamp, connection_id=connection_id)
+    return ConnectionMessage(heartbeat=beat).SerializeToString()
+
+
+def test_a_heartbeat_like_the_last_one_counts_without_being_taken_apart() -> None:
+    connection = ready()
+    assert not connection.beat(timed(1_700_000_000), 20.0)  # the first is not like any
+    connection.receive([timed(1_700_000_000)], 20.0)
+    assert connection.beat(timed(1_700_000_005), 40.0)
+    assert connection.last_heartbeat == 40.0
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        timed(1_700_000_005, "id-2"),
+        timed(5),
+        heartbeat(),
+        b"",
+        b"\x1a" + timed(1_700_000_005)[1:],
+    ],
+    ids=["of another", "shorter", "without the time", "nothing", "no heartbeat"],
+)
+def test_what_is_no_heartbeat_like_the_last_one_is_none(other: bytes) -> None:
+    connection = ready()
+    connection.receive([timed(1_700_000_000)], 20.0)
+    assert not connection.beat(other, 40.0)
+    assert connection.last_heartbeat == 20.0
+
+
+def test_after_the_end_no_heartbeat_counts() -> None:
+    connection = ready()
+    connection.receive([timed(1_700_000_000)], 20.0)
+    connection.end()
+    assert not connection.beat(timed(1_700_000_005), 40.0)
+
+
+def test_a_heartbeat_behind_something_else_is_always_taken_apart() -> None:
+    connection = ready()
+    strange = timed(1_700_000_000)
+    strange = bytes((0x78, len(strange))) + strange  # a field that nobody knows
+    assert nothing(connection.receive([strange], 20.0))
+    assert connection.last_heartbeat == 20.0
+    assert not connection.beat(strange, 40.0)
+
+
 @pytest.mark.parametrize("foreign", ["", "echo.Echo", "x" * 100])
 def test_a_heartbeat_with_a_foreign_id_is_none(foreign: str) -> None:
     connection = ready()

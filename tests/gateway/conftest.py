@@ -22,7 +22,7 @@ from revconn.gateway import (
     wires,
 )
 from revconn.gateway import thread as gateway_thread
-from revconn.gateway.routes import _data_of
+from revconn.gateway.outbound import _data_of
 from tests.support.scripted_connector import ScriptedConnector
 from tests.support.waiting import eventually
 

@@ -190,6 +190,19 @@ def test_a_bug_in_the_gateway_ends_only_that_stream(gateway, connect, monkeypatc
     assert [info.connection_id for info in gateway.connections()] == [sound.connection_id]
 
 
+def test_a_bug_while_it_is_sent_something_ends_only_that_stream(
+    gateway, connect, call, monkeypatch, caplog
+) -> None:
+    broken, sound = connect(gateway, "echo.Echo"), connect(gateway)
+    with monkeypatch.context() as patched:
+        patched.setattr("revconn.http2.streams.Stream.send", None)
+        call(gateway, "/echo.Echo/Say")
+        assert broken.ended()[0] is grpc.StatusCode.INTERNAL
+    assert "a bug in the gateway" in caplog.text
+    caplog.clear()
+    assert [info.connection_id for info in gateway.connections()] == [sound.connection_id]
+
+
 # The end
 
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from revconn.gateway.limits import Limits
-from revconn.gateway.routes import STALL_AFTER, Outbound
+from revconn.gateway.outbound import STALL_AFTER, Outbound
 
 
 def make(**limits: int) -> Outbound:

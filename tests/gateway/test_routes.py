@@ -8,8 +8,9 @@ from revconn._proto.registry_pb2 import ConnectionMessage, Heartbeat
 from revconn.core.routing import Wanted
 from revconn.core.status import StatusCode
 from revconn.gateway.limits import Limits
+from revconn.gateway.outbound import STALL_AFTER, Outbound
 from revconn.gateway.report import ConnectionInfo
-from revconn.gateway.routes import STALL_AFTER, Connection, Outbound, Registry
+from revconn.gateway.routes import Connection, Registry
 from tests.support.connections import accepted
 
 LIMITS = Limits()

@@ -340,7 +340,7 @@ def test_an_answer_about_health_does_not_wait_for_a_window_for_ever(
     assert len(peer.endpoint.streams) == 1
     assert serving.shared.answers._budget.used > 0
     wait(loop, 31.0)
-    serving.listener.look(0.0)
+    serving.listener.expire_answers()
     assert not peer.endpoint.streams
     assert serving.shared.answers._budget.used == 0
 

@@ -13,7 +13,7 @@ import h2.connection
 import h2.events
 import hpack
 import pytest
-from hyperframe.frame import DataFrame, HeadersFrame, PingFrame, SettingsFrame
+from hyperframe.frame import DataFrame, GoAwayFrame, HeadersFrame, PingFrame, SettingsFrame
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -482,3 +482,11 @@ def test_64_times_as_much_takes_about_64_times_as_long(
     one = seconds_for(lambda: [transfer(small, little) for _ in range(8)]) / 8
     # Quadratic would be 64 times as much again; a processor's cache makes a few times of it.
     assert seconds_for(lambda: transfer(large, much)) < 64 * 16 * one
+
+
+def test_a_goaway_on_a_stream_ends_it() -> None:
+    engine = opened()
+    goaway = GoAwayFrame(0).serialize()
+    engine.receive(goaway[:8] + b"\x01" + goaway[9:])
+    assert engine.end is not None
+    assert engine.end.details == "a GOAWAY on a stream (received stream 1)"

@@ -164,9 +164,8 @@ def test_a_table_of_headers_lasts_from_block_to_block() -> None:
 # All else
 
 
-def test_a_reset_of_the_stream_is_heard_and_others_are_not() -> None:
-    eight = struct.pack(">I", 8)
-    assert say(frames(), (RST_STREAM, 0, 3, eight), (RST_STREAM, 0, 1, eight)) == [None, Reset(8)]
+def test_a_reset_of_the_stream_is_heard() -> None:
+    assert say(frames(), (RST_STREAM, 0, 1, struct.pack(">I", 8))) == [Reset(8)]
 
 
 def test_priorities_and_frames_of_unknown_kinds_are_ignored() -> None:
@@ -285,7 +284,14 @@ BROKEN: dict[str, tuple[list[tuple[int, int, int, bytes]], str]] = {
         [(RST_STREAM, 0, 1, bytes(5))],
         "a RST_STREAM frame of a wrong size (received 5 bytes)",
     ),
-    "a reset of nothing": ([(RST_STREAM, 0, 0, bytes(4))], "a RST_STREAM of no stream"),
+    "a reset of nothing": (
+        [(RST_STREAM, 0, 0, bytes(4))],
+        "a RST_STREAM where no stream is open (received stream 0)",
+    ),
+    "a reset of another stream": (
+        [(RST_STREAM, 0, 3, bytes(4))],
+        "a RST_STREAM where no stream is open (received stream 3)",
+    ),
     "a short priority": (
         [(PRIORITY, 0, 1, bytes(4))],
         "a PRIORITY frame of a wrong size (received 4 bytes)",

@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from revconn.transport.http2 import Wire
 from revconn.transport.tls import READ_BYTES, TLSFilter
+from revconn.transport.wire import Wire
 from tests.support.certificates import Authority
 
 

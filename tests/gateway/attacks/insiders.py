@@ -29,6 +29,7 @@ __all__ = [
     "deaf_connectors",
     "register_once",
     "unfinished_chunks",
+    "unmatched_answers",
 ]
 
 _KEY = "stolen"
@@ -188,6 +189,19 @@ def cancel_requests(attack: Attack, count: int, asks: bool) -> None:
             if connector.send_data(connector.stream, b"".join(batch)):
                 attack.count(len(batch))
         connector.requests()
+
+
+def unmatched_answers(attack: Attack, connectors: int, answers: int) -> None:
+    """So many answers at once from each of so many connectors, to what nobody asked."""
+    made = _connectors(attack, *(_SERVICES[0],) * connectors)
+    name, payload = (1, "nobody asked"), (4, b"x" * 100)
+    batch = message(protobuf((_RESPONSE, protobuf(name, payload)))) * answers
+    attack.ready()
+    while attack.going():
+        for connector in made:
+            if connector.send_data(connector.stream, batch):
+                attack.count(answers)
+        attack.read_all(0.5)
 
 
 def register_once(address: str) -> None:

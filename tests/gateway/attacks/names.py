@@ -21,6 +21,7 @@ LIMITS: dict[str, Any] = {
 """Of the gateways that are attacked: few enough bytes and seconds that an attack is over soon."""
 
 COUNTERS: dict[str, str] = {
+    "answers to nobody": "answers_unknown",
     "streams": "refused_max_streams",
     "sockets": "refused_max_sockets",
     "receiving": "refused_max_receiving_bytes",

@@ -62,6 +62,13 @@ def test_connectors_that_do_not_read_have_no_place_after_they_were_ended() -> No
         assert not calls.failures, calls
 
 
+def test_many_connectors_that_answer_what_nobody_asked_take_turns() -> None:
+    # See test_turns: in which all of it was dealt with at once, and for 0.2 s nothing else.
+    with Scene(max_connections=400, max_connections_per_key=400, max_sockets=1000) as scene:
+        answers = {"connectors": 300, "answers": 60, "counts": ["answers to nobody"]}
+        endures(scene, "insiders.unmatched_answers", **answers, sends=18_000, ready=True)
+
+
 @pytest.fixture(scope="module")
 def crowd() -> Iterator[Scene]:
     """Where that many calls may wait at once."""

@@ -17,7 +17,6 @@ from hyperframe.frame import (
     PingFrame,
     PriorityFrame,
     PushPromiseFrame,
-    RstStreamFrame,
     SettingsFrame,
     WindowUpdateFrame,
 )
@@ -282,7 +281,6 @@ FLOODS = {
     "empty data": DataFrame(1, b""),
     "padding": DataFrame(1, b"", flags=["PADDED"], pad_length=100),
     "tiny pieces of a message": DataFrame(1, b"\x00"),
-    "resets of other streams": RstStreamFrame(3, error_code=8),
     "priorities": PriorityFrame(1, depends_on=0),
     "window updates": WindowUpdateFrame(0, window_increment=1),
     "goaways": GoAwayFrame(0, 1, 0),
