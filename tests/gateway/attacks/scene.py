@@ -33,6 +33,8 @@ _TRIALS = 3
 _UNREMARKABLE = 0.05
 # Times as long as undisturbed.
 _NOTICEABLE = 3.0
+# The same, of a gateway that others on the machine keep from running: as much as is believed.
+_SLOWEST = 4.0
 # Seconds that no call may take, not even one in a thousand.
 _LONGEST = 1.0
 # Bytes that a gateway may keep of an attack that is over: pages on which something else has come to
@@ -161,6 +163,11 @@ class Scene:
         status = Path(f"/proc/{self._gateway.pid}/status").read_text()
         return int(re.findall(rf"^{field}:\s+(\d+)", status, re.MULTILINE)[0]) * 1024
 
+    def _waited(self) -> float:
+        """Seconds that the gateway's thread was ready to run, and others had the cores."""
+        tasks = Path(f"/proc/{self._gateway.pid}/task").glob("*/schedstat")
+        return max(int(task.read_text().split()[1]) for task in tasks) / 1e9
+
     def forget_peak(self) -> None:
         Path(f"/proc/{self._gateway.pid}/clear_refs").write_text("5")
 
@@ -204,7 +211,9 @@ class Scene:
         with self.attack(name, **options) as attacking:
             if ready:
                 attacking.wait_until_ready()
+            waited, began = self._waited(), time.monotonic()
             during = victim.call_for(seconds, fresh=fresh)
+            waiting = (self._waited() - waited) / (time.monotonic() - began)
             victim.close()
             if meanwhile is not None:
                 meanwhile()
@@ -216,6 +225,7 @@ class Scene:
             calm,
             during,
             self._least_p99,
+            min(_SLOWEST, 1 / max(0.01, 1 - waiting)),
             attacking.report,
             counted,
             peak,
@@ -244,6 +254,7 @@ class Outcome:
     :ivar undisturbed: seconds, the 99th percentile that ``during`` is compared with.
     :ivar report: the attacker's, see attacking.py.
     :ivar counted: by how much each of the gateway's counters moved.
+    :ivar slowness: how many times as long what the gateway did took because others had the cores.
     :ivar peak: bytes that the gateway grew by at most, ``held`` just before the end of the attack.
     :ivar memory: bytes that it had before, and ``descriptors``.
     :ivar log: lines that the gateway logged.
@@ -253,6 +264,7 @@ class Outcome:
     calm: Calls
     during: Calls
     undisturbed: float
+    slowness: float
     report: dict[str, int]
     counted: dict[str, int]
     peak: int
@@ -264,7 +276,7 @@ class Outcome:
     @property
     def is_noticed(self) -> bool:
         """Whether the victim's calls took longer than they may."""
-        unremarkable = max(_NOTICEABLE * self.undisturbed, _UNREMARKABLE)
+        unremarkable = max(_NOTICEABLE * self.undisturbed, _UNREMARKABLE * self.slowness)
         return self.during.p99 > unremarkable or max(self.during.seconds) > _LONGEST
 
     def has_counted(self, what: str) -> bool:
@@ -294,6 +306,7 @@ class Outcome:
         moved = {name: count for name, count in self.counted.items() if count}
         return (
             f"undisturbed: {self.calm}\nduring: {self.during}\n"
+            f"others had the cores: {self.slowness:.1f} times as long\n"
             f"failures: {self.during.failures[:3]}\n"
             f"the attacker: {self.report}\ncounted: {moved}\n"
             f"memory: {self.peak >> 20} MiB at most, {self.held >> 20} MiB held"
