@@ -29,7 +29,8 @@ class Outbound:
     Its stream takes from it, as there is room (:meth:`take`), anybody on the gateway's thread puts.
     Events that find no room push out the oldest events; everything else asks :attr:`is_full` first.
 
-    :ivar on_put: called whenever there is something new to take.
+    :ivar on_put: called when there is something to take; not for more behind it, since whoever
+        takes comes until all is taken.
     """
 
     def __init__(self, limits: Limits) -> None:
@@ -96,7 +97,7 @@ class Outbound:
         if self._is_closed:
             return
         if self._messages:
-            self._messages.append(message)  # whoever takes has been told, and comes until all is
+            self._messages.append(message)
         else:
             if self._messages is None:
                 self._messages = deque()

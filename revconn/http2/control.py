@@ -103,7 +103,7 @@ class Control(Writer):
             return False
         return True
 
-    # What is wrong
+    # Streams
 
     def _is_idle(self, stream_id: int) -> bool:
         """Whether nobody has opened a stream of that id yet."""
@@ -117,6 +117,8 @@ class Control(Writer):
         receiver = stream.receiver
         self.reset(stream, code)
         receiver.break_off("it broke a rule of HTTP/2")
+
+    # Frames
 
     def _receive_settings(self, flags: int, stream_id: int, payload: bytes) -> None:
         require(not stream_id, ErrorCode.PROTOCOL_ERROR, "SETTINGS on a stream")

@@ -170,12 +170,12 @@ def test_metadata_far_over_the_limit_is_refused_too(gateway, connect, call) -> N
 
 
 def test_handshake_timeout(run_gateway, dial) -> None:
-    gateway = run_gateway(handshake_timeout=0.3)
+    gateway = run_gateway(handshake_timeout=0.05)
     assert dial(gateway).ended() == (
         grpc.StatusCode.DEADLINE_EXCEEDED,
-        "no register message came within 0.3 seconds",
+        "no register message came within 0.05 seconds",
     )
-    assert counted(gateway, "refused_handshake_timeout") >= 1
+    assert counted(gateway, "refused_handshake_timeout") == 1
 
 
 def test_a_response_to_an_asker_that_does_not_read_becomes_a_short_one(

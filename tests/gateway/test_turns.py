@@ -44,6 +44,11 @@ def shares(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return allowed
 
 
+def go_round(loop: asyncio.AbstractEventLoop) -> None:
+    loop.call_soon(loop.stop)
+    loop.run_forever()
+
+
 def hear(loop: asyncio.AbstractEventLoop, size: int) -> None:
     """All peers say so many bytes, which are read in one turn."""
     turn = Turn(loop)
@@ -55,10 +60,8 @@ def hear(loop: asyncio.AbstractEventLoop, size: int) -> None:
             wire = AnyWire(ours, "anybody", Settings(turn=64), turn, loop, None)
             stack.callback(wire.close)
             theirs.send(bytes(size))
-        loop.call_soon(loop.stop)  # before it a look at the sockets, and all that it finds
-        loop.run_forever()
-        loop.call_soon(loop.stop)
-        loop.run_forever()
+        go_round(loop)  # a look at the sockets, and all that it finds
+        go_round(loop)  # the end of the turn
 
 
 def test_the_more_peers_say_much_in_a_turn_the_less_each_may(loop, shares) -> None:
@@ -77,5 +80,6 @@ def test_one_that_fails_at_the_end_of_a_turn_keeps_nobody_else_from_it(loop) -> 
     turn = Turn(loop)
     turn.at_end(lambda: 1 / 0)
     turn.at_end(lambda: done.append("the next"))
-    loop.run_until_complete(asyncio.sleep(0.01))
+    go_round(loop)
+    go_round(loop)
     assert done == ["failed", "the next"]
