@@ -16,6 +16,7 @@ import h2.connection
 import h2.events
 
 from revconn.core.framing import frame as prefixed
+from revconn.core.rope import Data
 from revconn.core.status import ProtocolError, StatusCode
 from revconn.http2.endpoint import Endpoint
 from revconn.http2.headers import Field
@@ -66,7 +67,7 @@ class _Call(Receiver):
     def __init__(self, stream: Stream) -> None:
         self._stream = stream
 
-    def take(self, messages: list[bytes], *, ended: bool) -> None:
+    def take(self, messages: list[Data], *, ended: bool) -> None:
         if ended:
             trailers = closing_block(StatusCode.OK, "", ())
             self._stream.respond(opening_block(()), _MESSAGE, trailers)

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from revconn._proto.registry_pb2 import ConnectionMessage, ForwardResponse, ResponseStreamInfo
 from revconn.core.framing import is_framed
 from revconn.core.responses import encode_failure
+from revconn.core.rope import Data
 from revconn.core.status import ProtocolError, StatusCode
 
 __all__ = ["MAX_CHUNKS", "ChunkJoiner", "LargeAnswer", "ResponseTooLarge", "split"]
@@ -92,7 +93,7 @@ class LargeAnswer:
 
     def __init__(
         self,
-        message: bytes,
+        message: Data,
         deadline: float | None,
         payload: bytes | None = None,
         method: str = "",
@@ -100,7 +101,7 @@ class LargeAnswer:
         has_left: bool = False,
     ) -> None:
         """``message`` is encoded, and whole, unless ``payload`` is to take the place of its own."""
-        self._head = ConnectionMessage.FromString(message).response
+        self._head = ConnectionMessage.FromString(bytes(message)).response
         self._payload = self._head.payload if payload is None else payload
         self._head.ClearField("payload")
         self.deadline = deadline

@@ -41,6 +41,7 @@ from typing import ClassVar, Final, TypeVar
 
 from google.protobuf.message import Message
 
+from revconn.core.rope import Data
 from revconn.core.status import ProtocolError
 from revconn.logger import SafeLogger, get_logger, level_check
 
@@ -189,10 +190,10 @@ def no_message(data: bytes) -> ProtocolError:
     return ProtocolError("bytes that are no ConnectionMessage", f"{len(data):,} bytes")
 
 
-def decode(kind: type[_Message], received: bytes) -> _Message:
+def decode(kind: type[_Message], received: Data) -> _Message:
     """The message of that ``kind``. Raises :class:`ProtocolError` for garbage, and nothing else."""
     try:
-        return kind.FromString(received)
+        return kind.FromString(bytes(received))
     # What garbage raises depends on protobuf's release and implementation, and on the
     # application's filter for warnings: DecodeError, UnicodeDecodeError, SystemError and others.
     except Exception:  # noqa: BLE001

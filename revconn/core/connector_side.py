@@ -37,6 +37,7 @@ from revconn.core.connection import (
 )
 from revconn.core.liveness import PROBE_METHOD, ConnectorLiveness, Prober, Verdict
 from revconn.core.requests import REQUEST_TAG, split_request
+from revconn.core.rope import Data, Rope
 from revconn.core.status import ProtocolError, is_success
 from revconn.logger import Mask, Reminders, SafeLogger, get_logger, presentable
 
@@ -131,7 +132,7 @@ def _is_for_handler(request: ForwardRequest) -> bool:
     return is_possible_id(request.request_id) and not request.method_path.endswith(PROBE_METHOD)
 
 
-def _arrival(request: ForwardRequest, payload: bytes | None, data: bytes) -> Arrival:
+def _arrival(request: ForwardRequest, payload: bytes | None, data: Data) -> Arrival:
     return request, request.request_id, request.method_path, payload, len(data)
 
 
@@ -291,7 +292,7 @@ class ConnectorConnection(Connection):
 
     # What the gateway says
 
-    def receive(self, batch: Sequence[bytes], now: float) -> FromGateway:
+    def receive(self, batch: Sequence[Data], now: float) -> FromGateway:
         """Take in what arrived, in order. Never raises: ``end`` names a rule that was broken."""
         inbound = FromGateway()  # filled here: a method of its own would be another call
         requests = inbound.requests = []
@@ -314,6 +315,8 @@ class ConnectorConnection(Connection):
             size = len(data)
             if size > _WORTH_SPLITTING and self._receive_large(data, requests):
                 continue
+            if isinstance(data, Rope):
+                data = bytes(data)
             try:
                 message = ConnectionMessage.FromString(data)
             except Exception:  # noqa: BLE001 - whatever garbage raises, as in decode()
@@ -349,7 +352,7 @@ class ConnectorConnection(Connection):
             self._liveness.prober.heard()
         return inbound
 
-    def _receive_large(self, data: bytes, requests: list[Arrival]) -> bool:
+    def _receive_large(self, data: Data, requests: list[Arrival]) -> bool:
         """Take in a large request for a handler; false for all else."""
         apart = split_request(data)
         if apart is None or not _is_for_handler(apart[0]):

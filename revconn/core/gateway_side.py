@@ -25,6 +25,7 @@ from revconn.core.connection import (
     no_message,
 )
 from revconn.core.requests import split_response
+from revconn.core.rope import Data, Rope
 from revconn.core.status import StatusCode
 from revconn.logger import get_logger, level_check
 
@@ -80,11 +81,11 @@ class FromConnector:
     __slots__ = ("end", "goodbye", "ignored", "registration", "responses", "rest", "too_large")
 
     registration: ConnectionRegister | None
-    responses: list[tuple[ForwardResponse, bytes, memoryview | None]]
+    responses: list[tuple[ForwardResponse, Data, memoryview | Rope | None]]
     rest: list[tuple[str, ConnectionMessage, bytes]]
     ignored: list[tuple[str, str]]
     goodbye: Goodbye | None
-    too_large: bytes | None
+    too_large: Data | None
     end: End | None
 
 
@@ -164,7 +165,7 @@ class GatewayConnection(Connection):
         super().__init__(features)
         self._liveness = liveness
         self._limit = max_message_bytes
-        self._behind: list[bytes] = []  # what came behind the registration
+        self._behind: list[Data] = []  # what came behind the registration
         self._beat_size = 0  # of the last heartbeat, in bytes; and how it begins and ends
         self._beat_start = self._beat_end = b""
         self.foreign_heartbeat: str | None = None
@@ -239,7 +240,7 @@ class GatewayConnection(Connection):
 
     # What the connector says
 
-    def beat(self, data: bytes, now: float) -> bool:
+    def beat(self, data: Data, now: float) -> bool:
         """Whether a message is a heartbeat just like the last one, the time in it apart.
 
         If so it counts. To take it apart anew would be most of what thousands of connectors cost
@@ -247,6 +248,7 @@ class GatewayConnection(Connection):
         """
         is_one = (
             len(data) == self._beat_size
+            and isinstance(data, bytes)
             and data.startswith(self._beat_start)
             and data.endswith(self._beat_end)
             and self.established
@@ -255,7 +257,7 @@ class GatewayConnection(Connection):
             self._heard_heartbeat(now)
         return is_one
 
-    def receive(self, batch: Sequence[bytes], now: float) -> FromConnector:
+    def receive(self, batch: Sequence[Data], now: float) -> FromConnector:
         """Take in what arrived, in order. Never raises: ``end`` names a rule that was broken."""
         inbound = FromConnector()  # filled here: a method of its own would be another call
         responses = inbound.responses = []
@@ -285,6 +287,8 @@ class GatewayConnection(Connection):
                 if parts is not None:
                     responses.append((parts[0], data, parts[1]))
                     continue
+            if isinstance(data, Rope):
+                data = bytes(data)
             try:
                 message = ConnectionMessage.FromString(data)
             except Exception:  # noqa: BLE001 - as on the other side

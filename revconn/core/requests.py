@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import lru_cache
 
 from revconn._proto.registry_pb2 import ConnectionMessage, ForwardRequest, ForwardResponse
+from revconn.core.rope import Data, Rope
 
 __all__ = [
     "REQUEST_TAG",
@@ -28,7 +29,7 @@ _MOST_FIELDS = 100  # each is a few steps of Python: a message of nothing else w
 _LONGEST_VARINT = 5  # bytes
 
 
-def split_request(data: bytes) -> tuple[ForwardRequest, bytes] | None:
+def split_request(data: Data) -> tuple[ForwardRequest, bytes] | None:
     """The request in a ``ConnectionMessage``, without its payload, and that.
 
     ``None`` for a message that is no request, has no payload, cannot be decoded or is unusual (very
@@ -39,13 +40,13 @@ def split_request(data: bytes) -> tuple[ForwardRequest, bytes] | None:
     return None if parts is None else (parts[0].request, bytes(parts[1]))
 
 
-def split_response(data: bytes) -> tuple[ForwardResponse, memoryview] | None:
+def split_response(data: Data) -> tuple[ForwardResponse, memoryview | Rope] | None:
     """The same of a response that is one message, and no chunk; its payload is not even copied."""
     parts = _split(data, _RESPONSE_TAG)
     return None if parts is None else (parts[0].response, parts[1])
 
 
-def _split(data: bytes, tag: int) -> tuple[ConnectionMessage, memoryview] | None:
+def _split(data: Data, tag: int) -> tuple[ConnectionMessage, memoryview | Rope] | None:
     try:
         if data[0] != tag:
             return None
@@ -56,13 +57,18 @@ def _split(data: bytes, tag: int) -> tuple[ConnectionMessage, memoryview] | None
         if payload is None:
             return None
         field, begin, end = payload
-        rest = _enveloped(data[start:field] + data[end:], tag)
-        return ConnectionMessage.FromString(rest), memoryview(data)[begin:end]
+        if isinstance(data, Rope):
+            rest = bytes(data.cut(start, field)) + bytes(data.cut(end, len(data)))
+            found: memoryview | Rope = data.cut(begin, end)
+        else:
+            rest = data[start:field] + data[end:]
+            found = memoryview(data)[begin:end]
+        return ConnectionMessage.FromString(_enveloped(rest, tag)), found
     except Exception:  # noqa: BLE001 - cut short, or what protobuf raises, which will tell
         return None
 
 
-def _find_payload(data: bytes, at: int, kind: int) -> tuple[int, int, int] | None:
+def _find_payload(data: Data, at: int, kind: int) -> tuple[int, int, int] | None:
     """Where the field of the only payload begins, then its bytes, and where these end."""
     found: tuple[int, int, int] | None = None
     for _ in range(_MOST_FIELDS + 1):
@@ -88,7 +94,7 @@ def _enveloped(request: bytes, tag: int) -> bytes:
     return bytes((tag, *length)) + request
 
 
-def _varint(data: bytes, at: int) -> tuple[int, int]:
+def _varint(data: Data, at: int) -> tuple[int, int]:
     """A number, seven bits in each byte and the lowest first, and where it ends."""
     number = 0
     for place in range(_LONGEST_VARINT):
@@ -103,8 +109,8 @@ _UNARY = b"\x32\x02\x10\x01"  # streaming_info: is_stream_end; that it is UNARY 
 
 
 def encode_request(
-    request_id: bytes, path: bytes, headers: bytes, payload: bytes, timeout_seconds: int
-) -> bytes:
+    request_id: bytes, path: bytes, headers: bytes, payload: Data, timeout_seconds: int
+) -> Data:
     """A ``ConnectionMessage`` with a unary request in it.
 
     :param headers: entries of the map, encoded.
@@ -121,6 +127,8 @@ def encode_request(
     )
     tail = _forwarded_tail(timeout_seconds)
     length = encode_varint(len(head) + size + len(tail))
+    if isinstance(payload, Rope):
+        return Rope((b"".join((b"\x12", length, head)), *payload.parts, tail))
     return b"".join((b"\x12", length, head, payload, tail))
 
 

@@ -9,6 +9,7 @@ from collections.abc import Container, Iterable, Sequence
 from typing import Callable, Optional
 
 from revconn.core.chunks import LargeAnswer
+from revconn.core.rope import Data
 from revconn.core.status import StatusCode
 
 __all__ = ["ROOM_BYTES", "Answer", "Held", "Outbound", "Sent", "answer", "as_left"]
@@ -19,7 +20,7 @@ _LARGE_ROOM_BYTES = 128 << 20  # the same, of large ones
 _OVERHEAD = 140  # bytes of Python's own that an answer takes beside its message
 
 
-Answer = tuple[bytes, Optional[float], bool, str]
+Answer = tuple[Data, Optional[float], bool, str]
 """An encoded response, and the instant after which nobody waits for it any more.
 
 Then whether it has left before, on a connection that broke soon after; and the method of the
@@ -30,7 +31,7 @@ garbage collector passes over a bare tuple of such things where it would follow 
 
 
 def answer(
-    message: bytes, deadline: float | None, *, has_left: bool = False, method: str = ""
+    message: Data, deadline: float | None, *, has_left: bool = False, method: str = ""
 ) -> Answer:
     """An :data:`Answer`, where there is time to name its parts."""
     return (message, deadline, has_left, method)
@@ -262,8 +263,8 @@ class Held(Outbound):
 
     def abandon(self) -> int:
         """Drop all; how many of them had never left."""
-        left: set[bytes | str] = set()
-        never_left: set[bytes | str] = set()
+        left: set[Data | str] = set()
+        never_left: set[Data | str] = set()
         for answer in self.take_all():  # each of two connections may have had a copy
             which = answer.request_id if isinstance(answer, LargeAnswer) else answer[0]
             (left if _fate(answer)[1] else never_left).add(which)

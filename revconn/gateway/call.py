@@ -31,6 +31,7 @@ import enum
 from abc import ABC, abstractmethod
 
 from revconn._proto.registry_pb2 import ForwardRequest, ForwardResponse, StreamingInfo
+from revconn.core.rope import Data, Rope
 from revconn.core.routing import Wanted
 from revconn.gateway.backends import BackendRequest, Reply
 from revconn.gateway.holding import Joiners
@@ -101,8 +102,8 @@ class Call(ABC):
     def respond(
         self,
         response: ForwardResponse,
-        data: bytes | None = None,
-        payload: memoryview | None = None,
+        data: Data | None = None,
+        payload: memoryview | Rope | None = None,
     ) -> None:
         """Give the asker what a connector, or the gateway itself, answered.
 
@@ -126,11 +127,11 @@ class Call(ABC):
         return _SENT if is_sent else self._state
 
     @property
-    def unsent(self) -> bytes | None:
+    def unsent(self) -> Data | None:
         """The message, as long as nothing of it was written; ``None`` from then on."""
         return None if self.outgoing is None else self.outgoing.data
 
-    def queue(self, connection: Connection, data: bytes) -> None:
+    def queue(self, connection: Connection, data: Data) -> None:
         """Wait for ``connection`` to be sent ``data``, and for its answer."""
         self._state, self.lost = _QUEUED, ""
         self.held_since = 0.0  # what the call waited is taken from its time already
@@ -139,7 +140,7 @@ class Call(ABC):
         connection.load.pending += 1
         self.outgoing = connection.outbound.put_request(data)
 
-    def hold(self, data: bytes, now: float) -> None:
+    def hold(self, data: Data, now: float) -> None:
         """Keep what is to be sent, until somebody comes who can be."""
         self._state = _HELD  # nobody's yet, so that whoever comes may be sent it
         self.held_since = now

@@ -21,6 +21,7 @@ from revconn.core.metadata import (
     metadata_from_headers,
 )
 from revconn.core.requests import encode_request
+from revconn.core.rope import Data, Rope
 from revconn.core.routing import Wanted, split_method_path
 from revconn.core.status import ProtocolError, StatusCode, decode_message, response_code
 from revconn.gateway.backends import BackendRequest, Reply
@@ -31,7 +32,7 @@ from revconn.gateway.shared import Shared
 from revconn.gateway.wires import Turn
 from revconn.http2.grpc import MessageTooLong
 from revconn.http2.requests import RequestHead
-from revconn.http2.streams import Stream
+from revconn.http2.streams import Sent, Stream
 from revconn.logger import get_logger, level_check
 
 __all__ = ["Callers", "OutsideCall"]
@@ -166,7 +167,7 @@ class _Incoming(UnaryRpc):
         self.abandon()
         self.finish(code, problem)
 
-    def receive(self, message: bytes) -> None:
+    def receive(self, message: Data) -> None:
         """Send the call on. Raises :class:`Refused`."""
         callers = self._callers
         self.is_receiving = False
@@ -211,7 +212,7 @@ class OutsideCall(Call):
         self.path = rpc.head.method_path
         super().__init__(request_id, self.path, wanted, rpc.came_at + rpc.seconds)
 
-    def encode(self, message: bytes) -> bytes:
+    def encode(self, message: Data) -> Data:
         """The call as a message to a connector."""
         rpc = self._rpc
         head, remaining = rpc.head, self._remaining()
@@ -227,7 +228,7 @@ class OutsideCall(Call):
             self.id.encode(),
             self.path.encode(),
             headers,
-            pack(message),
+            _packed(message),
             max(1, math.ceil(remaining)),
         )
 
@@ -245,8 +246,8 @@ class OutsideCall(Call):
     def respond(
         self,
         response: ForwardResponse,
-        data: bytes | None = None,
-        payload: memoryview | None = None,
+        data: Data | None = None,
+        payload: memoryview | Rope | None = None,
     ) -> None:
         """Tell the caller what a connector, or the gateway itself, answered."""
         headers = response.headers
@@ -269,7 +270,7 @@ class OutsideCall(Call):
         else:
             self._reply(message, metadata, ())
 
-    def _message(self, response: ForwardResponse, large: memoryview | None) -> bytes | memoryview:
+    def _message(self, response: ForwardResponse, large: memoryview | Rope | None) -> Sent:
         payload = response.payload if large is None else large
         limit = self._shared.limits.max_sent_message_bytes
         if len(payload) > limit:
@@ -296,7 +297,7 @@ class OutsideCall(Call):
         else:
             rpc.finish(reply.code, reply.message, trailing, initial)
 
-    def _reply(self, payload: bytes | memoryview, trailing: Metadata, initial: Metadata) -> None:
+    def _reply(self, payload: Sent, trailing: Metadata, initial: Metadata) -> None:
         rpc = self._rpc
         stream = rpc.stream
         rpc.reply(payload, trailing, initial)
@@ -312,6 +313,12 @@ def _wanted(path: bytes) -> Wanted:
     except ValueError as error:
         raise Refused(StatusCode.UNIMPLEMENTED, str(error)) from None
     return Wanted.by_outsider(service)
+
+
+def _packed(message: Data) -> Data:
+    # One that begins so might be taken for a prefixed one, and has to be looked at.
+    is_plain = isinstance(message, Rope) and message[0] > 1
+    return message if is_plain else pack(bytes(message))
 
 
 def _problem(response: ForwardResponse) -> str:

@@ -16,6 +16,7 @@ from revconn._proto.registry_pb2 import (
     ForwardRequest,
     ForwardResponse,
 )
+from revconn.core.rope import Data, Rope
 from revconn.core.routing import Wanted
 from revconn.core.status import StatusCode
 from revconn.gateway.backends import Backends, Reply, Unreachable
@@ -107,7 +108,7 @@ class Calls:
 
     # The way there
 
-    def submit(self, call: Call, data: bytes) -> None:
+    def submit(self, call: Call, data: Data) -> None:
         """Send an admitted call on: to a connector, else to a backend, else to whoever comes.
 
         :param data: the message with the request.
@@ -138,7 +139,7 @@ class Calls:
         elif self._registry.serves(call.wanted):
             raise self._registry.no_room(call.wanted, self._counters)
         elif call.may_dial and self._backends.serves(call.wanted):
-            self.dial(call, ConnectionMessage.FromString(data).request)
+            self.dial(call, ConnectionMessage.FromString(bytes(data)).request)
         elif self._registry.expects(call.wanted):
             self.held_requests.require_room()
             require_size(data, self._limits.max_sent_message_bytes, self._counters)
@@ -162,7 +163,7 @@ class Calls:
         is_missing = call.asker is not None and call.may_dial
         return NobodyServes(call.wanted.service, is_asked_by_connector=is_missing)
 
-    def hold(self, call: Call, data: bytes) -> None:
+    def hold(self, call: Call, data: Data) -> None:
         """Have a call of the table wait for somebody to come."""
         call.hold(data, self._get_loop().time())
         self.held_requests.add(call.id, len(data))
@@ -173,8 +174,8 @@ class Calls:
         self,
         response: ForwardResponse,
         sender: Connection,
-        data: bytes | None = None,
-        payload: memoryview | None = None,
+        data: Data | None = None,
+        payload: memoryview | Rope | None = None,
     ) -> None:
         """Take an answer, or a chunk of one, that came on ``sender`` in the message ``data``.
 
@@ -274,8 +275,8 @@ class Calls:
         self,
         call: Call,
         response: ForwardResponse,
-        data: bytes | None = None,
-        payload: memoryview | None = None,
+        data: Data | None = None,
+        payload: memoryview | Rope | None = None,
     ) -> None:
         """Give the asker the answer: once, since the call is out of the table before."""
         self._remove(call)  # first: what the asker does now may lead back here

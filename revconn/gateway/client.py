@@ -14,6 +14,7 @@ from typing import Callable, NamedTuple
 from revconn.core.deadline import format_grpc_timeout
 from revconn.core.framing import GzipInflater, frame
 from revconn.core.metadata import Metadata
+from revconn.core.rope import Data
 from revconn.core.status import ProtocolError, StatusCode, decode_message
 from revconn.gateway.addresses import Address
 from revconn.gateway.tls import TLSFilter
@@ -161,7 +162,7 @@ class ClientCall(Receiver):
         payload = b"" if code or self._message is None else self._message
         self._end(Answer(code, message, payload, self._initial or (), _metadata(fields)))
 
-    def take(self, messages: list[bytes], *, ended: bool) -> None:
+    def take(self, messages: list[Data], *, ended: bool) -> None:
         """A message has come; or, which is wrong, an end without trailers."""
         if self._is_over:
             return
@@ -171,7 +172,7 @@ class ClientCall(Receiver):
             self._end(None)
         else:
             if messages:
-                (self._message,) = messages
+                self._message = bytes(messages[0])
                 if not self.begun.done():
                     self.begun.set_result(None)
             if ended:

@@ -19,6 +19,7 @@ from revconn._proto.registry_pb2 import (
 )
 from revconn.core.connection import FEATURES_HEADER, SUPPORTED, Announcement, decode
 from revconn.core.gateway_side import End, FromConnector, GatewayConnection, GatewayLiveness
+from revconn.core.rope import Data
 from revconn.core.status import ProtocolError, StatusCode
 from revconn.gateway.deadlines import Timeouts
 from revconn.gateway.keys import ApiKeys
@@ -47,6 +48,7 @@ FLUSH_TIMEOUT = 5.0  # seconds a leaving connector has to read what is still que
 
 METHOD = b"/registry.RegistryService/EstablishConnection"
 _FEATURES = FEATURES_HEADER.encode()
+LONGEST_FRAME = 256 << 10  # bytes that it may send in a frame from then on
 STREAM_WINDOW = 1 << 20  # bytes that a registered connector may send before it is given more
 
 
@@ -135,7 +137,7 @@ class ConnectorStream(Rpc):
         self._wishes: Wishes
         self._connection: Connection = None  # type: ignore[assignment]  # until it is registered
         self._announced = Announcement()
-        self._behind: list[bytes] | None = None  # what is heard once what was asked is answered
+        self._behind: list[Data] | None = None  # what is heard once what was asked is answered
         self._ending: End | None = None
         self._behind_is_end = False  # whether the end of what it says is among that
         self._has_flush = self._is_forgotten = self._is_registering = False
@@ -185,7 +187,7 @@ class ConnectorStream(Rpc):
         initial = Announcement(SUPPORTED).metadata() if self._announces else ()
         self.finish(code, problem, initial=initial)
 
-    def _register(self, messages: list[bytes]) -> None:
+    def _register(self, messages: list[Data]) -> None:
         shared = self._streams.shared
         inbound = self._protocol.receive(messages, time.monotonic())
         if inbound.too_large is not None:
@@ -250,6 +252,7 @@ class ConnectorStream(Rpc):
         else:
             self.begin()
         self.stream.widen(STREAM_WINDOW)
+        self.stream.owner.endpoint.allow_frames(LONGEST_FRAME)
         outbound.on_put = self._flush_later
         # CONNECTED is queued before anybody can route a request to it, and so goes out first.
         outbound.put(self._protocol.accept(connection.id, now))
@@ -270,7 +273,7 @@ class ConnectorStream(Rpc):
 
     # What the connector says
 
-    def take(self, messages: list[bytes], *, ended: bool) -> None:
+    def take(self, messages: list[Data], *, ended: bool) -> None:
         """Act upon what has come."""
         if self._ending is not None or self.is_over:
             return
@@ -287,7 +290,7 @@ class ConnectorStream(Rpc):
         except BaseException:  # noqa: BLE001 - whatever it is, it ends one stream, and is logged
             self._fail()
 
-    def _hear(self, messages: list[bytes], *, ended: bool) -> None:
+    def _hear(self, messages: list[Data], *, ended: bool) -> None:
         if self._is_registering:
             if messages:
                 self._register(messages)
@@ -466,7 +469,7 @@ class ConnectorStream(Rpc):
             self._connection.outbound.discard()
             self._forget(self._ending)
 
-    def _refuse_large(self, received: bytes) -> None:
+    def _refuse_large(self, received: Data) -> None:
         response = ForwardResponse()
         with contextlib.suppress(ProtocolError):
             response = decode(ConnectionMessage, received).response

@@ -20,6 +20,7 @@ from grpc_reflection.v1alpha import reflection_pb2
 from revconn._proto import registry_pb2
 from revconn.core.connection import decode
 from revconn.core.metadata import Metadata
+from revconn.core.rope import Data
 from revconn.core.routing import Wanted
 from revconn.core.status import ProtocolError, StatusCode
 from revconn.gateway.deadlines import Timeouts
@@ -28,7 +29,7 @@ from revconn.gateway.refusals import STOPPING, Refused, over_limit
 from revconn.gateway.rpcs import Method, Rpc, UnaryRpc
 from revconn.gateway.shared import Shared
 from revconn.http2.requests import RequestHead
-from revconn.http2.streams import Stream
+from revconn.http2.streams import Sent, Stream
 
 __all__ = ["HEALTH_SERVICE", "Introspection"]
 
@@ -146,7 +147,7 @@ class _Asking(UnaryRpc):
         super().start()
         self._asked.timeouts.add(self)
 
-    def take(self, messages: list[bytes], *, ended: bool) -> None:
+    def take(self, messages: list[Data], *, ended: bool) -> None:
         """The question has come, or the end, or both."""
         if ended:
             self._asked.timeouts.discard(self)
@@ -160,9 +161,7 @@ class _Asking(UnaryRpc):
         problem = f"no request came within {shared.limits.handshake_timeout:g} seconds"
         self.finish(StatusCode.DEADLINE_EXCEEDED, problem)
 
-    def reply(
-        self, message: bytes | memoryview, trailing: Metadata = (), initial: Metadata = ()
-    ) -> None:
+    def reply(self, message: Sent, trailing: Metadata = (), initial: Metadata = ()) -> None:
         """Answer, as long as that can be read."""
         super().reply(message, trailing, initial)
         _bound(self.stream, self._asked.shared)
@@ -175,7 +174,7 @@ class _Asking(UnaryRpc):
 class _Check(_Asking):
     __slots__ = ()
 
-    def receive(self, message: bytes) -> None:
+    def receive(self, message: Data) -> None:
         """Say how the service is."""
         service = _service(message)
         status = self._asked.status(service)
@@ -189,7 +188,7 @@ class _Check(_Asking):
 class _List(_Asking):
     __slots__ = ()
 
-    def receive(self, message: bytes) -> None:
+    def receive(self, message: Data) -> None:
         """Say how all services are."""
         shared = self._asked.shared
         names = {*shared.registry.services(), *shared.backends.services()}
@@ -217,7 +216,7 @@ class _Watch(_Asking):
         super().start()
         self._asked.add(self)
 
-    def receive(self, message: bytes) -> None:
+    def receive(self, message: Data) -> None:
         """The service has a name now."""
         self._service = _service(message)
         self.tell()
@@ -245,7 +244,7 @@ class _Watch(_Asking):
         self._asked.discard(self)
 
 
-def _service(message: bytes) -> str:
+def _service(message: Data) -> str:
     """Which service a request asks about. Raises :class:`Refused`."""
     try:
         return decode(HealthCheckRequest, message).service
@@ -267,7 +266,7 @@ class _Reflection(Rpc):
         super().start()
         self._asked.add(self)
 
-    def take(self, messages: list[bytes], *, ended: bool) -> None:
+    def take(self, messages: list[Data], *, ended: bool) -> None:
         """Answer each question."""
         if self.is_over:
             return

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from typing import Callable
 
+from revconn.core.rope import Data
 from revconn.gateway.limits import Limits
 
 __all__ = ["Outbound", "Outgoing"]
@@ -19,8 +20,8 @@ class Outgoing:
 
     __slots__ = ("data",)
 
-    def __init__(self, data: bytes) -> None:
-        self.data: bytes | None = data
+    def __init__(self, data: Data) -> None:
+        self.data: Data | None = data
 
 
 class Outbound:
@@ -36,7 +37,7 @@ class Outbound:
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
         self.on_put: Callable[[], None] = _nothing
-        self._messages: deque[Outgoing | bytes] | None = None  # an empty deque takes 600 bytes
+        self._messages: deque[Outgoing | Data] | None = None  # an empty deque takes 600 bytes
         self._events: deque[bytes] | None = None
         self._bytes = 0
         self._event_bytes = 0
@@ -83,17 +84,17 @@ class Outbound:
         is_stalled = since is not None and now - since > STALL_AFTER
         return self._bytes < self._limits.max_queued_bytes and not is_stalled
 
-    def put(self, data: bytes) -> None:
+    def put(self, data: Data) -> None:
         """Queue a response or a word of the gateway's own."""
         self._put(data, len(data))
 
-    def put_request(self, data: bytes) -> Outgoing:
+    def put_request(self, data: Data) -> Outgoing:
         """Queue a request, which may be withdrawn before it was written."""
         outgoing = Outgoing(data)
         self._put(outgoing, len(data))
         return outgoing
 
-    def _put(self, message: Outgoing | bytes, size: int) -> None:
+    def _put(self, message: Outgoing | Data, size: int) -> None:
         if self._is_closed:
             return
         if self._messages:
@@ -142,17 +143,17 @@ class Outbound:
         self.on_put()
         return dropped
 
-    def take(self, room: int) -> list[bytes]:
+    def take(self, room: int) -> list[Data]:
         """The messages to write next: one, and as many more as go into ``room`` bytes."""
         # From here on they are written: whether they arrived cannot be known, and so nobody else is
         # sent them.
-        taken: list[bytes] = []
+        taken: list[Data] = []
         if self.is_discarded:
             return taken
         waiting = self._messages
         while waiting and room > 0:
             message = waiting.popleft()
-            if isinstance(message, bytes):
+            if not isinstance(message, Outgoing):
                 data = message
             elif message.data is not None:
                 data, message.data = message.data, None
@@ -186,8 +187,8 @@ class Outbound:
         self.close()
 
 
-def _data_of(message: Outgoing | bytes) -> bytes | None:
-    return message if isinstance(message, bytes) else message.data
+def _data_of(message: Outgoing | Data) -> Data | None:
+    return message.data if isinstance(message, Outgoing) else message
 
 
 def _nothing() -> None:

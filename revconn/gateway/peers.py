@@ -9,6 +9,7 @@ import asyncio
 import socket
 from typing import Protocol
 
+from revconn.core.rope import Data
 from revconn.core.status import ProtocolError
 from revconn.gateway.tls import TLSFilter
 from revconn.gateway.wires import Turn, Wire
@@ -54,7 +55,7 @@ class _Ignored(Receiver):
 
     __slots__ = ()
 
-    def take(self, messages: list[bytes], *, ended: bool) -> None:
+    def take(self, messages: list[Data], *, ended: bool) -> None:
         """Nothing is done with it."""
 
     def refuse(self, error: ProtocolError) -> None:
@@ -79,7 +80,7 @@ class _PlainRequest(_Ignored):
         stream.receiver = self
         stream.ignore()  # it has no messages in it
 
-    def take(self, messages: list[bytes], *, ended: bool) -> None:
+    def take(self, messages: list[Data], *, ended: bool) -> None:
         """All of it has come."""
         self._peer.endpoint.charge(5)
         headers, body = not_grpc(self._head)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from revconn._proto.registry_pb2 import ForwardResponse
+from revconn.core.rope import Data
 from revconn.core.status import StatusCode, encode_message, http_status
 from revconn.gateway.limits import Counters
 
@@ -56,7 +57,7 @@ def is_pending_already(request_id: str) -> Refused:
     return Refused(StatusCode.ALREADY_EXISTS, problem)
 
 
-def require_size(data: bytes, limit: int, counters: Counters) -> None:
+def require_size(data: Data, limit: int, counters: Counters) -> None:
     """Raises :class:`Refused` for a request that no connector, or not that one, takes."""
     if len(data) > limit:
         problem = f"a request of {len(data):,} bytes exceeds the connector's {limit:,}"

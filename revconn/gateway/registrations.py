@@ -9,6 +9,7 @@ import asyncio
 
 from revconn._proto.registry_pb2 import RegisterRequest, RegisterResponse
 from revconn.core.connection import decode
+from revconn.core.rope import Data
 from revconn.core.status import ProtocolError, StatusCode
 from revconn.gateway.addresses import Address
 from revconn.gateway.deadlines import Timeouts
@@ -89,7 +90,7 @@ class _Register(UnaryRpc):
         problem = "the stream ended without a RegisterRequest"
         return Refused(StatusCode.INVALID_ARGUMENT, problem)
 
-    def receive(self, message: bytes) -> None:
+    def receive(self, message: Data) -> None:
         """The request has come."""
         self.abandon()
         backends = self._registrations.shared.backends

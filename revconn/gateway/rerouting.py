@@ -12,6 +12,7 @@ from typing import Callable
 
 from revconn._proto.registry_pb2 import ConnectionMessage
 from revconn.core.deadline import shorten_timeouts
+from revconn.core.rope import Data
 from revconn.core.status import StatusCode
 from revconn.gateway.backends import Backends
 from revconn.gateway.call import Call
@@ -97,7 +98,7 @@ class Rerouting:
         self._counters.calls_rerouted += 1
         return True
 
-    def _rescue(self, call: Call, data: bytes) -> bool:
+    def _rescue(self, call: Call, data: Data) -> bool:
         """Find another place for a call that was not written before its connection ended."""
         if self._reroute(call, to_stalled=True):
             return True
@@ -157,7 +158,7 @@ class Rerouting:
     def _message(self, call: Call) -> ConnectionMessage:
         """A request that was not written, with what is left of its time."""
         # Decoded only here: most calls are never moved.
-        message = ConnectionMessage.FromString(call.unsent or b"")
+        message = ConnectionMessage.FromString(bytes(call.unsent or b""))
         if call.held_since:
             shorten_timeouts(message.request, self._get_loop().time() - call.held_since)
         return message

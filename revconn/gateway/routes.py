@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Callable
 
 from revconn.core.gateway_side import GatewayConnection
+from revconn.core.rope import Data
 from revconn.core.routing import Wanted
 from revconn.core.status import StatusCode
 from revconn.gateway.limits import Counters, Load
@@ -75,7 +76,7 @@ class Connection:
         """Whether one more request would be sent to it without delay."""
         return len(self.pending) < self.max_pending and self.outbound.is_ready(now)
 
-    def require_size(self, data: bytes, counters: Counters) -> None:
+    def require_size(self, data: Data, counters: Counters) -> None:
         """Raises :class:`Refused` for a message larger than the connector takes."""
         # Measured once it is encoded: what counts for the connector's receive limit is the whole
         # message, headers and all, not the payload.

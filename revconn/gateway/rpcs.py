@@ -11,6 +11,7 @@ from typing import Callable, NamedTuple
 
 from revconn.core.framing import GzipInflater
 from revconn.core.metadata import Metadata, truncate_message
+from revconn.core.rope import Data
 from revconn.core.status import ProtocolError, StatusCode
 from revconn.gateway.refusals import Refused
 from revconn.http2.grpc import MessageRefused, MessageTooLong
@@ -20,7 +21,7 @@ from revconn.http2.requests import (
     opening_block,
     refusal_block,
 )
-from revconn.http2.streams import Receiver, Stream
+from revconn.http2.streams import Receiver, Sent, Stream
 
 __all__ = ["Method", "Rpc", "UnaryRpc", "code_of"]
 
@@ -64,7 +65,7 @@ class Rpc(Receiver):
         if not self.stream.is_open:
             self.stream.open(opening_block(metadata))
 
-    def send(self, messages: Sequence[bytes]) -> None:
+    def send(self, messages: Sequence[Data]) -> None:
         """Send messages of a streaming answer."""
         self.begin()
         self.stream.send(messages)
@@ -114,9 +115,9 @@ class UnaryRpc(Rpc):
 
     def __init__(self, stream: Stream, head: RequestHead, peer: str) -> None:
         super().__init__(stream, head, peer)
-        self._message: bytes | None = None
+        self._message: Data | None = None
 
-    def receive(self, message: bytes) -> None:
+    def receive(self, message: Data) -> None:
         """The whole request has come. Raises :class:`Refused`."""
         raise NotImplementedError
 
@@ -125,7 +126,7 @@ class UnaryRpc(Rpc):
         """Whether the message is there, and the end is not."""
         return self._message is not None
 
-    def take(self, messages: list[bytes], *, ended: bool) -> None:
+    def take(self, messages: list[Data], *, ended: bool) -> None:
         """A message has come, or the end, or both, as nearly always."""
         if self.is_over:
             return
@@ -150,9 +151,7 @@ class UnaryRpc(Rpc):
         problem = "the request is not exactly one message; only unary calls are forwarded"
         return Refused(StatusCode.UNIMPLEMENTED, problem)
 
-    def reply(
-        self, message: bytes | memoryview, trailing: Metadata = (), initial: Metadata = ()
-    ) -> None:
+    def reply(self, message: Sent, trailing: Metadata = (), initial: Metadata = ()) -> None:
         """Answer with one message, and OK."""
         if self.is_over:
             return

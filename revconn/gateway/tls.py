@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn, Union
 
+from revconn.core.rope import Piece
 from revconn.exceptions import ConfigurationError
 from revconn.logger import get_logger
 from revconn.settings.checks import refuse, warn_of_readers
@@ -138,7 +139,7 @@ class TLSFilter:
             self.is_over = True  # HTTP/2 does not need TLS's own goodbye
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
-    def encrypt(self, output: Sequence[bytes | memoryview]) -> bytes:
+    def encrypt(self, output: Sequence[Piece]) -> bytes:
         """What is to be written in the place of ``output``."""
         # As one, since each piece that OpenSSL is given becomes a record, however small it is.
         rest = memoryview(output[0] if len(output) == 1 else b"".join(output))

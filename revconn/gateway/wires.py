@@ -9,6 +9,8 @@ import asyncio
 import socket
 import ssl
 import time
+from bisect import bisect_right
+from itertools import accumulate
 from typing import Callable
 
 from revconn.gateway.tls import TLSFilter
@@ -21,7 +23,7 @@ __all__ = ["Turn", "Wire"]
 logger = get_logger(__name__)
 
 _READ_BYTES = 64 << 10
-_MOST_READ = 256 << 10
+_MOST_READ = 1 << 20
 _COSTLY = 100  # of an endpoint's cost: how often it is worth a look at the clock
 _WORTHY = -50_000  # the same, of one that has brought more than it cost
 _MOST_GATHERED = 512  # pieces: systems allow about a thousand
@@ -270,13 +272,15 @@ class Wire(Acceptor):
             self.close("the connection broke")
             return
         if sent < len(data):
-            self._keep([data], sent)
+            self._keep([data], [len(data)], sent)
 
     def _gather(self, out: list[Output]) -> None:
         """Send several pieces. To join large ones takes longer than the system does to gather."""
+        ends = list(accumulate(map(len, out)))
         can_gather = hasattr(self._socket, "sendmsg") and len(out) <= _MOST_GATHERED
-        if not can_gather or sum(map(len, out)) < _SMALL * len(out):
+        if not can_gather or ends[-1] < _SMALL * len(out):
             out = [b"".join(out)]
+            ends = [len(out[0])]
         try:
             sent = self._socket.sendmsg(out) if len(out) > 1 else self._socket.send(out[0])
         except (BlockingIOError, InterruptedError):
@@ -284,16 +288,15 @@ class Wire(Acceptor):
         except OSError:
             self.close("the connection broke")
             return
-        self._keep(out, sent)
+        if sent < ends[-1]:
+            self._keep(out, ends, sent)
 
-    def _keep(self, out: list[Output], sent: int) -> None:
+    def _keep(self, out: list[Output], ends: list[int], sent: int) -> None:
         """What the network did not take is for later."""
-        for number, piece in enumerate(out):
-            if sent < len(piece):
-                self._left = [memoryview(piece)[sent:], *out[number + 1 :]]
-                self._loop.add_writer(self._fd, self._writable)
-                return
-            sent -= len(piece)
+        number = bisect_right(ends, sent)
+        begun = memoryview(out[number])
+        self._left = [begun[sent - ends[number] + len(begun) :], *out[number + 1 :]]
+        self._loop.add_writer(self._fd, self._writable)
 
     def _writable(self) -> None:
         left, self._left = self._left, None

@@ -23,6 +23,7 @@ from revconn.core.deadline import request_deadline
 from revconn.core.framing import is_framed, unframe
 from revconn.core.metadata import headers_size, metadata_from_headers
 from revconn.core.requests import forward_request
+from revconn.core.rope import Data, Rope
 from revconn.core.routing import Wanted, split_method_path
 from revconn.core.status import ProtocolError, StatusCode
 from revconn.gateway.backends import BackendRequest, Reply
@@ -73,8 +74,8 @@ class ConnectorCall(Call):
     def respond(
         self,
         response: ForwardResponse,
-        data: bytes | None = None,
-        payload: memoryview | None = None,
+        data: Data | None = None,
+        payload: memoryview | Rope | None = None,
     ) -> None:
         """Send the asking connector what another one, or the gateway itself, answered."""
         if payload is not None:
@@ -211,7 +212,7 @@ class Wishes:
 
     # What it is answered
 
-    def respond(self, response: ForwardResponse, method: str, data: bytes | None) -> None:
+    def respond(self, response: ForwardResponse, method: str, data: Data | None) -> None:
         """Send the response to its call of ``method``, or why it cannot have it.
 
         ``data`` is the same, as it came from the connector that answered.

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Union
 
 from revconn.core.framing import PREFIX_BYTES, GzipInflater
+from revconn.core.rope import ROPE_BYTES, Data
 from revconn.core.status import ProtocolError, Speaker, StatusCode
 from revconn.http2.control_frames import (
     STREAM_ID,
@@ -121,6 +122,7 @@ class Engine:
         self._sent = 0  # bytes of DATA, in all; whoever's turn it is to write
         self._control_frames = ControlFrames(_STREAM_WINDOW, _FRAME_BYTES)
         self._longest_outbound = self._control_frames.longest_outbound  # no longer than one write
+        self._longest_lone = min(self._longest_outbound, ROPE_BYTES)
         self._stream_id = STREAM_ID
         self._informational = 0
         self._reading_id = -1  # the stream's, once its headers have come
@@ -150,7 +152,7 @@ class Engine:
         headers = request_headers(scheme, authority, path, metadata)
         self.control.append(self._control_frames.open_stream(headers))
 
-    def put(self, messages: Sequence[bytes]) -> None:
+    def put(self, messages: Sequence[Data]) -> None:
         """Queue messages behind those that still wait for the peer's window."""
         size = 0
         for run in frame_all(messages):
@@ -167,7 +169,7 @@ class Engine:
                 self.control.append(update)
                 self.control_taken -= len(update)  # the peer did not ask for it
 
-    def take_output(self, messages: Sequence[bytes] = ()) -> tuple[list[Buffer], int]:
+    def take_output(self, messages: Sequence[Data] = ()) -> tuple[list[Buffer], int]:
         """What to write next, and how many bytes carry messages, these included; none at the end.
 
         Small pieces are one buffer. Large ones are the payloads themselves, which are not copied.
@@ -184,13 +186,13 @@ class Engine:
         if len(messages) == 1 and not self.unsent:
             message = messages[0]
             size = PREFIX_BYTES + len(message)
-            if size <= self._longest_outbound and self._sent + size <= self._outbound.opened:
+            if size <= self._longest_lone and self._sent + size <= self._outbound.opened:
                 self._sent += size
                 self._worth_sent += 2 + size / 1024
                 head = _pack_start(
                     size >> 8, size & 0xFF, DATA, 0, self._stream_id, 0, size - PREFIX_BYTES
                 )
-                return [b"".join((*small, head, message))], size
+                return [b"".join((*small, head, message))], size  # type: ignore[arg-type]  # no rope
         if messages:
             self.put(messages)
         output: list[Buffer] = []
@@ -250,7 +252,7 @@ class Engine:
 
     # What the peer says: the receiving thread
 
-    def receive(self, data: bytes) -> list[bytes]:
+    def receive(self, data: bytes) -> list[Data]:
         """The messages that are complete now.
 
         ``end`` is set when the stream is over: because the peer says so, or because it does not
@@ -261,7 +263,7 @@ class Engine:
         than all that is done about it. From the first byte that is something else the others see
         to it.
         """
-        messages: list[bytes] = []
+        messages: list[Data] = []
         if self.end is not None:
             return messages
         offset = weight = received = 0
@@ -345,7 +347,7 @@ class Engine:
             and self._control_frames.block is None
         )
 
-    def _take_rest(self, data: bytes, messages: list[bytes]) -> None:
+    def _take_rest(self, data: bytes, messages: list[Data]) -> None:
         """What is no row of whole frames with whole messages."""
         # Looked for here: at the top of receive() it cost a small message a twentieth more.
         offset = 0
@@ -358,7 +360,7 @@ class Engine:
             self._take_in(data[offset:] if offset else data, messages)
             self._is_plain = self._is_between_messages
 
-    def _take_large(self, data: bytes, offset: int, messages: list[bytes]) -> int:
+    def _take_large(self, data: bytes, offset: int, messages: list[Data]) -> int:
         """Go on with a message of many frames; how far nothing but its DATA has come."""
         if self._control_frames.block is None:
             before, missing = len(messages), self._reader.missing
@@ -369,7 +371,7 @@ class Engine:
         self._is_plain = self._is_between_messages
         return offset
 
-    def _take_in(self, data: bytes, messages: list[bytes]) -> None:
+    def _take_in(self, data: bytes, messages: list[Data]) -> None:
         plain_bytes = 0
         before = len(messages)
         for kind, flags, stream_id, buffer, start, end in self._splitter.feed(data):
@@ -426,7 +428,7 @@ class Engine:
         self._patience.settle(cost, self._worth_sent, time.monotonic())
 
     def _receive_odd_data(
-        self, flags: int, buffer: bytes, start: int, end: int, messages: list[bytes]
+        self, flags: int, buffer: bytes, start: int, end: int, messages: list[Data]
     ) -> None:
         if flags & PADDED:
             start, end = unpad(buffer, start, end)
@@ -454,6 +456,7 @@ class Engine:
             self._outbound.resize(event.window_change, self._sent)
             longest = self._control_frames.longest_outbound
             self._longest_outbound = min(longest, _MOST_DATA_PER_WRITE)
+            self._longest_lone = min(longest, ROPE_BYTES)
             self._say(SETTINGS_ACK)
 
     def _receive_headers(self, metadata: Mapping[str, str | bytes]) -> None:

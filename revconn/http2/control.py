@@ -19,6 +19,7 @@ from revconn.http2.frames import (
     SETTINGS_ACK,
     USUAL_FRAME,
     frame,
+    settings_frame,
     window_update,
 )
 from revconn.http2.streams import ErrorCode, Stream
@@ -51,14 +52,16 @@ class Fault(ProtocolError):
 class Control(Writer):
     """The part of an :class:`~revconn.http2.endpoint.Endpoint` that these frames are for.
 
+    :ivar longest_inbound: bytes of a frame that the peer may send.
     :ivar cost: what the peer cost beyond what it brought, since it was last settled.
     """
 
-    __slots__ = ("_left", "_received", "cost")
+    __slots__ = ("_left", "_received", "cost", "longest_inbound")
 
     def __init__(self, settings: Settings, acceptor: Acceptor, *, is_server: bool) -> None:
         super().__init__(settings, acceptor, is_server=is_server)
         self.cost = 0
+        self.longest_inbound = USUAL_FRAME
         self._left = 0  # work in this turn, until it is others' turn
         self._received = 0  # bytes of DATA since the connection's window was opened again
 
@@ -74,6 +77,11 @@ class Control(Writer):
         if self._control > _MOST_CONTROL:
             raise Fault(ErrorCode.ENHANCE_YOUR_CALM, NOT_READ)
         self._put(data)
+
+    def allow_frames(self, size: int) -> None:
+        """Let the peer send frames of so many bytes from now on."""
+        self.longest_inbound = size
+        self._put(settings_frame([(MAX_FRAME, size)]))
 
     # Windows of what comes
 

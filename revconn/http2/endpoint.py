@@ -14,12 +14,12 @@ from __future__ import annotations
 
 from revconn.core.framing import PREFIX_BYTES
 from revconn.core.status import ProtocolError
-from revconn.http2.control import NOT_READ, Control, Fault, require
+from revconn.http2.control import NOT_READ, Fault, require
+from revconn.http2.data import ID_MASK, DataReceiver
 from revconn.http2.frames import (
     ACK,
     CONTINUATION,
     DATA,
-    DATA_START,
     END_HEADERS,
     END_STREAM,
     GOAWAY,
@@ -37,10 +37,7 @@ from revconn.http2.frames import (
     PUSH_PROMISE,
     RST_STREAM,
     SETTINGS,
-    USUAL_FRAME,
     WINDOW_UPDATE,
-    WORTHWHILE_BYTES,
-    frame,
 )
 from revconn.http2.headers import Decoder, Field, FieldKind
 from revconn.http2.patience import Patience
@@ -54,30 +51,25 @@ __all__ = ["Endpoint"]
 
 _LONGEST_BLOCK = 128 << 10  # bytes: a caller is told what it may send, up to here
 _MOST_UNREAD = 4 << 20  # bytes, with the headers of answers, which need no window
-_ID_MASK = 0x7FFFFFFF
 _BURST, _PER_SECOND, _MOST = 2_000, 500.0, 50_000  # what a peer costs; see Patience
-_USUAL_MESSAGE = 64  # bytes: of a small one
 _SMALL_READ = 16 << 10  # bytes that are cheaper to copy than to take apart separately
 _COST_OF_TURN = 128  # of that, before others have their turn
 
 _unpack_header = HEADER.unpack_from
 _unpack_number = NUMBER.unpack_from
-_unpack_start = DATA_START.unpack_from
 
 
-class Endpoint(Control):
+class Endpoint(DataReceiver):
     """One side of one connection; not thread-safe.
 
     :ivar end_reason: why it has ended, if the peer broke a rule.
     :ivar is_flooded: whether that was because it cost more than it brought.
-    :ivar is_settled: whether the peer's SETTINGS have come, which are its first frame.
     :ivar ping_answered: how many of our pings were.
     """
 
     __slots__ = (
-        "_block", "_block_flags", "_block_id", "_decoder", "_held", "_is_greeted",
-        "_needed", "_patience", "end_reason", "is_flooded",
-        "is_settled", "ping_answered",
+        "_block", "_block_flags", "_block_id", "_decoder", "_held", "_is_greeted", "_needed",
+        "_patience", "end_reason", "is_flooded", "ping_answered",
     )  # fmt: skip
 
     def __init__(self, settings: Settings, acceptor: Acceptor, *, is_server: bool = True) -> None:
@@ -89,7 +81,7 @@ class Endpoint(Control):
         self._block: bytearray | None = None  # headers that go on in the next frame
         self._block_id = self._block_flags = 0
         self._patience: Patience | None = None
-        self.is_flooded = self.is_settled = False
+        self.is_flooded = False
         self.end_reason = ""
         self.ping_answered = 0
 
@@ -136,7 +128,9 @@ class Endpoint(Control):
             return b""
         try:
             offset = 0
-            if self._held:
+            if self._cut_bytes:
+                offset = self._take_cut(data, 0)
+            elif self._held:
                 if len(data) > _SMALL_READ and self._is_greeted:
                     return self._take_with_held(data)
                 self._held += data
@@ -165,6 +159,8 @@ class Endpoint(Control):
             rest = self._take_frames(first, 0)
             if rest:
                 return rest + data[offset:]
+            if self._cut_bytes:
+                offset = self._take_cut(data, offset)
             if self.is_ended:
                 return b""
         return self._take_frames(data, offset)
@@ -190,23 +186,27 @@ class Endpoint(Control):
             start = offset + HEADER_BYTES
             length = high << 8 | low
             end = start + length
-            if length > USUAL_FRAME:
+            if length > self.longest_inbound:
                 raise Fault(ErrorCode.FRAME_SIZE_ERROR, "a frame longer than is allowed")
-            if end > size:
+            if end > size and (flags or kind != DATA or not self._begin_cut(data, offset)):
                 self._needed = end - offset
                 break
+            if end > size:
+                return b""
             if self._left <= 0 or self.cost > most:
                 return data[offset:]
             offset = end
-            stream_id &= _ID_MASK
+            stream_id &= ID_MASK
             if self._block is not None and (kind != CONTINUATION or stream_id != self._block_id):
                 raise Fault(ErrorCode.PROTOCOL_ERROR, "a frame in the middle of headers")
             if kind == DATA:
                 stream = self.streams.get(stream_id)
                 if not flags and stream is not None and length >= PREFIX_BYTES:
-                    take = self._follow if stream.missing else self._take_row
-                    after = take(stream, data, start - HEADER_BYTES)
-                    if after:
+                    if stream.missing:
+                        after = self._take_bulk(data, start - HEADER_BYTES)
+                    else:
+                        after = self._take_row(stream, data, start - HEADER_BYTES)
+                    if after >= end:
                         if self.is_ended:  # by whoever took them
                             return b""
                         offset = after
@@ -235,145 +235,10 @@ class Endpoint(Control):
             self._held = bytearray(data[offset:] if offset else data)
         return b""
 
-    def _take_row(self, stream: Stream, data: bytes, offset: int) -> int:
-        """Take frames of one whole message each, as long as they come in a row on one stream.
-
-        Where the next frame begins; 0 if this one is no such frame. Together, because a connector's
-        own calls come like that, and what is done about each frame costs more than about the call.
-        """
-        if not (self.is_settled and stream.is_between_messages):
-            return 0
-        stream_id = stream.id
-        messages: list[bytes] = []
-        begin, size = offset, len(data)
-        longest = min(stream.limit, USUAL_FRAME - PREFIX_BYTES)
-        small = 0
-        for _ in range(self._left):
-            start = offset + DATA_START.size
-            if start > size:
-                break
-            high, low, kind, flags, frame_stream_id, flag, length = _unpack_start(data, offset)
-            end = start + length
-            if kind or flags or flag or frame_stream_id != stream_id or end > size:
-                break
-            if (high << 8 | low) != PREFIX_BYTES + length or length > longest:
-                break
-            messages.append(data[start:end])
-            if length < WORTHWHILE_BYTES:
-                small += 1
-            offset = end
-        if not messages:
-            return 0
-        used = offset - begin - len(messages) * HEADER_BYTES
-        self._use_window(used)
-        stream.receive_window -= used
-        if stream.receive_window < 0:
-            self._reset_by_fault(stream, ErrorCode.FLOW_CONTROL_ERROR)
-            return offset
-        count = len(messages)
-        # Messages of nothing are worth no more than their bytes.
-        self.cost += small - min(count, 1 + used // _USUAL_MESSAGE)
-        self._left -= count
-        stream.receiver.take(messages, ended=False)
-        if stream.receive_window < stream.window // 2:
-            self._refill(stream)
-        return offset
-
     def _check_first(self, kind: int, flags: int) -> None:
         if kind != SETTINGS or flags & ACK:
             raise Fault(ErrorCode.PROTOCOL_ERROR, "the first frame is not SETTINGS")
         self.is_settled = True
-
-    # DATA
-
-    def _receive_data(self, stream_id: int, flags: int, data: bytes, start: int, end: int) -> int:
-        """Take a DATA frame; how much work that was."""
-        size = end - start
-        self._use_window(size)
-        if size < WORTHWHILE_BYTES:
-            self.cost += 1
-        if flags & PADDED:
-            if start == end or data[start] >= size:
-                raise Fault(ErrorCode.PROTOCOL_ERROR, "more padding than payload")
-            start, end = start + 1, end - data[start]
-        stream = self.streams.get(stream_id)
-        if stream is None or stream.is_remote_closed:
-            self._receive_stray_data(stream_id, stream)
-            return 1
-        stream.receive_window -= size
-        if stream.receive_window < 0:
-            self._reset_by_fault(stream, ErrorCode.FLOW_CONTROL_ERROR)
-            return 1
-        ended = flags & END_STREAM != 0
-        if stream.content_left >= 0 and not self._count_content(stream, end - start, ended):
-            return 1
-        if ended:
-            stream.is_remote_closed = True
-        if stream.is_deaf:
-            count = 0
-            if ended:
-                stream.receiver.take([], ended=True)
-        else:
-            count = stream.receive(data, start, end, ended)
-            # Messages of nothing are worth no more than their bytes.
-            self.cost -= min(count, 1 + size // _USUAL_MESSAGE)
-            if stream.inflate is not None:
-                self._weigh(stream.inflate)
-        if ended:
-            if stream.is_local_closed:
-                self._discard(stream)
-        elif stream.missing:
-            if stream.wanted or not stream.granted:
-                self.acceptor.want_credit(stream)
-        else:
-            self._refill(stream)
-        return 1 + count
-
-    def _follow(self, stream: Stream, data: bytes, offset: int) -> int:
-        """Go on with a message of many frames; how far nothing but its DATA has come, if any."""
-        # A message of 1 MiB is 64 frames of most peers. One by one they would take longer than
-        # copying it does.
-        if stream.content_left >= 0:
-            return 0
-        pieces: list[memoryview] = []
-        view = memoryview(data)
-        size, missing, stream_id = len(data), stream.missing, stream.id
-        taken = 0
-        while size - offset >= HEADER_BYTES:
-            high, low, kind, flags, frame_stream_id = _unpack_header(data, offset)
-            length = high << 8 | low
-            end = offset + HEADER_BYTES + length
-            if kind or flags or frame_stream_id != stream_id or end > size:
-                break
-            if not WORTHWHILE_BYTES <= length <= min(missing - taken, USUAL_FRAME):
-                break
-            pieces.append(view[end - length : end])
-            taken += length
-            offset = end
-        if taken:
-            self._use_window(taken)
-            stream.receive_window -= taken
-            if stream.receive_window < 0:
-                self._reset_by_fault(stream, ErrorCode.FLOW_CONTROL_ERROR)
-            else:
-                if taken < size // 2:  # what is kept must not keep much more of what was read
-                    pieces = [memoryview(bytes(piece)) for piece in pieces]
-                self.cost -= stream.receive_pieces(pieces)
-                if stream.inflate is not None:
-                    self._weigh(stream.inflate)
-                self._refill(stream)
-            self._left -= 1
-            return offset
-        return 0
-
-    def _receive_stray_data(self, stream_id: int, stream: Stream | None) -> None:
-        self.cost += 1
-        if stream is not None:  # half-closed: nothing may follow its end
-            self._reset_by_fault(stream, ErrorCode.STREAM_CLOSED)
-        elif not stream_id or self._is_idle(stream_id):
-            raise Fault(ErrorCode.PROTOCOL_ERROR, "DATA where no stream is open")
-        elif self._reset is None or stream_id not in self._reset:
-            self._put(frame(RST_STREAM, 0, stream_id, NUMBER.pack(ErrorCode.STREAM_CLOSED)))
 
     # Headers
 
@@ -387,7 +252,7 @@ class Endpoint(Control):
         if flags & PRIORITY_FLAG:
             if end - start < PRIORITY_BYTES:
                 raise Fault(ErrorCode.FRAME_SIZE_ERROR, "HEADERS cut short")
-            if _unpack_number(data, start)[0] & _ID_MASK == stream_id:
+            if _unpack_number(data, start)[0] & ID_MASK == stream_id:
                 raise Fault(ErrorCode.PROTOCOL_ERROR, "a stream that depends on itself")
             start += PRIORITY_BYTES
         if flags & END_HEADERS:
@@ -404,13 +269,17 @@ class Endpoint(Control):
         # The table would be out of step without the block, so it cannot just be left out.
         if len(self._block) > 2 * self.settings.header_list or len(payload) < 64:
             self.cost += 20
-        if len(self._block) > max(_LONGEST_BLOCK, 4 * self.settings.header_list):
-            raise Fault(ErrorCode.ENHANCE_YOUR_CALM, "endless headers")
+        self._limit_block(len(self._block))
         if flags & END_HEADERS:
             block, self._block = bytes(self._block), None
             self._take_block(self._block_id, self._block_flags, block)
 
+    def _limit_block(self, size: int) -> None:
+        if size > max(_LONGEST_BLOCK, 4 * self.settings.header_list):
+            raise Fault(ErrorCode.ENHANCE_YOUR_CALM, "endless headers")
+
     def _take_block(self, stream_id: int, flags: int, block: bytes) -> None:
+        self._limit_block(len(block))  # in one frame, from those who may send large ones
         fields = self._decoder.decode(block)
         # Ours to decode, octet by octet: a large block is a turn.
         self._left -= len(block) >> 8

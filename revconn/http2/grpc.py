@@ -11,6 +11,7 @@ from contextlib import suppress
 from typing import Callable, NamedTuple
 
 from revconn.core.framing import PREFIX_BYTES
+from revconn.core.rope import ROPE_BYTES, Data, Rope
 from revconn.core.status import ProtocolError, Speaker, StatusCode, decode_message
 from revconn.logger import presentable
 
@@ -283,7 +284,7 @@ def _number(value: str | bytes | None) -> int:
     return int(text) if text.isascii() and text.isdigit() and len(text) < 10 else -1
 
 
-def frame_all(messages: Iterable[bytes]) -> list[memoryview]:
+def frame_all(messages: Iterable[Data]) -> list[memoryview]:
     """Several messages, each with its prefix, as few runs of bytes; large ones are not copied."""
     # DATA frames need not begin where messages do: a batch of small answers leaves as one.
     runs: list[memoryview] = []
@@ -293,14 +294,15 @@ def frame_all(messages: Iterable[bytes]) -> list[memoryview]:
     for message in messages:
         size = len(message)
         append(pack(0, size))
-        if size < _LARGE:
+        if isinstance(message, bytes) and size < _LARGE:
             append(message)
         else:
             # The prefix does not travel alone: a DATA frame of five bytes costs both ends as much
             # as one of 16 KiB.
-            append(message[:_HEAD])
+            rope = Rope((message,)) if isinstance(message, bytes) else message
+            append(bytes(rope.cut(0, _HEAD)))
             runs.append(memoryview(b"".join(run)))
-            runs.append(memoryview(message)[_HEAD:])
+            runs.extend(map(memoryview, rope.cut(_HEAD, size).parts))
             run.clear()
     if run:
         runs.append(memoryview(b"".join(run)))
@@ -338,7 +340,7 @@ class MessageReader:
         """The response's headers announced compressed messages, which this one undoes."""
         self._inflate = inflate
 
-    def feed(self, data: bytes, start: int, end: int, messages: list[bytes]) -> None:
+    def feed(self, data: bytes, start: int, end: int, messages: list[Data]) -> None:
         """Take ``data[start:end]``; append every message that is complete now to ``messages``.
 
         Raises :class:`ProtocolError`, after what came before, for a message that is too long,
@@ -372,13 +374,13 @@ class MessageReader:
         """Whether the bytes so far end inside a message."""
         return bool(self.missing or self._prefix)
 
-    def add(self, pieces: Iterable[memoryview], messages: list[bytes]) -> None:
+    def add(self, pieces: Iterable[memoryview], messages: list[Data]) -> None:
         """Take what comes next of the message that has begun, and no more than is ``missing``."""
         self.missing -= self._pieces.extend(pieces)
         if not self.missing and self._pieces:
             message = self._pieces.take()
             if self._compressed and self._inflate:
-                message = self._inflate(message)
+                message = self._inflate(bytes(message))
             messages.append(message)
 
     def _check(self, flag: int, length: int) -> None:
@@ -392,16 +394,17 @@ class MessageReader:
 
 
 class Pieces:
-    """Joined once, at the end: joining at every piece would be quadratic. Not thread-safe.
+    """Joined at the end, if at all: joining at every piece would be quadratic. Not thread-safe.
 
     Large pieces are kept as they came and not copied twice. Small ones run together: each of them
     would cost an object, and keep the buffer alive that it came in.
     """
 
-    __slots__ = ("_parts", "_run")
+    __slots__ = ("_parts", "_run", "_size")
 
     def __init__(self) -> None:
         self._parts: list[memoryview | bytearray] = []
+        self._size = 0
         self._run: bytearray | None = None  # the last part, while there is room in it
 
     def __bool__(self) -> bool:
@@ -414,6 +417,8 @@ class Pieces:
         for piece in pieces:
             size = len(piece)
             count += size
+            if not size:
+                continue
             if size > _SMALL:
                 parts.append(piece)
                 self._run = None
@@ -424,11 +429,12 @@ class Pieces:
                 self._run += piece
                 if len(self._run) > _RUN:
                     self._run = None
+        self._size += count
         return count
 
-    def take(self) -> bytes:
-        """All of it, as one; from here on there is none."""
-        whole = b"".join(self._parts)
-        self._parts.clear()
+    def take(self) -> Data:
+        """All of it; from here on there is none."""
+        parts, self._parts = self._parts, []
+        is_large, self._size = self._size >= ROPE_BYTES, 0
         self._run = None
-        return whole
+        return Rope(parts) if is_large else b"".join(parts)

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Union
 
 from revconn.core.framing import PREFIX_BYTES, GzipInflater
+from revconn.core.rope import Data, Piece, Rope
 from revconn.core.status import ProtocolError
 from revconn.http2.frames import DATA, DATA_START, END_HEADERS, END_STREAM, HEADER, HEADERS
 from revconn.http2.grpc import MessageReader
@@ -20,7 +21,7 @@ from revconn.http2.headers import Field
 if TYPE_CHECKING:
     from revconn.http2.writing import Writer
 
-__all__ = ["GONE", "ErrorCode", "Receiver", "Stream"]
+__all__ = ["GONE", "ErrorCode", "Receiver", "Sent", "Stream"]
 
 _COPIED_BYTES = 8 << 10  # a longer piece is a buffer of its own, and not copied to go with others
 _MOST_AT_ONCE = 64 << 10  # bytes that a stream sends before it is another one's turn
@@ -30,7 +31,7 @@ _pack_prefix = _PREFIX.pack
 _pack_data_start = DATA_START.pack
 _unpack_prefix = _PREFIX.unpack_from
 
-Data = Union[bytes, memoryview]
+Sent = Union[Data, memoryview]
 
 
 class ErrorCode:
@@ -53,7 +54,7 @@ class Receiver:
 
     __slots__ = ()
 
-    def take(self, messages: list[bytes], *, ended: bool) -> None:
+    def take(self, messages: list[Data], *, ended: bool) -> None:
         """These messages are complete; ``ended``: nothing follows them."""
         raise NotImplementedError
 
@@ -84,7 +85,7 @@ class _Gone(Receiver):
 
     __slots__ = ()
 
-    def take(self, messages: list[bytes], *, ended: bool) -> None:
+    def take(self, messages: list[Data], *, ended: bool) -> None:
         """Nobody is there to take it."""
 
     def refuse(self, error: ProtocolError) -> None:
@@ -163,7 +164,7 @@ class Stream:
 
     def receive(self, data: bytes, start: int, end: int, ended: bool) -> int:
         """Take the payload of a DATA frame; how many messages that completed."""
-        messages: list[bytes] = []
+        messages: list[Data] = []
         if self._reader is None and end - start >= PREFIX_BYTES:
             flag, length = _unpack_prefix(data, start)
             # By far the most: one whole message in a frame of its own.
@@ -198,7 +199,7 @@ class Stream:
 
         ``missing`` says how much of it there may be.
         """
-        messages: list[bytes] = []
+        messages: list[Data] = []
         reader = self._reader
         assert reader is not None
         try:
@@ -211,7 +212,7 @@ class Stream:
             self._deliver(messages, ended=False)
         return len(messages)
 
-    def _deliver(self, messages: list[bytes], ended: bool) -> None:
+    def _deliver(self, messages: list[Data], ended: bool) -> None:
         if messages or ended:
             if self.granted:
                 self._endpoint.acceptor.return_credit(self)
@@ -221,7 +222,7 @@ class Stream:
         """The message on its way is not taken; the receiver is told why."""
         self._refuse([], error)
 
-    def _refuse(self, messages: list[bytes], error: ProtocolError) -> None:
+    def _refuse(self, messages: list[Data], error: ProtocolError) -> None:
         if messages:
             self.receiver.take(messages, ended=False)
         if not self.is_deaf:
@@ -287,7 +288,7 @@ class Stream:
     def _send_headers(self, block: bytes, flags: int) -> None:
         self._endpoint.put_headers(self.id, block, flags)
 
-    def send(self, messages: Sequence[Data]) -> None:
+    def send(self, messages: Sequence[Sent]) -> None:
         """Send messages, as far as the windows allow; the rest follows when they do.
 
         Nothing once the stream is closed: whoever reset it wants no more.
@@ -301,16 +302,21 @@ class Stream:
                 head = _pack_data_start(
                     size >> 8, size & 0xFF, DATA, 0, self.id, 0, size - PREFIX_BYTES
                 )
-                if size < _COPIED_BYTES:
+                if isinstance(message, Rope):
+                    self._endpoint.put_data(self, size, head, *message.parts)
+                elif size < _COPIED_BYTES:
                     self._endpoint.put_data(self, size, b"".join((head, message)))
                 else:
                     self._endpoint.put_data(self, size, head, message)
                 return
-        pieces: list[Data] = []
-        run: list[Data] = []
+        pieces: list[Piece] = []
+        run: list[Piece] = []
         for message in messages:
             run.append(_pack_prefix(0, len(message)))
-            if len(message) < _COPIED_BYTES:
+            if isinstance(message, Rope):
+                pieces += (b"".join(run), *message.parts)
+                run = []
+            elif len(message) < _COPIED_BYTES:
                 run.append(message)
             else:
                 pieces += (b"".join(run), message)
@@ -341,13 +347,14 @@ class Stream:
         self._trailers = b""
         self._queue([data])
 
-    def respond(self, opening: bytes, message: Data, trailers: bytes) -> None:
+    def respond(self, opening: bytes, message: Sent, trailers: bytes) -> None:
         """Send the whole answer of a unary call."""
         size = PREFIX_BYTES + len(message)
         endpoint = self._endpoint
         if self.is_local_closed:
             return
-        if not self.is_open and size <= min(_COPIED_BYTES, endpoint.longest_frame, self.room):
+        fits = size <= min(_COPIED_BYTES, endpoint.longest_frame, self.room)
+        if fits and not (self.is_open or isinstance(message, Rope)):
             stream_id = self.id
             self.is_open = self.is_local_closed = True
             endpoint.put_data(
@@ -383,7 +390,7 @@ class Stream:
             self.unsent_bytes = 0
         self._trailers = None
 
-    def _queue(self, pieces: list[Data]) -> None:
+    def _queue(self, pieces: Sequence[Piece]) -> None:
         if self._unsent is None:
             self._unsent = deque()
             self.was_queued = True
@@ -393,10 +400,14 @@ class Stream:
         self._endpoint.unsent_bytes += size
         self._endpoint.push(self)
 
-    def send_some(self) -> bool:
-        """Send some of what waits; whether more could be sent, were it this stream's turn."""
+    def send_some(self, *, alone: bool) -> bool:
+        """Send some of what waits; whether more could be sent, were it this stream's turn.
+
+        :param alone: whether no other stream waits for its turn.
+        """
         endpoint = self._endpoint
-        total = min(self.send_window, endpoint.room, self.unsent_bytes, _MOST_AT_ONCE)
+        most = self.unsent_bytes if alone else _MOST_AT_ONCE
+        total = min(self.send_window, endpoint.room, self.unsent_bytes, most)
         if total <= 0 and self.unsent_bytes:
             return False
         total = max(0, total)  # for the end alone there is room in any window
@@ -415,27 +426,30 @@ class Stream:
             self._close(trailers)
         return False
 
-    def _cut(self, total: int, longest: int, flags: int) -> list[Data]:
+    def _cut(self, total: int, longest: int, flags: int) -> list[Piece]:
         """The first ``total`` bytes of what waits, in frames; the last has these flags."""
         unsent = self._unsent
         assert unsent is not None
-        parts: list[Data] = []
-        while True:
-            size = min(total, longest)
+        parts: list[Piece] = []
+        while total:
+            # Pieces that are as long as frames, as those of large messages are, stay whole: a
+            # frame ends with a piece rather than in the middle of one.
+            place, size = len(parts), 0
+            most = min(total, longest)
+            while unsent and size + len(unsent[0]) <= most:
+                piece = unsent.popleft()
+                size += len(piece)
+                parts.append(piece)
+            if unsent and (not size or size < most >> 1):
+                left = most - size
+                piece = unsent[0]
+                parts.append(piece[:left])
+                unsent[0] = piece[left:]
+                size = most
             total -= size
             kind = 0 if total else flags
-            parts.append(_pack_header(size >> 8, size & 0xFF, DATA, kind, self.id))
-            while size:
-                piece = unsent[0]
-                if len(piece) > size:
-                    parts.append(piece[:size])
-                    unsent[0] = piece[size:]
-                    break
-                parts.append(piece)
-                size -= len(piece)
-                unsent.popleft()
-            if not total:
-                return parts
+            parts.insert(place, _pack_header(size >> 8, size & 0xFF, DATA, kind, self.id))
+        return parts or [_pack_header(0, 0, DATA, flags, self.id)]
 
 
 def _headers_frame(stream_id: int, block: bytes, flags: int) -> bytes:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import struct
 from collections import deque
 from dataclasses import dataclass
-from typing import Union
 
+from revconn.core.rope import Piece
 from revconn.http2.frames import (
     DEFAULT_WINDOW,
     ENABLE_PUSH,
@@ -29,16 +29,16 @@ from revconn.http2.streams import GONE, ErrorCode, Stream
 
 __all__ = ["Acceptor", "Output", "Settings", "Writer"]
 
-LONGEST_FRAME_OUT = 64 << 10  # bytes: what others' frames may have to wait for
+LONGEST_FRAME_OUT = 256 << 10  # bytes: what others' frames may have to wait for
 CONNECTION_WINDOW = 16 << 20  # more than any stream's: no stream waits for what others were sent
 LAST_ID = (1 << 31) - 1
 
 GOAWAY_HEAD = struct.Struct(">II")
 
-_MOST_OUT = 256 << 10  # bytes that wait for the network at once; more stays with its stream
+_MOST_OUT = 512 << 10  # bytes that wait for the network at once; more stays with its stream
 _MOST_RESET = 1000  # streams that were reset here, for which more may be on its way
 
-Output = Union[bytes, memoryview]
+Output = Piece
 
 
 @dataclass(frozen=True)
@@ -206,7 +206,7 @@ class Writer:
         waiting = self._waiting
         while waiting and (self.room > 0 or not waiting[0].unsent_bytes):
             stream = waiting.popleft()
-            if stream.send_some():
+            if stream.send_some(alone=not waiting):
                 waiting.append(stream)
             # Else it has sent all, or waits for a window of its own: see _open_send_window().
         if self._thirsty:

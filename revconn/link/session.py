@@ -12,6 +12,7 @@ from typing import Callable, NoReturn
 from revconn.core.connection import CHUNKS, DRAIN, Phase, Terms
 from revconn.core.connector_side import ConnectorConnection, FromGateway, Probed
 from revconn.core.liveness import ConnectorLiveness, Prober, Verdict
+from revconn.core.rope import Data
 from revconn.core.sending import answer
 from revconn.core.status import Speaker, StatusCode
 from revconn.exceptions import (
@@ -259,7 +260,7 @@ class Session:
         self.error = error
         self._on_end(self)
 
-    def _take_in(self, batch: list[bytes]) -> None:
+    def _take_in(self, batch: list[Data]) -> None:
         if not self._introduced:
             self._meet()
         # Two clocks: the plan's, by which its waits go, stands still while the machine sleeps.

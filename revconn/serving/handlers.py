@@ -15,6 +15,7 @@ from revconn.core.chunks import LargeAnswer
 from revconn.core.connection import LEAST_BYTES
 from revconn.core.framing import pack
 from revconn.core.responses import encode_failure, encode_response
+from revconn.core.rope import ROPE_BYTES, Data, Rope
 from revconn.core.routing import Routes, split_method_path
 from revconn.core.sending import Answer
 from revconn.core.status import ProtocolError, StatusCode, is_success, status_code
@@ -193,7 +194,7 @@ def _large(request: Request, outcome: _Outcome, payload: bytes) -> LargeAnswer:
     )
 
 
-def encode_success(request_id: str, payload: bytes) -> bytes:
+def encode_success(request_id: str, payload: bytes) -> Data:
     """The message that answers ``request_id`` with 200 and a bare payload: what most are.
 
     The same bytes as :func:`encode_response`'s, put together by hand: building the messages, which
@@ -207,6 +208,8 @@ def encode_success(request_id: str, payload: bytes) -> bytes:
         before_name, before_payload = _shapes[len(name), len(payload)]
     except KeyError:
         before_name, before_payload = _shape(len(name), len(payload))
+    if len(payload) >= ROPE_BYTES:
+        return Rope((b"".join((before_name, name, before_payload)), payload))
     return b"".join((before_name, name, before_payload, payload))
 
 
@@ -236,7 +239,7 @@ def _varint(number: int) -> bytes:
     return bytes(digits)
 
 
-def _encode(request: Request, outcome: _Outcome) -> bytes:
+def _encode(request: Request, outcome: _Outcome) -> Data:
     if isinstance(outcome, bytes):
         if not request.framed:
             return encode_success(request.request_id, outcome)

@@ -10,6 +10,7 @@ from contextlib import contextmanager, suppress
 from typing import Callable
 
 from revconn.core.chunks import LargeAnswer
+from revconn.core.rope import Data
 from revconn.core.sending import ROOM_BYTES, Answer, Held, Outbound, Sent, as_left
 from revconn.logger import get_logger
 from revconn.messages import Request
@@ -295,10 +296,10 @@ class Line(SenderQueue):
         self._sent = sent
         self._carries_answers = False
         self._limit = 0
-        self._send_now: Callable[[list[bytes]], bool] | None = None
+        self._send_now: Callable[[list[Data]], bool] | None = None
         self._taken: list[Answer | LargeAnswer] = []  # by the sender, which is sending them
         self._sending: Sequence[Answer | LargeAnswer] = ()  # reserved by a thread that sends now
-        self._messages, self._messages_bytes = list[bytes](), 0  # of those
+        self._messages, self._messages_bytes = list[Data](), 0  # of those
         self._begun: list[Answer | LargeAnswer] = []  # which began, for the sender to finish
         self.blocked = False
 
@@ -307,7 +308,7 @@ class Line(SenderQueue):
         limit: int = sys.maxsize,
         *,
         chunks: bool = False,
-        send_now: Callable[[list[bytes]], bool] | None = None,
+        send_now: Callable[[list[Data]], bool] | None = None,
     ) -> None:
         """The handshake is done: the peer takes messages of ``limit`` bytes, and chunks or not.
 
@@ -421,7 +422,7 @@ class Line(SenderQueue):
             or self._closed
         ):
             return False
-        messages: list[bytes] = []
+        messages: list[Data] = []
         limit = self._limit
         size = 0
         for answer in answers:
@@ -470,7 +471,7 @@ class Line(SenderQueue):
         if self._replies.awaited:
             self._replies.changed.notify_all()
 
-    def _next_batch(self) -> list[bytes]:
+    def _next_batch(self) -> list[Data]:
         """What waits, oldest first; nothing if the sender has to wait for more."""
         assert self._lock.locked()
         batch = super()._next_batch()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import queue
 import threading
 
+from revconn.core.rope import Data
 from revconn.runtime import clock
 
 __all__ = ["SenderQueue"]
@@ -20,7 +21,7 @@ class SenderQueue:
 
     def __init__(self, lock: threading.Lock) -> None:
         self._lock = lock
-        self._control: list[bytes] = []
+        self._control: list[Data] = []
         self._sign_waits = False
         self._sign_taken = False
         self._closed = False
@@ -43,9 +44,9 @@ class SenderQueue:
                 self._sign_waits |= is_sign_of_life
                 self.unpark()
 
-    def take(self) -> list[bytes] | None:
+    def take(self) -> list[Data] | None:
         """The next batch for the sender thread, empty when nudged; ``None`` once closed."""
-        batch: list[bytes] | None
+        batch: list[Data] | None
         with self._lock:
             self._rest()
         while True:
@@ -95,7 +96,7 @@ class SenderQueue:
             self.control_left_at = clock.with_suspend()
             self._sign_taken = False
 
-    def _next_batch(self) -> list[bytes]:
+    def _next_batch(self) -> list[Data]:
         """What waits, oldest first; nothing if the sender has to wait for more."""
         batch, self._control = self._control, []
         self._sign_taken, self._sign_waits = self._sign_waits, False

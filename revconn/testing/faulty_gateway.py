@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from revconn._proto.registry_pb2 import ConnectionMessage, ForwardRequest
+from revconn.core.rope import Data
 from revconn.core.status import StatusCode
 from revconn.gateway import Gateway
 from revconn.gateway.limits import Limits
@@ -113,15 +114,15 @@ class _FaultyOutbound(Outbound):
         """As :attr:`Outbound.has_more`."""
         return super().has_more or (bool(self._through) and not self.is_discarded)
 
-    def take(self, room: int) -> list[bytes]:
+    def take(self, room: int) -> list[Data]:
         """As :meth:`Outbound.take`, of what has met the faults."""
         for data in () if self._through else super().take(room):
-            for outbound, message in self._faults.meet(data, self):
+            for outbound, message in self._faults.meet(bytes(data), self):
                 outbound._through.append(message)
                 # It may be another connection's, whose stream has nothing to do just now.
                 if outbound is not self:
                     outbound.on_put()
-        taken: list[bytes] = []
+        taken: list[Data] = []
         while self._through and room > 0 and not self.is_discarded:
             taken.append(self._through.popleft())
             room -= len(taken[-1])

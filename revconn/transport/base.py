@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
+from revconn.core.rope import Data
 from revconn.core.status import Speaker, StatusCode
 from revconn.logger import Mask
 from revconn.settings.options import TLS
@@ -45,7 +46,7 @@ def user_agent() -> str:
 class Source(Protocol):
     """Where a stream's sender thread draws messages from."""
 
-    def take(self) -> list[bytes] | None:
+    def take(self) -> list[Data] | None:
         """Everything that waits to be sent, blocking until there is something.
 
         ``None`` says that the stream is to end; an empty list only wakes the sender (see
@@ -120,7 +121,7 @@ class Stream(ABC):
     # is ready for more, and what was not pulled when it ended can leave on another one.
 
     @abstractmethod
-    def receive(self) -> list[bytes]:
+    def receive(self) -> list[Data]:
         """Every message that has arrived; blocks until there is one (but see ``going_away``).
 
         Raises :class:`StreamEnded`. Called by one thread.
@@ -133,7 +134,7 @@ class Stream(ABC):
         No sooner: a gateway may send it only with its first message.
         """
 
-    def send_now(self, messages: list[bytes]) -> bool:
+    def send_now(self, messages: list[Data]) -> bool:
         """Send ``messages`` in this thread if that needs no waiting; false: not done. Any thread.
 
         A lone answer saves a change of threads this way.

@@ -13,6 +13,7 @@ from typing import Any, Callable
 import grpc
 
 from revconn.core.connection import OFFER
+from revconn.core.rope import Data
 from revconn.core.status import Speaker, StatusCode
 from revconn.http2.grpc import speaker
 from revconn.logger import Mask, get_logger
@@ -211,12 +212,12 @@ class _GrpcioStream(Stream):
         """What grpcio's own consumer thread iterates over: that thread is the sender."""
         self._be_sender()
         batch = self._take()
-        self._registration = batch[0] if batch else None
+        self._registration = bytes(batch[0]) if batch else None
         while batch is not None:
-            yield from batch
+            yield from map(bytes, batch)
             batch = self._take()
 
-    def _take(self) -> list[bytes] | None:
+    def _take(self) -> list[Data] | None:
         try:
             return self._source.take()
         except BaseException:  # a stream that only receives would be worse than none
@@ -229,7 +230,7 @@ class _GrpcioStream(Stream):
         thread.name = f"revconn-sender-{self._name}"
         self._senders.append(thread)
 
-    def receive(self) -> list[bytes]:
+    def receive(self) -> list[Data]:
         assert self._call is not None, "open() comes first"
         # Not asking for the next message is all that holds a gateway back here: gRPC opens its
         # window as messages are taken.

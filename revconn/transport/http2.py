@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterable, Sequence
 
 from revconn.core.connection import OFFER
+from revconn.core.rope import Data
 from revconn.core.status import StatusCode
 from revconn.http2.connection import Engine
 from revconn.http2.grpc import Goaway
@@ -129,7 +130,7 @@ class _Http2Stream(Stream):
         self._heard_at = time.monotonic()
         self._sender.start()
 
-    def receive(self) -> list[bytes]:
+    def receive(self) -> list[Data]:
         """Every message that one read of the wire completed."""
         wire = self._wire
         assert wire is not None, "open() comes first"
@@ -211,7 +212,7 @@ class _Http2Stream(Stream):
     def _send(self) -> None:
         wire = self._wire
         assert wire is not None, "open() comes first"
-        batch: list[bytes] | None = []
+        batch: list[Data] | None = []
         try:
             while batch is not None and self._write_output(wire, batch):
                 batch = None  # a thread that waits keeps nothing alive
@@ -225,7 +226,7 @@ class _Http2Stream(Stream):
             logger.exception("%s: sending failed", self._transport.target)
             self._fail(StatusCode.INTERNAL, "sending failed; the log says why")
 
-    def _write_output(self, wire: Wire, batch: list[bytes]) -> bool:
+    def _write_output(self, wire: Wire, batch: list[Data]) -> bool:
         """Write what may be written now; false after the end of the stream.
 
         What was taken and could not leave stays unconfirmed: see :meth:`Source.take`.
@@ -245,7 +246,7 @@ class _Http2Stream(Stream):
             if carried:  # a slow gateway is not a stuck one, however much there is to send
                 self._sending_since = time.monotonic()
 
-    def _wait_for_more(self) -> list[bytes] | None:
+    def _wait_for_more(self) -> list[Data] | None:
         """Wait for messages, or for the peer's window; ``None`` when the stream is to end."""
         # take() would say that the batch before has left, which waits in the engine for the window
         # to open: if the stream ended meanwhile those answers would go out on no other. Nor is
@@ -257,7 +258,7 @@ class _Http2Stream(Stream):
 
     # Any thread
 
-    def send_now(self, messages: list[bytes]) -> bool:
+    def send_now(self, messages: list[Data]) -> bool:
         """Write what fits into the peer's windows and the system's buffer; the sender the rest."""
         # The receiving thread may just be writing what the gateway asked for together with the
         # request: waiting for that is cheaper than a change of threads.
@@ -274,7 +275,7 @@ class _Http2Stream(Stream):
             self._source.leave_to_sender()
         return True
 
-    def _write_now(self, wire: Wire, messages: Sequence[bytes]) -> bool:
+    def _write_now(self, wire: Wire, messages: Sequence[Data]) -> bool:
         """Whether something is left for the sender. Requires holding ``_turn``."""
         if self._engine.inbound.is_half_used and not self._source.blocked:
             self._engine.grant()

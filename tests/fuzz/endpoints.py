@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 
 from revconn.core.framing import GzipInflater
+from revconn.core.rope import Data
 from revconn.core.status import ProtocolError, StatusCode
 from revconn.http2.endpoint import Endpoint
 from revconn.http2.grpc import MessageRefused
@@ -75,7 +76,7 @@ class _Receiver(Receiver):
         self.is_ended = self.is_closed = False
         stream.receiver = self
 
-    def take(self, messages: list[bytes], *, ended: bool) -> None:
+    def take(self, messages: list[Data], *, ended: bool) -> None:
         require(not self.is_closed, "messages of a stream that is over")
         require(not self.is_ended, "messages after the end")
         require(all(len(message) <= _LIMIT for message in messages), "too large a message")
@@ -122,6 +123,8 @@ class _Side(Acceptor):
             turn=tape.of((1, 64)),
         )
         self.endpoint = Endpoint(settings, self)
+        if tape.one_in(2):
+            self.endpoint.allow_frames(tape.of((40_000, 256 << 10)))
 
     # What the endpoint says
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 
+from revconn.core.rope import Data
 from revconn.gateway.limits import Limits
 from revconn.gateway.outbound import STALL_AFTER, Outbound
 
@@ -10,7 +11,7 @@ def make(**limits: int) -> Outbound:
     return Outbound(Limits(**limits))
 
 
-def drain(outbound: Outbound) -> list[bytes]:
+def drain(outbound: Outbound) -> list[Data]:
     """Everything that waits, as the stream would get it, one by one."""
     outbound.close()
     taken = []

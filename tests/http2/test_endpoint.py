@@ -24,6 +24,7 @@ from hyperframe.frame import (
 from hypothesis import given
 from hypothesis import strategies as st
 
+from revconn.core.rope import Data
 from revconn.core.status import StatusCode
 from revconn.http2.endpoint import Endpoint
 from revconn.http2.grpc import request_headers
@@ -50,9 +51,9 @@ class Heard(Receiver):
         self.refused = self.broken = ""
         self.code: int | None = None
 
-    def take(self, messages: list[bytes], *, ended: bool) -> None:
+    def take(self, messages: list[Data], *, ended: bool) -> None:
         assert not self.has_ended
-        self.messages += messages
+        self.messages += map(bytes, messages)
         self.has_ended = ended
 
     def take_head(self, fields: Sequence[Field], *, ended: bool) -> None:
@@ -203,6 +204,7 @@ def payloads(mark: int, wanted: Iterable[int]) -> list[bytes]:
     st.sampled_from([1, 3, 64]),
     st.randoms(use_true_random=False),
     st.booleans(),
+    st.sampled_from([16 << 10, 100_000, 1 << 20]),
 )
 def test_what_is_sent_on_many_streams_arrives_whole_and_in_order_both_ways(
     conversations: list[tuple[list[int], list[int]]],
@@ -211,9 +213,11 @@ def test_what_is_sent_on_many_streams_arrives_whole_and_in_order_both_ways(
     turn: int,
     chance: random.Random,
     together: bool,
+    longest_frame: int,
 ) -> None:
     client = Side(is_server=False, stream_window=client_window)
     server = Side(stream_window=server_window, turn=turn)
+    server.endpoint.allow_frames(longest_frame)
     line = Pair(client, server, chance)
     line.exchange()  # a window smaller than the default holds once it is known
     expected = {}

@@ -13,6 +13,7 @@ import pytest
 
 from revconn import Request
 from revconn._proto.registry_pb2 import ConnectionMessage, ForwardRequest, ForwardResponse
+from revconn.core.rope import Data
 from revconn.runtime import clock
 from revconn.serving import calls as calls_module
 from revconn.serving.calls import Calls
@@ -123,8 +124,8 @@ def table(executor: ThreadPoolExecutor) -> Iterator[Callable[..., Table]]:
         assert not each.failures
 
 
-def responses(messages: list[bytes]) -> list[ForwardResponse]:
-    return [ConnectionMessage.FromString(message).response for message in messages]
+def responses(messages: list[Data]) -> list[ForwardResponse]:
+    return [ConnectionMessage.FromString(bytes(message)).response for message in messages]
 
 
 # No instant is missed

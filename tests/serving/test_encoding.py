@@ -23,7 +23,7 @@ PAYLOADS = st.one_of(
 
 @given(IDS, PAYLOADS)
 def test_a_success_by_hand_has_the_bytes_that_protobuf_gives_it(name: str, payload: bytes) -> None:
-    assert encode_success(name, payload) == encode_response(name, payload)
+    assert bytes(encode_success(name, payload)) == encode_response(name, payload)
 
 
 @pytest.mark.parametrize("length", LENGTHS)
@@ -33,7 +33,7 @@ def test_so_it_has_at_each_length_where_a_number_takes_one_byte_more(
 ) -> None:
     around = [b"\x0a" * each for each in range(max(0, length - 160), length + 2)]
     for payload in around if length < 20_000 else [around[0], *around[-2:]]:
-        assert encode_success(name, payload) == encode_response(name, payload)
+        assert bytes(encode_success(name, payload)) == encode_response(name, payload)
 
 
 def test_of_lengths_that_came_no_more_than_a_thousand_are_remembered(

@@ -103,7 +103,7 @@ def test_large_messages_travel_both_ways(serve, authority: Authority, version: s
     payload = bytes(range(256)) * (3 * MIB // 256)
     received = in_thread(secured.client.receive)
     peer.send(payload)
-    assert received.result(TIMEOUT) == [payload]
+    assert [bytes(each) for each in received.result(TIMEOUT)] == [payload]
     peer.open_window(4 * MIB)
     secured.client.send(payload, b"next")
     assert peer.hears_message() == payload

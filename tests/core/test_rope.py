@@ -1,0 +1,82 @@
+"""A rope is the bytes that it was made of, wherever they were cut."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from revconn._proto.registry_pb2 import ConnectionMessage, ForwardRequest
+from revconn.core.requests import encode_request, split_request, split_response
+from revconn.core.rope import Rope
+from revconn.serving.handlers import encode_success
+
+PARTS = st.lists(st.binary(max_size=20) | st.binary(max_size=20).map(memoryview), max_size=8)
+
+
+def cut_up(data: bytes, places: list[int]) -> Rope:
+    """The same bytes, cut there."""
+    ends = sorted({min(place, len(data)) for place in places} | {len(data)})
+    return Rope(data[start:end] for start, end in zip([0, *ends], ends))
+
+
+@given(PARTS, st.integers(0, 170), st.integers(0, 170))
+def test_it_is_as_long_and_is_cut_and_looked_into_as_the_bytes_are(
+    parts: list[bytes | memoryview], start: int, end: int
+) -> None:
+    whole = b"".join(parts)
+    rope = Rope(parts)
+    assert (len(rope), bytes(rope), bool(rope)) == (len(whole), whole, bool(whole))
+    assert bytes(rope.cut(start, end)) == whole[start:end]
+    assert bytes(rope[index] for index in range(len(rope))) == whole
+    with pytest.raises(IndexError):
+        rope[len(whole)]
+
+
+def test_what_is_cut_out_as_a_whole_piece_is_that_piece() -> None:
+    parts = [b"first", b"second", b"third"]
+    assert Rope(parts).cut(5, 11).parts[0] is parts[1]
+
+
+@given(
+    st.builds(
+        ForwardRequest,
+        request_id=st.text(max_size=9),
+        method_path=st.text(max_size=200),
+        headers=st.dictionaries(st.text(max_size=9), st.text(max_size=9), max_size=3),
+        payload=st.binary(max_size=300),
+        timeout_seconds=st.integers(0, 2**31 - 1),
+    ),
+    st.lists(st.integers(0, 600), max_size=9),
+)
+def test_a_request_is_taken_apart_wherever_it_was_cut(
+    request: ForwardRequest, places: list[int]
+) -> None:
+    data = ConnectionMessage(request=request).SerializeToString()
+    assert split_request(cut_up(data, places)) == split_request(data)
+
+
+@given(st.binary(max_size=60), st.lists(st.integers(0, 60), max_size=5))
+def test_of_bytes_that_are_no_request_a_rope_is_none_either(data: bytes, places: list[int]) -> None:
+    rope = cut_up(data, places)
+    assert split_request(rope) == split_request(data)
+    found, expected = split_response(rope), split_response(data)
+    assert (found and (found[0], bytes(found[1]))) == (
+        expected and (expected[0], bytes(expected[1]))
+    )
+
+
+@given(st.binary(min_size=1, max_size=300), st.lists(st.integers(0, 300), max_size=9))
+def test_a_request_with_a_rope_in_it_is_encoded_as_with_its_bytes(
+    payload: bytes, places: list[int]
+) -> None:
+    made = encode_request(b"id", b"/a.B/C", b"", cut_up(payload, places), 30)
+    assert isinstance(made, Rope)
+    assert bytes(made) == encode_request(b"id", b"/a.B/C", b"", payload, 30)
+
+
+def test_the_payload_of_a_large_answer_is_not_copied() -> None:
+    payload = b"x" * 100_000
+    answer = encode_success("id", payload)
+    assert isinstance(answer, Rope)
+    assert answer.parts[-1] is payload
