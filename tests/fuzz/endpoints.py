@@ -24,7 +24,7 @@ from revconn.http2.requests import (
     refusal_block,
 )
 from revconn.http2.streams import Receiver, Stream
-from revconn.http2.writing import CONNECTION_WINDOW, Acceptor, Settings
+from revconn.http2.writing import CONNECTION_WINDOW, LONGEST_FRAME_OUT, Acceptor, Settings
 from tests.fuzz.judge import Judge, require
 from tests.fuzz.said import Said, headers_block
 from tests.fuzz.tape import Tape
@@ -309,7 +309,7 @@ def _write(side: _Side, judge: Judge) -> None:
         output = endpoint.take()
         require(endpoint.out_bytes == 0, "what was taken waits")
         with contextlib.suppress(StopIteration):
-            judge.hear(b"".join(output), endpoint.last_id, 64 << 10)
+            judge.hear(b"".join(output), endpoint.last_id, LONGEST_FRAME_OUT)
         if not endpoint.is_waiting:
             break
         endpoint.pump()
