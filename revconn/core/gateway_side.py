@@ -166,7 +166,7 @@ class GatewayConnection(Connection):
         self._liveness = liveness
         self._limit = max_message_bytes
         self._behind: list[Data] = []  # what came behind the registration
-        self._beat_size = 0  # of the last heartbeat, in bytes; and how it begins and ends
+        self._beat_size = -1  # of the last heartbeat, in bytes; and how it begins and ends
         self._beat_start = self._beat_end = b""
         self.foreign_heartbeat: str | None = None
 
@@ -246,16 +246,12 @@ class GatewayConnection(Connection):
         If so it counts. To take it apart anew would be most of what thousands of connectors cost
         that have nothing to do.
         """
-        is_one = (
-            len(data) == self._beat_size
-            and isinstance(data, bytes)
-            and data.startswith(self._beat_start)
-            and data.endswith(self._beat_end)
-            and self.established
-        )
-        if is_one:
-            self._heard_heartbeat(now)
-        return is_one
+        if len(data) != self._beat_size or isinstance(data, Rope) or self.phase is _ENDED:
+            return False
+        if not (data.startswith(self._beat_start) and data.endswith(self._beat_end)):
+            return False
+        self._heard_heartbeat(now)
+        return True
 
     def receive(self, batch: Sequence[Data], now: float) -> FromConnector:
         """Take in what arrived, in order. Never raises: ``end`` names a rule that was broken."""

@@ -283,6 +283,8 @@ class ConnectorStream(Rpc):
             self._behind += messages
             self._behind_is_end |= ended
             return
+        if len(messages) == 1 and self._protocol.beat(messages[0], time.monotonic()) and not ended:
+            return
         try:
             self._hear(messages, ended=ended)
         except Refused as refused:  # a registration
@@ -300,8 +302,6 @@ class ConnectorStream(Rpc):
                 raise Refused(*end)
             messages = []  # what came behind the registration is heard now
         now = time.monotonic()
-        if len(messages) == 1 and not ended and self._protocol.beat(messages[0], now):
-            return
         most = self._connection.outbound.slack
         self._act(self._protocol.receive(messages[:most], now))
         if len(messages) > most:  # hardly ever: it calls others, and does not read the answers

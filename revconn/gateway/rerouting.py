@@ -60,6 +60,8 @@ class Rerouting:
 
     def relieve_stalled(self) -> None:
         """Send to others what waits for a connector that does not read."""
+        if not len(self._calls):
+            return  # of thousands of connections a look at each of them costs
         now = time.monotonic()
         for connection in self._registry.connections:
             if connection.pending and connection.outbound.is_stalled(now):

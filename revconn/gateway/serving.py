@@ -56,6 +56,7 @@ class Serving:
             methods += self._introspection.methods()
         self._methods = {method.path: method.serve for method in methods}
         self._deadline = math.inf  # on the loop's clock
+        self._nobody_is_silent_before = 0.0  # monotonic seconds
         self._changed = asyncio.Event()  # while it stops: something was settled
 
     async def start(self) -> str:
@@ -168,10 +169,16 @@ class Serving:
 
     def _expire_connections(self) -> None:
         now = time.monotonic()
+        if now < self._nobody_is_silent_before:
+            return
+        # Later heartbeats move it further away, and so do connectors that come.
+        first = now + self._settings.heartbeat_timeout
         for connection in self.registry.connections:
             end = connection.protocol.tick(now)
             if end is not None:
                 self._end_silent(connection, end)
+            first = min(first, connection.protocol.due() or first)
+        self._nobody_is_silent_before = first
 
     def _end_silent(self, connection: Connection, end: End) -> None:
         self.shared.counters.connections_expired += 1

@@ -127,6 +127,11 @@ class Endpoint(DataReceiver):
             self._fail(Fault(ErrorCode.ENHANCE_YOUR_CALM, NOT_READ))
             return b""
         try:
+            if len(data) == self._usual_size and data.startswith(self._usual_head):
+                stream = self.streams.get(self._usual_id)
+                if stream is not None and self._is_between_frames and stream.is_between_messages:
+                    self._take_usual(stream, data)
+                    return b""
             offset = 0
             if self._cut_bytes:
                 offset = self._take_cut(data, 0)
@@ -145,6 +150,10 @@ class Endpoint(DataReceiver):
         except ProtocolError as error:  # of HPACK
             self._fail(Fault(ErrorCode.COMPRESSION_ERROR, str(error)))
         return b""
+
+    @property
+    def _is_between_frames(self) -> bool:
+        return self._held is None and self._block is None and not self._cut_bytes
 
     def _take_with_held(self, data: bytes) -> bytes:
         """Complete the frame that was cut by itself: not all that has come now is copied to it."""

@@ -170,6 +170,14 @@ def test_what_others_act_on_keeps_its_order() -> None:
     assert [(kind, message) for kind, message, _ in inbound.rest] == said
 
 
+def test_before_the_first_heartbeat_nothing_is_like_the_last_one() -> None:
+    opened = GatewayConnection(
+        GatewayLiveness(0.0, 10.0, 120.0), features=frozenset(), max_message_bytes=LIMIT
+    )
+    assert not opened.beat(b"", 1.0)
+    assert not ready().beat(b"", 1.0)
+
+
 def test_a_heartbeat_with_its_id_is_a_sign_of_life() -> None:
     connection = ready()
     assert nothing(connection.receive([heartbeat()], 60.0))

@@ -161,6 +161,7 @@ def test_expiry_outlives_a_step_that_fails_and_takes_the_others(
 ) -> None:
     connect(run_gateway())
     monkeypatch.setattr(GatewayConnection, "tick", raising(Peculiar))
+    clock.advance(120.0)
     eventually(lambda: "expiry: a bug in the gateway" in caplog.text)
     looked: list[float] = []
     monkeypatch.setattr(Backends, "expire", lambda self, now, timeout: looked.append(now))
