@@ -10,6 +10,7 @@ from types import FrameType
 from typing import Any
 
 from revconn.cli.api_keys import KEYS_VARIABLE, KeySources, keys_variable
+from revconn.cli.garbage import GarbageWatch
 from revconn.cli.logs import add_log_format, add_log_level, announce, set_up_logging
 from revconn.exceptions import ConfigurationError
 from revconn.gateway import Gateway, ServerTLS
@@ -229,6 +230,7 @@ def run(arguments: argparse.Namespace) -> int:
             # Else a gateway that died would leave a process that waits for signals for ever, and
             # whoever supervises it sees nothing.
             watch = _Watch(gateway, wakeups)
+            GarbageWatch.start(lambda: gateway.stats()["pending"])
             # On stdout, alone there: whoever started the command waits for this line, to learn the
             # port. By now signals are obeyed: what waits for it may send one at once.
             announce(

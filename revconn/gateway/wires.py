@@ -10,6 +10,8 @@ import socket
 import ssl
 import time
 from bisect import bisect_right
+from collections import deque
+from functools import partial
 from itertools import accumulate
 from typing import Callable
 
@@ -29,8 +31,9 @@ _WORTHY = -50_000  # the same, of one that has brought more than it cost
 _MOST_GATHERED = 512  # pieces: systems allow about a thousand
 _SMALL = 4 << 10  # bytes: pieces that are cheaper to join than to hand over one by one
 _HEARTBEAT = 256  # bytes, and a few more: thousands of idle connectors send nothing else
-_FEW_PEERS = 2
-_SMALLEST_SHARE = 1  # of an endpoint's work
+_USUAL_TURN = 0.002  # seconds of work: a call that is made meanwhile waits for some of them
+_SMALLEST_SHARE = 4  # of an endpoint's work: who makes a single call is not put off
+_SHARE_OF_MANY = 8  # of one of many that were: so that the first are soon back
 _LINGER = 1.0  # seconds that a peer has to hear that we say nothing more
 _LAST_WORDS = 5.0  # seconds that it has to read what we said before
 
@@ -41,23 +44,53 @@ class Turn:
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
         self._due: list[Callable[[], None]] = []
-        self._is_begun = False
-        self._peers = 0  # that something came from
+        self._put_off: deque[Callable[[], None]] = deque()
+        self._is_begun = self._is_behind = False
+        self._began_at: float | None = None  # when the first peer had its share
 
     def at_end(self, do: Callable[[], None]) -> None:
         """Do it at the end of this turn of the loop. Whoever calls this sees that it is once."""
         self.begin()
         self._due.append(do)
 
-    def share(self, most: int) -> int:
-        """How much may be done for one more peer in this turn: less, the more have had theirs.
+    def share(self, most: int, now: float) -> int:
+        """How much may be done for one more peer in this turn: less, the longer it has lasted.
 
         Without that many busy peers together would hold up all the others. Who says as little as a
-        heartbeat begins no turn, and does not count.
+        heartbeat begins no turn, and has all of it.
         """
-        if self._is_begun:
-            self._peers += 1
-        return max(_SMALLEST_SHARE, most * _FEW_PEERS // max(_FEW_PEERS, self._peers))
+        if not self._is_begun:
+            return most
+        if self._began_at is None:
+            self._began_at = now
+        if self._put_off:
+            most = min(most, _SHARE_OF_MANY)
+        left = 1.0 - (now - self._began_at) / _USUAL_TURN
+        return max(_SMALLEST_SHARE, int(most * left))
+
+    def later(self, do: Callable[[], None]) -> None:
+        """Do it in a turn to come, behind all that was put off before.
+
+        A turn does as much of that as there is time for: each busy peer in each turn, if only a
+        little, would make long turns for all the others.
+        """
+        self._put_off.append(do)
+        if not self._is_behind:
+            self._is_behind = True
+            self._loop.call_soon(self._catch_up)
+
+    def _catch_up(self) -> None:
+        put_off = self._put_off
+        end = time.monotonic() + _USUAL_TURN
+        try:
+            for _ in range(len(put_off)):
+                put_off.popleft()()
+                if time.monotonic() > end:
+                    break
+        finally:
+            self._is_behind = bool(put_off)
+            if put_off:
+                self._loop.call_soon(self._catch_up)
 
     def begin(self) -> None:
         """There is more in this turn than to take in a heartbeat: it has an end."""
@@ -70,7 +103,7 @@ class Turn:
         # become are written in the same turn.
         due = self._due
         position = 0
-        self._peers = 0
+        self._began_at = None
         try:
             while position < len(due):
                 position += 1
@@ -199,7 +232,7 @@ class Wire(Acceptor):
         self.heard_at = time.monotonic()
         self.pinged_at = None
         try:
-            rest = endpoint.receive(data, self._turn.share(endpoint.settings.turn))
+            rest = endpoint.receive(data, self._turn.share(endpoint.settings.turn, self.heard_at))
         except Exception:
             logger.exception("a connection of %s: a bug in the gateway", self.address)
             self.close("the gateway failed")
@@ -214,7 +247,7 @@ class Wire(Acceptor):
     def _go_on_later(self, rest: bytes) -> None:
         """Others first: what one peer sends at once must not hold up all."""
         self._stop_reading()
-        self._loop.call_soon(self._go_on, rest)
+        self._turn.later(partial(self._go_on, rest))
 
     def _go_on(self, rest: bytes) -> None:
         if self.is_closed or self.endpoint.is_ended:

@@ -6,9 +6,11 @@ import asyncio
 import socket
 from collections.abc import Iterator
 from contextlib import ExitStack
+from functools import partial
 
 import pytest
 
+from revconn.gateway import wires
 from revconn.gateway.wires import Turn, Wire
 from revconn.http2.endpoint import Endpoint
 from revconn.http2.writing import Settings
@@ -64,9 +66,81 @@ def hear(loop: asyncio.AbstractEventLoop, size: int) -> None:
         go_round(loop)  # the end of the turn
 
 
-def test_the_more_peers_say_much_in_a_turn_the_less_each_may(loop, shares) -> None:
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(wires, "time", clock)
+    return clock
+
+
+class Clock:
+    """Each look at it takes a quarter of a millisecond."""
+
+    now = 0.0
+
+    def monotonic(self) -> float:
+        self.now += 2**-12
+        return self.now
+
+
+def test_the_longer_a_turn_has_lasted_the_less_each_peer_may(loop, shares, clock) -> None:
     hear(loop, 1000)
-    assert shares == [64, 64, 42, 32, 25, 21, 18, 16]
+    assert shares == [64, 56, 48, 40, 32, 24, 17, 9]
+
+
+def test_there_is_always_enough_for_a_call(loop, clock) -> None:
+    turn = Turn(loop)
+    turn.begin()
+    assert [turn.share(64, 0.0), turn.share(64, 3600.0)] == [64, 4]
+
+
+def test_while_many_are_put_off_each_may_do_little(loop, clock) -> None:
+    turn = Turn(loop)
+    turn.begin()
+    turn.later(lambda: None)
+    assert turn.share(64, 0.0) == 8
+
+
+def test_what_is_put_off_is_done_in_its_order_a_few_in_each_turn(loop, clock) -> None:
+    turn = Turn(loop)
+    done: list[int] = []
+    for number in range(20):
+        turn.later(partial(done.append, number))
+    go_round(loop)
+    assert 0 < len(done) < 20
+    turn.later(partial(done.append, 20))
+    while len(done) < 21:
+        before = len(done)
+        go_round(loop)
+        assert before < len(done) < before + 12
+    assert done == list(range(21))
+
+
+def test_what_puts_itself_off_again_waits_behind_the_others(loop) -> None:
+    turn = Turn(loop)
+    done: list[str] = []
+
+    def twice() -> None:
+        done.append("first")
+        if done.count("first") < 2:
+            turn.later(twice)
+
+    turn.later(twice)
+    turn.later(lambda: done.append("second"))
+    for _ in range(3):
+        go_round(loop)
+    assert done == ["first", "second", "first"]
+
+
+def test_one_that_was_put_off_and_fails_keeps_nobody_else_from_it(loop) -> None:
+    done = []
+    loop.set_exception_handler(lambda *_: done.append("failed"))
+    turn = Turn(loop)
+    turn.later(lambda: 1 / 0)
+    turn.later(lambda: done.append("the next"))
+    for _ in range(2):
+        go_round(loop)
+    assert done == ["failed", "the next"]
 
 
 def test_who_says_as_little_as_a_heartbeat_takes_nothing_from_others(loop, shares) -> None:

@@ -14,6 +14,7 @@ import sys
 from typing import Any
 
 from revconn import TLS, Backoff, Connector, Request
+from revconn.cli.garbage import GarbageWatch
 from revconn.gateway import Gateway, ServerTLS
 
 __all__: list[str] = []
@@ -27,6 +28,7 @@ def gateway(*, descriptors: int = 0, tls: list[str] | None = None, **options: An
         _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
         resource.setrlimit(resource.RLIMIT_NOFILE, (descriptors, most))
     with Gateway(tls=ServerTLS(*tls) if tls else None, **options) as running:
+        GarbageWatch.start(lambda: running.stats()["pending"])  # as the command does
         print(running.address, flush=True)
         for _ in sys.stdin:
             give_back()

@@ -163,11 +163,12 @@ class Scene:
         status = Path(f"/proc/{self._gateway.pid}/status").read_text()
         return int(re.findall(rf"^{field}:\s+(\d+)", status, re.MULTILINE)[0]) * 1024
 
-    def _waited(self) -> float:
-        """Seconds that the gateway's thread was ready to run, and others had the cores."""
+    def _ran(self) -> tuple[int, int]:
+        """For how long the gateway's thread ran, and was ready to while others had the cores."""
         tasks = Path(f"/proc/{self._gateway.pid}/task").glob("*/schedstat")
+        times = [tuple(map(int, task.read_text().split()[:2])) for task in tasks]
         # Not every kernel counts it: then nobody else is to blame.
-        return max((int(task.read_text().split()[1]) for task in tasks), default=0) / 1e9
+        return max(((ran, waited) for ran, waited in times), default=(0, 0))
 
     def forget_peak(self) -> None:
         Path(f"/proc/{self._gateway.pid}/clear_refs").write_text("5")
@@ -212,9 +213,9 @@ class Scene:
         with self.attack(name, **options) as attacking:
             if ready:
                 attacking.wait_until_ready()
-            waited, began = self._waited(), time.monotonic()
+            before_it = self._ran()
             during = victim.call_for(seconds, fresh=fresh)
-            waiting = (self._waited() - waited) / (time.monotonic() - began)
+            ran, waited = (now - then for now, then in zip(self._ran(), before_it))
             victim.close()
             if meanwhile is not None:
                 meanwhile()
@@ -226,7 +227,7 @@ class Scene:
             calm,
             during,
             self._least_p99,
-            min(_SLOWEST, 1 / max(0.01, 1 - waiting)),
+            min(_SLOWEST, 1 + waited / max(1, ran)),
             attacking.report,
             counted,
             peak,

@@ -87,5 +87,5 @@ def test_40_000_callers_who_give_up_at_once_are_not_noticed(crowd: Scene) -> Non
 @pytest.mark.parametrize("asks", [True, False], ids=["of calls", "of nothing"])
 def test_40_000_cancels_of_one_connector_are_not_noticed(crowd: Scene, asks: bool) -> None:
     counts = ["given up"] if asks else []
-    cancels = {"count": MANY, "asks": asks}
+    cancels = {"count": MANY, "asks": asks, "ready": True}
     endures(crowd, "insiders.cancel_requests", **cancels, counts=counts, sends=10_000)
