@@ -54,7 +54,7 @@ class Turn:
         self._due.append(do)
 
     def share(self, most: int, now: float) -> int:
-        """How much may be done for one more peer in this turn: less, the longer it has lasted.
+        """How much may be done for one more peer in this turn: less, once it has lasted long.
 
         Without that many busy peers together would hold up all the others. Who says as little as a
         heartbeat begins no turn, and has all of it.
@@ -65,8 +65,8 @@ class Turn:
             self._began_at = now
         if self._put_off:
             most = min(most, _SHARE_OF_MANY)
-        left = 1.0 - (now - self._began_at) / _USUAL_TURN
-        return max(_SMALLEST_SHARE, int(most * left))
+        left = 2.0 - (now - self._began_at) / _USUAL_TURN
+        return most if left >= 1.0 else max(_SMALLEST_SHARE, int(most * left))
 
     def later(self, do: Callable[[], None]) -> None:
         """Do it in a turn to come, behind all that was put off before.
