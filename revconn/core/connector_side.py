@@ -37,7 +37,7 @@ from revconn.core.connection import (
 )
 from revconn.core.liveness import PROBE_METHOD, ConnectorLiveness, Prober, Verdict
 from revconn.core.requests import REQUEST_TAG, split_request
-from revconn.core.rope import Data, Rope
+from revconn.core.rope import ROPE_BYTES, Data
 from revconn.core.status import ProtocolError, is_success
 from revconn.logger import Mask, Reminders, SafeLogger, get_logger, presentable
 
@@ -311,12 +311,12 @@ class ConnectorConnection(Connection):
             return inbound
         # For each request nothing is called here but what is written in C: the rest of this loop
         # is for what is rare. (A call of Python's would cost as much as decoding does.)
-        for data in batch:
-            size = len(data)
-            if size > _WORTH_SPLITTING and self._receive_large(data, requests):
+        for arrived in batch:
+            size = len(arrived)
+            if size > _WORTH_SPLITTING and self._receive_large(arrived, requests):
                 continue
-            if isinstance(data, Rope):
-                data = bytes(data)
+            # Below that none is a rope, and bytes() would be one more call.
+            data: bytes = arrived if size < ROPE_BYTES else bytes(arrived)  # type: ignore[assignment]
             try:
                 message = ConnectionMessage.FromString(data)
             except Exception:  # noqa: BLE001 - whatever garbage raises, as in decode()

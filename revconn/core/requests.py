@@ -63,6 +63,8 @@ def _split(data: Data, tag: int) -> tuple[ConnectionMessage, memoryview | Rope] 
         else:
             rest = data[start:field] + data[end:]
             found = memoryview(data)[begin:end]
+        if end - begin < len(data) // 2:  # a small payload must not keep a large message
+            found = memoryview(bytes(found))
         return ConnectionMessage.FromString(_enveloped(rest, tag)), found
     except Exception:  # noqa: BLE001 - cut short, or what protobuf raises, which will tell
         return None

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterable
+from itertools import accumulate
 from typing import Union
 
 __all__ = ["ROPE_BYTES", "Data", "Piece", "Rope"]
@@ -19,24 +21,23 @@ class Rope:
     :ivar parts: the pieces, none of them empty.
     """
 
-    __slots__ = ("_size", "parts")
+    __slots__ = ("_ends", "parts")
 
     def __init__(self, parts: Iterable[Piece]) -> None:
         self.parts = [part for part in parts if part]
-        self._size = sum(map(len, self.parts))
+        self._ends = list(accumulate(map(len, self.parts)))
 
     def __len__(self) -> int:
-        return self._size
+        return self._ends[-1] if self._ends else 0
 
     def __bytes__(self) -> bytes:
         return b"".join(self.parts)
 
     def __getitem__(self, index: int) -> int:
-        for part in self.parts:
-            if index < len(part):
-                return part[index]
-            index -= len(part)
-        raise IndexError(index)
+        # Not piece by piece: there may be thousands, and a peer decides how often this is asked.
+        number = bisect_right(self._ends, index)
+        part = self.parts[number]  # raises IndexError
+        return part[index - self._ends[number] + len(part)]
 
     def cut(self, start: int, end: int) -> Rope:
         """The bytes from ``start`` to before ``end``; nothing is copied."""

@@ -283,7 +283,8 @@ class ConnectorStream(Rpc):
             self._behind += messages
             self._behind_is_end |= ended
             return
-        if len(messages) == 1 and self._protocol.beat(messages[0], time.monotonic()) and not ended:
+        is_lone = len(messages) == 1 and not ended
+        if is_lone and self._protocol.beat(messages[0], time.monotonic()):
             return
         try:
             self._hear(messages, ended=ended)

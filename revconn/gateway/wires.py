@@ -32,8 +32,7 @@ _MOST_GATHERED = 512  # pieces: systems allow about a thousand
 _SMALL = 4 << 10  # bytes: pieces that are cheaper to join than to hand over one by one
 _HEARTBEAT = 256  # bytes, and a few more: thousands of idle connectors send nothing else
 _USUAL_TURN = 0.002  # seconds of work: a call that is made meanwhile waits for some of them
-_SMALLEST_SHARE = 4  # of an endpoint's work: who makes a single call is not put off
-_SHARE_OF_MANY = 8  # of one of many that were: so that the first are soon back
+_SMALLEST_SHARE = 8  # of an endpoint's work: who makes a single call is not put off
 _LINGER = 1.0  # seconds that a peer has to hear that we say nothing more
 _LAST_WORDS = 5.0  # seconds that it has to read what we said before
 
@@ -64,7 +63,7 @@ class Turn:
         if self._began_at is None:
             self._began_at = now
         if self._put_off:
-            most = min(most, _SHARE_OF_MANY)
+            most = max(_SMALLEST_SHARE, most // (1 + len(self._put_off)))
         left = 2.0 - (now - self._began_at) / _USUAL_TURN
         return most if left >= 1.0 else max(_SMALLEST_SHARE, int(most * left))
 
@@ -83,7 +82,7 @@ class Turn:
         put_off = self._put_off
         end = time.monotonic() + _USUAL_TURN
         try:
-            for _ in range(len(put_off)):
+            while put_off:
                 put_off.popleft()()
                 if time.monotonic() > end:
                     break
@@ -129,6 +128,7 @@ class Wire(Acceptor):
     __slots__ = (
         "_farewell",
         "_fd",
+        "_is_last",
         "_is_lingering",
         "_is_paused",
         "_is_woken",
@@ -165,7 +165,7 @@ class Wire(Acceptor):
         self._tls = tls
         self._read_bytes = _READ_BYTES
         self._left: list[Output] | None = None  # what the network did not take yet
-        self._is_paused = self._is_woken = self._is_lingering = False
+        self._is_paused = self._is_woken = self._is_lingering = self._is_last = False
         self._farewell: asyncio.TimerHandle | None = None  # when it is closed, come what may
         self.is_closed = False
         self.opened_at = self.heard_at = time.monotonic()
@@ -217,7 +217,8 @@ class Wire(Acceptor):
         if plain:
             self._receive(plain)
         if not data or self._tls.is_over:
-            self.close("the peer closed the connection")
+            self._is_last = True
+            self._hang_up()
 
     def _fail_tls(self, error: Exception) -> None:
         assert self._tls is not None
@@ -244,9 +245,16 @@ class Wire(Acceptor):
         if endpoint.is_ended and not self.is_closed:
             self._end_soon()
 
+    def _hang_up(self) -> None:
+        """The peer has said that it says nothing more: once all that it said was taken in."""
+        if not self._is_paused:
+            self.close("the peer closed the connection")
+
     def _go_on_later(self, rest: bytes) -> None:
         """Others first: what one peer sends at once must not hold up all."""
         self._stop_reading()
+        # Nor is more read at once than that: it would wait here, and be cut again and again.
+        self._read_bytes = _READ_BYTES
         self._turn.later(partial(self._go_on, rest))
 
     def _go_on(self, rest: bytes) -> None:
@@ -255,6 +263,8 @@ class Wire(Acceptor):
         self._is_paused = False
         self._loop.add_reader(self._fd, self._readable)
         self._receive(rest)
+        if self._is_last:
+            self._hang_up()
 
     # Writing
 

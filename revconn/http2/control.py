@@ -79,7 +79,7 @@ class Control(Writer):
         self._put(data)
 
     def allow_frames(self, size: int) -> None:
-        """Let the peer send frames of so many bytes from now on."""
+        """Let the peer send frames of so many bytes of DATA from now on."""
         self.longest_inbound = size
         self._put(settings_frame([(MAX_FRAME, size)]))
 

@@ -159,8 +159,8 @@ class DataReceiver(Control):
         if stream.receive_window < 0:
             self._reset_by_fault(stream, ErrorCode.FLOW_CONTROL_ERROR)
             return
-        # As in _take_row(): a small one is worth as much as it costs.
-        self.cost -= used // _USUAL_MESSAGE if used - PREFIX_BYTES < WORTHWHILE_BYTES else 1
+        if used - PREFIX_BYTES >= WORTHWHILE_BYTES:  # a small one is worth no more than it costs
+            self.cost -= 1
         stream.receiver.take([data[DATA_START.size :]], ended=False)
         if stream.receive_window < stream.window // 2:
             self._refill(stream)

@@ -37,6 +37,7 @@ from revconn.http2.frames import (
     PUSH_PROMISE,
     RST_STREAM,
     SETTINGS,
+    USUAL_FRAME,
     WINDOW_UPDATE,
 )
 from revconn.http2.headers import Decoder, Field, FieldKind
@@ -135,6 +136,8 @@ class Endpoint(DataReceiver):
             offset = 0
             if self._cut_bytes:
                 offset = self._take_cut(data, 0)
+                if self.is_ended:
+                    return b""
             elif self._held:
                 if len(data) > _SMALL_READ and self._is_greeted:
                     return self._take_with_held(data)
@@ -168,7 +171,7 @@ class Endpoint(DataReceiver):
             rest = self._take_frames(first, 0)
             if rest:
                 return rest + data[offset:]
-            if self._cut_bytes:
+            if self._cut_bytes and offset < len(data):
                 offset = self._take_cut(data, offset)
             if self.is_ended:
                 return b""
@@ -195,13 +198,14 @@ class Endpoint(DataReceiver):
             start = offset + HEADER_BYTES
             length = high << 8 | low
             end = start + length
-            if length > self.longest_inbound:
+            if length > USUAL_FRAME and (kind != DATA or length > self.longest_inbound):
                 raise Fault(ErrorCode.FRAME_SIZE_ERROR, "a frame longer than is allowed")
-            if end > size and (flags or kind != DATA or not self._begin_cut(data, offset)):
+            if end > size:
+                is_plain = kind == DATA and not flags and self._block is None
+                if is_plain and self._begin_cut(data, offset):
+                    return b""
                 self._needed = end - offset
                 break
-            if end > size:
-                return b""
             if self._left <= 0 or self.cost > most:
                 return data[offset:]
             offset = end
@@ -278,17 +282,13 @@ class Endpoint(DataReceiver):
         # The table would be out of step without the block, so it cannot just be left out.
         if len(self._block) > 2 * self.settings.header_list or len(payload) < 64:
             self.cost += 20
-        self._limit_block(len(self._block))
+        if len(self._block) > max(_LONGEST_BLOCK, 4 * self.settings.header_list):
+            raise Fault(ErrorCode.ENHANCE_YOUR_CALM, "endless headers")
         if flags & END_HEADERS:
             block, self._block = bytes(self._block), None
             self._take_block(self._block_id, self._block_flags, block)
 
-    def _limit_block(self, size: int) -> None:
-        if size > max(_LONGEST_BLOCK, 4 * self.settings.header_list):
-            raise Fault(ErrorCode.ENHANCE_YOUR_CALM, "endless headers")
-
     def _take_block(self, stream_id: int, flags: int, block: bytes) -> None:
-        self._limit_block(len(block))  # in one frame, from those who may send large ones
         fields = self._decoder.decode(block)
         # Ours to decode, octet by octet: a large block is a turn.
         self._left -= len(block) >> 8

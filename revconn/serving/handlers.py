@@ -203,12 +203,12 @@ def encode_success(request_id: str, payload: bytes) -> Data:
     """
     if not payload or payload[0] < 2:  # empty, or to be told apart from gRPC's framing
         return encode_response(request_id, payload)
-    name = request_id.encode()
+    name, size = request_id.encode(), len(payload)
     try:
-        before_name, before_payload = _shapes[len(name), len(payload)]
+        before_name, before_payload = _shapes[len(name), size]
     except KeyError:
-        before_name, before_payload = _shape(len(name), len(payload))
-    if len(payload) >= ROPE_BYTES:
+        before_name, before_payload = _shape(len(name), size)
+    if size >= ROPE_BYTES:
         return Rope((b"".join((before_name, name, before_payload)), payload))
     return b"".join((before_name, name, before_payload, payload))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import threading
 from collections.abc import Iterator
 
 import pytest
@@ -18,23 +19,40 @@ def thresholds() -> Iterator[None]:
     gc.set_threshold(*before)
 
 
+class Machine:
+    """Its clock, and a look through all objects, which takes a while."""
+
+    now = 0.0
+    takes = 0.0
+    looks = 0
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def collect(self) -> None:
+        self.looks += 1
+        self.now += self.takes
+
+
 @pytest.fixture
-def looks(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """One for each time that it looked."""
-    looked: list[str] = []
-    monkeypatch.setattr(gc, "collect", lambda: looked.append("looked"))
-    return looked
+def machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
+    machine = Machine()
+    gc.set_threshold(700, 10, 10)
+    monkeypatch.setattr(garbage, "time", machine)
+    monkeypatch.setattr(gc, "collect", machine.collect)
+    return machine
 
 
 def younger_were_looked_through(monkeypatch: pytest.MonkeyPatch, times: int) -> None:
     monkeypatch.setattr(gc, "get_count", lambda: (0, 0, times))
 
 
-def test_python_itself_looks_through_all_objects_no_more(looks) -> None:
-    before = gc.get_threshold()
-    GarbageWatch(lambda: 0, 0.0)
-    assert gc.get_threshold()[:2] == before[:2]
+def test_python_itself_looks_through_all_objects_no_more(machine) -> None:
+    watch = GarbageWatch(lambda: 0)
+    assert gc.get_threshold()[:2] == (700, 10)
     assert gc.get_threshold()[2] > 1_000_000
+    watch.give_up(RuntimeError())
+    assert gc.get_threshold() == (700, 10, 10)
 
 
 @pytest.mark.parametrize(
@@ -43,38 +61,53 @@ def test_python_itself_looks_through_all_objects_no_more(looks) -> None:
     ids=["nothing to look for", "few calls", "many calls", "many calls for a minute"],
 )
 def test_it_looks_when_that_holds_up_few(
-    looks, monkeypatch, times: int, calls: int, now: float, expected: bool
+    machine, monkeypatch, times: int, calls: int, now: float, expected: bool
 ) -> None:
-    gc.set_threshold(700, 10, 10)
-    watch = GarbageWatch(lambda: calls, 0.0)
+    watch = GarbageWatch(lambda: calls)
     younger_were_looked_through(monkeypatch, times)
-    assert watch.tick(now) is expected
-    assert looks == ["looked"] * expected
+    machine.now = now
+    assert watch.tick() is expected
+    assert machine.looks == expected
 
 
-def test_the_minute_begins_anew_with_each_look(looks, monkeypatch) -> None:
-    gc.set_threshold(700, 10, 10)
-    watch = GarbageWatch(lambda: 5_000, 0.0)
+def test_the_minute_begins_anew_with_each_look(machine, monkeypatch) -> None:
+    watch = GarbageWatch(lambda: 5_000)
     younger_were_looked_through(monkeypatch, 10)
-    assert [watch.tick(now) for now in (60.0, 90.0, 119.0, 120.0)] == [True, False, False, True]
+    looked = []
+    for machine.now in (60.0, 90.0, 119.0, 120.0):
+        looked.append(watch.tick())
+    assert looked == [True, False, False, True]
 
 
-def test_a_thread_of_its_own_sees_to_it(monkeypatch) -> None:
-    pauses = iter([None, None])
-    ticks: list[float] = []
-    monkeypatch.setattr(garbage.time, "sleep", lambda seconds: next(pauses))
-    monkeypatch.setattr(GarbageWatch, "tick", lambda self, now: ticks.append(now))
-    made: list = []
-    monkeypatch.setattr(garbage, "guarded_thread", lambda name, body: _NotStarted(made, body))
-    GarbageWatch.start(lambda: 0)
-    with pytest.raises(StopIteration):
-        made[0]()
-    assert len(ticks) == 2
+def test_the_longer_a_look_takes_the_longer_it_rests(machine, monkeypatch) -> None:
+    watch = GarbageWatch(lambda: 0)
+    younger_were_looked_through(monkeypatch, 10)
+    machine.now, machine.takes = 10.0, 0.2
+    assert watch.tick()
+    machine.now = 20.0
+    assert not watch.tick()
+    machine.now = 20.3
+    assert watch.tick()
 
 
-class _NotStarted:
-    def __init__(self, made: list, body) -> None:
-        made.append(body)
+def test_a_python_that_collects_in_small_steps_is_left_alone(machine) -> None:
+    gc.set_threshold(700, 10, 0)
+    GarbageWatch(lambda: 0)
+    assert gc.get_threshold() == (700, 10, 0)
 
-    def start(self) -> None:
+
+def test_a_thread_of_its_own_sees_to_it(monkeypatch, caplog) -> None:
+    class Broken(Exception):
         pass
+
+    def tick(self: GarbageWatch) -> None:
+        raise Broken
+
+    ended = threading.Event()
+    monkeypatch.setattr(garbage, "_INTERVAL", 0.0)
+    monkeypatch.setattr(GarbageWatch, "tick", tick)
+    monkeypatch.setattr(GarbageWatch, "give_up", lambda self, error: ended.set())
+    GarbageWatch.start(lambda: 0)
+    assert ended.wait(10)
+    assert "revconn-gateway-garbage" in caplog.text
+    caplog.clear()

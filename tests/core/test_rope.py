@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from revconn._proto.registry_pb2 import ConnectionMessage, ForwardRequest
-from revconn.core.requests import encode_request, split_request, split_response
+from revconn._proto.registry_pb2 import ConnectionMessage, ForwardRequest, ForwardResponse
+from revconn.core.requests import encode_request, encode_varint, split_request, split_response
 from revconn.core.rope import Rope
 from revconn.serving.handlers import encode_success
 
@@ -73,6 +73,61 @@ def test_a_request_with_a_rope_in_it_is_encoded_as_with_its_bytes(
     made = encode_request(b"id", b"/a.B/C", b"", cut_up(payload, places), 30)
     assert isinstance(made, Rope)
     assert bytes(made) == encode_request(b"id", b"/a.B/C", b"", payload, 30)
+
+
+RESPONSES = st.builds(
+    ForwardResponse,
+    request_id=st.text(max_size=9),
+    status_code=st.integers(0, 600),
+    headers=st.dictionaries(st.text(max_size=9), st.text(max_size=9), max_size=3),
+    payload=st.binary(max_size=300),
+    error_message=st.text(max_size=200),
+)
+
+
+@given(RESPONSES, st.lists(st.integers(0, 600), max_size=9))
+def test_a_response_is_taken_apart_wherever_it_was_cut(
+    response: ForwardResponse, places: list[int]
+) -> None:
+    data = ConnectionMessage(response=response).SerializeToString()
+    found, expected = split_response(cut_up(data, places)), split_response(data)
+    if not response.payload:
+        assert found is expected is None
+    else:
+        assert found is not None
+        assert expected is not None
+        assert (found[0], bytes(found[1])) == (expected[0], response.payload)
+
+
+def test_a_small_payload_does_not_keep_a_large_message() -> None:
+    response = ForwardResponse(payload=b"zz", error_message="x" * 100_000)
+    data = ConnectionMessage(response=response).SerializeToString()
+    for whole in (data, cut_up(data, [40_000, 80_000])):
+        found = split_response(whole)
+        assert found is not None
+        assert isinstance(found[1], memoryview)
+        assert len(found[1].obj) == 2
+
+
+def test_fields_behind_thousands_of_pieces_are_found_in_no_time() -> None:
+    class Counted(list):  # type: ignore[type-arg]
+        looks = 0
+
+        def __getitem__(self, index):  # type: ignore[no-untyped-def]
+            Counted.looks += 1
+            return super().__getitem__(index)
+
+        def __iter__(self):  # type: ignore[no-untyped-def]
+            Counted.looks += len(self)
+            return super().__iter__()
+
+    payload = ForwardResponse(request_id="r", payload=bytes(2 << 20)).SerializeToString()
+    body = payload + b"\x2a\x80\x80\x80\x80\x00" * 90
+    data = b"\x1a" + encode_varint(len(body)) + body
+    rope = cut_up(data, list(range(0, len(data), 1025)))
+    rope.parts = Counted(rope.parts)
+    assert split_response(rope) is not None
+    assert Counted.looks < 10 * 2050  # and not for each of the 600 bytes of the fields
 
 
 def test_the_payload_of_a_large_answer_is_not_copied() -> None:

@@ -91,13 +91,16 @@ def test_once_a_turn_has_lasted_long_each_peer_may_do_less(loop, shares, clock) 
 def test_there_is_always_enough_for_a_call(loop, clock) -> None:
     turn = Turn(loop)
     turn.begin()
-    assert [turn.share(64, 0.0), turn.share(64, 3600.0)] == [64, 4]
+    assert [turn.share(64, 0.0), turn.share(64, 3600.0)] == [64, 8]
 
 
 def test_while_many_are_put_off_each_may_do_little(loop, clock) -> None:
     turn = Turn(loop)
     turn.begin()
     turn.later(lambda: None)
+    assert turn.share(64, 0.0) == 32
+    for _ in range(20):
+        turn.later(lambda: None)
     assert turn.share(64, 0.0) == 8
 
 
@@ -157,3 +160,34 @@ def test_one_that_fails_at_the_end_of_a_turn_keeps_nobody_else_from_it(loop) -> 
     go_round(loop)
     go_round(loop)
     assert done == ["failed", "the next"]
+
+
+class EndingTLS:
+    """What is read with it is the peer's last word."""
+
+    is_shaking_hands = False
+    is_over = True
+
+    def decrypt(self, received: bytes) -> bytes:
+        return received
+
+    def take_output(self) -> bytes:
+        return b""
+
+
+def test_a_peer_that_hangs_up_is_heard_to_its_end_first(loop, monkeypatch) -> None:
+    heard: list[bytes] = []
+
+    def receive(self: Endpoint, data: bytes, turn: int | None = None) -> bytes:
+        heard.append(data[:1000])
+        return data[1000:]
+
+    monkeypatch.setattr(Endpoint, "receive", receive)
+    ours, theirs = socket.socketpair()
+    ours.setblocking(False)
+    wire = AnyWire(ours, "anybody", Settings(), Turn(loop), loop, EndingTLS())  # type: ignore[arg-type]
+    with theirs:
+        theirs.send(bytes(3500))
+        while not wire.is_closed:
+            go_round(loop)
+    assert sum(map(len, heard)) == 3500

@@ -89,7 +89,31 @@ def test_a_frame_longer_than_was_allowed_ends_the_connection() -> None:
 def test_headers_are_no_longer_than_ever_where_frames_may_be() -> None:
     line = large()
     line.server.receive(frame(HEADERS, END_HEADERS, 1, bytes(129 << 10)))
-    assert "endless headers" in line.server.endpoint.end_reason
+    assert "longer than is allowed" in line.server.endpoint.end_reason
+
+
+@pytest.mark.parametrize("size", [40_000, 100])
+def test_a_frame_of_data_amid_headers_ends_the_connection_also_if_it_is_cut(size: int) -> None:
+    line = large()
+    stream_id, _ = opened(line)
+    whole = message(bytes(100_000))
+    line.server.receive(data(stream_id, whole[:20_000]))
+    line.server.receive(frame(HEADERS, 0, 3, b"\x82"))
+    last = data(stream_id, whole[20_000 : 20_000 + size])
+    line.server.receive(last[:60])
+    line.server.receive(last[60:])
+    assert "in the middle of headers" in line.server.endpoint.end_reason
+
+
+def test_a_frame_whose_header_alone_has_come_asks_for_nothing() -> None:
+    line = large()
+    stream_id, there = opened(line)
+    said = data(stream_id, message(bytes(100_000)))
+    line.server.receive(said[:4])
+    line.server.receive(said[4:9])
+    assert line.server.wishes == []
+    line.server.receive(said[9:])
+    assert there.messages == [bytes(100_000)]
 
 
 def test_more_than_content_length_said_breaks_a_stream_off() -> None:

@@ -30,6 +30,16 @@ def test_their_bytes_count_for_the_windows_which_open_again() -> None:
     assert line.client.endpoint.streams[stream_id].send_window > 200
 
 
+def test_small_ones_are_worth_no_more_than_they_cost() -> None:
+    line = pair()
+    stream_id, _ = opened(line)
+    line.server.receive(data(stream_id, message(bytes(200))))
+    before = line.server.endpoint.cost
+    for _ in range(10):
+        line.server.receive(data(stream_id, message(bytes(200))))
+    assert line.server.endpoint.cost == before
+
+
 def test_more_of_them_than_the_window_allows_resets_the_stream() -> None:
     line = pair(stream_window=100)
     stream_id, there = opened(line)
