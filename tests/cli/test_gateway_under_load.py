@@ -74,8 +74,8 @@ def test_no_call_that_a_connector_was_given_is_lost(tmp_path, transport) -> None
             connector.abort()
     assert all(answer == b"answer to " + payload for payload, answer in load.answers)
     assert sorted(handled) == sorted(payload for payload, _ in load.answers)
-    # A call that grpc had not handed to the gateway yet is cancelled by grpc itself.
-    refusals = {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED}
-    assert {code for code, _ in load.failures} <= refusals
-    assert any(details == "the gateway is stopping" for _, details in load.failures)
+    # Each last call: the gateway refuses it, or has told the caller before to go elsewhere,
+    # where nobody listens any more. Whichever is the faster.
+    assert {code for code, _ in load.failures} == {grpc.StatusCode.UNAVAILABLE}
+    assert len(load.failures) == CALLERS
     assert command.lines[1:] == []
