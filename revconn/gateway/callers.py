@@ -32,7 +32,7 @@ from revconn.gateway.shared import Shared
 from revconn.gateway.wires import Turn
 from revconn.http2.grpc import MessageTooLong
 from revconn.http2.requests import RequestHead
-from revconn.http2.streams import Sent, Stream
+from revconn.http2.streams import Sendable, Stream
 from revconn.logger import get_logger, level_check
 
 __all__ = ["Callers", "OutsideCall"]
@@ -270,7 +270,7 @@ class OutsideCall(Call):
         else:
             self._reply(message, metadata, ())
 
-    def _message(self, response: ForwardResponse, large: memoryview | Rope | None) -> Sent:
+    def _message(self, response: ForwardResponse, large: memoryview | Rope | None) -> Sendable:
         payload = response.payload if large is None else large
         limit = self._shared.limits.max_sent_message_bytes
         if len(payload) > limit:
@@ -297,7 +297,7 @@ class OutsideCall(Call):
         else:
             rpc.finish(reply.code, reply.message, trailing, initial)
 
-    def _reply(self, payload: Sent, trailing: Metadata, initial: Metadata) -> None:
+    def _reply(self, payload: Sendable, trailing: Metadata, initial: Metadata) -> None:
         rpc = self._rpc
         stream = rpc.stream
         rpc.reply(payload, trailing, initial)

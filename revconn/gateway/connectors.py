@@ -48,8 +48,9 @@ FLUSH_TIMEOUT = 5.0  # seconds a leaving connector has to read what is still que
 
 METHOD = b"/registry.RegistryService/EstablishConnection"
 _FEATURES = FEATURES_HEADER.encode()
-LONGEST_FRAME = 256 << 10  # bytes that it may send in a frame from then on
-STREAM_WINDOW = 1 << 20  # bytes that a registered connector may send before it is given more
+# Bytes that a registered connector may send: in a frame, and before it is given more.
+LONGEST_FRAME = 256 << 10
+STREAM_WINDOW = 1 << 20
 
 
 class Registration(NamedTuple):

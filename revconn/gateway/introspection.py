@@ -29,7 +29,7 @@ from revconn.gateway.refusals import STOPPING, Refused, over_limit
 from revconn.gateway.rpcs import Method, Rpc, UnaryRpc
 from revconn.gateway.shared import Shared
 from revconn.http2.requests import RequestHead
-from revconn.http2.streams import Sent, Stream
+from revconn.http2.streams import Sendable, Stream
 
 __all__ = ["HEALTH_SERVICE", "Introspection"]
 
@@ -161,7 +161,7 @@ class _Asking(UnaryRpc):
         problem = f"no request came within {shared.limits.handshake_timeout:g} seconds"
         self.finish(StatusCode.DEADLINE_EXCEEDED, problem)
 
-    def reply(self, message: Sent, trailing: Metadata = (), initial: Metadata = ()) -> None:
+    def reply(self, message: Sendable, trailing: Metadata = (), initial: Metadata = ()) -> None:
         """Answer, as long as that can be read."""
         super().reply(message, trailing, initial)
         _bound(self.stream, self._asked.shared)

@@ -21,7 +21,7 @@ from revconn.http2.requests import (
     opening_block,
     refusal_block,
 )
-from revconn.http2.streams import Receiver, Sent, Stream
+from revconn.http2.streams import Receiver, Sendable, Stream
 
 __all__ = ["Method", "Rpc", "UnaryRpc", "code_of"]
 
@@ -151,7 +151,7 @@ class UnaryRpc(Rpc):
         problem = "the request is not exactly one message; only unary calls are forwarded"
         return Refused(StatusCode.UNIMPLEMENTED, problem)
 
-    def reply(self, message: Sent, trailing: Metadata = (), initial: Metadata = ()) -> None:
+    def reply(self, message: Sendable, trailing: Metadata = (), initial: Metadata = ()) -> None:
         """Answer with one message, and OK."""
         if self.is_over:
             return

@@ -21,7 +21,7 @@ from revconn.http2.headers import Field
 if TYPE_CHECKING:
     from revconn.http2.writing import Writer
 
-__all__ = ["GONE", "ErrorCode", "Receiver", "Sent", "Stream"]
+__all__ = ["GONE", "ErrorCode", "Receiver", "Sendable", "Stream"]
 
 _COPIED_BYTES = 8 << 10  # a longer piece is a buffer of its own, and not copied to go with others
 _MOST_AT_ONCE = 64 << 10  # bytes that a stream sends before it is another one's turn
@@ -31,7 +31,7 @@ _pack_prefix = _PREFIX.pack
 _pack_data_start = DATA_START.pack
 _unpack_prefix = _PREFIX.unpack_from
 
-Sent = Union[Data, memoryview]
+Sendable = Union[Data, memoryview]
 
 
 class ErrorCode:
@@ -288,7 +288,7 @@ class Stream:
     def _send_headers(self, block: bytes, flags: int) -> None:
         self._endpoint.put_headers(self.id, block, flags)
 
-    def send(self, messages: Sequence[Sent]) -> None:
+    def send(self, messages: Sequence[Sendable]) -> None:
         """Send messages, as far as the windows allow; the rest follows when they do.
 
         Nothing once the stream is closed: whoever reset it wants no more.
@@ -347,7 +347,7 @@ class Stream:
         self._trailers = b""
         self._queue([data])
 
-    def respond(self, opening: bytes, message: Sent, trailers: bytes) -> None:
+    def respond(self, opening: bytes, message: Sendable, trailers: bytes) -> None:
         """Send the whole answer of a unary call."""
         size = PREFIX_BYTES + len(message)
         endpoint = self._endpoint

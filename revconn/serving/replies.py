@@ -423,14 +423,13 @@ class Line(SenderQueue):
         ):
             return False
         messages: list[Data] = []
-        limit = self._limit
         size = 0
         for answer in answers:
             if type(answer) is not tuple:
                 return False
             message = answer[0]
             length = len(message)
-            if length > limit:
+            if length > self._limit:
                 return False
             messages.append(message)
             size += length

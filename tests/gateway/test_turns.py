@@ -135,28 +135,18 @@ def test_what_puts_itself_off_again_waits_behind_the_others(loop) -> None:
     assert done == ["first", "second", "first"]
 
 
-def test_one_that_was_put_off_and_fails_keeps_nobody_else_from_it(loop) -> None:
-    done = []
-    loop.set_exception_handler(lambda *_: done.append("failed"))
-    turn = Turn(loop)
-    turn.later(lambda: 1 / 0)
-    turn.later(lambda: done.append("the next"))
-    for _ in range(2):
-        go_round(loop)
-    assert done == ["failed", "the next"]
-
-
 def test_who_says_as_little_as_a_heartbeat_takes_nothing_from_others(loop, shares) -> None:
     hear(loop, 70)
     assert shares == [64] * PEERS
 
 
-def test_one_that_fails_at_the_end_of_a_turn_keeps_nobody_else_from_it(loop) -> None:
+@pytest.mark.parametrize("when", [Turn.at_end, Turn.later])
+def test_one_that_fails_keeps_nobody_else_from_it(loop, when) -> None:
     done = []
     loop.set_exception_handler(lambda *_: done.append("failed"))
     turn = Turn(loop)
-    turn.at_end(lambda: 1 / 0)
-    turn.at_end(lambda: done.append("the next"))
+    when(turn, lambda: 1 / 0)
+    when(turn, lambda: done.append("the next"))
     go_round(loop)
     go_round(loop)
     assert done == ["failed", "the next"]
