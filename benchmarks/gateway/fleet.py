@@ -98,6 +98,7 @@ def measure_fleet(fleet: Fleet, started: Programs) -> FleetFigures:
         fleet_of = (sys.executable, "-m", "benchmarks.peers.fleet")
         connectors = start(*fleet_of, *fleet.flags(), address)
         connected = event(connectors, "connected")["seconds"]
+        event(connectors, "resting")
         rested, resting = cpu_seconds(server.pid), time.monotonic()
         event(connectors, "window-start")
         called, calling = cpu_seconds(server.pid), time.monotonic()

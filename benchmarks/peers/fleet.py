@@ -6,8 +6,9 @@ backoff: what that takes is the gateway's time. So that it is, and thousands of 
 process, they speak as much HTTP/2 as that needs, and no more: what either side sends stays below
 the windows that a connection begins with.
 
-It prints a JSON object per line: the events "connected", "window-start" (the calls begin),
-"window-end", "result", and "back" whenever they are.
+It prints a JSON object per line: the events "connected", "resting" (each has sent a heartbeat or
+two: nothing is new any more), "window-start" (the calls begin), "window-end", "result", and "back"
+whenever they are.
 """
 
 from __future__ import annotations
@@ -215,6 +216,8 @@ async def main(options: argparse.Namespace) -> None:
     beats = asyncio.ensure_future(beat_in_turn(fleet, options.heartbeat_interval))
     await asyncio.sleep(SETTLING)
     emit({"event": "connected", "seconds": seconds})
+    await asyncio.sleep(options.heartbeat_interval)
+    emit({"event": "resting"})
     await asyncio.sleep(options.idle)
     emit({"event": "window-start"})
     seconds = await call_all(fleet, options, tally)

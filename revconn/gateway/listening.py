@@ -49,6 +49,7 @@ _SPARE_DESCRIPTORS = 32  # for files, the loop, and what an application opens be
 _FIRST_IN_LINE = 16  # messages that wait for credit
 _PING_TIMEOUT = 20.0  # seconds
 _SHORTEST_KEEPALIVE = 10.0  # seconds
+_EARLY, _LATE = 0.9, 1.1  # of max_connection_age
 
 Serve = Callable[[Stream, RequestHead, Peer], None]
 
@@ -83,6 +84,14 @@ class Listener:
             math.inf if settings.max_connection_age is None else settings.max_connection_age
         )
         self._age_grace = settings.max_connection_age_grace
+        # What a connection may become due for that is opened, or falls idle, from now on.
+        self._soonest = min(
+            limits.handshake_timeout,
+            self._keepalive,
+            self._idle_timeout or math.inf,
+            self._max_age * _EARLY,
+        )
+        self._nothing_due_before = 0.0  # monotonic seconds
         self._sockets: list[socket.socket] = []
         self._path: str | None = None  # of a Unix socket, which is removed at the end
         self._peers: dict[Peer, float] = {}  # when each is too old; the oldest first
@@ -203,8 +212,8 @@ class Listener:
             sock.close()
             return
         self._hosts.take(peer.host)
-        # A tenth sooner or later: those that came together are not sent away together.
-        jitter = random.uniform(0.9, 1.1)  # noqa: S311 - nobody gains by guessing it
+        # Sooner or later: those that came together are not sent away together.
+        jitter = random.uniform(_EARLY, _LATE)  # noqa: S311 - nobody gains by guessing it
         self._peers[peer] = peer.opened_at + self._max_age * jitter
 
     def _make_peer(self, sock: socket.socket, address: str) -> Peer:
@@ -304,38 +313,53 @@ class Listener:
     # Time
 
     def look(self, now: float) -> None:
-        """End the connections that have been silent or idle for too long, or are too old."""
+        """End the connections that have been silent or idle for too long, or are too old.
+
+        Of thousands each look costs: it is not taken before the first of them can be.
+        """
+        if now < self._nothing_due_before:
+            return
+        first = now + self._soonest
         for peer in tuple(self._peers):
             if not peer.is_closed:
-                self._look_at(peer, now)
+                first = min(first, self._look_at(peer, now))
+        self._nothing_due_before = first
 
     def expire_answers(self) -> None:
         """End the calls whose answers nobody has read by their deadline."""
         self._answers.expire(self._loop.time())
 
-    def _look_at(self, peer: Peer, now: float) -> None:
+    def _look_at(self, peer: Peer, now: float) -> float:
+        """Do what is due; when something was, or is the next time unless the peer stirs."""
         if not peer.served:
-            if now - peer.opened_at > self._limits.handshake_timeout:
+            due = peer.opened_at + self._limits.handshake_timeout
+            if now > due:
                 self._counters.refused["handshake_timeout"] += 1
                 peer.close("TLS: the handshake took too long" if peer.is_shaking_hands else "")
-            return
-        if not peer.endpoint.streams:
-            if self._idle_timeout is not None and now - peer.idle_since > self._idle_timeout:
-                peer.leave()
-        elif now - peer.heard_at > self._keepalive:
-            self._keep_alive(peer, now)
+            return due
+        due = self._look_at_silence(peer, now)
         too_old_at = self._peers.get(peer, math.inf)
         if now > too_old_at:
             if now > too_old_at + self._age_grace:
                 peer.end("the connection has reached its age")
             else:
                 peer.leave()
+        return min(due, too_old_at)
 
-    def _keep_alive(self, peer: Peer, now: float) -> None:
-        if peer.pinged_at is None:
-            peer.ping(now)
-        elif now - peer.pinged_at > _PING_TIMEOUT:
-            peer.close("the peer does not answer a ping")
+    def _look_at_silence(self, peer: Peer, now: float) -> float:
+        if not peer.endpoint.streams:
+            due = math.inf if self._idle_timeout is None else peer.idle_since + self._idle_timeout
+            if now > due:
+                peer.leave()
+        elif peer.pinged_at is None:
+            due = peer.heard_at + self._keepalive
+            if now > due:
+                peer.ping(now)
+        else:
+            due = peer.pinged_at + _PING_TIMEOUT
+            if now > due:
+                peer.close("the peer does not answer a ping")
+        return due
 
     # The end
 

@@ -152,7 +152,6 @@ class Serving:
         sweeps = (
             self._expire_connections,
             lambda: self.listener.look(time.monotonic()),
-            self.end_withdrawn,  # of those, too, that registered just when the keys changed
         )
         steps = (
             lambda: shared.backends.expire(time.monotonic(), timeout),

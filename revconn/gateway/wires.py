@@ -38,13 +38,16 @@ _LAST_WORDS = 5.0  # seconds that it has to read what we said before
 
 
 class Turn:
-    """What is to be done once all that has arrived was taken in: each thing once."""
+    """What is to be done once all that has arrived was taken in: each thing once.
+
+    :ivar is_begun: whether more than heartbeats has come, or something is to be done at its end.
+    """
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
         self._due: list[Callable[[], None]] = []
         self._put_off: deque[Callable[[], None]] = deque()
-        self._is_begun = self._is_behind = False
+        self.is_begun = self._is_behind = False
         self._began_at: float | None = None  # when the first peer had its share
 
     def at_end(self, do: Callable[[], None]) -> None:
@@ -55,11 +58,8 @@ class Turn:
     def share(self, most: int, now: float) -> int:
         """How much may be done for one more peer in this turn: less, once it has lasted long.
 
-        Without that many busy peers together would hold up all the others. Who says as little as a
-        heartbeat begins no turn, and has all of it.
+        Without that many busy peers together would hold up all the others.
         """
-        if not self._is_begun:
-            return most
         if self._began_at is None:
             self._began_at = now
         if self._put_off:
@@ -93,8 +93,8 @@ class Turn:
 
     def begin(self) -> None:
         """There is more in this turn than to take in a heartbeat: it has an end."""
-        if not self._is_begun:
-            self._is_begun = True
+        if not self.is_begun:
+            self.is_begun = True
             self._loop.call_soon(self._end)
 
     def _end(self) -> None:
@@ -109,7 +109,7 @@ class Turn:
                 due[position - 1]()
         finally:
             del due[:position]
-            self._is_begun = False
+            self.is_begun = False
             if due:  # one failed, which is a bug, and not the others' fault
                 self.begin()
 
@@ -227,13 +227,16 @@ class Wire(Acceptor):
         self.close(f"TLS: {error}" if self._tls.is_shaking_hands else "the connection broke")
 
     def _receive(self, data: bytes) -> None:
-        endpoint = self.endpoint
+        endpoint, turn = self.endpoint, self._turn
         if len(data) > _HEARTBEAT:
-            self._turn.begin()
+            turn.begin()
         self.heard_at = time.monotonic()
         self.pinged_at = None
+        most = endpoint.settings.turn
+        if turn.is_begun:
+            most = turn.share(most, self.heard_at)
         try:
-            rest = endpoint.receive(data, self._turn.share(endpoint.settings.turn, self.heard_at))
+            rest = endpoint.receive(data, most)
         except Exception:
             logger.exception("a connection of %s: a bug in the gateway", self.address)
             self.close("the gateway failed")

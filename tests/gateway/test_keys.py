@@ -339,9 +339,16 @@ def test_keys_may_be_replaced_while_it_is_stopped(connect) -> None:
 
 
 def test_a_connection_that_registers_while_its_key_goes_is_ended_too(
-    run_gateway, connect, clock
+    run_gateway, connect, monkeypatch
 ) -> None:
     gateway = run_gateway(api_keys=["old", "stays"])
+    check_services = ApiKeys.check_services
+
+    def check(keys: ApiKeys, key: int | None, services: list[str]) -> tuple[str, ...]:
+        checked = check_services(keys, key, services)
+        gateway.replace_keys("stays")  # the key was found good, and the connection is not known yet
+        return checked
+
+    monkeypatch.setattr(ApiKeys, "check_services", check)
     connector = connect(gateway, "a.A", api_key="old")
-    gateway._keys.replace("stays")  # as if the connections had been looked at just before
     assert connector.ended() == (grpc.StatusCode.UNAUTHENTICATED, "the API key was withdrawn")
