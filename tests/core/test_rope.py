@@ -56,11 +56,23 @@ def test_a_request_is_taken_apart_wherever_it_was_cut(
     assert split_request(cut_up(data, places)) == split_request(data)
 
 
-@given(st.binary(max_size=60), st.lists(st.integers(0, 60), max_size=5))
-def test_of_bytes_that_are_no_request_a_rope_is_none_either(data: bytes, places: list[int]) -> None:
-    rope = cut_up(data, places)
-    assert split_request(rope) == split_request(data)
-    found, expected = split_response(rope), split_response(data)
+@given(st.data(), st.lists(st.integers(0, 60), max_size=5))
+def test_of_bytes_that_are_no_message_a_rope_is_none_either(
+    choices: st.DataObject, places: list[int]
+) -> None:
+    message = ConnectionMessage()
+    if choices.draw(st.booleans()):
+        message.request.CopyFrom(ForwardRequest(request_id="id", method_path="/a/B", payload=b"p"))
+    else:
+        message.response.CopyFrom(ForwardResponse(request_id="id", status_code=200, payload=b"p"))
+    data = bytearray(message.SerializeToString())
+    for _ in range(choices.draw(st.integers(1, 3))):
+        data[choices.draw(st.integers(0, len(data) - 1))] = choices.draw(st.integers(0, 255))
+    del data[choices.draw(st.integers(1, len(data))) :]
+    whole = bytes(data)
+    rope = cut_up(whole, places)
+    assert split_request(rope) == split_request(whole)
+    found, expected = split_response(rope), split_response(whole)
     assert (found and (found[0], bytes(found[1]))) == (
         expected and (expected[0], bytes(expected[1]))
     )

@@ -58,7 +58,7 @@ def test_whoever_waits_for_a_gateway_goes_on_when_it_was_stopped(gateway) -> Non
     gateway.wait()  # there is none to wait for
 
 
-# In a process of its own: a loop that ends so leaves a thread of grpc's behind.
+# In a process of its own: SystemExit would end the tests' as well.
 ENDED_BY_A_BUG = """
 import logging, sys
 from revconn.cli.gateway import _Watch

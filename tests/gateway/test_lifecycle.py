@@ -355,7 +355,7 @@ def test_a_gateway_that_dies_says_so_and_can_be_stopped(gateway, caplog) -> None
 
 def test_its_thread_is_named_and_none_is_left_behind(connect, call, dial) -> None:
     gc.collect()
-    eventually(lambda: not threads_behind_gateways())  # what was collected just now
+    eventually(lambda: not threads_of_gateways())  # what was collected just now
     gc.disable()
     try:
         with Gateway(api_keys="key") as gateway:
@@ -373,31 +373,24 @@ def test_its_thread_is_named_and_none_is_left_behind(connect, call, dial) -> Non
             stranger.ended()
             connector.close()
             stranger.close()
-        # grpc's own thread ends with the server, without waiting for the garbage collector.
-        eventually(lambda: not threads_behind_gateways())
+        eventually(lambda: not threads_of_gateways())  # without waiting for the garbage collector
     finally:
         gc.enable()
 
 
 def test_a_start_that_failed_leaves_no_thread_behind_either() -> None:
     taken, port = occupied_port()
-    before = threads_behind_gateways()  # grpc's, of what other tests have not yet dropped
     gc.disable()
     try:
         with taken, pytest.raises(OSError, match="cannot listen"):
             Gateway(f"127.0.0.1:{port}", api_keys="key").start()
-        eventually(lambda: not set(threads_behind_gateways()) - set(before))
+        eventually(lambda: not threads_of_gateways())
     finally:
         gc.enable()
 
 
-def threads_behind_gateways() -> list[threading.Thread]:
-    """The gateways' own, and the one with which grpc polls for all of them."""
-    return [
-        thread
-        for thread in threading.enumerate()
-        if thread.name == "revconn-gateway" or "poll_wrapper" in str(vars(thread).get("_target"))
-    ]
+def threads_of_gateways() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name == "revconn-gateway"]
 
 
 def test_a_stopped_gateway_is_not_kept_alive() -> None:
