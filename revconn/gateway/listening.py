@@ -50,6 +50,7 @@ _FIRST_IN_LINE = 16  # messages that wait for credit
 _PING_TIMEOUT = 20.0  # seconds
 _SHORTEST_KEEPALIVE = 10.0  # seconds
 _EARLY, _LATE = 0.9, 1.1  # of max_connection_age
+_LOOKS = 4  # in the shortest time that a connection may have
 
 Serve = Callable[[Stream, RequestHead, Peer], None]
 
@@ -315,7 +316,7 @@ class Listener:
     def look(self, now: float) -> None:
         """End the connections that have been silent or idle for too long, or are too old.
 
-        Of thousands each look costs: it is not taken before the first of them can be.
+        Of thousands each look costs: it is not taken before one of them can be, nor too often.
         """
         if now < self._nothing_due_before:
             return
@@ -323,7 +324,7 @@ class Listener:
         for peer in tuple(self._peers):
             if not peer.is_closed:
                 first = min(first, self._look_at(peer, now))
-        self._nothing_due_before = first
+        self._nothing_due_before = max(first, now + self._soonest / _LOOKS)
 
     def expire_answers(self) -> None:
         """End the calls whose answers nobody has read by their deadline."""

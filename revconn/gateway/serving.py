@@ -35,7 +35,6 @@ logger = get_logger(__name__)
 
 _FAREWELL_TIMEOUT = 1.0  # seconds that connections have to end by themselves
 LONGEST_EXPIRY_INTERVAL = 1.0  # seconds
-LONGEST_SWEEP_INTERVAL = 3.0  # seconds from one look at all connections to the next
 _RECEIVING_INTERVAL = 0.25  # seconds
 
 
@@ -145,7 +144,6 @@ class Serving:
         """
         timeout = self._settings.heartbeat_timeout
         shared = self.shared
-        # Of thousands of connections a look at each of them costs.
         settings = self._settings
         ages = (settings.idle_timeout, settings.max_connection_age)
         shortest = min(timeout, shared.limits.handshake_timeout, *(age or math.inf for age in ages))
@@ -161,7 +159,7 @@ class Serving:
         )
         interval = min(LONGEST_EXPIRY_INTERVAL, timeout / 4)
         await asyncio.gather(
-            _repeat(max(interval, min(LONGEST_SWEEP_INTERVAL, shortest / 4)), sweeps),
+            _repeat(min(interval, shortest / 4), sweeps),
             _repeat(interval, steps),
             _repeat(_RECEIVING_INTERVAL, (self._callers.expire,)),
         )

@@ -32,6 +32,8 @@ _MOST_GATHERED = 512  # pieces: systems allow about a thousand
 _SMALL = 4 << 10  # bytes: pieces that are cheaper to join than to hand over one by one
 _HEARTBEAT = 256  # bytes, and a few more: thousands of idle connectors send nothing else
 _USUAL_TURN = 0.002  # seconds of work: a call that is made meanwhile waits for some of them
+_CALL = 1 << 10  # bytes: most calls are shorter, and none of these is put off
+_CROWD = 8  # peers that wait for a turn to come
 _SMALLEST_SHARE = 8  # of an endpoint's work: who makes a single call is not put off
 _LINGER = 1.0  # seconds that a peer has to hear that we say nothing more
 _LAST_WORDS = 5.0  # seconds that it has to read what we said before
@@ -66,6 +68,11 @@ class Turn:
             most = max(_SMALLEST_SHARE, most // (1 + len(self._put_off)))
         left = 2.0 - (now - self._began_at) / _USUAL_TURN
         return most if left >= 1.0 else max(_SMALLEST_SHARE, int(most * left))
+
+    @property
+    def is_crowded(self) -> bool:
+        """Whether many wait for a turn to come."""
+        return len(self._put_off) >= _CROWD
 
     def later(self, do: Callable[[], None]) -> None:
         """Do it in a turn to come, behind all that was put off before.
@@ -227,9 +234,21 @@ class Wire(Acceptor):
         self.close(f"TLS: {error}" if self._tls.is_shaking_hands else "the connection broke")
 
     def _receive(self, data: bytes) -> None:
-        endpoint, turn = self.endpoint, self._turn
+        turn = self._turn
         if len(data) > _HEARTBEAT:
             turn.begin()
+        # To take a little of what each of hundreds says would be a long turn, too.
+        is_put_off = len(data) > _CALL and turn.is_crowded
+        rest = data if is_put_off else self._take(data)
+        if rest:
+            self._stop_reading()
+            # Nor is more read at once than that: it would wait here, and be cut again and again.
+            self._read_bytes = _READ_BYTES
+            turn.later(partial(self._go_on, rest))
+
+    def _take(self, data: bytes) -> bytes:
+        """Take in what has come; what is left of it for a turn to come."""
+        endpoint, turn = self.endpoint, self._turn
         self.heard_at = time.monotonic()
         self.pinged_at = None
         most = endpoint.settings.turn
@@ -240,32 +259,30 @@ class Wire(Acceptor):
         except Exception:
             logger.exception("a connection of %s: a bug in the gateway", self.address)
             self.close("the gateway failed")
-            return
+            return b""
         if not _WORTHY < endpoint.cost < _COSTLY:
             endpoint.settle(self.heard_at)
-        if rest:
-            self._go_on_later(rest)
         if endpoint.is_ended and not self.is_closed:
             self._end_soon()
+        return rest
 
     def _hang_up(self) -> None:
         """The peer has said that it says nothing more: once all that it said was taken in."""
         if not self._is_paused:
             self.close("the peer closed the connection")
 
-    def _go_on_later(self, rest: bytes) -> None:
-        """Others first: what one peer sends at once must not hold up all."""
-        self._stop_reading()
-        # Nor is more read at once than that: it would wait here, and be cut again and again.
-        self._read_bytes = _READ_BYTES
-        self._turn.later(partial(self._go_on, rest))
-
     def _go_on(self, rest: bytes) -> None:
+        """Others were first: what one peer sends at once must not hold up all."""
         if self.is_closed or self.endpoint.is_ended:
+            return
+        rest = self._take(rest)
+        if self.is_closed or self.endpoint.is_ended:
+            return
+        if rest:
+            self._turn.later(partial(self._go_on, rest))
             return
         self._is_paused = False
         self._loop.add_reader(self._fd, self._readable)
-        self._receive(rest)
         if self._is_last:
             self._hang_up()
 

@@ -6,6 +6,7 @@ from revconn.core.framing import PREFIX_BYTES
 from revconn.core.rope import Data
 from revconn.http2.control import Control, Fault
 from revconn.http2.frames import (
+    DATA,
     DATA_START,
     END_STREAM,
     HEADER,
@@ -20,10 +21,11 @@ from revconn.http2.frames import (
 from revconn.http2.streams import ErrorCode, Stream
 from revconn.http2.writing import Acceptor, Settings
 
-__all__ = ["ID_MASK", "DataReceiver"]
+__all__ = ["DIVIDED_BYTES", "ID_MASK", "DataReceiver"]
 
 ID_MASK = 0x7FFFFFFF
 
+DIVIDED_BYTES = 256  # of a frame: a shorter one has few messages in it
 _USUAL_MESSAGE = 64  # bytes: of a small one
 _BULK_FRAMES = 8  # of large messages: as much work as a small message
 
@@ -94,6 +96,31 @@ class DataReceiver(Control):
         else:
             self._refill(stream)
         return 1 + count
+
+    def _divide(
+        self, stream: Stream, flags: int, data: bytes, start: int, end: int
+    ) -> bytes | None:
+        """Take the first messages of a frame with more than may be taken now.
+
+        What is to be given again begins with a frame of the others. ``None`` for all other frames:
+        nothing was done.
+        """
+        first, padding = start, 0
+        if flags & PADDED:
+            first, padding = start + 1, data[start]
+        last = end - padding
+        if stream.is_deaf or stream.is_remote_closed or last <= first:
+            return None
+        middle = stream.end_of(data, first, last, max(1, self._left))
+        if middle == last:
+            return None
+        self._use_window(first - start + padding)
+        stream.receive_window -= first - start + padding
+        self._left -= self._receive_data(stream.id, 0, data, first, middle)
+        if self.is_ended:
+            return b""
+        others = frame(DATA, flags & END_STREAM, stream.id, data[middle:last])
+        return others + data[end:]
 
     def _receive_stray_data(self, stream_id: int, stream: Stream | None) -> None:
         self.cost += 1
@@ -222,30 +249,32 @@ class DataReceiver(Control):
         if not stream.missing:
             self._refill(stream)
 
-    def _begin_cut(self, data: bytes, offset: int) -> bool:
+    def _begin_cut(self, data: bytes, offset: int) -> bytes | None:
         """Take what has come of a frame of DATA that is cut, where holding it costs more.
 
-        What follows of it is taken as if it were a frame of its own (:meth:`_take_cut`).
+        What follows of it is taken as if it were a frame of its own (:meth:`_take_cut`). What comes
+        back is to be given again; ``None``: the frame is to be held.
         """
         high, low, _, _, stream_id = _unpack_header(data, offset)
         length, start = high << 8 | low, offset + HEADER_BYTES
         stream = self.streams.get(stream_id)
         if stream is not None and stream.missing:
-            return self._take_bulk(data, offset) > offset
+            return b"" if self._take_bulk(data, offset) > offset else None
         if stream is None or length <= USUAL_FRAME or start == len(data):
-            return False
-        self._cut_id, self._cut_bytes = stream_id, start + length - len(data)
-        self._left -= self._receive_data(stream_id, 0, data, start, len(data))
-        return True
+            return None
+        self._cut_id, self._cut_bytes = stream_id, length
+        return data[self._take_cut(data, start) :]
 
     def _take_cut(self, data: bytes, offset: int) -> int:
-        """Go on with a frame of DATA that was cut; where the next one begins."""
+        """Go on with a frame of DATA that was cut; how far it, or as much as may be, was taken."""
         end = min(offset + self._cut_bytes, len(data))
-        count = end - offset
-        self._cut_bytes -= count
         stream = self.streams.get(self._cut_id)
-        if stream is not None and 0 < count <= stream.missing and stream.content_left < 0:
-            self._add(stream, [memoryview(data)[offset:end]], count, len(data))
+        is_part = stream is not None and end - offset <= stream.missing and stream.content_left < 0
+        if stream is not None and not is_part and not stream.is_deaf:
+            end = stream.end_of(data, offset, end, max(1, self._left))
+        self._cut_bytes -= end - offset
+        if stream is not None and is_part and end > offset:
+            self._add(stream, [memoryview(data)[offset:end]], end - offset, len(data))
         else:
             self._left -= self._receive_data(self._cut_id, 0, data, offset, end)
         return end

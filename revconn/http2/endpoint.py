@@ -15,7 +15,7 @@ from __future__ import annotations
 from revconn.core.framing import PREFIX_BYTES
 from revconn.core.status import ProtocolError
 from revconn.http2.control import NOT_READ, Fault, require
-from revconn.http2.data import ID_MASK, DataReceiver
+from revconn.http2.data import DIVIDED_BYTES, ID_MASK, DataReceiver
 from revconn.http2.frames import (
     ACK,
     CONTINUATION,
@@ -138,6 +138,8 @@ class Endpoint(DataReceiver):
                 offset = self._take_cut(data, 0)
                 if self.is_ended:
                     return b""
+                if self._cut_bytes:
+                    return data[offset:]
             elif self._held:
                 if len(data) > _SMALL_READ and self._is_greeted:
                     return self._take_with_held(data)
@@ -202,8 +204,8 @@ class Endpoint(DataReceiver):
                 raise Fault(ErrorCode.FRAME_SIZE_ERROR, "a frame longer than is allowed")
             if end > size:
                 is_plain = kind == DATA and not flags and self._block is None
-                if is_plain and self._begin_cut(data, offset):
-                    return b""
+                if is_plain and (rest := self._begin_cut(data, offset)) is not None:
+                    return rest
                 self._needed = end - offset
                 break
             if self._left <= 0 or self.cost > most:
@@ -224,6 +226,10 @@ class Endpoint(DataReceiver):
                             return b""
                         offset = after
                         continue
+                if length > DIVIDED_BYTES and stream is not None:
+                    rest = self._divide(stream, flags, data, start, end)
+                    if rest is not None:
+                        return rest
                 work = self._receive_data(stream_id, flags, data, start, end)
                 self._left -= work  # which may have counted some already
             elif kind == HEADERS:

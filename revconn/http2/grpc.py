@@ -28,6 +28,7 @@ __all__ = [
     "encode_pairs",
     "end_by_reset",
     "end_by_trailers",
+    "end_of_messages",
     "error_name",
     "frame_all",
     "parse_goaway",
@@ -321,6 +322,15 @@ class MessageRefused(ProtocolError):
     """A message is on its way for which there is no room now."""
 
 
+def end_of_messages(data: bytes, start: int, end: int, most: int) -> int:
+    """Where at most so many messages end in ``data[start:end]``, if not behind ``end``."""
+    for _ in range(most):
+        if end - start < PREFIX_BYTES:
+            return end
+        start += PREFIX_BYTES + _PREFIX.unpack_from(data, start)[1]
+    return min(start, end)
+
+
 class MessageReader:
     """Cuts the bytes of a gRPC stream into messages. Not thread-safe.
 
@@ -368,6 +378,16 @@ class MessageReader:
             messages.append(self._inflate(message) if flag and self._inflate else message)
             start += length
         self._prefix = data[start:end]
+
+    def end_of(self, data: bytes, start: int, end: int, most: int) -> int:
+        """Where at most so many messages end, the one that has begun being the first."""
+        if self.missing:
+            return end_of_messages(data, start + self.missing, end, most - 1)
+        if not self._prefix:
+            return end_of_messages(data, start, end, most)
+        begun = len(self._prefix)
+        together = self._prefix + data[start:end]
+        return end_of_messages(together, 0, len(together), most) + start - begun
 
     @property
     def mid_message(self) -> bool:

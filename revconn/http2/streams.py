@@ -15,7 +15,7 @@ from revconn.core.framing import PREFIX_BYTES, GzipInflater
 from revconn.core.rope import Data, Piece, Rope
 from revconn.core.status import ProtocolError
 from revconn.http2.frames import DATA, DATA_START, END_HEADERS, END_STREAM, HEADER, HEADERS
-from revconn.http2.grpc import MessageReader
+from revconn.http2.grpc import MessageReader, end_of_messages
 from revconn.http2.headers import Field
 
 if TYPE_CHECKING:
@@ -193,6 +193,12 @@ class Stream:
             self._reader = None
         self._deliver(messages, ended)
         return len(messages)
+
+    def end_of(self, data: bytes, start: int, end: int, most: int) -> int:
+        """Where at most so many messages end in the payload of a DATA frame, which may go on."""
+        if self._reader is not None:
+            return self._reader.end_of(data, start, end, most)
+        return end_of_messages(data, start, end, most)
 
     def receive_pieces(self, pieces: list[memoryview]) -> int:
         """Take payloads that are all of the message on its way; how many messages that completed.

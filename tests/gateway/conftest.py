@@ -82,7 +82,6 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     for module in (calls, connectors, rerouting, report, serving, wires, gateway_thread):
         monkeypatch.setattr(module, "time", clock)
     monkeypatch.setattr(serving, "LONGEST_EXPIRY_INTERVAL", 0.01)
-    monkeypatch.setattr(serving, "LONGEST_SWEEP_INTERVAL", 0.01)
     return clock
 
 

@@ -185,3 +185,45 @@ def test_a_peer_that_hangs_up_is_heard_to_its_end_first(loop, monkeypatch) -> No
             go_round(loop)
     go_round(loop)  # what ends with the turn
     assert sum(map(len, heard)) == 3500
+
+
+@pytest.mark.parametrize(("size", "is_put_off"), [(1000, False), (5000, True)])
+def test_in_a_crowd_only_who_says_little_is_heard_at_once(
+    loop, shares, clock, size: int, is_put_off: bool
+) -> None:
+    turn = Turn(loop)
+    ours, theirs = socket.socketpair()
+    wire = AnyWire(ours, "anybody", Settings(turn=64), turn, loop, None)
+    ours.setblocking(False)
+    order: list[int] = []
+    for _ in range(20):
+        turn.later(lambda: order.append(len(shares)))
+    with theirs:
+        theirs.send(bytes(size))
+        while len(order) < 20 or not shares:
+            go_round(loop)
+        wire.close()
+    came_first = order.count(0)  # of those who waited before
+    assert (came_first == 20) == is_put_off
+
+
+def test_who_is_put_off_is_read_again_once_all_was_taken(loop, monkeypatch) -> None:
+    heard: list[bytes] = []
+
+    def receive(self: Endpoint, data: bytes, turn: int | None = None) -> bytes:
+        heard.append(data)
+        return data[100:]
+
+    monkeypatch.setattr(Endpoint, "receive", receive)
+    turn = Turn(loop)
+    ours, theirs = socket.socketpair()
+    ours.setblocking(False)
+    wire = AnyWire(ours, "anybody", Settings(), turn, loop, None)
+    with theirs:
+        theirs.send(bytes(250))
+        go_round(loop)
+        theirs.send(b"more")
+        for _ in range(4):
+            go_round(loop)
+        wire.close()
+    assert list(map(len, heard)) == [250, 150, 50, 4]
