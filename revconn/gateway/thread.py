@@ -10,6 +10,7 @@ import time
 from collections.abc import Coroutine
 from typing import Any, Callable
 
+from revconn.gateway.loop import new_loop
 from revconn.gateway.report import ConnectionInfo
 from revconn.gateway.serving import Serving
 from revconn.gateway.shared import Settings, Shared
@@ -148,7 +149,7 @@ def _run_to_the_end(serve: Callable[[], Coroutine[Any, Any, None]]) -> None:
     That cancels every task at once; calls are answered and goodbyes said before.
     """
     _keep_memory()
-    loop = _new_loop()
+    loop = new_loop()
     asyncio.set_event_loop(loop)
     try:
         serving = loop.create_task(serve())
@@ -181,17 +182,6 @@ def _keep_memory() -> None:
     given back sets that size.
     """
     bytearray(_KEPT_BYTES)
-
-
-def _new_loop() -> asyncio.AbstractEventLoop:
-    """uvloop's, if it is installed: it takes a tenth less of the processor."""
-    try:
-        import uvloop  # type: ignore[import-not-found,unused-ignore]
-    except ImportError:
-        # On Windows the usual one is of a kind that cannot watch sockets.
-        return asyncio.SelectorEventLoop()
-    loop: asyncio.AbstractEventLoop = uvloop.new_event_loop()
-    return loop
 
 
 def _report_loop_error(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:

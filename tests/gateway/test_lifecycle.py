@@ -132,7 +132,7 @@ def test_a_thread_that_cannot_even_make_its_loop_says_so(monkeypatch) -> None:
     def fail() -> None:
         raise OSError("Too many open files")
 
-    monkeypatch.setattr(gateway_thread, "_new_loop", fail)
+    monkeypatch.setattr(gateway_thread, "new_loop", fail)
     with pytest.raises(OSError, match="Too many open files"):
         Gateway(api_keys="key").start()
 
