@@ -8,6 +8,7 @@ sixth of all that they cost.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import select
 import selectors
 import sys
@@ -70,10 +71,11 @@ if sys.platform == "linux":
             if table.pop(fd, None) is None:
                 return False
             mask = self._mask(fd)
-            if mask:
-                self._epoll.modify(fd, mask)
-            else:
-                self._epoll.unregister(fd)
+            with contextlib.suppress(OSError):  # it was closed before, and so is watched no more
+                if mask:
+                    self._epoll.modify(fd, mask)
+                else:
+                    self._epoll.unregister(fd)
             return True
 
         def _mask(self, fd: int) -> int:

@@ -128,6 +128,16 @@ def test_one_that_wants_the_program_to_end_ends_the_loop(loop, ends) -> None:
         loop.run_forever()
 
 
+def test_who_waited_for_a_socket_that_was_closed_is_forgotten_like_any_other(loop, ends) -> None:
+    ours, _ = ends
+    descriptor = ours.fileno()
+    loop.add_reader(descriptor, lambda: None)
+    loop.add_writer(descriptor, lambda: None)
+    ours.close()
+    assert loop.remove_reader(descriptor)
+    assert loop.remove_writer(descriptor)
+
+
 def test_what_cannot_be_watched_is_refused(loop, ends) -> None:
     ours, _ = ends
     descriptor = ours.fileno()
