@@ -254,7 +254,8 @@ class _Side(Acceptor):
         require(granted == self.granted, "credit that was not returned")
         for waiting in (endpoint._waiting or (), endpoint._thirsty or (), self.wishes):
             require(all(each in self.receivers for each in waiting), "a stream that is over waits")
-        require(len(endpoint._held or b"") <= MOST_HELD + added, "too much is held")
+        most_held = max(MOST_HELD, endpoint.longest_inbound) + added
+        require(len(endpoint._held or b"") <= most_held, "too much is held")
         require(len(endpoint._block or b"") <= 200_000, "headers without end")
         require(len(endpoint._reset or ()) <= 1_000, "too many ids are kept")
         require(endpoint.out_bytes <= MOST_OUT, f"{endpoint.out_bytes:,} bytes wait")
