@@ -119,8 +119,9 @@ class DataReceiver(Control):
         self._left -= self._receive_data(stream.id, 0, data, first, middle)
         if self.is_ended:
             return b""
-        others = frame(DATA, flags & END_STREAM, stream.id, data[middle:last])
-        return others + data[end:]
+        size, view = last - middle, memoryview(data)
+        head = HEADER.pack(size >> 8, size & 0xFF, DATA, flags & END_STREAM, stream.id)
+        return b"".join((head, view[middle:last], view[end:]))  # copied once
 
     def _receive_stray_data(self, stream_id: int, stream: Stream | None) -> None:
         self.cost += 1
