@@ -50,7 +50,8 @@ _FIRST_IN_LINE = 16  # messages that wait for credit
 _PING_TIMEOUT = 20.0  # seconds
 _SHORTEST_KEEPALIVE = 10.0  # seconds
 _EARLY, _LATE = 0.9, 1.1  # of max_connection_age
-_LOOKS = 4  # in the shortest time that a connection may have
+_SPACING = 3.0  # seconds from one look at all connections to the next
+_LOOKS = 4  # at least, in the shortest time that a connection may have
 
 Serve = Callable[[Stream, RequestHead, Peer], None]
 
@@ -85,7 +86,7 @@ class Listener:
             math.inf if settings.max_connection_age is None else settings.max_connection_age
         )
         self._age_grace = settings.max_connection_age_grace
-        # What a connection may become due for that is opened, or falls idle, from now on.
+        # The fewest seconds until one is due that is opened or heard, or falls idle, just now.
         self._soonest = min(
             limits.handshake_timeout,
             self._keepalive,
@@ -324,28 +325,21 @@ class Listener:
         for peer in tuple(self._peers):
             if not peer.is_closed:
                 first = min(first, self._look_at(peer, now))
-        self._nothing_due_before = max(first, now + self._soonest / _LOOKS)
+        self._nothing_due_before = max(first, now + min(_SPACING, self._soonest / _LOOKS))
 
     def expire_answers(self) -> None:
         """End the calls whose answers nobody has read by their deadline."""
         self._answers.expire(self._loop.time())
 
     def _look_at(self, peer: Peer, now: float) -> float:
-        """Do what is due; when something was, or is the next time unless the peer stirs."""
-        if not peer.served:
-            due = peer.opened_at + self._limits.handshake_timeout
-            if now > due:
-                self._counters.refused["handshake_timeout"] += 1
-                peer.close("TLS: the handshake took too long" if peer.is_shaking_hands else "")
-            return due
-        due = self._look_at_silence(peer, now)
-        too_old_at = self._peers.get(peer, math.inf)
-        if now > too_old_at:
-            if now > too_old_at + self._age_grace:
-                peer.end("the connection has reached its age")
-            else:
-                peer.leave()
-        return min(due, too_old_at)
+        """Do what is due; when to look at it again, unless something comes before."""
+        if peer.served:
+            return min(self._look_at_silence(peer, now), self._look_at_age(peer, now))
+        due = peer.opened_at + self._limits.handshake_timeout
+        if now > due:
+            self._counters.refused["handshake_timeout"] += 1
+            peer.close("TLS: the handshake took too long" if peer.is_shaking_hands else "")
+        return due
 
     def _look_at_silence(self, peer: Peer, now: float) -> float:
         if not peer.endpoint.streams:
@@ -356,11 +350,24 @@ class Listener:
             due = peer.heard_at + self._keepalive
             if now > due:
                 peer.ping(now)
+                return now + _PING_TIMEOUT
         else:
             due = peer.pinged_at + _PING_TIMEOUT
             if now > due:
                 peer.close("the peer does not answer a ping")
         return due
+
+    def _look_at_age(self, peer: Peer, now: float) -> float:
+        too_old_at = self._peers.get(peer, math.inf)
+        if now <= too_old_at:
+            return too_old_at
+        over_at = too_old_at + self._age_grace
+        # It is told to go first, however late that is noticed.
+        if peer.endpoint.is_leaving and now > over_at:
+            peer.end("the connection has reached its age")
+        else:
+            peer.leave()
+        return over_at
 
     # The end
 

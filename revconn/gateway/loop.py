@@ -31,7 +31,9 @@ def new_loop() -> asyncio.AbstractEventLoop:
         import uvloop  # type: ignore[import-not-found,unused-ignore]
     except ImportError:
         # On Windows the usual one is of a kind that cannot watch sockets.
-        return DirectLoop() if sys.platform == "linux" else asyncio.SelectorEventLoop()
+        if sys.platform == "linux":
+            return DirectLoop(_DirectSelector())
+        return asyncio.SelectorEventLoop()
     loop: asyncio.AbstractEventLoop = uvloop.new_event_loop()
     return loop
 
@@ -49,7 +51,6 @@ if sys.platform == "linux":
             self._epoll.register(self._own, _IN)
             self.readers: _Watches = {}
             self.writers: _Watches = {}
-            self.fail: Callable[[Exception, _Callback], None]
 
         def watch(
             self,
@@ -96,10 +97,15 @@ if sys.platform == "linux":
             return found
 
         def _call(self, callback: _Callback, args: tuple[Any, ...]) -> None:
+            # As asyncio has it: only who wants the program to end ends the loop.
             try:
                 callback(*args)
-            except Exception as error:  # noqa: BLE001 - as asyncio has it
-                self.fail(error, callback)
+            except (SystemExit, KeyboardInterrupt):
+                raise
+            except BaseException as error:  # noqa: BLE001
+                message = f"Exception in callback {callback!r}"
+                context = {"message": message, "exception": error}
+                asyncio.get_running_loop().call_exception_handler(context)
 
         # For asyncio
 
@@ -127,17 +133,12 @@ if sys.platform == "linux":
         That is before all that was put off by ``call_soon`` until then, and outside of any context.
         """
 
-        def __init__(self) -> None:
-            self._direct = _DirectSelector()
-            self._direct.fail = self._tell_failure
-            super().__init__(self._direct)
-
-        def _tell_failure(self, error: Exception, callback: _Callback) -> None:
-            message = f"Exception in callback {callback!r}"
-            self.call_exception_handler({"message": message, "exception": error})
+        def __init__(self, selector: _DirectSelector) -> None:
+            super().__init__(selector)
+            self._direct = selector
 
         def add_reader(  # type: ignore[override]
-            self, fd: Any, callback: _Callback, *args: Any
+            self, fd: int, callback: _Callback, *args: Any
         ) -> None:
             self._direct.watch(self._direct.readers, fd, callback, args)
 
@@ -146,7 +147,7 @@ if sys.platform == "linux":
             return is_ours or super().remove_reader(fd)  # sock_recv() and the like have their own
 
         def add_writer(  # type: ignore[override]
-            self, fd: Any, callback: _Callback, *args: Any
+            self, fd: int, callback: _Callback, *args: Any
         ) -> None:
             self._direct.watch(self._direct.writers, fd, callback, args)
 

@@ -35,7 +35,7 @@ logger = get_logger(__name__)
 
 _FAREWELL_TIMEOUT = 1.0  # seconds that connections have to end by themselves
 LONGEST_EXPIRY_INTERVAL = 1.0  # seconds
-_RECEIVING_INTERVAL = 0.25  # seconds
+_SHORT_INTERVAL = 0.25  # seconds
 
 
 class Serving:
@@ -144,10 +144,8 @@ class Serving:
         """
         timeout = self._settings.heartbeat_timeout
         shared = self.shared
-        settings = self._settings
-        ages = (settings.idle_timeout, settings.max_connection_age)
-        shortest = min(timeout, shared.limits.handshake_timeout, *(age or math.inf for age in ages))
-        sweeps = (
+        # Most of the time there is nothing to do yet, which costs a look at the clock.
+        connections = (
             self._expire_connections,
             lambda: self.listener.look(time.monotonic()),
         )
@@ -159,9 +157,9 @@ class Serving:
         )
         interval = min(LONGEST_EXPIRY_INTERVAL, timeout / 4)
         await asyncio.gather(
-            _repeat(min(interval, shortest / 4), sweeps),
+            _repeat(min(interval, _SHORT_INTERVAL), connections),
             _repeat(interval, steps),
-            _repeat(_RECEIVING_INTERVAL, (self._callers.expire,)),
+            _repeat(_SHORT_INTERVAL, (self._callers.expire,)),
         )
 
     def _expire_connections(self) -> None:

@@ -32,7 +32,7 @@ _MOST_GATHERED = 512  # pieces: systems allow about a thousand
 _SMALL = 4 << 10  # bytes: pieces that are cheaper to join than to hand over one by one
 _HEARTBEAT = 256  # bytes, and a few more: thousands of idle connectors send nothing else
 _USUAL_TURN = 0.002  # seconds of work: a call that is made meanwhile waits for some of them
-_CALL = 1 << 10  # bytes: most calls are shorter, and none of these is put off
+_SHORT_READ = 1 << 10  # bytes: most calls are no more, which nobody has to wait for
 _CROWD = 8  # peers that wait for a turn to come
 _SMALLEST_SHARE = 8  # of an endpoint's work: who makes a single call is not put off
 _LINGER = 1.0  # seconds that a peer has to hear that we say nothing more
@@ -235,25 +235,25 @@ class Wire(Acceptor):
 
     def _receive(self, data: bytes) -> None:
         turn = self._turn
+        self.heard_at = time.monotonic()
+        self.pinged_at = None
         if len(data) > _HEARTBEAT:
             turn.begin()
         # To take a little of what each of hundreds says would be a long turn, too.
-        is_put_off = len(data) > _CALL and turn.is_crowded
-        rest = data if is_put_off else self._take(data)
+        is_put_off = len(data) > _SHORT_READ and turn.is_crowded
+        rest = data if is_put_off else self._take(data, self.heard_at)
         if rest:
             self._stop_reading()
             # Nor is more read at once than that: it would wait here, and be cut again and again.
             self._read_bytes = _READ_BYTES
             turn.later(partial(self._go_on, rest))
 
-    def _take(self, data: bytes) -> bytes:
+    def _take(self, data: bytes, now: float) -> bytes:
         """Take in what has come; what is left of it for a turn to come."""
         endpoint, turn = self.endpoint, self._turn
-        self.heard_at = time.monotonic()
-        self.pinged_at = None
         most = endpoint.settings.turn
         if turn.is_begun:
-            most = turn.share(most, self.heard_at)
+            most = turn.share(most, now)
         try:
             rest = endpoint.receive(data, most)
         except Exception:
@@ -261,7 +261,7 @@ class Wire(Acceptor):
             self.close("the gateway failed")
             return b""
         if not _WORTHY < endpoint.cost < _COSTLY:
-            endpoint.settle(self.heard_at)
+            endpoint.settle(now)
         if endpoint.is_ended and not self.is_closed:
             self._end_soon()
         return rest
@@ -275,7 +275,7 @@ class Wire(Acceptor):
         """Others were first: what one peer sends at once must not hold up all."""
         if self.is_closed or self.endpoint.is_ended:
             return
-        rest = self._take(rest)
+        rest = self._take(rest, time.monotonic())
         if self.is_closed or self.endpoint.is_ended:
             return
         if rest:

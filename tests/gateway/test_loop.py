@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import socket
 import sys
 import threading
+import weakref
 from collections.abc import Iterator
 from contextlib import ExitStack
 
@@ -109,15 +111,20 @@ def test_a_peer_that_is_gone_is_told_to_who_waits_for_either(loop, ends) -> None
     assert done == ["read", "write"]
 
 
-def test_one_that_fails_is_told_of_and_ends_nothing(loop, ends) -> None:
+@pytest.mark.parametrize("error", [ValueError, asyncio.CancelledError, GeneratorExit])
+def test_one_that_fails_is_told_of_and_ends_nothing(loop, ends, error) -> None:
     ours, theirs = ends
     told: list[object] = []
+
+    def fail() -> None:
+        raise error
+
     loop.set_exception_handler(lambda _, context: told.append(context["exception"]))
-    loop.add_reader(ours.fileno(), lambda: 1 / 0)
+    loop.add_reader(ours.fileno(), fail)
     theirs.send(b"x")
     for _ in range(2):
         go_round(loop)
-    assert list(map(type, told)) == [ZeroDivisionError] * 2
+    assert list(map(type, told)) == [error] * 2
 
 
 def test_one_that_wants_the_program_to_end_ends_the_loop(loop, ends) -> None:
@@ -189,6 +196,18 @@ def test_other_threads_wake_it_and_asyncios_own_sockets_work(loop) -> None:
     assert loop.run_until_complete(done) == "woken"
     assert loop.run_until_complete(talk()) == b"said more"
     waker.join()
+
+
+def test_once_it_is_closed_nothing_keeps_it(loop) -> None:
+    gc.disable()
+    try:
+        other = new_loop()
+        kept = weakref.ref(other)
+        other.close()
+        del other
+        assert kept() is None
+    finally:
+        gc.enable()
 
 
 def test_after_its_end_nobody_is_there_to_be_removed(loop, ends) -> None:

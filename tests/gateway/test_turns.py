@@ -227,3 +227,18 @@ def test_who_is_put_off_is_read_again_once_all_was_taken(loop, monkeypatch) -> N
             go_round(loop)
         wire.close()
     assert list(map(len, heard)) == [250, 150, 50, 4]
+
+
+def test_who_is_put_off_was_heard_all_the_same(loop, shares, clock) -> None:
+    turn = Turn(loop)
+    ours, theirs = socket.socketpair()
+    ours.setblocking(False)
+    wire = AnyWire(ours, "anybody", Settings(), turn, loop, None)
+    wire.pinged_at = 0.0
+    for _ in range(20):
+        turn.later(lambda: None)
+    with theirs:
+        theirs.send(bytes(5000))
+        go_round(loop)
+        assert (shares, wire.pinged_at) == ([], None)
+        wire.close()
