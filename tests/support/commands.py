@@ -36,9 +36,15 @@ def run_command(
 class Command:
     """A command that runs on; what it writes, to stdout or stderr, can be waited for."""
 
-    def __init__(self, *arguments: str, cwd: Path, env: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        *arguments: str,
+        cwd: Path,
+        env: Mapping[str, str] | None = None,
+        program: tuple[str, ...] = _REVCONN,
+    ) -> None:
         self._process = subprocess.Popen(
-            [*_REVCONN, *arguments],
+            [*program, *arguments],
             cwd=cwd,
             env={**os.environ, **(env or {})},
             stdin=subprocess.DEVNULL,

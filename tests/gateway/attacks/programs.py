@@ -6,8 +6,6 @@
 
 from __future__ import annotations
 
-import ctypes
-import gc
 import json
 import resource
 import sys
@@ -16,6 +14,7 @@ from typing import Any
 from revconn import TLS, Backoff, Connector, Request
 from revconn.cli.garbage import GarbageWatch
 from revconn.gateway import Gateway, ServerTLS
+from tests.support.giving_back import give_back
 
 __all__: list[str] = []
 
@@ -33,17 +32,6 @@ def gateway(*, descriptors: int = 0, tls: list[str] | None = None, **options: An
         for _ in sys.stdin:
             give_back()
             print(json.dumps(running.stats()), flush=True)
-
-
-def give_back() -> None:
-    """Whatever memory is free: what stays is what the gateway holds.
-
-    Objects that hold each other are free, too, only not before Python looks for them, which it
-    does with the next thousands of calls.
-    """
-    gc.collect()
-    if hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
-        libc.malloc_trim(0)
 
 
 def connector(*, address: str, service: str = "echo.Echo", ca: str = "", **options: Any) -> None:
