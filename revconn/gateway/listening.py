@@ -50,8 +50,10 @@ _FIRST_IN_LINE = 16  # messages that wait for credit
 _PING_TIMEOUT = 20.0  # seconds
 _SHORTEST_KEEPALIVE = 10.0  # seconds
 _EARLY, _LATE = 0.9, 1.1  # of max_connection_age
-_SPACING = 3.0  # seconds from one look at all connections to the next
-_LOOKS = 4  # at least, in the shortest time that a connection may have
+# Seconds, at least, from one look at all connections to the next; but as many looks as this are
+# taken in the shortest time-out, if something is due each time.
+_SPACING = 3.0
+_LOOKS = 4
 
 Serve = Callable[[Stream, RequestHead, Peer], None]
 
@@ -96,7 +98,7 @@ class Listener:
         self._nothing_due_before = 0.0  # monotonic seconds
         self._sockets: list[socket.socket] = []
         self._path: str | None = None  # of a Unix socket, which is removed at the end
-        self._peers: dict[Peer, float] = {}  # when each is too old; the oldest first
+        self._peers: dict[Peer, float] = {}  # when each is too old, or was told so; oldest first
         self._most = _most_sockets(limits.max_sockets)
         self._hosts = Budget(self._most)
         # Of messages that have come in part: what still goes into their usual windows, beyond which
@@ -335,11 +337,13 @@ class Listener:
         """Do what is due; when to look at it again, unless something comes before."""
         if peer.served:
             return min(self._look_at_silence(peer, now), self._look_at_age(peer, now))
+        # Its age counts from its first call on, which may come any time.
+        too_old_at = self._peers.get(peer, math.inf)
         due = peer.opened_at + self._limits.handshake_timeout
         if now > due:
             self._counters.refused["handshake_timeout"] += 1
             peer.close("TLS: the handshake took too long" if peer.is_shaking_hands else "")
-        return due
+        return min(due, too_old_at) if too_old_at > now else due
 
     def _look_at_silence(self, peer: Peer, now: float) -> float:
         if not peer.endpoint.streams:
@@ -358,15 +362,16 @@ class Listener:
         return due
 
     def _look_at_age(self, peer: Peer, now: float) -> float:
-        too_old_at = self._peers.get(peer, math.inf)
-        if now <= too_old_at:
-            return too_old_at
-        over_at = too_old_at + self._age_grace
-        # It is told to go first, however late that is noticed.
-        if peer.endpoint.is_leaving and now > over_at:
-            peer.end("the connection has reached its age")
-        else:
+        leaves_at = self._peers.get(peer, math.inf)
+        if now <= leaves_at:
+            return leaves_at
+        if not peer.endpoint.is_leaving:
             peer.leave()
+            # However late that was noticed, its calls have all the time that they were promised.
+            leaves_at = self._peers[peer] = now
+        over_at = leaves_at + self._age_grace
+        if now > over_at:
+            peer.end("the connection has reached its age")
         return over_at
 
     # The end

@@ -142,7 +142,7 @@ if sys.platform == "linux":
         ) -> None:
             self._direct.watch(self._direct.readers, fd, callback, args)
 
-        def remove_reader(self, fd: Any) -> bool:
+        def remove_reader(self, fd: int) -> bool:  # type: ignore[override]
             is_ours = self._direct.ignore(self._direct.readers, fd)
             return is_ours or super().remove_reader(fd)  # sock_recv() and the like have their own
 
@@ -151,5 +151,5 @@ if sys.platform == "linux":
         ) -> None:
             self._direct.watch(self._direct.writers, fd, callback, args)
 
-        def remove_writer(self, fd: Any) -> bool:
+        def remove_writer(self, fd: int) -> bool:  # type: ignore[override]
             return self._direct.ignore(self._direct.writers, fd) or super().remove_writer(fd)

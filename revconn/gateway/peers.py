@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import time
 from typing import Protocol
 
 from revconn.core.rope import Data
@@ -97,7 +98,7 @@ class Peer(Wire):
 
     :ivar address: as gRPC writes it; ``host`` is the same without the port.
     :ivar served: how many streams it has opened.
-    :ivar idle_since: since when it has no stream; ``None`` while it has.
+    :ivar idle_since: since when it has no stream, as long as it has none.
     """
 
     __slots__ = ("_heads", "_owner", "idle_since", "served")
@@ -173,7 +174,7 @@ class Peer(Wire):
         if stream.was_queued:
             stream.receiver.close()
         if not self.endpoint.streams:
-            self.idle_since = self.heard_at
+            self.idle_since = time.monotonic()
             if self.endpoint.is_leaving:
                 self._turn.at_end(self.end)
 

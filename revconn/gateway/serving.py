@@ -36,6 +36,7 @@ logger = get_logger(__name__)
 _FAREWELL_TIMEOUT = 1.0  # seconds that connections have to end by themselves
 LONGEST_EXPIRY_INTERVAL = 1.0  # seconds
 _SHORT_INTERVAL = 0.25  # seconds
+_SHORTEST_INTERVAL = 0.01  # seconds
 
 
 class Serving:
@@ -155,7 +156,7 @@ class Serving:
             self.listener.expire_answers,
             shared.rerouting.relieve_stalled,
         )
-        interval = min(LONGEST_EXPIRY_INTERVAL, timeout / 4)
+        interval = max(_SHORTEST_INTERVAL, min(LONGEST_EXPIRY_INTERVAL, timeout / 4))
         await asyncio.gather(
             _repeat(min(interval, _SHORT_INTERVAL), connections),
             _repeat(interval, steps),

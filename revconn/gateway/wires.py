@@ -32,7 +32,7 @@ _MOST_GATHERED = 512  # pieces: systems allow about a thousand
 _SMALL = 4 << 10  # bytes: pieces that are cheaper to join than to hand over one by one
 _HEARTBEAT = 256  # bytes, and a few more: thousands of idle connectors send nothing else
 _USUAL_TURN = 0.002  # seconds of work: a call that is made meanwhile waits for some of them
-_SHORT_READ = 1 << 10  # bytes: most calls are no more, which nobody has to wait for
+_SHORT_READ = 1 << 10  # bytes: most calls are no more, and none of these is put off
 _CROWD = 8  # peers that wait for a turn to come
 _SMALLEST_SHARE = 8  # of an endpoint's work: who makes a single call is not put off
 _LINGER = 1.0  # seconds that a peer has to hear that we say nothing more
@@ -275,7 +275,9 @@ class Wire(Acceptor):
         """Others were first: what one peer sends at once must not hold up all."""
         if self.is_closed or self.endpoint.is_ended:
             return
-        rest = self._take(rest, time.monotonic())
+        # Heard as it is taken in: no answer to a ping can be read before all of it was.
+        self.heard_at, self.pinged_at = time.monotonic(), None
+        rest = self._take(rest, self.heard_at)
         if self.is_closed or self.endpoint.is_ended:
             return
         if rest:

@@ -16,6 +16,7 @@ from revconn.gateway import (
     Gateway,
     calls,
     connectors,
+    peers,
     report,
     rerouting,
     serving,
@@ -79,7 +80,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     running = [thread.name for thread in threading.enumerate() if thread.name == "revconn-gateway"]
     assert not running, "a gateway runs already, and would go by this clock too"
     clock = Clock()
-    for module in (calls, connectors, rerouting, report, serving, wires, gateway_thread):
+    for module in (calls, connectors, peers, rerouting, report, serving, wires, gateway_thread):
         monkeypatch.setattr(module, "time", clock)
     monkeypatch.setattr(serving, "LONGEST_EXPIRY_INTERVAL", 0.01)
     return clock

@@ -234,11 +234,33 @@ def test_who_is_put_off_was_heard_all_the_same(loop, shares, clock) -> None:
     ours, theirs = socket.socketpair()
     ours.setblocking(False)
     wire = AnyWire(ours, "anybody", Settings(), turn, loop, None)
-    wire.pinged_at = 0.0
+    wire.heard_at = wire.pinged_at = 0.0
     for _ in range(20):
         turn.later(lambda: None)
     with theirs:
         theirs.send(bytes(5000))
         go_round(loop)
         assert (shares, wire.pinged_at) == ([], None)
+        assert wire.heard_at > 0.0
         wire.close()
+
+
+def test_while_what_it_said_is_taken_in_a_peer_is_heard(loop, monkeypatch) -> None:
+    # Nothing is read meanwhile, the answer to a ping neither.
+    seen: list[tuple[bool, float | None]] = []
+
+    def receive(self: Endpoint, data: bytes, turn: int | None = None) -> bytes:
+        seen.append((wire.heard_at > 0.0, wire.pinged_at))
+        wire.heard_at = wire.pinged_at = 0.0
+        return data[100:]
+
+    monkeypatch.setattr(Endpoint, "receive", receive)
+    ours, theirs = socket.socketpair()
+    ours.setblocking(False)
+    wire = AnyWire(ours, "anybody", Settings(), Turn(loop), loop, None)
+    with theirs:
+        theirs.send(bytes(350))
+        for _ in range(4):
+            go_round(loop)
+        wire.close()
+    assert seen == [(True, None)] * 4
