@@ -64,6 +64,9 @@ class Inline:
         Not all of them if the answers do not leave: the others wait for workers. It was ``start``
         a moment ago (monotonic); with ``offset`` added that is on the clock of deadlines.
         """
+        if replies.congested:  # what is in the peer's window still comes, and may come one by one
+            self._hand_over(replies, requests)
+            return
         running = self._running
         answer_to = self._answer
         thread = threading.get_ident()

@@ -378,10 +378,21 @@ def large(request: Request) -> bytes:
     return b"\x0a" + bytes(17 * MIB if request.request_id == "r0" else 1)
 
 
-def test_what_is_left_to_workers_runs_when_the_gateway_reads_again(table) -> None:
+@pytest.fixture(params=["together", "one by one"])
+def arrive(request: pytest.FixtureRequest) -> Callable[..., None]:
+    """Requests come in one batch, or in as many as they are."""
+
+    def arrive(made: Table, *ids: str, **options: Any) -> None:
+        for batch in [ids] if request.param == "together" else [(each,) for each in ids]:
+            made.arrive(*batch, method=INLINE, **options)
+
+    return arrive
+
+
+def test_what_is_left_to_workers_runs_when_the_gateway_reads_again(table, arrive) -> None:
     made: Table = table(large)
     line = made.line()
-    made.arrive("r0", "r1", "r2", method=INLINE)
+    arrive(made, "r0", "r1", "r2")
     assert made.link.congested
     eventually(lambda: len(made.calls.workers.held) == 2)
     assert made.calls.stats()["in_flight"] == 2
@@ -405,10 +416,10 @@ def test_what_is_left_to_workers_expires_while_it_waits(table) -> None:
     assert [each.status_code for each in responses(batch)] == [200, 504]
 
 
-def test_what_is_left_to_workers_counts_for_both_limits(table) -> None:
+def test_what_is_left_to_workers_counts_for_both_limits(table, arrive) -> None:
     made: Table = table(large, max_in_flight=1, max_in_flight_bytes=1000)
     line = made.line()
-    made.arrive("r0", "r1", "r2", method=INLINE, payload=b"\x0a" + bytes(2000))
+    arrive(made, "r0", "r1", "r2", payload=b"\x0a" + bytes(2000))
     assert made.calls.saturated
     stats = made.calls.stats()
     assert (stats["accepted"], stats["overloaded"], stats["in_flight"]) == (2, 1, 1)
