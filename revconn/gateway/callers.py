@@ -46,6 +46,7 @@ _would_log = level_check("revconn.gateway.proxy")  # asked for every call
 # sends them together: for it this is no limit. Looks, and not seconds: after a stall of the process
 # what has come meanwhile is seen to first. A starved gateway took unary calls for streaming ones.
 _MOST_LOOKS = 5
+_WORTH_OF_ANSWER = 2  # frames, beside those that bring it: what callers say about it
 _SOON = 0.001  # seconds: what a request takes that comes at once
 
 
@@ -194,6 +195,13 @@ class _Incoming(UnaryRpc):
         """The call is out of the table, and about to be answered."""
         self._call = None
 
+    def fail(
+        self, code: StatusCode, problem: str, trailing: Metadata, initial: Metadata = ()
+    ) -> None:
+        """Tell the caller of a failure that it was answered with: it asked for no refusal."""
+        self.stream.owner.endpoint.charge(-_WORTH_OF_ANSWER)
+        self.finish(code, problem, trailing, initial)
+
     def abandon(self) -> None:
         """The caller gave up, or is refused."""
         self.is_receiving = False
@@ -261,7 +269,7 @@ class OutsideCall(Call):
             logger.debug("%.200r from %s: %s", self.path, rpc.peer, code.name)
         metadata = metadata_from_headers(headers) if headers else ()
         if code is not StatusCode.OK:
-            rpc.finish(code, _problem(response), metadata)
+            rpc.fail(code, _problem(response), metadata)
             return
         try:
             message = self._message(response, payload)
@@ -295,7 +303,7 @@ class OutsideCall(Call):
         if reply.code is StatusCode.OK:
             self._reply(reply.payload, trailing, initial)
         else:
-            rpc.finish(reply.code, reply.message, trailing, initial)
+            rpc.fail(reply.code, reply.message, trailing, initial)
 
     def _reply(self, payload: Sendable, trailing: Metadata, initial: Metadata) -> None:
         rpc = self._rpc

@@ -104,7 +104,7 @@ class Endpoint(DataReceiver):
             self._patience = Patience("the peer", _BURST, _PER_SECOND, _MOST)
         cost, self.cost = self.cost, 0
         try:
-            self._patience.settle(cost, self._worth_sent, now)
+            self._patience.settle(cost, self.worth_sent, now)
         except ProtocolError as error:
             self._fail(Fault(ErrorCode.ENHANCE_YOUR_CALM, str(error)))
 

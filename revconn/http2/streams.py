@@ -363,6 +363,7 @@ class Stream:
         if fits and not (self.is_open or isinstance(message, Rope)):
             stream_id = self.id
             self.is_open = self.is_local_closed = True
+            endpoint.worth_sent += 2  # for both blocks, as if they were sent by themselves
             endpoint.put_data(
                 self,
                 size,

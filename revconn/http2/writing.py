@@ -104,14 +104,14 @@ class Writer:
     :ivar unsent_bytes: of all streams' messages that wait for a window, or for the network.
     :ivar is_ended: whether nothing is read or sent any more, but what is to be written yet.
     :ivar is_leaving: whether a GOAWAY was sent: no new streams are taken.
+    :ivar worth_sent: of what the peer was sent, as much as it may have cost us.
     """
 
     __slots__ = (
         "_control", "_goaway_id", "_is_server", "_next_id", "_out", "_reset", "_thirsty",
-        "_waiting", "_worth_sent", "acceptor", "initial_send_window", "is_ended",
-        "is_leaving", "last_id",
+        "_waiting", "acceptor", "initial_send_window", "is_ended", "is_leaving", "last_id",
         "longest_frame", "out_bytes", "peer_max_streams", "receive_window", "send_window",
-        "settings", "streams", "unsent_bytes",
+        "settings", "streams", "unsent_bytes", "worth_sent",
     )  # fmt: skip
 
     def __init__(self, settings: Settings, acceptor: Acceptor, *, is_server: bool) -> None:
@@ -133,7 +133,7 @@ class Writer:
         self.unsent_bytes = 0
         self._waiting: deque[Stream] | None = None  # that have something to send and may
         self._thirsty: dict[Stream, None] | None = None  # whose receivers wait for room
-        self._worth_sent = 0.0
+        self.worth_sent = 0.0
         self.is_ended = self.is_leaving = False
         self._goaway_id = LAST_ID
         self._begin()
@@ -166,7 +166,7 @@ class Writer:
 
     def put_headers(self, stream_id: int, block: bytes, flags: int) -> None:
         """For a stream: a header block, in as many frames as it takes."""
-        self._worth_sent += 1
+        self.worth_sent += 1
         for each in header_frames(stream_id, block, flags, self.longest_frame):
             self._put(each)
 
@@ -174,7 +174,7 @@ class Writer:
         """For a stream: frames that carry ``size`` bytes of DATA, for which there is room."""
         stream.send_window -= size
         self.send_window -= size
-        self._worth_sent += 2 + size / 1024  # the peer opens two windows again
+        self.worth_sent += 2 + size / 1024  # the peer opens two windows again
         for part in parts:
             self._put(part)
 
@@ -184,7 +184,7 @@ class Writer:
             self.acceptor.wake()
         stream.send_window -= size
         self.send_window -= size
-        self._worth_sent += 2 + size / 1024
+        self.worth_sent += 2 + size / 1024
         self._out += parts
         self.out_bytes += size
 

@@ -1,0 +1,49 @@
+"""Ordinary callers bring more than they cost, however fast they call."""
+
+from __future__ import annotations
+
+import threading
+
+import grpc
+import pytest
+
+from revconn import Connector, Response
+
+CALLS = 5_000  # twice as many as a connection may make that costs a frame more each than it brings
+AT_ONCE = 64
+TIMEOUT = 60.0
+METHODS = {
+    "Say": lambda request: request.payload,
+    "Empty": lambda request: b"",
+    "Fail": lambda request: Response(status=404, error="there is none"),
+    "Said": lambda request: Response(request.payload, headers={"x": "1"}),
+}
+
+
+def call_on_and_on(channel: grpc.Channel, path: str) -> set[grpc.StatusCode]:
+    """How so many calls end, most of them at the same time."""
+    method = channel.unary_unary(path)
+    room, codes = threading.Semaphore(AT_ONCE), set()
+
+    def done(call: grpc.Future) -> None:
+        codes.add(call.code())
+        room.release()
+
+    for _ in range(CALLS):
+        assert room.acquire(timeout=TIMEOUT)
+        method.future(b"\x0ahello", timeout=TIMEOUT).add_done_callback(done)
+    for _ in range(AT_ONCE):
+        assert room.acquire(timeout=TIMEOUT)
+    return codes
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_caller_of_grpcio_is_not_taken_for_a_flood(clock, gateway, name) -> None:
+    # The clock stands still: nothing is forgiven with time, and a slow machine proves as much.
+    connector = Connector(gateway.address, api_key="key")
+    connector.add_method(f"/echo.Echo/{name}", METHODS[name])
+    with connector, grpc.insecure_channel(gateway.address) as channel:
+        connector.wait_ready(TIMEOUT)
+        codes = call_on_and_on(channel, f"/echo.Echo/{name}")
+    assert codes == {grpc.StatusCode.NOT_FOUND if name == "Fail" else grpc.StatusCode.OK}
+    assert gateway.stats()["connections_flooding"] == 0
