@@ -46,6 +46,10 @@ _would_log = level_check("revconn.gateway.proxy")  # asked for every call
 # sends them together: for it this is no limit. Looks, and not seconds: after a stall of the process
 # what has come meanwhile is seen to first. A starved gateway took unary calls for streaming ones.
 _MOST_LOOKS = 5
+# Seconds, after which whoever gives up a call is none who opens and resets streams to keep the
+# gateway busy: at most a thousand a second are, on one connection.
+_NO_HASTE = 0.25
+_COST_OF_RESET = 6  # frames, with the headers that opened the stream
 _WORTH_OF_ANSWER = 2  # frames, beside those that bring it: what callers say about it
 _SOON = 0.001  # seconds: what a request takes that comes at once
 
@@ -201,6 +205,13 @@ class _Incoming(UnaryRpc):
         """Tell the caller of a failure that it was answered with: it asked for no refusal."""
         self.stream.owner.endpoint.charge(-_WORTH_OF_ANSWER)
         self.finish(code, problem, trailing, initial)
+
+    def break_off(self, reason: str) -> None:
+        """The caller has gone."""
+        if self._call is not None and self.now() - self.came_at >= _NO_HASTE:
+            # Nor did it call for nothing: there was no answer for that long.
+            self.stream.owner.endpoint.charge(-_COST_OF_RESET)
+        super().break_off(reason)
 
     def abandon(self) -> None:
         """The caller gave up, or is refused."""

@@ -20,19 +20,26 @@ METHODS = {
 }
 
 
-def call_on_and_on(channel: grpc.Channel, path: str) -> set[grpc.StatusCode]:
+def call_on_and_on(
+    channel: grpc.Channel,
+    path: str,
+    *,
+    count: int = CALLS,
+    at_once: int = AT_ONCE,
+    timeout: float = TIMEOUT,
+) -> set[grpc.StatusCode]:
     """How so many calls end, most of them at the same time."""
     method = channel.unary_unary(path)
-    room, codes = threading.Semaphore(AT_ONCE), set()
+    room, codes = threading.Semaphore(at_once), set()
 
     def done(call: grpc.Future) -> None:
         codes.add(call.code())
         room.release()
 
-    for _ in range(CALLS):
+    for _ in range(count):
         assert room.acquire(timeout=TIMEOUT)
-        method.future(b"\x0ahello", timeout=TIMEOUT).add_done_callback(done)
-    for _ in range(AT_ONCE):
+        method.future(b"\x0ahello", timeout=timeout).add_done_callback(done)
+    for _ in range(at_once):
         assert room.acquire(timeout=TIMEOUT)
     return codes
 
@@ -46,4 +53,14 @@ def test_a_caller_of_grpcio_is_not_taken_for_a_flood(clock, gateway, name) -> No
         connector.wait_ready(TIMEOUT)
         codes = call_on_and_on(channel, f"/echo.Echo/{name}")
     assert codes == {grpc.StatusCode.NOT_FOUND if name == "Fail" else grpc.StatusCode.OK}
+    assert gateway.stats()["connections_flooding"] == 0
+
+
+def test_a_caller_whose_calls_are_not_answered_in_time_is_not_either(
+    clock, gateway, connect
+) -> None:
+    connect(gateway, "echo.Echo")  # and answers nothing
+    with grpc.insecure_channel(gateway.address) as channel:
+        codes = call_on_and_on(channel, "/echo.Echo/Say", count=1_000, at_once=200, timeout=0.5)
+    assert codes == {grpc.StatusCode.DEADLINE_EXCEEDED}
     assert gateway.stats()["connections_flooding"] == 0
