@@ -25,6 +25,7 @@ from revconn.core.rope import Data, Rope
 from revconn.core.routing import Wanted, split_method_path
 from revconn.core.status import ProtocolError, StatusCode, decode_message, response_code
 from revconn.gateway.backends import BackendRequest, Reply
+from revconn.gateway.budgets import Budget
 from revconn.gateway.call import Call
 from revconn.gateway.refusals import STOPPING, Refused, over_limit
 from revconn.gateway.rpcs import Rpc, UnaryRpc, code_of
@@ -63,6 +64,7 @@ class Callers:
         self._turn = turn
         self._loop = asyncio.get_running_loop()
         self._incoming: dict[_Incoming, None] = {}  # whose request has not come yet, oldest first
+        self._budget = Budget(shared.limits.max_pending, self._turn_away, newest_first=True)
         self._fresh: list[_Incoming] = []  # of this turn; most have their request in it, too
         # With what follows it, a UUID that nobody else has.
         self._id_prefix = str(uuid.uuid4())[:-12]
@@ -98,22 +100,25 @@ class Callers:
 
     def _count_fresh(self) -> None:
         fresh, self._fresh = self._fresh, []
-        budget = self.shared.receiving
+        budget = self._budget
         for incoming in fresh:
             if not incoming.is_receiving:
                 continue
-            if budget.has_room(incoming.stream.owner):
-                budget.take(incoming.stream.owner)
+            owners = incoming.stream.owner.owners
+            if budget.make_room(owners):
+                budget.take(owners, incoming)
                 self._incoming[incoming] = None
             else:
-                problem = f"the requests of {budget.used:,} calls are still on their way"
-                refused = over_limit(self.shared.counters, "max_pending", problem)
-                incoming.end(refused.code, refused.message)
+                self._turn_away(incoming)
+
+    def _turn_away(self, incoming: _Incoming) -> None:
+        problem = f"the requests of {self._budget.used:,} calls are still on their way"
+        incoming.turn_away(over_limit(self.shared.counters, "max_pending", problem))
 
     def discard(self, incoming: _Incoming) -> None:
         """A call's request has come, or does not any more."""
         if self._incoming and self._incoming.pop(incoming, 0) is None:
-            self.shared.receiving.give_back(incoming.stream.owner)
+            self._budget.give_back(incoming)
             if self.is_leaving and self.shared.calls.on_settled is not None:
                 self.shared.calls.on_settled()
 
@@ -152,6 +157,11 @@ class _Incoming(UnaryRpc):
         self.is_receiving = True
         self._callers.add(self)
 
+    @property
+    def carries_calls(self) -> bool:
+        """Whether the call has been sent on, or its answer is on the way."""
+        return self._call is not None or self.stream.unsent_bytes > 0
+
     def now(self) -> float:
         """On the loop's clock."""
         return self._callers.now()
@@ -161,8 +171,7 @@ class _Incoming(UnaryRpc):
         if self.has_message:
             self._looks += 1
             if self._looks >= _MOST_LOOKS:  # a stream that is held open behind its first message
-                refused = self.not_unary()
-                self.end(refused.code, refused.message)
+                self.turn_away(self.not_unary())
         elif now - self.came_at > self.seconds:
             problem = f"the request did not end within {self.seconds:g} seconds"
             self.end(StatusCode.DEADLINE_EXCEEDED, f"{problem}; only unary calls work")

@@ -23,7 +23,7 @@ from revconn.gateway.backends import Backends, Reply, Unreachable
 from revconn.gateway.call import UNARY, Call, State
 from revconn.gateway.deadlines import Deadlines
 from revconn.gateway.holding import HeldRequests, Joining
-from revconn.gateway.limits import KEY_SHARE, SHARE, Counters, Limits
+from revconn.gateway.limits import Counters, Limits
 from revconn.gateway.refusals import (
     STOPPING,
     NobodyServes,
@@ -72,8 +72,9 @@ class Calls:
         self._calls: dict[str, Call] = {}  # QUEUED, SENT and HELD, by the id that answers name
         # By asker, too: a backend is not told the id, so that those of two askers may be the same.
         self._dialled: dict[tuple[Connection | None, str], Call] = {}
-        self.held_requests = HeldRequests(limits, counters)
-        self.joining = Joining(limits, counters)
+        self._kept = limits.max_pending // 8  # places, for connectors that have few calls
+        self.held_requests = HeldRequests(limits, counters, self._lose_place)
+        self.joining = Joining(limits, counters, self._lose_answer)
         self._settled: set[str] = set()  # ids
         self._settled_before: set[str] = set()  # the generation before: forgotten all at once
 
@@ -117,36 +118,44 @@ class Calls:
         """
         if call.id in self._calls:
             raise is_pending_already(call.id)
-        # One that could not be sent to a backend is counted already.
         left = self._limits.max_pending - len(self._calls) - len(self._dialled)
-        if left <= 0 and call.may_dial:
+        if not call.may_dial:
+            left += 1  # it could not be sent to a backend, and is counted already
+        if left <= 0:
             problem = f"{self._limits.max_pending:,} calls wait for an answer"
             raise over_limit(self._counters, "max_pending", problem)
         connection = self._registry.take_turn(call.wanted, time.monotonic())
         if connection is not None:
             if len(data) > connection.max_message_bytes:
                 require_size(data, connection.max_message_bytes, self._counters)
-            # Two connectors that answer nothing would take all the places otherwise.
-            if (
-                len(connection.pending) >= SHARE * left
-                or connection.load.pending >= KEY_SHARE * left
-            ):
-                problem = "most of the calls that may wait do so for the connectors of that key"
-                raise over_limit(self._counters, "max_pending", problem)
+            # Few connectors that answer nothing would take all the places otherwise.
+            if not self._registry.shares(connection, left, self._kept):
+                raise self._must_share()
             self._add(call)
             call.queue(connection, data)
             self._counters.calls += 1
         elif self._registry.serves(call.wanted):
             raise self._registry.no_room(call.wanted, self._counters)
         elif call.may_dial and self._backends.serves(call.wanted):
+            self._require_unkept(left)
             self.dial(call, ConnectionMessage.FromString(bytes(data)).request)
         elif self._registry.expects(call.wanted):
-            self.held_requests.require_room()
+            self._require_unkept(left)
             require_size(data, self._limits.max_sent_message_bytes, self._counters)
+            if not self.held_requests.make_room(call.wanted.service):
+                raise self.held_requests.no_room()
             self._add(call)
             self.hold(call, data)
         else:
             raise self.nobody_serves(call)
+
+    def _require_unkept(self, left: int) -> None:
+        if left <= self._kept and len(self._registry):
+            raise self._must_share()
+
+    def _must_share(self) -> Refused:
+        problem = "most of the calls that may wait do so for the same connectors"
+        return over_limit(self._counters, "max_pending", problem)
 
     def _add(self, call: Call) -> None:
         if not call.may_dial:
@@ -166,7 +175,11 @@ class Calls:
     def hold(self, call: Call, data: Data) -> None:
         """Have a call of the table wait for somebody to come."""
         call.hold(data, self._get_loop().time())
-        self.held_requests.add(call.id, len(data))
+        self.held_requests.add(call.id, call.wanted.service, len(data))
+
+    def _lose_place(self, request_id: str, refused: Refused) -> None:
+        """A call waits no longer for somebody to come: others need its place."""
+        self.settle(self._calls[request_id], refused.response(request_id))
 
     # The way back
 
@@ -193,15 +206,20 @@ class Calls:
             try:
                 whole = self.joining.add(call.joiners, response, sender)
             except Refused as refused:
-                self._tell(call, refused.message)
-                problem = f"{call.method}: {refused.message}"
-                self.settle(call, failure(refused.code, problem, call.id))
+                self._lose_answer(call.id, refused)
                 return
             if whole is None:
                 return
             response, data = whole, None
         self._counters.calls_answered += 1
         self.settle(call, response, data, payload)
+
+    def _lose_answer(self, request_id: str, refused: Refused) -> None:
+        """The answer to a call, which came in part, cannot be taken."""
+        call = self._calls[request_id]
+        self._tell(call, refused.message)
+        problem = f"{call.method}: {refused.message}"
+        self.settle(call, failure(refused.code, problem, call.id))
 
     def refuse_too_large(self, response: ForwardResponse, sender: Connection, size: int) -> Refused:
         """Fail the call, if one waits, whose answer came in a message over the limit."""
@@ -302,7 +320,7 @@ class Calls:
         del self._calls[call.id]
         self._deadlines.discard(call)
         if call.joiners:
-            self.joining.drop(call.joiners, tuple(call.joiners))
+            self.joining.drop(call.id, call.joiners, tuple(call.joiners))
         if call.held_since:
             self.held_requests.discard(call.id)
 
@@ -324,7 +342,7 @@ class Calls:
                 self.give_up(call, "the caller's connection ended")
         for call in self._calls.values():
             if call.joiners:
-                self.joining.drop(call.joiners, (connection,))
+                self.joining.drop(call.id, call.joiners, (connection,))
 
     # Backends
 

@@ -105,9 +105,8 @@ class ConnectorStreams:
             raise Refused(StatusCode.UNAVAILABLE, STOPPING)
         # Before anything is read: a stream costs memory as soon as it is open, long before its
         # first message shows a key.
-        if not self.shared.handshakes.has_room(stream.stream.owner):
-            problem = f"{self.shared.handshakes.used:,} connections have not registered"
-            raise over_limit(self.shared.counters, "max_connections", problem)
+        if not self.shared.handshakes.make_room(stream.stream.owner.owners):
+            raise self.shared.too_many_handshakes()
         self._open[stream] = None
 
     def discard(self, stream: ConnectorStream) -> None:
@@ -150,10 +149,10 @@ class ConnectorStream(Rpc):
             super().start()
             self._streams.add(self)
         except Refused as refused:
-            self._turn_away(refused.code, refused.message)
+            self.turn_away(refused)
             return
         shared = self._streams.shared
-        shared.handshakes.take(self.stream.owner)
+        shared.handshakes.take(self.stream.owner.owners, self)
         self._is_registering = True
         # A message over the limit, but not by far, is read: it says which call is to fail.
         self.stream.limit = min(2 * shared.limits.max_message_bytes, 2**31 - 1)
@@ -168,6 +167,11 @@ class ConnectorStream(Rpc):
         )
         self._streams.handshakes.add(self)
 
+    @property
+    def carries_calls(self) -> bool:
+        """Whether it is registered: others' calls would be lost with it."""
+        return self._connection is not None
+
     # Until it is registered
 
     def expire_handshake(self) -> None:
@@ -176,9 +180,11 @@ class ConnectorStream(Rpc):
         # The loop's clock and time.monotonic() may differ by a moment: it is time by both.
         end = self._protocol.tick(math.inf)
         assert end is not None
-        self._turn_away(*end)
+        self.turn_away(Refused(*end))
 
-    def _turn_away(self, code: StatusCode, problem: str) -> None:
+    def turn_away(self, refused: Refused) -> None:
+        """It may not register, or not now."""
+        code, problem = refused.code, refused.message
         shared = self._streams.shared
         shared.counters.connections_refused += 1
         shared.journal.refused(self.peer, code, problem)
@@ -265,7 +271,7 @@ class ConnectorStream(Rpc):
         if self._is_registering:
             self._is_registering = False
             self._streams.handshakes.discard(self)
-            self._streams.shared.handshakes.give_back(self.stream.owner)
+            self._streams.shared.handshakes.give_back(self)
 
     def _cancel_timer(self) -> None:
         if self._timer is not None:
@@ -290,7 +296,7 @@ class ConnectorStream(Rpc):
         try:
             self._hear(messages, ended=ended)
         except Refused as refused:  # a registration
-            self._turn_away(refused.code, refused.message)
+            self.turn_away(refused)
         except BaseException:  # noqa: BLE001 - whatever it is, it ends one stream, and is logged
             self._fail()
 
@@ -314,7 +320,7 @@ class ConnectorStream(Rpc):
     def _fail(self) -> None:
         if self._is_registering:
             logger.exception("a connector at %s: a bug in the gateway", self.peer)
-            self._turn_away(StatusCode.INTERNAL, "the gateway failed; its log says how")
+            self.turn_away(Refused(StatusCode.INTERNAL, "the gateway failed; its log says how"))
         else:
             self._streams.shared.journal.failed(self._connection)
             self.end(StatusCode.INTERNAL, "the gateway failed; its log says how")
@@ -354,7 +360,7 @@ class ConnectorStream(Rpc):
             problem = f"{problem} {shared.limits.max_message_bytes:,}"
             problem = over_limit(shared.counters, "max_message_bytes", problem).message
         if self._is_registering:
-            self._turn_away(code, problem)
+            self.turn_away(Refused(code, problem))
         elif self._ending is None:
             self.end(code, problem)
 

@@ -7,12 +7,14 @@ Everything here belongs to the gateway's thread.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Callable
 
 from revconn._proto.registry_pb2 import ForwardResponse
 from revconn.core.chunks import ChunkJoiner, ResponseTooLarge
 from revconn.core.connection import CHUNKS
 from revconn.core.status import ProtocolError, StatusCode
-from revconn.gateway.limits import KEY_SHARE, Budget, Counters, Limits
+from revconn.gateway.budgets import Budget
+from revconn.gateway.limits import Counters, Limits
 from revconn.gateway.refusals import Refused, over_limit
 from revconn.gateway.routes import Connection
 from revconn.http2.requests import closing_block
@@ -26,45 +28,49 @@ class HeldRequests:
 
     Nobody is there whose own limits would count, and the grace alone bounds only the time.
 
+    :param fail: fails the call of that id, of the service for which the most is waiting.
     :ivar sizes: the bytes of each, by its id; first come first.
-    :ivar bytes: all of them.
     """
 
-    def __init__(self, limits: Limits, counters: Counters) -> None:
-        self._limits = limits
+    def __init__(
+        self, limits: Limits, counters: Counters, fail: Callable[[str, Refused], None]
+    ) -> None:
         self._counters = counters
+        self._fail = fail
+        self._places = Budget(limits.max_pending_per_connection, self._take_back)
+        self._bytes = Budget(limits.max_queued_bytes, self._take_back)
         self.sizes: dict[str, int] = {}
-        self.bytes = 0
 
-    @property
-    def has_room(self) -> bool:
-        """Whether one more may wait."""
-        return (
-            len(self.sizes) < self._limits.max_pending_per_connection
-            and self.bytes < self._limits.max_queued_bytes
-        )
+    def make_room(self, service: str) -> bool:
+        """Whether one more may wait, if need be in the place of others."""
+        # The last may be larger than what is left: there is no limit for one.
+        return self._places.make_room((service,)) and self._bytes.make_room((service,))
 
-    def require_room(self) -> None:
-        """Raises :class:`Refused` unless one more may wait."""
-        if self.has_room:
-            return
+    def no_room(self) -> Refused:
+        """Why one more may not wait, or not any longer."""
         problem = "too much waits for services to come back"
         # Each limit is named where it is met: who is told can change the right one.
-        if self.bytes >= self._limits.max_queued_bytes:
-            raise over_limit(self._counters, "max_queued_bytes", problem)
-        problem = f"{problem}: {self._limits.max_pending_per_connection:,} calls"
-        raise over_limit(self._counters, "max_pending_per_connection", problem)
+        if self._places.has_room():
+            return over_limit(self._counters, "max_queued_bytes", problem)
+        problem = f"{problem}: {self._places.most:,} calls"
+        return over_limit(self._counters, "max_pending_per_connection", problem)
 
-    def add(self, request_id: str, size: int) -> None:
+    def add(self, request_id: str, service: str, size: int) -> None:
         """Count one more request that waits, of ``size`` bytes."""
         self._counters.calls_held += 1
         # The order of a dict is that of arrival: whoever came first goes on first.
         self.sizes[request_id] = size
-        self.bytes += size
+        self._places.take((service,), request_id)
+        self._bytes.take((service,), request_id, size)
 
     def discard(self, request_id: str) -> None:
         """The request does not wait any more, if it did."""
-        self.bytes -= self.sizes.pop(request_id, 0)
+        if self.sizes.pop(request_id, None) is not None:
+            self._places.give_back(request_id)
+            self._bytes.give_back(request_id)
+
+    def _take_back(self, request_id: str) -> None:
+        self._fail(request_id, self.no_room())
 
 
 # A connector whose connection is being replaced sends the same answer on both: the chunks of each
@@ -77,19 +83,21 @@ class Joining:
 
     A call holds its own joiners; they are filled and emptied here alone, so that the count is true.
 
-    Each connection, and all of one key, may have their share: see :class:`Budget`.
+    :param fail: fails the call of that id, whose connector's key and connection hold the most.
     """
 
-    def __init__(self, limits: Limits, counters: Counters) -> None:
+    def __init__(
+        self, limits: Limits, counters: Counters, fail: Callable[[str, Refused], None]
+    ) -> None:
         self._limits = limits
         self._counters = counters
-        self._connections = Budget(limits.max_joining_bytes)
-        self._keys = Budget(limits.max_joining_bytes, KEY_SHARE)
+        self._fail = fail
+        self._budget = Budget(limits.max_joining_bytes, self._take_back)
 
     @property
     def held_bytes(self) -> int:
         """All of it."""
-        return self._connections.used
+        return self._budget.used
 
     def add(
         self, joiners: Joiners, chunk: ForwardResponse, sender: Connection
@@ -102,28 +110,34 @@ class Joining:
             joiner = joiners[sender] = ChunkJoiner(self._limits.max_response_bytes)
         # One answer stays below max_response_bytes; many whose final chunks never come would not.
         size = len(chunk.payload)
-        has_room = self._connections.has_room(sender, size)
-        if not (has_room and self._keys.has_room(sender.key, size)):
-            problem = f"unfinished answers hold {self.held_bytes:,} bytes already"
-            raise over_limit(self._counters, "max_joining_bytes", problem)
+        owners = (sender.key, sender)
+        if not self._budget.make_room(owners, size):
+            raise self._no_room()
         before = joiner.held_bytes
         try:
-            return joiner.add(chunk)
+            whole = joiner.add(chunk)
         except ResponseTooLarge as error:
             raise over_limit(self._counters, "max_response_bytes", str(error)) from None
         except ProtocolError as error:
             raise self._broken(f"in chunks that do not make one: {error}") from None
-        finally:
-            self._connections.take(sender, joiner.held_bytes - before)
-            self._keys.take(sender.key, joiner.held_bytes - before)
+        if whole is None:
+            grown = joiner.held_bytes - before
+            self._budget.take(owners, (chunk.request_id, sender), grown)
+        return whole
 
-    def drop(self, joiners: Joiners, senders: Iterable[Connection]) -> None:
+    def drop(self, request_id: str, joiners: Joiners, senders: Iterable[Connection]) -> None:
         """Forget what came on these connections: the call is settled, or they have ended."""
         for sender in senders:
-            joiner = joiners.pop(sender, None)
-            if joiner is not None:
-                self._connections.give_back(sender, joiner.held_bytes)
-                self._keys.give_back(sender.key, joiner.held_bytes)
+            if joiners.pop(sender, None) is not None:
+                self._budget.give_back((request_id, sender))
+
+    def _take_back(self, holder: tuple[str, Connection]) -> None:
+        request_id, _ = holder
+        self._fail(request_id, self._no_room())
+
+    def _no_room(self) -> Refused:
+        problem = f"unfinished answers hold {self.held_bytes:,} bytes already"
+        return over_limit(self._counters, "max_joining_bytes", problem)
 
     def _broken(self, how: str) -> Refused:
         self._counters.answers_broken += 1
@@ -137,30 +151,33 @@ class UnreadAnswers:
     """
 
     def __init__(self, limits: Limits, counters: Counters) -> None:
-        self._budget = Budget(limits.max_unread_bytes)
+        self._budget = Budget(limits.max_unread_bytes, self._take_back)
         self._counters = counters
-        self._answers: dict[Stream, tuple[int, float]] = {}  # bytes, deadline
+        self._deadlines: dict[Stream, float] = {}
 
     def add(self, stream: Stream, deadline: float) -> None:
         """An answer waits, until ``deadline`` on the loop's clock."""
-        size = stream.unsent_bytes
-        if not self._budget.has_room(stream.owner, size):
-            problem = "too many answers wait that callers do not read"
-            refused = over_limit(self._counters, "max_unread_bytes", problem)
-            stream.drop_unsent()
-            stream.finish(closing_block(refused.code, refused.message))
+        owners, size = stream.owner.owners, stream.unsent_bytes
+        if not self._budget.make_room(owners, size):
+            self._take_back(stream)
             return
-        self._budget.take(stream.owner, size)
-        self._answers[stream] = size, deadline
+        self._budget.take(owners, stream, size)
+        self._deadlines[stream] = deadline
+
+    def _take_back(self, stream: Stream) -> None:
+        problem = "too many answers wait that callers do not read"
+        refused = over_limit(self._counters, "max_unread_bytes", problem)
+        self._deadlines.pop(stream, None)
+        stream.drop_unsent()
+        stream.finish(closing_block(refused.code, refused.message))
 
     def discard(self, stream: Stream) -> None:
         """The stream is over."""
-        size, _ = self._answers.pop(stream, (0, 0.0))
-        if size:
-            self._budget.give_back(stream.owner, size)
+        if self._deadlines.pop(stream, None) is not None:
+            self._budget.give_back(stream)
 
     def expire(self, now: float) -> None:
         """End the calls whose deadline has passed while their answers waited."""
-        for stream, (_, deadline) in tuple(self._answers.items()):
+        for stream, deadline in tuple(self._deadlines.items()):
             if now >= deadline:
                 stream.reset(ErrorCode.CANCEL)

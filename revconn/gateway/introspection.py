@@ -23,8 +23,8 @@ from revconn.core.metadata import Metadata
 from revconn.core.rope import Data
 from revconn.core.routing import Wanted
 from revconn.core.status import ProtocolError, StatusCode
+from revconn.gateway.budgets import Budget
 from revconn.gateway.deadlines import Timeouts
-from revconn.gateway.limits import Budget
 from revconn.gateway.refusals import STOPPING, Refused, over_limit
 from revconn.gateway.rpcs import Method, Rpc, UnaryRpc
 from revconn.gateway.shared import Shared
@@ -57,6 +57,8 @@ class Introspection:
         # table, since watchers are few.
         self.watchers: dict[_Watch, None] = {}
         self._reflections: dict[_Reflection, None] = {}
+        self._watching = Budget(shared.limits.max_pending, self._turn_away)
+        self._asking = Budget(shared.limits.max_pending, self._turn_away)
         self.files = _Files()
         loop, timeout = asyncio.get_running_loop(), shared.limits.handshake_timeout
         self.timeouts = Timeouts(loop, timeout, _Asking.expire)
@@ -108,11 +110,10 @@ class Introspection:
     def add(self, rpc: _Watch | _Reflection) -> None:
         """One more call that lasts. Raises :class:`Refused`."""
         budget = self._budget(rpc)
-        if not budget.has_room(rpc.stream.owner):
-            what = "watch a service" if isinstance(rpc, _Watch) else "ask about services"
-            problem = f"{budget.used:,} calls {what}"
-            raise over_limit(self.shared.counters, "max_pending", problem)
-        budget.take(rpc.stream.owner)
+        owners = rpc.stream.owner.owners
+        if not budget.make_room(owners):
+            raise self._no_room(rpc)
+        budget.take(owners, rpc)
         if isinstance(rpc, _Watch):
             self.watchers[rpc] = None
         else:
@@ -122,11 +123,18 @@ class Introspection:
         """It is over, if it was there."""
         known: dict[Any, None] = self.watchers if isinstance(rpc, _Watch) else self._reflections
         if known.pop(rpc, 0) is None:
-            self._budget(rpc).give_back(rpc.stream.owner)
+            self._budget(rpc).give_back(rpc)
 
-    def _budget(self, rpc: _Watch | _Reflection) -> Budget:
-        shared = self.shared
-        return shared.watching if isinstance(rpc, _Watch) else shared.asking
+    def _budget(self, rpc: _Watch | _Reflection) -> Budget[_Watch | _Reflection]:
+        return self._watching if isinstance(rpc, _Watch) else self._asking
+
+    def _turn_away(self, rpc: _Watch | _Reflection) -> None:
+        rpc.turn_away(self._no_room(rpc))
+
+    def _no_room(self, rpc: _Watch | _Reflection) -> Refused:
+        what = "watch a service" if isinstance(rpc, _Watch) else "ask about services"
+        problem = f"{self._budget(rpc).used:,} calls {what}"
+        return over_limit(self.shared.counters, "max_pending", problem)
 
     def _tell_watchers(self) -> None:
         for watcher in tuple(self.watchers):

@@ -4,16 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-from collections.abc import Hashable
 from dataclasses import dataclass, field
 
-__all__ = ["KEY_SHARE", "SHARE", "Budget", "Counters", "Limits", "Load", "Watch"]
-
-SHARE = 16
-"""Times what is left, that each connection may have of what all share."""
-
-KEY_SHARE = 64
-"""The same, of the connections of one key together."""
+__all__ = ["Counters", "Limits", "Load", "Watch"]
 
 _TICKS = 20  # each late by as much as others wait for the processor: then all take longer
 
@@ -116,47 +109,6 @@ class Load:
 
     def __init__(self) -> None:
         self.pending = 0
-
-
-class Budget:
-    """What several share, such as places or bytes: who takes most of it is refused first.
-
-    Each may have at most so many times what is left: one alone nearly all, two nearly half of it
-    each, and whoever comes with little finds room. Nobody is asked to give anything back.
-
-    :param share: how many times.
-    :ivar most: all of it.
-    :ivar used: how much of it is taken.
-    """
-
-    def __init__(self, most: int, share: int = SHARE) -> None:
-        self.most = most
-        self._share = share
-        self.used = 0
-        self._by_owner: dict[Hashable, int] = {}
-
-    def has_room(self, owner: Hashable, amount: int = 1) -> bool:
-        """Whether ``owner`` may take so much more."""
-        left = self.most - self.used
-        return amount <= left and self._by_owner.get(owner, 0) < self._share * left
-
-    def take(self, owner: Hashable, amount: int = 1) -> None:
-        """``owner`` takes so much."""
-        self.used += amount
-        self._by_owner[owner] = self._by_owner.get(owner, 0) + amount
-
-    def give_back(self, owner: Hashable, amount: int = 1) -> None:
-        """``owner`` needs so much no longer."""
-        self.used -= amount
-        left = self._by_owner.get(owner, 0) - amount
-        if left:
-            self._by_owner[owner] = left
-        else:
-            self._by_owner.pop(owner, None)
-
-    def of(self, owner: Hashable) -> int:
-        """How much ``owner`` has taken."""
-        return self._by_owner.get(owner, 0)
 
 
 class Watch:

@@ -13,11 +13,15 @@ import os
 import random
 import socket
 import stat
+from collections import Counter
+from collections.abc import Hashable
+from heapq import nsmallest
 from itertools import islice
 from typing import Callable
 
 from revconn.core.status import StatusCode
-from revconn.gateway.limits import Budget, Counters
+from revconn.gateway.budgets import Budget
+from revconn.gateway.limits import Counters
 from revconn.gateway.peers import Peer, address_of, host_of
 from revconn.gateway.refusals import STOPPING, over_limit
 from revconn.gateway.report import Journal
@@ -33,6 +37,7 @@ __all__ = ["Listener"]
 
 _BACKLOG = 1024  # connections that the system accepts before we do
 _MOST_AT_ONCE = 32  # that are accepted in one turn
+_FEW_AT_ONCE = 4  # where others have to make room for them
 _MADE_ROOM_FOR = 32  # connections at once, when there is no place for one more
 _PAUSE = 0.5  # seconds without accepting, where there is no descriptor left
 _NONE_LEFT = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
@@ -47,6 +52,8 @@ _OF_ONE_CONNECTION = frozenset(
 )  # fmt: skip
 _SPARE_DESCRIPTORS = 32  # for files, the loop, and what an application opens besides
 _FIRST_IN_LINE = 16  # messages that wait for credit
+_LONGEST_WAIT = 0.25  # seconds for credit, where others have more
+_SHARE = 16  # times what is left, that who has most may have
 _PING_TIMEOUT = 20.0  # seconds
 _SHORTEST_KEEPALIVE = 10.0  # seconds
 _EARLY, _LATE = 0.9, 1.1  # of max_connection_age
@@ -100,13 +107,14 @@ class Listener:
         self._path: str | None = None  # of a Unix socket, which is removed at the end
         self._peers: dict[Peer, float] = {}  # when each is too old, or was told so; oldest first
         self._most = _most_sockets(limits.max_sockets)
-        self._hosts = Budget(self._most)
+        self._hosts: Counter[str] = Counter()
         # Of messages that have come in part: what still goes into their usual windows, beyond which
         # there is no waiting, and what needs more.
-        self._windows = Budget(limits.max_receiving_bytes // 4)
-        self._credit = Budget(limits.max_receiving_bytes - limits.max_receiving_bytes // 4)
-        self._begun: dict[Stream, int] = {}
-        self._wanting: dict[Stream, Peer] = {}
+        windows = limits.max_receiving_bytes // 4
+        self._windows = Budget(windows, self._refuse_message)
+        self._credit = Budget(limits.max_receiving_bytes - windows, self._refuse_message)
+        self._begun: set[Stream] = set()
+        self._wanting: dict[Stream, float] = {}  # since when, on the loop's clock
         self._all_gone: asyncio.Future[None] | None = None
 
     # Listening
@@ -171,7 +179,8 @@ class Listener:
 
     def _accept(self, listening: socket.socket) -> None:
         has_made_room = False
-        for _ in range(_MOST_AT_ONCE):
+        is_crowded = len(self._peers) + _MADE_ROOM_FOR >= self._most
+        for _ in range(_FEW_AT_ONCE if is_crowded else _MOST_AT_ONCE):
             if len(self._peers) >= self._most and not has_made_room:
                 self._make_room()
                 has_made_room = True  # or not: then there is none in this turn
@@ -203,7 +212,7 @@ class Listener:
     def _take_in(self, sock: socket.socket) -> None:
         address = address_of(sock)
         host = host_of(address)
-        if len(self._peers) >= self._most or not self._hosts.has_room(host):
+        if self._hosts[host] >= _SHARE * (self._most - len(self._peers)):
             self._counters.refused["max_sockets"] += 1
             self._journal.refused(
                 address, StatusCode.RESOURCE_EXHAUSTED, "too many connections (max_sockets)"
@@ -215,7 +224,7 @@ class Listener:
         except OSError:  # it has gone already, or the system has no more of something
             sock.close()
             return
-        self._hosts.take(peer.host)
+        self._hosts[host] += 1
         # Sooner or later: those that came together are not sent away together.
         jitter = random.uniform(_EARLY, _LATE)  # noqa: S311 - nobody gains by guessing it
         self._peers[peer] = peer.opened_at + self._max_age * jitter
@@ -228,13 +237,18 @@ class Listener:
         return Peer(sock, address, self._http2, self, self._loop, tls)
 
     def _make_room(self) -> int:
-        """End connections on which nothing goes on: first those that never said anything."""
-        idle = [peer for peer in self._peers if not peer.endpoint.streams]
-        idle.sort(key=lambda peer: (peer.served > 0, peer.idle_since))
-        for peer in idle[:_MADE_ROOM_FOR]:
+        """End connections on which no call is under way: last those that have made some."""
+        idle = [peer for peer in self._peers if not peer.carries_calls]
+        for peer in nsmallest(_MADE_ROOM_FOR, idle, self._usefulness):
             self._counters.refused["max_sockets"] += 1
             peer.close()
         return len(idle)
+
+    def _usefulness(self, peer: Peer) -> tuple[bool, int, float]:
+        """Who is of least use comes first: of the host that has most, and of those the oldest."""
+        was_used = peer.served > 0 and not peer.endpoint.streams
+        since = peer.idle_since if was_used else peer.opened_at
+        return was_used, -self._hosts[peer.host].bit_length(), since
 
     # What peers say of themselves
 
@@ -257,17 +271,24 @@ class Listener:
         """A message has come in part; what is still to come of it is accounted for."""
         if stream not in self._begun:
             size = max(1, stream.missing - stream.wanted)
-            if stream.wanted > self._credit.most or not self._windows.has_room(peer, size):
+            owners = _owners(stream, peer)
+            if stream.wanted > self._credit.most or not self._windows.make_room(owners, size):
                 self._refuse_message(stream)
                 return
-            self._windows.take(peer, size)
-            self._begun[stream] = stream.granted = size
+            self._windows.take(owners, stream, size)
+            self._begun.add(stream)
+            stream.granted = size
         if stream.wanted and stream not in self._wanting:
-            if self._credit.has_room(peer, stream.wanted):
+            if self._has_credit(stream, peer):
                 self._grant(stream, peer)
             else:
                 self._counters.refused["max_receiving_bytes"] += 1
-                self._wanting[stream] = peer
+                self._wanting[stream] = self._loop.time()
+
+    def _has_credit(self, stream: Stream, peer: Peer) -> bool:
+        """Whether it need not wait; who has most of it does, before all of it is gone."""
+        left = self._credit.most - self._credit.used
+        return stream.wanted <= left and self._credit.of(peer.owners) < _SHARE * left
 
     def _refuse_message(self, stream: Stream) -> None:
         used = self._windows.used + self._credit.used
@@ -276,26 +297,41 @@ class Listener:
         stream.give_up(MessageRefused(refused.message))
 
     def _grant(self, stream: Stream, peer: Peer) -> None:
-        self._credit.take(peer, stream.wanted)
+        self._credit.take(_owners(stream, peer), stream, stream.wanted)
         stream.granted += stream.wanted
         peer.endpoint.grant(stream)
 
     def return_credit(self, stream: Stream, peer: Peer) -> None:
         """The message is whole, or will never be."""
-        begun = self._begun.pop(stream, 0)
-        if begun:
-            self._windows.give_back(peer, begun)
-            self._credit.give_back(peer, stream.granted - begun)
+        if stream in self._begun:
+            self._begun.discard(stream)
+            self._windows.give_back(stream)
+            self._credit.give_back(stream)
             stream.granted = 0
         self._wanting.pop(stream, None)
         # Of those first in line: who has had more than its share goes to the end, and does not hold
         # up the others.
         for waiting in tuple(islice(self._wanting, _FIRST_IN_LINE)):
-            its_peer = self._wanting.pop(waiting)
-            if self._credit.has_room(its_peer, waiting.wanted):
-                self._grant(waiting, its_peer)
+            since = self._wanting.pop(waiting)
+            if self._has_credit(waiting, waiting.owner):
+                self._grant(waiting, waiting.owner)
             else:
-                self._wanting[waiting] = its_peer
+                self._wanting[waiting] = since
+
+    def hasten_credit(self) -> None:
+        """Those that have waited for credit do so no longer, if others have far more of it.
+
+        Not at once: as a rule messages are whole in a moment, and then nobody need lose one.
+        """
+        now = self._loop.time()
+        for stream, since in tuple(self._wanting.items()):
+            # Whoever gives back makes room for the first in line, which may be any of these.
+            if now - since < _LONGEST_WAIT or stream not in self._wanting:
+                continue
+            owners = _owners(stream, stream.owner)
+            if self._credit.make_room(owners, stream.wanted) and stream in self._wanting:
+                del self._wanting[stream]
+                self._grant(stream, stream.owner)
 
     def closed(self, stream: Stream, peer: Peer) -> None:
         """A stream is over."""
@@ -305,7 +341,9 @@ class Listener:
     def lost(self, peer: Peer, reason: str) -> None:
         """A connection is over."""
         if self._peers.pop(peer, None) is not None:
-            self._hosts.give_back(peer.host)
+            self._hosts[peer.host] -= 1
+            if not self._hosts[peer.host]:
+                del self._hosts[peer.host]
         if peer.endpoint.is_flooded:
             self._counters.connections_flooding += 1
             self._journal.ended_peer(peer.address, reason)
@@ -408,6 +446,11 @@ class Listener:
             with contextlib.suppress(OSError):
                 os.unlink(self._path)
             self._path = None
+
+
+def _owners(stream: Stream, peer: Peer) -> tuple[Hashable, ...]:
+    """On whose account a message comes that is not whole; a connector's is never taken back."""
+    return () if stream.receiver.carries_calls else peer.owners
 
 
 def _cannot_listen(wanted: str, problem: str, error: OSError) -> OSError:

@@ -97,11 +97,12 @@ class Peer(Wire):
     """A connection that was accepted: its streams are calls of ours.
 
     :ivar address: as gRPC writes it; ``host`` is the same without the port.
+    :ivar owners: on whose account it has what all share: see :class:`Budget`.
     :ivar served: how many streams it has opened.
     :ivar idle_since: since when it has no stream, as long as it has none.
     """
 
-    __slots__ = ("_heads", "_owner", "idle_since", "served")
+    __slots__ = ("_heads", "_owner", "host", "idle_since", "owners", "served")
 
     def __init__(
         self,
@@ -115,13 +116,15 @@ class Peer(Wire):
         self._owner = owner
         self._heads = RequestHeads()
         self.served = 0
+        self.host = host_of(address)
+        self.owners = (self.host, self)
         super().__init__(sock, address, settings, owner.turn, loop, tls)
         self.idle_since = self.opened_at
 
     @property
-    def host(self) -> str:
-        """Its address without the port."""
-        return host_of(self.address)
+    def carries_calls(self) -> bool:
+        """Whether anybody's call would be lost with it."""
+        return any(stream.receiver.carries_calls for stream in self.endpoint.streams.values())
 
     def over(self, reason: str) -> None:
         """The connection is over."""

@@ -13,7 +13,7 @@ from revconn.core.rope import Data
 from revconn.core.status import ProtocolError, StatusCode
 from revconn.gateway.addresses import Address
 from revconn.gateway.deadlines import Timeouts
-from revconn.gateway.refusals import STOPPING, Refused, over_limit
+from revconn.gateway.refusals import STOPPING, Refused
 from revconn.gateway.rpcs import Method, UnaryRpc
 from revconn.gateway.shared import Shared
 from revconn.http2.requests import RequestHead
@@ -64,10 +64,9 @@ class _Register(UnaryRpc):
         shared = registrations.shared
         if registrations.is_leaving:
             raise Refused(StatusCode.UNAVAILABLE, STOPPING)
-        if not shared.handshakes.has_room(self.stream.owner):
-            problem = "too many streams are open that have not registered"
-            raise over_limit(shared.counters, "max_connections", problem)
-        shared.handshakes.take(self.stream.owner)
+        if not shared.handshakes.make_room(self.stream.owner.owners):
+            raise shared.too_many_handshakes()
+        shared.handshakes.take(self.stream.owner.owners, self)
         # The stream was opened and nothing said: it would hold a place for ever.
         self._is_awaited = True
         registrations.timeouts.add(self)
@@ -77,9 +76,10 @@ class _Register(UnaryRpc):
         shared = self._registrations.shared
         shared.counters.refused["handshake_timeout"] += 1
         problem = f"no request came within {shared.limits.handshake_timeout:g} seconds"
-        self._refuse(Refused(StatusCode.DEADLINE_EXCEEDED, problem))
+        self.turn_away(Refused(StatusCode.DEADLINE_EXCEEDED, problem))
 
-    def _refuse(self, refused: Refused) -> None:
+    def turn_away(self, refused: Refused) -> None:
+        """It may not register, or not now."""
         self.abandon()
         self._registrations.shared.journal.refused_backend(self.peer, refused.code, refused.message)
         self.finish(refused.code, refused.message)
@@ -98,10 +98,10 @@ class _Register(UnaryRpc):
             request = decode(RegisterRequest, message)
             address = backends.register(request, self.peer)
         except ProtocolError as error:
-            self._refuse(Refused(StatusCode.INVALID_ARGUMENT, str(error)))
+            self.turn_away(Refused(StatusCode.INVALID_ARGUMENT, str(error)))
         except Refused as refused:
             self.stream.owner.endpoint.charge(5)
-            self._refuse(refused)
+            self.turn_away(refused)
         else:
             answer = RegisterResponse(success=True, message=self._words(address))
             self.reply(answer.SerializeToString())
@@ -117,4 +117,4 @@ class _Register(UnaryRpc):
         if self._is_awaited:
             self._is_awaited = False
             self._registrations.timeouts.discard(self)
-            self._registrations.shared.handshakes.give_back(self.stream.owner)
+            self._registrations.shared.handshakes.give_back(self)

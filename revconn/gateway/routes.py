@@ -205,6 +205,28 @@ class Registry:
         self._tenants.serve(connection.key, connection.services)
         self._tell_change()
 
+    def shares(self, connection: Connection, left: int, kept: int) -> bool:
+        """Whether it may have one more call, when ``left`` may wait.
+
+        :param kept: so many are kept for those who have few: half of them in equal parts for each
+            key, half for each connection.
+        """
+        if left > kept:
+            return True
+        part, key_part = kept // 2 // len(self._connections), kept // 2 // len(self._loads)
+        if len(connection.pending) < part:
+            return True
+        wanting: Counter[int] = Counter()
+        # Where there are more connections than places, none is kept for each.
+        for each in self._connections if part else ():
+            wanting[each.key] += max(0, part - len(each.pending))
+        # What a connection may have is of its key's part, too.
+        reserved = 0
+        for key, load in self._loads.items():
+            pending = load.pending + (key == connection.key)
+            reserved += max(key_part - pending, wanting[key])
+        return left > reserved
+
     def count(self, key: int) -> int:
         """How many connections showed the key of that number."""
         return self._keys[key]

@@ -90,6 +90,11 @@ class Rpc(Receiver):
             stream.is_open = True
             stream.finish(refusal_block(code, message, trailing))
 
+    def turn_away(self, refused: Refused) -> None:
+        """It cannot go on: the caller is told why."""
+        self.abandon()
+        self.finish(refused.code, refused.message)
+
     def refuse(self, error: ProtocolError) -> None:
         """A message cannot be taken: the caller is told why."""
         self.abandon()

@@ -6,16 +6,18 @@ import ssl
 from dataclasses import dataclass
 
 from revconn.gateway.backends import Backends
+from revconn.gateway.budgets import Budget
 from revconn.gateway.calls import Calls
 from revconn.gateway.events import Events
 from revconn.gateway.holding import UnreadAnswers
 from revconn.gateway.keys import ApiKeys
-from revconn.gateway.limits import Budget, Counters, Limits
+from revconn.gateway.limits import Counters, Limits
 from revconn.gateway.outbound import Outbound
 from revconn.gateway.refusals import Refused, over_limit
 from revconn.gateway.report import Journal
 from revconn.gateway.rerouting import Rerouting
 from revconn.gateway.routes import Registry
+from revconn.gateway.rpcs import Rpc
 from revconn.gateway.tenants import Tenants
 from revconn.gateway.tls import ServerTLS
 
@@ -77,11 +79,10 @@ class Shared:
         self.journal = Journal(keys)
         tenants = Tenants(self.journal)
         self.registry = Registry(settings.reconnect_grace, tenants=tenants)
-        # Of what comes before anybody has shown a key, by connection.
-        self.handshakes = Budget(limits.max_connections, 1)
-        self.receiving = Budget(limits.max_pending)
-        self.watching = Budget(limits.max_pending)
-        self.asking = Budget(limits.max_pending)
+        # What has shown no key yet: who has one, has it at hand.
+        self.handshakes: Budget[Rpc] = Budget(
+            limits.max_connections, self._turn_away, newest_first=True
+        )
         self.answers = UnreadAnswers(limits, self.counters)
         self.backends = Backends(
             keys,
@@ -97,6 +98,14 @@ class Shared:
         # backends, and moves calls through the table's own methods.
         self.rerouting = Rerouting(self.calls, self.registry, self.backends, self.counters)
         self.events = Events(keys, limits, self.counters)
+
+    def _turn_away(self, rpc: Rpc) -> None:
+        rpc.turn_away(self.too_many_handshakes())
+
+    def too_many_handshakes(self) -> Refused:
+        """Why a stream is refused that has not registered."""
+        problem = f"{self.handshakes.used:,} connections have not registered"
+        return over_limit(self.counters, "max_connections", problem)
 
     def too_much_metadata(self, size: int) -> Refused:
         """Why a call is refused whose headers count so many bytes."""

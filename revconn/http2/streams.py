@@ -54,6 +54,11 @@ class Receiver:
 
     __slots__ = ()
 
+    @property
+    def carries_calls(self) -> bool:
+        """Whether calls of others would be lost with the stream."""
+        return False
+
     def take(self, messages: list[Data], *, ended: bool) -> None:
         """These messages are complete; ``ended``: nothing follows them."""
         raise NotImplementedError

@@ -191,6 +191,7 @@ class Gateways:
         serving = self._serving
         serving.listener.look(asyncio.get_running_loop().time())
         serving._callers.expire()
+        serving.listener.hasten_credit()
         serving.shared.rerouting.relieve_stalled()
 
     async def _part(self, peers: list[_Peer]) -> None:
@@ -211,15 +212,26 @@ class Gateways:
             require(peer.sock.is_closed, "a connection that is never closed")
         require(not serving.listener._peers, "peers that are gone")
         require(not serving.listener._wanting, "streams that are gone want credit")
-        require(serving.listener._credit.used == 0, "credit of streams that are gone")
-        require(serving.listener._hosts.used == 0, "places of peers that are gone")
-        for name in ("receiving", "handshakes", "watching", "asking"):
-            budget = getattr(shared, name)
-            require(budget.used == 0 and not budget._by_owner, f"{name} by peers that are gone")
+        require(not serving.listener._hosts, "places of peers that are gone")
+        introspection = serving._introspection
+        assert introspection is not None
+        budgets = {
+            "credit": serving.listener._credit,
+            "windows": serving.listener._windows,
+            "receiving": serving._callers._budget,
+            "handshakes": shared.handshakes,
+            "watching": introspection._watching,
+            "asking": introspection._asking,
+            "answers": shared.answers._budget,
+            "joining": shared.calls.joining._budget,
+        }
+        for name, budget in budgets.items():
+            require(budget.used == 0 and not budget._owners, f"{name} by peers that are gone")
+            require(not budget._all.under, f"{name} on account of peers that are gone")
         require(not serving._callers._incoming, "calls that are gone")
         require(not serving._connectors._open, "connectors that are gone")
         require(not shared.registry.connections, "connections that are gone")
-        require(not shared.answers._answers, "answers to streams that are gone")
+        require(not shared.answers._deadlines, "answers to streams that are gone")
         require(len(shared.calls) == 0, "calls that nobody waits for")
         require(shared.calls.joining.held_bytes == 0, "chunks for nobody")
 

@@ -135,8 +135,10 @@ ALLOWED = {
 class AnyCall(Call):
     """A call of whoever; every outcome it was told."""
 
-    def __init__(self, request_id: str, deadline: float, asker: Connection | None) -> None:
-        super().__init__(request_id, "/echo.Echo/Say", ECHO, deadline, asker)
+    def __init__(
+        self, request_id: str, deadline: float, asker: Connection | None, wanted: Wanted
+    ) -> None:
+        super().__init__(request_id, f"/{wanted.service}/Say", wanted, deadline, asker)
         self.outcomes: list[ForwardResponse | Reply] = []
 
     def __setattr__(self, name: str, value: object) -> None:
@@ -178,15 +180,20 @@ class Gateway:
         self.calls = Calls(*parts, limits, self.counters, lambda: self.loop)
         self.rerouting = Rerouting(self.calls, *parts, self.counters, lambda: self.loop)
 
-    def add(self, name: str, *, max_message_bytes: int = 1000, key: int = 1) -> Connection:
-        connection = make(name, "echo.Echo", limits=self.limits, key=key, features=(CHUNKS,))
+    def add(
+        self, name: str, *, max_message_bytes: int = 1000, key: int = 1, service: str = "echo.Echo"
+    ) -> Connection:
+        connection = make(name, service, limits=self.limits, key=key, features=(CHUNKS,))
         connection.max_message_bytes = max_message_bytes
         self.registry.add(connection)
         return connection
 
-    def submit(self, request_id: str, asker: Connection | None = None) -> AnyCall:
-        self.calls.admit(ECHO, 0, asker, request_id)
-        call = AnyCall(request_id, self.loop.time() + TIMEOUT, asker)
+    def submit(
+        self, request_id: str, asker: Connection | None = None, service: str = "echo.Echo"
+    ) -> AnyCall:
+        wanted = Wanted.by_connector(service)
+        self.calls.admit(wanted, 0, asker, request_id)
+        call = AnyCall(request_id, self.loop.time() + TIMEOUT, asker, wanted)
         message = ConnectionMessage(request=ForwardRequest(request_id=request_id))
         self.calls.submit(call, message.SerializeToString())
         return call
@@ -200,11 +207,12 @@ class Gateway:
         self.rerouting.connection_ended(connection, "the stream broke")
 
 
-def chunk(request_id: str, index: int, *, final: bool = False) -> ForwardResponse:
+def chunk(request_id: str, index: int, *, size: int = 2, final: bool = False) -> ForwardResponse:
     info = ResponseStreamInfo(
-        is_streamed=True, chunk_index=index, is_final_chunk=final, chunk_size=2
+        is_streamed=True, chunk_index=index, is_final_chunk=final, chunk_size=size
     )
-    return ForwardResponse(request_id=request_id, payload=b"xy", response_stream_info=info)
+    payload = b"xy" * (size // 2)
+    return ForwardResponse(request_id=request_id, payload=payload, response_stream_info=info)
 
 
 def write(connection: Connection) -> bytes | None:
@@ -474,13 +482,118 @@ def test_what_no_backend_was_sent_is_refused_where_no_connector_has_room() -> No
     assert len(gateway.calls) == 0
 
 
+# Who fills what all share
+
+
+def fill(gateway: Gateway, service: str, most: int = 1000) -> int:
+    """Make calls of a service that answers none, until one is refused; how many were not."""
+    for number in range(most):
+        try:
+            gateway.submit(f"{service} {number}", service=service)
+        except Refused:
+            return number
+    return most
+
+
+@pytest.mark.parametrize(
+    ("keys", "kept"),
+    [
+        ((1, 1, 1, 1, 1), (5, 5, 5, 5)),
+        ((1, 2, 3, 4, 5), (5, 5, 5, 5)),
+        ((1, 1, 1, 1, 2), (5, 5, 5, 12)),
+        ((2, 1, 1, 1, 1), (5, 5, 5, 5)),
+    ],
+)
+def test_connectors_that_answer_nothing_leave_each_other_its_part_of_the_places(
+    keys: tuple[int, ...], kept: tuple[int, ...]
+) -> None:
+    gateway = Gateway(limits=Limits(max_pending=400))
+    for number, key in enumerate(keys):
+        gateway.add(f"connector {number}", key=key, service=f"service.{number}")
+    # A sixteenth is kept for the connections, as much for the keys.
+    first, *others = (fill(gateway, f"service.{number}") for number in range(len(keys)))
+    assert first == 400 - sum(kept)
+    assert tuple(others) == kept
+    assert gateway.counters.refused["max_pending"] == 5
+
+
+def test_one_connector_may_have_all_the_places() -> None:
+    gateway = Gateway(limits=Limits(max_pending=400))
+    gateway.add("a")
+    assert fill(gateway, "echo.Echo") == 400
+
+
+def test_where_there_are_more_connectors_than_places_kept_nothing_is() -> None:
+    gateway = Gateway(limits=Limits(max_pending=16))
+    for number in range(3):
+        gateway.add(f"connector {number}", service=f"service.{number}", key=number)
+    assert [fill(gateway, f"service.{number}") for number in range(3)] == [16, 0, 0]
+
+
+def test_what_waits_for_nobody_that_is_there_leaves_the_places_that_are_kept() -> None:
+    gateway = Gateway(grace=5.0, limits=Limits(max_pending=80))
+    gateway.end(gateway.add("a", service="service.gone"))
+    gateway.add("b")
+    assert fill(gateway, "service.gone") == 70
+    gateway.backends.is_there = True
+    assert fill(gateway, "service.dialled") == 0
+    assert fill(gateway, "echo.Echo") == 10
+
+
+@pytest.mark.parametrize("keys", [(1, 1, 1), (1, 2, 3)])
+def test_answers_that_do_not_become_whole_make_room_for_those_that_do(
+    keys: tuple[int, ...],
+) -> None:
+    gateway = Gateway(limits=Limits(max_joining_bytes=1000))
+    connectors = [
+        gateway.add(f"connector {number}", key=key, service=f"service.{number}")
+        for number, key in enumerate(keys)
+    ]
+    sizes = {"0a": 300, "0b": 300, "1": 400, "2": 200}
+    calls = {name: gateway.submit(name, service=f"service.{name[0]}") for name in sizes}
+    for name, size in sizes.items():
+        gateway.calls.answer(chunk(name, 0, size=size), connectors[int(name[0])])
+    # The first of who has the most.
+    assert calls["0a"].codes == [StatusCode.RESOURCE_EXHAUSTED]
+    assert gateway.counters.refused["max_joining_bytes"] == 1
+    gateway.calls.answer(chunk("2", 1, size=100, final=True), connectors[2])
+    assert calls["2"].codes == [StatusCode.OK]
+    assert calls["0b"].codes == calls["1"].codes == []
+    assert gateway.calls.joining.held_bytes == 700
+
+
+def test_who_waits_for_one_service_leaves_room_for_who_waits_for_another() -> None:
+    gateway = Gateway(grace=5.0, limits=Limits(max_pending_per_connection=2))
+    for number in range(2):
+        gateway.end(gateway.add(f"connector {number}", service=f"service.{number}"))
+    waiting = [gateway.submit(str(number), service="service.0") for number in range(2)]
+    other = gateway.submit("other", service="service.1")
+    assert waiting[0].codes == [StatusCode.RESOURCE_EXHAUSTED]
+    assert waiting[1].state is other.state is State.HELD
+    assert gateway.counters.refused["max_pending_per_connection"] == 1
+
+
+def test_who_waits_with_the_largest_requests_makes_room_for_who_waits_for_another_service() -> None:
+    gateway = Gateway(grace=5.0, limits=Limits(max_queued_bytes=20))
+    for number in range(2):
+        gateway.end(gateway.add(f"connector {number}", service=f"service.{number}"))
+    waiting = gateway.submit("long " * 20, service="service.0")
+    other = gateway.submit("other", service="service.1")
+    assert waiting.codes == [StatusCode.RESOURCE_EXHAUSTED]
+    assert other.state is State.HELD
+    assert gateway.counters.refused["max_queued_bytes"] == 1
+
+
+# Where what is held goes
+
+
 def test_a_held_call_is_refused_where_who_comes_has_no_room() -> None:
     gateway = Gateway(grace=5.0)
     gateway.end(gateway.add("a"))
     call = gateway.submit("1")
     add_without_room(gateway, "b")
     assert call.codes == [StatusCode.RESOURCE_EXHAUSTED]
-    assert gateway.calls.held_requests.bytes == 0
+    assert gateway.calls.held_requests._bytes.used == 0
 
 
 def test_what_was_not_written_when_its_connection_ended_goes_to_a_backend() -> None:
@@ -531,7 +644,7 @@ def test_what_came_of_an_answer_too_early_is_dropped_as_a_backend_is_asked() -> 
 def test_what_a_call_has_waited_is_taken_from_its_time_once() -> None:
     gateway = Gateway(grace=10.0)
     gateway.end(gateway.add("a"))
-    call = AnyCall("1", gateway.loop.time() + TIMEOUT, None)
+    call = AnyCall("1", gateway.loop.time() + TIMEOUT, None, ECHO)
     request = ForwardRequest(request_id="1", timeout_seconds=60)
     gateway.calls.submit(call, ConnectionMessage(request=request).SerializeToString())
     gateway.loop.advance(5)
@@ -711,7 +824,7 @@ class AnyOrder(RuleBasedStateMachine):
         assert self.open == []
         self.every_call_is_settled_at_most_once()
         self.limits_hold_and_nothing_is_left_behind()
-        assert self.gateway.calls.held_requests.bytes == 0
+        assert self.gateway.calls.held_requests._bytes.used == 0
 
 
 TestAnyOrder = AnyOrder.TestCase

@@ -117,7 +117,7 @@ def test_a_caller_that_hangs_up_is_no_error_and_leaves_nothing_behind(
     serving = gateway._thread._serving
     eventually(lambda: gateway.stats()["pending"] == serving._callers.receiving == 0)
     eventually(lambda: len(serving.listener._peers) == 1)  # the connector's
-    assert serving.shared.receiving.used == 0
+    assert serving._callers._budget.used == 0
     assert serving.shared.answers._budget.used == 0
     assert [record for record in caplog.records if record.levelname in ("WARNING", "ERROR")] == []
     with Http2Caller(gateway.address) as other:  # others are served

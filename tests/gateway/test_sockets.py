@@ -19,8 +19,11 @@ from hyperframe.frame import (
     WindowUpdateFrame,
 )
 
+from revconn._proto.registry_pb2 import ConnectionMessage, ConnectionRegister
+from revconn.gateway import listening
 from revconn.gateway.keys import ApiKeys
 from revconn.gateway.limits import Limits
+from revconn.gateway.peers import Peer
 from revconn.gateway.serving import Serving
 from revconn.gateway.shared import Settings
 from revconn.http2.frames import PREFACE
@@ -85,6 +88,14 @@ def call(path: str, stream_id: int, *flags: str, method: str = "POST") -> bytes:
     headers = [(b":method", method.encode()), *request_headers("http", "gateway", path, {})[1:]]
     block = hpack.Encoder().encode(headers)
     return HeadersFrame(stream_id, block, flags=["END_HEADERS", *flags]).serialize()
+
+
+def register(stream_id: int) -> bytes:
+    said = ConnectionMessage(register=ConnectionRegister(api_key="key", services=["echo.Echo"]))
+    return (
+        call(ESTABLISH, stream_id)
+        + DataFrame(stream_id, message(said.SerializeToString())).serialize()
+    )
 
 
 def turn(loop: QuickLoop, *socks: QuickSocket) -> None:
@@ -188,7 +199,7 @@ def test_a_socket_that_cannot_be_used_is_closed_and_counts_for_nothing(
     turn(loop)
     assert sock.is_closed
     assert not serving.listener._peers
-    assert serving.listener._hosts.used == 0
+    assert not serving.listener._hosts
 
 
 # Where there is no room
@@ -235,10 +246,78 @@ def test_where_all_are_busy_room_is_looked_for_once_in_a_turn(
     sock = connect(serving, loop)
     sock.sent = call(REGISTER, 1)
     turn(loop, sock)
+    monkeypatch.setattr(Peer, "carries_calls", True)
     knocking = Knocking(*(QuickSocket(200 + number, loop) for number in range(20)))
     listener._accept(knocking)  # type: ignore[arg-type]
-    assert knocking.tries == 21
+    assert knocking.tries == listening._FEW_AT_ONCE
     assert looked == [0]
+
+
+def test_where_nobody_is_idle_who_carries_no_call_makes_room_the_oldest_first(
+    serving: Serving, loop: QuickLoop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(serving.listener, "_most", 3)
+    monkeypatch.setattr(listening, "_MADE_ROOM_FOR", 1)
+    busy, silent, later = (connect(serving, loop, number) for number in (100, 101, 102))
+    busy.sent = register(1)
+    for sock in (silent, later):
+        sock.sent = call(ESTABLISH, 1)
+    turn(loop, busy, silent, later)
+    serving.listener._accept(Knocking(QuickSocket(103, loop)))  # type: ignore[arg-type]
+    turn(loop)
+    assert silent.is_closed
+    assert not busy.is_closed
+    assert not later.is_closed
+    assert len(serving.listener._peers) == 3
+
+
+def test_idle_connections_of_the_host_that_has_most_make_room_first(
+    serving: Serving, loop: QuickLoop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(serving.listener, "_most", 3)
+    monkeypatch.setattr(listening, "_MADE_ROOM_FOR", 1)
+    hosts = iter(("192.0.2.1", "192.0.2.2", "192.0.2.2", "192.0.2.3"))
+    monkeypatch.setattr(listening, "address_of", lambda _: f"ipv4:{next(hosts)}:1")
+    oldest, crowd, _ = (connect(serving, loop, number) for number in (100, 101, 102))
+    serving.listener._accept(Knocking(QuickSocket(103, loop)))  # type: ignore[arg-type]
+    turn(loop)
+    assert crowd.is_closed
+    assert not oldest.is_closed
+
+
+# What has shown no key
+
+
+@pytest.mark.parametrize("path", [ESTABLISH, REGISTER, WATCH, REFLECT, "/echo.Echo/Say"])
+def test_streams_that_wait_leave_room_for_those_of_others_however_they_come(
+    serving: Serving, loop: QuickLoop, path: str
+) -> None:
+    shared = serving.shared
+    busy = connect(serving, loop)
+    busy.sent = register(1)  # which serves echo.Echo
+    turn(loop, busy)
+    introspection = serving._introspection
+    assert introspection is not None
+    budgets = (shared.handshakes, serving._callers._budget, introspection._watching,
+               introspection._asking)  # fmt: skip
+    for budget in budgets:
+        budget.most = 100
+    # One after the other, each as much as it can have: they would halve what is left, and the
+    # eighth would leave nothing.
+    for number in range(20):
+        greedy = connect(serving, loop, 200 + number)
+        for stream_id in range(1, 201, 2):
+            greedy.sent += call(path, stream_id)
+        turn(loop, greedy)
+    assert max(budget.used for budget in budgets) == 100
+    genuine = connect(serving, loop, 300)
+    genuine.sent = call(path, 1)
+    turn(loop, genuine)
+    *_, peer = serving.listener._peers
+    assert len(peer.endpoint.streams) == 1
+    assert not genuine.is_closed
+    assert max(budget.used for budget in budgets) == 100
+    assert not busy.is_closed
 
 
 # Credit
@@ -274,7 +353,7 @@ def test_a_stream_that_ends_while_it_waits_for_credit_is_forgotten(
 ) -> None:
     listener = serving.listener
     sock = connect(serving, loop)
-    listener._credit.take("somebody", listener._credit.most - (1 << 20))
+    listener._credit.take((), "somebody", listener._credit.most - (1 << 20))  # type: ignore[arg-type]
     begun = struct.pack(">BI", 0, 3 << 20)
     sock.sent = call(REGISTER, 1) + DataFrame(1, begun).serialize()
     turn(loop, sock)
@@ -283,6 +362,31 @@ def test_a_stream_that_ends_while_it_waits_for_credit_is_forgotten(
     turn(loop, sock)
     assert not listener._wanting
     assert listener._credit.used == listener._credit.most - (1 << 20)
+
+
+def test_who_has_waited_for_credit_gets_it_from_who_has_far_more(
+    serving: Serving, loop: QuickLoop
+) -> None:
+    greedy, modest = connect(serving, loop), connect(serving, loop, 101)
+    listener = serving.listener
+    greedy_peer, modest_peer = listener._peers
+    large = struct.pack(">BI", 0, 4 << 20) + bytes(100)
+    for stream_id in (1, 3, 5):
+        greedy.sent += call(REGISTER, stream_id) + DataFrame(stream_id, large).serialize()
+    turn(loop, greedy)
+    had = listener._credit.of(greedy_peer.owners)
+    modest.sent = call(REGISTER, 1) + DataFrame(1, large).serialize()
+    turn(loop, modest)
+    stream = modest_peer.endpoint.streams[1]
+    assert stream in listener._wanting
+    listener.hasten_credit()
+    assert stream in listener._wanting  # what is on its way may be whole in a moment
+    wait(loop, 0.3)
+    listener.hasten_credit()
+    turn(loop, greedy, modest)
+    assert stream not in listener._wanting
+    assert sorted(greedy_peer.endpoint.streams) == [3, 5]
+    assert listener._credit.of(greedy_peer.owners) < had
 
 
 # The gateway's own services
@@ -301,7 +405,7 @@ def test_a_question_about_health_that_is_never_asked_ends(
     assert not peer.endpoint.streams
     assert b"no request came within 10 seconds" in sock.heard
     assert serving.shared.counters.refused["handshake_timeout"] == 2
-    assert serving.shared.watching.used == 0
+    assert serving._introspection._watching.used == 0
 
 
 def test_a_question_about_health_that_was_answered_does_not_end_again(

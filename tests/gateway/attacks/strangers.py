@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import ssl
 import time
+from collections.abc import Sequence
+from itertools import cycle
 
 from tests.gateway.attacks.attacking import Attack
 from tests.gateway.attacks.wire import (
@@ -28,6 +30,7 @@ __all__ = [
     "new_streams",
     "silent_calls",
     "silent_sockets",
+    "silent_streams",
     "slow_bytes",
     "stalled_handshakes",
     "windowless_callers",
@@ -151,6 +154,12 @@ def silent_sockets(attack: Attack, count: int) -> None:
     _renew(attack, count, b"")
 
 
+def silent_streams(attack: Attack, path: str, count: int) -> None:
+    """As many connections at a time, from many addresses, that open a stream each, and no more."""
+    opening = PREFACE + settings() + request(1, request_block(path))
+    _renew(attack, count, opening, [f"127.0.0.{number}" for number in range(2, 42)])
+
+
 def stalled_handshakes(attack: Attack, count: int) -> None:
     """TLS connections that say half of their first message, so many at a time."""
     context = ssl.create_default_context()
@@ -161,15 +170,18 @@ def stalled_handshakes(attack: Attack, count: int) -> None:
     _renew(attack, count, hello[: len(hello) // 2])
 
 
-def _renew(attack: Attack, count: int, opening: bytes) -> None:
+def _renew(
+    attack: Attack, count: int, opening: bytes, sources: Sequence[str] = (_OTHER_ADDRESS,)
+) -> None:
     """Keep so many connections that have said no more than that."""
     clients: list[Client] = []
+    source = cycle(sources)
     while attack.going():
         for client in [client for client in clients if client.is_over]:
             clients.remove(client)
             attack.finish(client)
         while len(clients) < count and attack.going():
-            client = attack.connect(greets=False, source=_OTHER_ADDRESS)
+            client = attack.connect(greets=False, source=next(source))
             if client is None:
                 break
             client.send(opening)

@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.gateway.attacks.insiders import register_once
 from tests.gateway.attacks.names import LIMITS
 from tests.gateway.attacks.scene import Scene, endures
+from tests.gateway.attacks.strangers import ESTABLISH
 from tests.support.certificates import Authority
 
 # Latency is compared: nothing else may run meanwhile. Memory is read from /proc.
@@ -23,6 +25,21 @@ def test_300_silent_connections_leave_a_gateway_with_256_descriptors_some_for_ot
     with Scene(descriptors=256) as scene:
         flood = {"count": LIMITS["max_sockets"] + 100}
         endures(scene, "strangers.silent_sockets", **flood, counts=["sockets"], sends=200)
+
+
+@pytest.mark.parametrize("path", [ESTABLISH, "/echo.Echo/Say"], ids=["connectors", "callers"])
+def test_300_connections_with_a_silent_stream_each_leave_some_for_others(path: str) -> None:
+    # Once: a connector found no place until one of them was timed out.
+    with Scene(descriptors=256, handshake_timeout=10.0) as scene:
+        flood = {"path": path, "count": LIMITS["max_sockets"] + 100}
+        counts = {"counts": ["sockets"], "sends": 300}
+        endures(
+            scene,
+            "strangers.silent_streams",
+            **flood,
+            **counts,
+            meanwhile=lambda: register_once(scene.address),
+        )
 
 
 def test_a_gateway_ends_what_comes_a_byte_at_a_time(scene: Scene) -> None:

@@ -1,0 +1,157 @@
+"""What several share, such as places or bytes: who has most of it makes room for who has little.
+
+Everything here belongs to the gateway's thread.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from typing import Callable, Generic, TypeVar
+
+__all__ = ["Budget"]
+
+Holder = TypeVar("Holder", bound=Hashable)
+
+Owners = tuple[Hashable, ...]
+
+
+class _Account:
+    """What an owner has: the last of a path by what holds it, others by the owners under them.
+
+    Owners are ranked by the number of digits of what they have, in binary: so one that has twice as
+    much stands above, and the order hardly ever changes.
+    """
+
+    __slots__ = ("amount", "held", "ranks", "under")
+
+    def __init__(self) -> None:
+        self.amount = 0
+        self.held: dict[Hashable, int] = {}  # oldest first
+        self.under: dict[Hashable, _Account] = {}
+        self.ranks: dict[int, dict[Hashable, None]] = {}  # of those under it
+
+    def change(self, owners: Owners, holder: Hashable, by: int) -> None:
+        """Have so much more, or less, under these owners."""
+        self.amount += by
+        if not owners:
+            held = self.held.get(holder, 0) + by
+            if held:
+                self.held[holder] = held
+            else:
+                self.held.pop(holder, None)
+            return
+        name = owners[0]
+        account = self.under.get(name)
+        if account is None:
+            account = self.under[name] = _Account()
+        before = account.amount.bit_length()
+        account.change(owners[1:], holder, by)
+        after = account.amount.bit_length()
+        if before != after:
+            self._rank(name, before, after)
+        if not account.amount:
+            del self.under[name]
+
+    def _rank(self, name: Hashable, before: int, after: int) -> None:
+        if before:
+            peers = self.ranks[before]
+            del peers[name]
+            if not peers:
+                del self.ranks[before]
+        if after:
+            self.ranks.setdefault(after, {})[name] = None
+
+    def greediest(self) -> _Account:
+        """Of all that are under it, the one that has most, or has had as much for longest."""
+        account = self
+        while account.ranks:
+            account = account.under[next(iter(account.ranks[max(account.ranks)]))]
+        return account
+
+
+class Budget(Generic[Holder]):
+    """What several share: as long as there is some, everybody may take of it.
+
+    When there is none left, an owner that has twice as much as the one who asks will have, or more,
+    gives back what it has had for longest. So nobody can fill it who does not lose what they filled
+    it with, and whoever needs little finds room.
+
+    Owners are named by a path, such as (host, connection): hosts are compared first, then the
+    connections of one. What has no owner, whose path is (), goes before all others.
+
+    :param most: all of it.
+    :param take_back: ends what a holder has that place or those bytes for.
+    :param newest_first: whether, among equals, one makes room for who has nothing yet: for what is
+        over in a moment, unless somebody means to hold up others.
+    :ivar used: how much of it is taken.
+    """
+
+    def __init__(
+        self, most: int, take_back: Callable[[Holder], None], *, newest_first: bool = False
+    ) -> None:
+        self.most = most
+        self._take_back = take_back
+        self._newest_first = newest_first
+        self._all = _Account()
+        self._owners: dict[Holder, Owners] = {}
+
+    @property
+    def used(self) -> int:
+        """How much of it is taken."""
+        return self._all.amount
+
+    def has_room(self, amount: int = 1) -> bool:
+        """Whether so much is left."""
+        return self.used + amount <= self.most
+
+    def make_room(self, owners: Owners, amount: int = 1) -> bool:
+        """Whether so much is left for them: if need be, once others have given back theirs."""
+        if amount > self.most:
+            return False
+        while not self.has_room(amount):
+            account = self._who_gives_back(owners, amount)
+            if account is None:
+                return False
+            holder = next(iter(account.held))
+            self._take_back(holder)  # type: ignore[arg-type]
+            self.give_back(holder)  # type: ignore[arg-type]
+        return True
+
+    def _who_gives_back(self, owners: Owners, amount: int) -> _Account | None:
+        account = self._all
+        if not owners:
+            return account.greediest() if account.under else None
+        for name in owners:
+            mine = account.under.get(name)
+            has = mine.amount if mine else 0
+            most, wanted = max(account.ranks, default=0), (has + amount).bit_length()
+            if most > wanted or (not has and most == wanted and self._newest_first):
+                return account.greediest()
+            if mine is None:
+                return None
+            account = mine
+        return None
+
+    def of(self, owners: Owners) -> int:
+        """How much they have."""
+        account = self._all
+        for name in owners:
+            if name not in account.under:
+                return 0
+            account = account.under[name]
+        return account.amount
+
+    def take(self, owners: Owners, holder: Holder, amount: int = 1) -> None:
+        """``holder`` has so much, or so much more, on account of these owners."""
+        if amount:
+            self._owners[holder] = owners
+            self._all.change(owners, holder, amount)
+
+    def give_back(self, holder: Holder) -> None:
+        """It needs all of that no longer, if it had any."""
+        owners = self._owners.pop(holder, None)
+        if owners is not None:
+            account = self._all
+            for name in owners:
+                account = account.under[name]
+            self._all.change(owners, holder, -account.held[holder])
