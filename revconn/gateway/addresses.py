@@ -11,11 +11,12 @@ import ipaddress
 import re
 import socket
 from typing import NamedTuple
+from urllib.parse import unquote
 
 from revconn.exceptions import ConfigurationError
 from revconn.settings.target import IPAddress, Target, bare_host, ip_address
 
-__all__ = ["Address", "is_private", "lookup", "quoted"]
+__all__ = ["Address", "is_private", "lookup", "network_of", "quoted"]
 
 _LONGEST = 300  # characters: a name of DNS has 253 at most
 _PORTS = {"http": 80, "https": 443}
@@ -156,3 +157,13 @@ def lookup(address: Address, *, dial_private: bool) -> tuple[IPAddress, ...]:
 def quoted(text: str) -> str:
     """What a peer gave for an address, quoted for the log without a password in it."""
     return repr(_USER_INFO.sub(r"\1***@", text)[:200])
+
+
+def network_of(peer: str) -> str:
+    """``ipv4:192.0.2.1:54321`` without the port; of ``ipv6:[2001:db8::1]:54321`` the network."""
+    host = peer.rpartition(":")[0] or peer
+    ip = ip_address(unquote(host.partition(":")[2]).strip("[]"))
+    if not isinstance(ip, ipaddress.IPv6Address):
+        return host
+    # Whoever comes by IPv4 to a socket of both.
+    return str(ip.ipv4_mapped or ipaddress.IPv6Address(int(ip) >> 64 << 64))

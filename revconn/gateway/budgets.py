@@ -6,9 +6,9 @@ Everything here belongs to the gateway's thread.
 from __future__ import annotations
 
 from collections.abc import Hashable
-from typing import Callable, Generic, TypeVar
+from typing import Any, Callable, Generic, TypeVar
 
-__all__ = ["Budget"]
+__all__ = ["Budget", "Owners"]
 
 Holder = TypeVar("Holder", bound=Hashable)
 
@@ -26,11 +26,11 @@ class _Account:
 
     def __init__(self) -> None:
         self.amount = 0
-        self.held: dict[Hashable, int] = {}  # oldest first
+        self.held: dict[Any, int] = {}  # oldest first
         self.under: dict[Hashable, _Account] = {}
         self.ranks: dict[int, dict[Hashable, None]] = {}  # of those under it
 
-    def change(self, owners: Owners, holder: Hashable, by: int) -> None:
+    def change(self, owners: Owners, holder: Any, by: int) -> None:
         """Have so much more, or less, under these owners."""
         self.amount += by
         if not owners:
@@ -72,15 +72,16 @@ class _Account:
 class Budget(Generic[Holder]):
     """What several share: as long as there is some, everybody may take of it.
 
-    When there is none left, an owner that has twice as much as the one who asks will have, or more,
-    gives back what it has had for longest. So nobody can fill it who does not lose what they filled
-    it with, and whoever needs little finds room.
+    When there is none left, an owner that has far more than the one who asks will have (up to twice
+    as much: what counts are the digits of both, in binary) gives back what it has had for longest.
+    So nobody can fill it who does not lose what they filled it with, and whoever needs little finds
+    room.
 
     Owners are named by a path, such as (host, connection): hosts are compared first, then the
     connections of one. What has no owner, whose path is (), goes before all others.
 
     :param most: all of it.
-    :param take_back: ends what a holder has that place or those bytes for.
+    :param take_back: ends what a holder had that place or those bytes for.
     :param newest_first: whether, among equals, one makes room for who has nothing yet: for what is
         over in a moment, unless somebody means to hold up others.
     :ivar used: how much of it is taken.
@@ -105,17 +106,25 @@ class Budget(Generic[Holder]):
         return self.used + amount <= self.most
 
     def make_room(self, owners: Owners, amount: int = 1) -> bool:
-        """Whether so much is left for them: if need be, once others have given back theirs."""
-        if amount > self.most:
-            return False
+        """Whether so much is left for them: if need be, once others have given back theirs.
+
+        Nobody does for less than all of it.
+        """
+        if self.has_room(amount):
+            return True
+        lost: list[tuple[Owners, Holder, int]] = []
         while not self.has_room(amount):
-            account = self._who_gives_back(owners, amount)
+            account = self._who_gives_back(owners, amount) if amount <= self.most else None
             if account is None:
+                for each in lost:  # in vain
+                    self.take(*each)
                 return False
-            holder = next(iter(account.held))
-            self._take_back(holder)  # type: ignore[arg-type]
-            self.give_back(holder)  # type: ignore[arg-type]
-        return True
+            holder, had = next(iter(account.held.items()))
+            lost.append((self._owners[holder], holder, had))
+            self.give_back(holder)
+        for _, holder, _ in lost:
+            self._take_back(holder)
+        return self.has_room(amount)
 
     def _who_gives_back(self, owners: Owners, amount: int) -> _Account | None:
         account = self._all
@@ -144,8 +153,8 @@ class Budget(Generic[Holder]):
     def take(self, owners: Owners, holder: Holder, amount: int = 1) -> None:
         """``holder`` has so much, or so much more, on account of these owners."""
         if amount:
-            self._owners[holder] = owners
-            self._all.change(owners, holder, amount)
+            # What it has had before stays where it is: they are given back together.
+            self._all.change(self._owners.setdefault(holder, owners), holder, amount)
 
     def give_back(self, holder: Holder) -> None:
         """It needs all of that no longer, if it had any."""

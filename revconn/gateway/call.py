@@ -34,6 +34,7 @@ from revconn._proto.registry_pb2 import ForwardRequest, ForwardResponse, Streami
 from revconn.core.rope import Data, Rope
 from revconn.core.routing import Wanted
 from revconn.gateway.backends import BackendRequest, Reply
+from revconn.gateway.budgets import Owners
 from revconn.gateway.holding import Joiners
 from revconn.gateway.outbound import Outgoing
 from revconn.gateway.routes import Connection
@@ -97,6 +98,11 @@ class Call(ABC):
         self.deadline = deadline
         self.asker = asker
         self._state = _NEW
+
+    @property
+    def owners(self) -> Owners:
+        """On whose account it has what all share."""
+        return (None, None) if self.asker is None else (self.asker.key, self.asker)
 
     @abstractmethod
     def respond(

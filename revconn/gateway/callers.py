@@ -25,7 +25,7 @@ from revconn.core.rope import Data, Rope
 from revconn.core.routing import Wanted, split_method_path
 from revconn.core.status import ProtocolError, StatusCode, decode_message, response_code
 from revconn.gateway.backends import BackendRequest, Reply
-from revconn.gateway.budgets import Budget
+from revconn.gateway.budgets import Budget, Owners
 from revconn.gateway.call import Call
 from revconn.gateway.refusals import STOPPING, Refused, over_limit
 from revconn.gateway.rpcs import Rpc, UnaryRpc, code_of
@@ -239,6 +239,12 @@ class OutsideCall(Call):
         self._shared = shared
         self.path = rpc.head.method_path
         super().__init__(request_id, self.path, wanted, rpc.came_at + rpc.seconds)
+
+    @property
+    def owners(self) -> Owners:
+        """Its caller's network and connection."""
+        owners: Owners = self._rpc.stream.owner.owners
+        return owners
 
     def encode(self, message: Data) -> Data:
         """The call as a message to a connector."""

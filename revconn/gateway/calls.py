@@ -20,6 +20,7 @@ from revconn.core.rope import Data, Rope
 from revconn.core.routing import Wanted
 from revconn.core.status import StatusCode
 from revconn.gateway.backends import Backends, Reply, Unreachable
+from revconn.gateway.budgets import Owners
 from revconn.gateway.call import UNARY, Call, State
 from revconn.gateway.deadlines import Deadlines
 from revconn.gateway.holding import HeldRequests, Joining
@@ -142,7 +143,7 @@ class Calls:
         elif self._registry.expects(call.wanted):
             self._require_unkept(left)
             require_size(data, self._limits.max_sent_message_bytes, self._counters)
-            if not self.held_requests.make_room(call.wanted.service):
+            if not self.held_requests.make_room(self.holding_owners(call)):
                 raise self.held_requests.no_room()
             self._add(call)
             self.hold(call, data)
@@ -175,11 +176,17 @@ class Calls:
     def hold(self, call: Call, data: Data) -> None:
         """Have a call of the table wait for somebody to come."""
         call.hold(data, self._get_loop().time())
-        self.held_requests.add(call.id, call.wanted.service, len(data))
+        self.held_requests.add(call.id, self.holding_owners(call), len(data))
+
+    def holding_owners(self, call: Call) -> Owners:
+        """On whose account a call waits: for which service, and where its caller is."""
+        return self._registry.expected(call.wanted), call.owners[0]
 
     def _lose_place(self, request_id: str, refused: Refused) -> None:
         """A call waits no longer for somebody to come: others need its place."""
-        self.settle(self._calls[request_id], refused.response(request_id))
+        call = self._calls.get(request_id)
+        if call is not None:
+            self.settle(call, refused.response(request_id))
 
     # The way back
 
@@ -216,7 +223,9 @@ class Calls:
 
     def _lose_answer(self, request_id: str, refused: Refused) -> None:
         """The answer to a call, which came in part, cannot be taken."""
-        call = self._calls[request_id]
+        call = self._calls.get(request_id)
+        if call is None:  # it had to make room on one connection for what came on another
+            return
         self._tell(call, refused.message)
         problem = f"{call.method}: {refused.message}"
         self.settle(call, failure(refused.code, problem, call.id))

@@ -13,7 +13,7 @@ from revconn._proto.registry_pb2 import ForwardResponse
 from revconn.core.chunks import ChunkJoiner, ResponseTooLarge
 from revconn.core.connection import CHUNKS
 from revconn.core.status import ProtocolError, StatusCode
-from revconn.gateway.budgets import Budget
+from revconn.gateway.budgets import Budget, Owners
 from revconn.gateway.limits import Counters, Limits
 from revconn.gateway.refusals import Refused, over_limit
 from revconn.gateway.routes import Connection
@@ -21,6 +21,8 @@ from revconn.http2.requests import closing_block
 from revconn.http2.streams import ErrorCode, Stream
 
 __all__ = ["HeldRequests", "Joiners", "Joining", "UnreadAnswers"]
+
+_TOO_MUCH = "too much waits for services to come back"
 
 
 class HeldRequests:
@@ -36,41 +38,48 @@ class HeldRequests:
         self, limits: Limits, counters: Counters, fail: Callable[[str, Refused], None]
     ) -> None:
         self._counters = counters
-        self._fail = fail
-        self._places = Budget(limits.max_pending_per_connection, self._take_back)
-        self._bytes = Budget(limits.max_queued_bytes, self._take_back)
+        self._places: Budget[str] = Budget(
+            limits.max_pending_per_connection,
+            lambda request_id: fail(request_id, self._too_many()),
+        )
+        self._bytes: Budget[str] = Budget(
+            limits.max_queued_bytes, lambda request_id: fail(request_id, self._too_large())
+        )
         self.sizes: dict[str, int] = {}
 
-    def make_room(self, service: str) -> bool:
-        """Whether one more may wait, if need be in the place of others."""
+    def make_room(self, owners: Owners) -> bool:
+        """Whether one more may wait, if need be in the place of others.
+
+        :param owners: the service that is waited for, and the network or key that waits.
+        """
         # The last may be larger than what is left: there is no limit for one.
-        return self._places.make_room((service,)) and self._bytes.make_room((service,))
+        return self._places.make_room(owners) and self._bytes.make_room(owners)
 
     def no_room(self) -> Refused:
-        """Why one more may not wait, or not any longer."""
-        problem = "too much waits for services to come back"
+        """Why one more may not wait."""
         # Each limit is named where it is met: who is told can change the right one.
-        if self._places.has_room():
-            return over_limit(self._counters, "max_queued_bytes", problem)
-        problem = f"{problem}: {self._places.most:,} calls"
+        return self._too_large() if self._places.has_room() else self._too_many()
+
+    def _too_many(self) -> Refused:
+        problem = f"{_TOO_MUCH}: {self._places.most:,} calls"
         return over_limit(self._counters, "max_pending_per_connection", problem)
 
-    def add(self, request_id: str, service: str, size: int) -> None:
+    def _too_large(self) -> Refused:
+        return over_limit(self._counters, "max_queued_bytes", _TOO_MUCH)
+
+    def add(self, request_id: str, owners: Owners, size: int) -> None:
         """Count one more request that waits, of ``size`` bytes."""
         self._counters.calls_held += 1
         # The order of a dict is that of arrival: whoever came first goes on first.
         self.sizes[request_id] = size
-        self._places.take((service,), request_id)
-        self._bytes.take((service,), request_id, size)
+        self._places.take(owners, request_id)
+        self._bytes.take(owners, request_id, size)
 
     def discard(self, request_id: str) -> None:
         """The request does not wait any more, if it did."""
         if self.sizes.pop(request_id, None) is not None:
             self._places.give_back(request_id)
             self._bytes.give_back(request_id)
-
-    def _take_back(self, request_id: str) -> None:
-        self._fail(request_id, self.no_room())
 
 
 # A connector whose connection is being replaced sends the same answer on both: the chunks of each
@@ -113,6 +122,8 @@ class Joining:
         owners = (sender.key, sender)
         if not self._budget.make_room(owners, size):
             raise self._no_room()
+        if joiners.get(sender) is not joiner:
+            return None  # the call has made room itself, on another of its connections
         before = joiner.held_bytes
         try:
             whole = joiner.add(chunk)

@@ -129,6 +129,7 @@ class Introspection:
         return self._watching if isinstance(rpc, _Watch) else self._asking
 
     def _turn_away(self, rpc: _Watch | _Reflection) -> None:
+        rpc.stream.drop_unsent()  # which nobody would bound any more
         rpc.turn_away(self._no_room(rpc))
 
     def _no_room(self, rpc: _Watch | _Reflection) -> Refused:

@@ -6,7 +6,13 @@ import asyncio
 import dataclasses
 from dataclasses import dataclass, field
 
-__all__ = ["Counters", "Limits", "Load", "Watch"]
+__all__ = ["KEY_SHARE", "SHARE", "Counters", "Limits", "Load", "Watch"]
+
+SHARE = 16
+"""Times what is left, that one may have of what is given without anybody losing it for that."""
+
+KEY_SHARE = 64
+"""The same, of the connections of one key together."""
 
 _TICKS = 20  # each late by as much as others wait for the processor: then all take longer
 

@@ -14,21 +14,19 @@ import random
 import socket
 import stat
 from collections import Counter
-from collections.abc import Hashable
 from heapq import nsmallest
-from itertools import islice
 from typing import Callable
 
 from revconn.core.status import StatusCode
-from revconn.gateway.budgets import Budget
-from revconn.gateway.limits import Counters
-from revconn.gateway.peers import Peer, address_of, host_of
-from revconn.gateway.refusals import STOPPING, over_limit
+from revconn.gateway.addresses import network_of
+from revconn.gateway.limits import SHARE, Counters
+from revconn.gateway.peers import Peer, address_of
+from revconn.gateway.receiving import Receiving
+from revconn.gateway.refusals import STOPPING
 from revconn.gateway.report import Journal
 from revconn.gateway.shared import Settings, Shared
 from revconn.gateway.tls import Contexts, TLSFilter
 from revconn.gateway.wires import Turn
-from revconn.http2.grpc import MessageRefused
 from revconn.http2.requests import RequestHead, refusal_block
 from revconn.http2.streams import Stream
 from revconn.http2.writing import Settings as Http2Settings
@@ -51,9 +49,6 @@ _OF_ONE_CONNECTION = frozenset(
     if hasattr(errno, name)
 )  # fmt: skip
 _SPARE_DESCRIPTORS = 32  # for files, the loop, and what an application opens besides
-_FIRST_IN_LINE = 16  # messages that wait for credit
-_LONGEST_WAIT = 0.25  # seconds for credit, where others have more
-_SHARE = 16  # times what is left, that who has most may have
 _PING_TIMEOUT = 20.0  # seconds
 _SHORTEST_KEEPALIVE = 10.0  # seconds
 _EARLY, _LATE = 0.9, 1.1  # of max_connection_age
@@ -107,14 +102,8 @@ class Listener:
         self._path: str | None = None  # of a Unix socket, which is removed at the end
         self._peers: dict[Peer, float] = {}  # when each is too old, or was told so; oldest first
         self._most = _most_sockets(limits.max_sockets)
-        self._hosts: Counter[str] = Counter()
-        # Of messages that have come in part: what still goes into their usual windows, beyond which
-        # there is no waiting, and what needs more.
-        windows = limits.max_receiving_bytes // 4
-        self._windows = Budget(windows, self._refuse_message)
-        self._credit = Budget(limits.max_receiving_bytes - windows, self._refuse_message)
-        self._begun: set[Stream] = set()
-        self._wanting: dict[Stream, float] = {}  # since when, on the loop's clock
+        self._networks: Counter[str] = Counter()
+        self.receiving = Receiving(limits.max_receiving_bytes, shared.counters)
         self._all_gone: asyncio.Future[None] | None = None
 
     # Listening
@@ -179,11 +168,7 @@ class Listener:
 
     def _accept(self, listening: socket.socket) -> None:
         has_made_room = False
-        is_crowded = len(self._peers) + _MADE_ROOM_FOR >= self._most
-        for _ in range(_FEW_AT_ONCE if is_crowded else _MOST_AT_ONCE):
-            if len(self._peers) >= self._most and not has_made_room:
-                self._make_room()
-                has_made_room = True  # or not: then there is none in this turn
+        for _ in range(_FEW_AT_ONCE if self._is_crowded else _MOST_AT_ONCE):
             try:
                 sock, _ = listening.accept()
             except (BlockingIOError, InterruptedError, ConnectionAbortedError):
@@ -198,7 +183,18 @@ class Listener:
                 if not self._make_room():
                     self._pause(listening)
                 return
+            if not has_made_room and not self._has_room(network_of(address_of(sock))):
+                self._make_room()
+                has_made_room = True  # or not: then there is none in this turn
             self._take_in(sock)
+
+    @property
+    def _is_crowded(self) -> bool:
+        """Whether others have to make room for who comes: he may come again and again."""
+        return self._most - len(self._peers) <= max(_MADE_ROOM_FOR, self._most // SHARE)
+
+    def _has_room(self, network: str) -> bool:
+        return self._networks[network] < SHARE * (self._most - len(self._peers))
 
     def _pause(self, listening: socket.socket) -> None:
         """Leave those who knock to the system for a while: they would be heard without end."""
@@ -211,8 +207,7 @@ class Listener:
 
     def _take_in(self, sock: socket.socket) -> None:
         address = address_of(sock)
-        host = host_of(address)
-        if self._hosts[host] >= _SHARE * (self._most - len(self._peers)):
+        if not self._has_room(network_of(address)):
             self._counters.refused["max_sockets"] += 1
             self._journal.refused(
                 address, StatusCode.RESOURCE_EXHAUSTED, "too many connections (max_sockets)"
@@ -224,7 +219,7 @@ class Listener:
         except OSError:  # it has gone already, or the system has no more of something
             sock.close()
             return
-        self._hosts[host] += 1
+        self._networks[peer.network] += 1
         # Sooner or later: those that came together are not sent away together.
         jitter = random.uniform(_EARLY, _LATE)  # noqa: S311 - nobody gains by guessing it
         self._peers[peer] = peer.opened_at + self._max_age * jitter
@@ -245,10 +240,13 @@ class Listener:
         return len(idle)
 
     def _usefulness(self, peer: Peer) -> tuple[bool, int, float]:
-        """Who is of least use comes first: of the host that has most, and of those the oldest."""
-        was_used = peer.served > 0 and not peer.endpoint.streams
-        since = peer.idle_since if was_used else peer.opened_at
-        return was_used, -self._hosts[peer.host].bit_length(), since
+        """Who is of least use comes first: where most come from, and of those the oldest."""
+        streams = len(peer.endpoint.streams)
+        was_used = peer.served > streams
+        since = peer.opened_at
+        if was_used:
+            since = peer.heard_at if streams else peer.idle_since
+        return was_used, -self._networks[peer.network].bit_length(), since
 
     # What peers say of themselves
 
@@ -269,81 +267,23 @@ class Listener:
 
     def want_credit(self, stream: Stream, peer: Peer) -> None:
         """A message has come in part; what is still to come of it is accounted for."""
-        if stream not in self._begun:
-            size = max(1, stream.missing - stream.wanted)
-            owners = _owners(stream, peer)
-            if stream.wanted > self._credit.most or not self._windows.make_room(owners, size):
-                self._refuse_message(stream)
-                return
-            self._windows.take(owners, stream, size)
-            self._begun.add(stream)
-            stream.granted = size
-        if stream.wanted and stream not in self._wanting:
-            if self._has_credit(stream, peer):
-                self._grant(stream, peer)
-            else:
-                self._counters.refused["max_receiving_bytes"] += 1
-                self._wanting[stream] = self._loop.time()
-
-    def _has_credit(self, stream: Stream, peer: Peer) -> bool:
-        """Whether it need not wait; who has most of it does, before all of it is gone."""
-        left = self._credit.most - self._credit.used
-        return stream.wanted <= left and self._credit.of(peer.owners) < _SHARE * left
-
-    def _refuse_message(self, stream: Stream) -> None:
-        used = self._windows.used + self._credit.used
-        problem = f"messages that have come in part take {used:,} bytes already"
-        refused = over_limit(self._counters, "max_receiving_bytes", problem)
-        stream.give_up(MessageRefused(refused.message))
-
-    def _grant(self, stream: Stream, peer: Peer) -> None:
-        self._credit.take(_owners(stream, peer), stream, stream.wanted)
-        stream.granted += stream.wanted
-        peer.endpoint.grant(stream)
+        self.receiving.want(stream)
 
     def return_credit(self, stream: Stream, peer: Peer) -> None:
         """The message is whole, or will never be."""
-        if stream in self._begun:
-            self._begun.discard(stream)
-            self._windows.give_back(stream)
-            self._credit.give_back(stream)
-            stream.granted = 0
-        self._wanting.pop(stream, None)
-        # Of those first in line: who has had more than its share goes to the end, and does not hold
-        # up the others.
-        for waiting in tuple(islice(self._wanting, _FIRST_IN_LINE)):
-            since = self._wanting.pop(waiting)
-            if self._has_credit(waiting, waiting.owner):
-                self._grant(waiting, waiting.owner)
-            else:
-                self._wanting[waiting] = since
-
-    def hasten_credit(self) -> None:
-        """Those that have waited for credit do so no longer, if others have far more of it.
-
-        Not at once: as a rule messages are whole in a moment, and then nobody need lose one.
-        """
-        now = self._loop.time()
-        for stream, since in tuple(self._wanting.items()):
-            # Whoever gives back makes room for the first in line, which may be any of these.
-            if now - since < _LONGEST_WAIT or stream not in self._wanting:
-                continue
-            owners = _owners(stream, stream.owner)
-            if self._credit.make_room(owners, stream.wanted) and stream in self._wanting:
-                del self._wanting[stream]
-                self._grant(stream, stream.owner)
+        self.receiving.discard(stream)
 
     def closed(self, stream: Stream, peer: Peer) -> None:
         """A stream is over."""
-        self.return_credit(stream, peer)
+        self.receiving.discard(stream)
         self._answers.discard(stream)
 
     def lost(self, peer: Peer, reason: str) -> None:
         """A connection is over."""
         if self._peers.pop(peer, None) is not None:
-            self._hosts[peer.host] -= 1
-            if not self._hosts[peer.host]:
-                del self._hosts[peer.host]
+            self._networks[peer.network] -= 1
+            if not self._networks[peer.network]:
+                del self._networks[peer.network]
         if peer.endpoint.is_flooded:
             self._counters.connections_flooding += 1
             self._journal.ended_peer(peer.address, reason)
@@ -446,11 +386,6 @@ class Listener:
             with contextlib.suppress(OSError):
                 os.unlink(self._path)
             self._path = None
-
-
-def _owners(stream: Stream, peer: Peer) -> tuple[Hashable, ...]:
-    """On whose account a message comes that is not whole; a connector's is never taken back."""
-    return () if stream.receiver.carries_calls else peer.owners
 
 
 def _cannot_listen(wanted: str, problem: str, error: OSError) -> OSError:

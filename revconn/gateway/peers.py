@@ -12,6 +12,7 @@ from typing import Protocol
 
 from revconn.core.rope import Data
 from revconn.core.status import ProtocolError
+from revconn.gateway.addresses import network_of
 from revconn.gateway.tls import TLSFilter
 from revconn.gateway.wires import Turn, Wire
 from revconn.http2.headers import Field
@@ -19,7 +20,7 @@ from revconn.http2.requests import RequestHead, RequestHeads, not_grpc
 from revconn.http2.streams import ErrorCode, Receiver, Stream
 from revconn.http2.writing import Settings
 
-__all__ = ["Peer", "PeerOwner", "address_of", "host_of"]
+__all__ = ["Peer", "PeerOwner", "address_of"]
 
 _PLAIN_TIMEOUT = 10.0  # seconds that a request may take which is no call
 
@@ -96,13 +97,14 @@ class _PlainRequest(_Ignored):
 class Peer(Wire):
     """A connection that was accepted: its streams are calls of ours.
 
-    :ivar address: as gRPC writes it; ``host`` is the same without the port.
+    :ivar address: as gRPC writes it.
+    :ivar network: where it comes from: the host, or what is given to one customer of IPv6.
     :ivar owners: on whose account it has what all share: see :class:`Budget`.
     :ivar served: how many streams it has opened.
     :ivar idle_since: since when it has no stream, as long as it has none.
     """
 
-    __slots__ = ("_heads", "_owner", "host", "idle_since", "owners", "served")
+    __slots__ = ("_heads", "_owner", "idle_since", "network", "owners", "served")
 
     def __init__(
         self,
@@ -116,8 +118,8 @@ class Peer(Wire):
         self._owner = owner
         self._heads = RequestHeads()
         self.served = 0
-        self.host = host_of(address)
-        self.owners = (self.host, self)
+        self.network = network_of(address)
+        self.owners = (self.network, self)
         super().__init__(sock, address, settings, owner.turn, loop, tls)
         self.idle_since = self.opened_at
 
@@ -193,8 +195,3 @@ def address_of(sock: socket.socket) -> str:
     if sock.family == socket.AF_INET6:
         return f"ipv6:[{name[0]}]:{name[1]}"
     return f"ipv4:{name[0]}:{name[1]}"
-
-
-def host_of(address: str) -> str:
-    """An address of :func:`address_of`'s without the port."""
-    return address.rpartition(":")[0] or address

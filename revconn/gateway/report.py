@@ -10,17 +10,15 @@ whoever has no key can cause there is one line for all peers together, with ``ad
 
 from __future__ import annotations
 
-import ipaddress
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, cast
-from urllib.parse import unquote
 
 from revconn.core.status import StatusCode
+from revconn.gateway.addresses import network_of
 from revconn.gateway.keys import ApiKeys
 from revconn.logger import MOST_SOURCES, Reminders, Sum, Sums, get_logger, presentable
-from revconn.settings.target import ip_address
 
 __all__ = ["ConnectionInfo", "Journal"]
 
@@ -155,7 +153,7 @@ class Journal:
         # By code, without the reason: that may quote what the peer said, which it can vary as it
         # likes to fill the log and the memory of what was said.
         kind, now = (event, code), time.monotonic()
-        if self._sums.count(kind, _network(peer), (peer, reason), now):
+        if self._sums.count(kind, network_of(peer), (peer, reason), now):
             self._tell(Sum(kind, (peer, reason), 1, 1, 0.0))
 
     def tick(self, now: float) -> None:
@@ -258,7 +256,7 @@ class Journal:
 
     def _count(self, event: str, peer: str, *more: Any) -> int:
         # The port is another one for each connection, and would make each the first.
-        return self._reminders.count((event, _network(peer), *more), time.monotonic())
+        return self._reminders.count((event, network_of(peer), *more), time.monotonic())
 
     def _quotable(self, text: str) -> str:
         return self._keys.mask(presentable(text))
@@ -280,16 +278,6 @@ class Journal:
         names = [name[:_LONGEST_NAME] for name in services[:_MOST_SERVICES]]
         # Masked together: for each name alone every key would be looked for again.
         return self._keys.mask("\n".join(names)).split("\n") if names else []
-
-
-def _network(peer: str) -> str:
-    """``ipv4:192.0.2.1:54321`` without the port; of ``ipv6:[2001:db8::1]:54321`` the network."""
-    host = peer.rpartition(":")[0] or peer
-    ip = ip_address(unquote(host.partition(":")[2]).strip("[]"))
-    if not isinstance(ip, ipaddress.IPv6Address):
-        return host
-    # Whoever comes by IPv4 to a socket of both.
-    return str(ip.ipv4_mapped or ipaddress.IPv6Address(int(ip) >> 64 << 64))
 
 
 def _addresses(count: int) -> str:

@@ -110,9 +110,9 @@ class Rerouting:
         if call.may_dial and self._backends.serves(call.wanted):
             self._calls.dial(call, self._message(call).request)
             return True
-        held = self._calls.held_requests
-        is_expected = self._registry.expects(call.wanted)
-        if not (is_expected and held.make_room(call.wanted.service)):
+        if not self._registry.expects(call.wanted):
+            return False
+        if not self._calls.held_requests.make_room(self._calls.holding_owners(call)):
             return False
         call.leave()
         self._calls.hold(call, data)

@@ -15,7 +15,7 @@ from revconn.core.gateway_side import GatewayConnection
 from revconn.core.rope import Data
 from revconn.core.routing import Wanted
 from revconn.core.status import StatusCode
-from revconn.gateway.limits import Counters, Load
+from revconn.gateway.limits import KEY_SHARE, SHARE, Counters, Load
 from revconn.gateway.outbound import Outbound
 from revconn.gateway.refusals import Refused, is_pending_already, over_limit, require_size
 from revconn.gateway.report import ConnectionInfo, Journal
@@ -23,6 +23,7 @@ from revconn.gateway.tenants import Tenants
 
 __all__ = ["Connection", "Registry"]
 
+_MOST_PARTS = 64  # keys or connections for each of which some places are kept
 _MOST_EXPECTED = 10_000  # names expected back at once: as many as one connector may register
 
 
@@ -197,6 +198,9 @@ class Registry:
     def add(self, connection: Connection) -> None:
         """Route the services of ``connection`` to it, among others that serve them."""
         self._connections[connection] = None
+        for key in [key for key, load in self._loads.items() if not load.pending]:
+            if not self._keys[key]:
+                del self._loads[key]
         connection.load = self._loads.setdefault(connection.key, connection.load)
         self._keys[connection.key] += 1
         for service in connection.services:
@@ -209,23 +213,34 @@ class Registry:
         """Whether it may have one more call, when ``left`` may wait.
 
         :param kept: so many are kept for those who have few: half of them in equal parts for each
-            key, half for each connection.
+            key, half for each connection, and for one that may come.
         """
         if left > kept:
             return True
-        part, key_part = kept // 2 // len(self._connections), kept // 2 // len(self._loads)
-        if len(connection.pending) < part:
-            return True
+        part, key_part = (
+            kept // 2 // (len(those) + 1) if len(those) < _MOST_PARTS else 0
+            for those in (self._connections, self._loads)
+        )
+        # Where nothing can be kept for each, who has most is at least refused first.
+        if not part and len(connection.pending) >= SHARE * left:
+            return False
+        if not key_part and connection.load.pending >= KEY_SHARE * left:
+            return False
+        live: Counter[int] = Counter()
         wanting: Counter[int] = Counter()
-        # Where there are more connections than places, none is kept for each.
         for each in self._connections if part else ():
+            live[each.key] += len(each.pending)
             wanting[each.key] += max(0, part - len(each.pending))
+        # Who comes again and again has on its account what was sent to it before.
+        orphans = connection.load.pending - live[connection.key]
+        if len(connection.pending) + orphans < part:
+            return True
         # What a connection may have is of its key's part, too.
-        reserved = 0
-        for key, load in self._loads.items():
+        reserved = max(part, key_part)
+        for key, load in self._loads.items() if key_part else ():
             pending = load.pending + (key == connection.key)
-            reserved += max(key_part - pending, wanting[key])
-        return left > reserved
+            reserved += max(key_part - pending, wanting.pop(key, 0))
+        return left > reserved + sum(wanting.values())
 
     def count(self, key: int) -> int:
         """How many connections showed the key of that number."""
@@ -253,7 +268,9 @@ class Registry:
         del self._connections[connection]
         self._keys[connection.key] -= 1
         if not self._keys[connection.key]:
-            del self._keys[connection.key], self._loads[connection.key]
+            del self._keys[connection.key]
+            if not connection.load.pending:  # else it counts for the next connection
+                del self._loads[connection.key]
         if not connection.draining:
             self.expect_back(self._unroute(connection))
             self._tell_change()
@@ -326,7 +343,11 @@ class Registry:
 
     def expects(self, wanted: Wanted) -> bool:
         """Whether a service by one of those names may come back any moment."""
-        return any(name in self._absences for name in wanted.names)
+        return self.expected(wanted) is not None
+
+    def expected(self, wanted: Wanted) -> str | None:
+        """By which of those names a service may come back, if it may."""
+        return next((name for name in wanted.names if name in self._absences), None)
 
     def expect_nobody(self) -> None:
         """The gateway lets nobody in any more: no service is expected back."""

@@ -160,7 +160,7 @@ class Serving:
         await asyncio.gather(
             _repeat(min(interval, _SHORT_INTERVAL), connections),
             _repeat(interval, steps),
-            _repeat(_SHORT_INTERVAL, (self._callers.expire, self.listener.hasten_credit)),
+            _repeat(_SHORT_INTERVAL, (self._callers.expire, self.listener.receiving.relieve_line)),
         )
 
     def _expire_connections(self) -> None:

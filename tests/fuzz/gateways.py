@@ -191,7 +191,7 @@ class Gateways:
         serving = self._serving
         serving.listener.look(asyncio.get_running_loop().time())
         serving._callers.expire()
-        serving.listener.hasten_credit()
+        serving.listener.receiving.relieve_line()
         serving.shared.rerouting.relieve_stalled()
 
     async def _part(self, peers: list[_Peer]) -> None:
@@ -211,13 +211,18 @@ class Gateways:
             peer.listen()
             require(peer.sock.is_closed, "a connection that is never closed")
         require(not serving.listener._peers, "peers that are gone")
-        require(not serving.listener._wanting, "streams that are gone want credit")
-        require(not serving.listener._hosts, "places of peers that are gone")
+        require(not serving.listener.receiving._wanting, "streams that are gone want credit")
+        require(not serving.listener._networks, "places of peers that are gone")
         introspection = serving._introspection
         assert introspection is not None
         budgets = {
-            "credit": serving.listener._credit,
-            "windows": serving.listener._windows,
+            **{
+                f"{name} of {whose}": getattr(getattr(serving.listener.receiving, name), whose)
+                for name in ("_credit", "_windows")
+                for whose in ("_callers", "_connectors")
+            },
+            "held places": shared.calls.held_requests._places,
+            "held bytes": shared.calls.held_requests._bytes,
             "receiving": serving._callers._budget,
             "handshakes": shared.handshakes,
             "watching": introspection._watching,

@@ -147,6 +147,16 @@ def test_a_holder_may_take_more_and_gives_back_all_of_it() -> None:
     assert takers.budget.used == 0
 
 
+def test_what_a_holder_takes_later_is_on_the_account_of_its_first_owner() -> None:
+    takers = Takers(10)
+    holder = ("a",), next(_numbers)
+    takers.budget.take(("a",), holder, 3)
+    takers.budget.take((), holder, 4)  # it has come to be nobody's
+    assert takers.budget.of(("a",)) == takers.budget.used == 7
+    takers.budget.give_back(holder)
+    assert takers.budget.used == 0
+
+
 def test_who_has_given_all_back_is_forgotten() -> None:
     takers = Takers(10)
     for number in range(1000):
@@ -165,13 +175,26 @@ def test_what_is_given_back_meanwhile_is_not_taken_twice() -> None:
         given_back.append(holder)
         budget.give_back("second")  # as what ends with the first
 
-    budget: Budget[str] = Budget(4, lose)
+    budget: Budget[str] = Budget(7, lose)
     budget.take(("a",), "first")
     budget.take(("a",), "second")
-    budget.take(("a",), "third", 2)
+    budget.take(("a",), "third", 5)
     assert budget.make_room(("b",), 2)
-    assert given_back == ["first"]
-    assert budget.used == 2
+    assert given_back == ["first", "second"]
+    assert budget.used == 5
+
+
+def test_nobody_loses_anything_where_that_would_not_be_enough() -> None:
+    takers = Takers(16)
+    for _ in range(9):
+        takers.take("a")
+    for _ in range(7):
+        takers.take("b")
+    assert not takers.take("c", amount=7)
+    assert takers.lost == []
+    assert takers.budget.of(("a",)) == 9
+    assert takers.take("c", amount=2)
+    assert takers.losers == [("a",)] * 2
 
 
 _names = st.sampled_from("abc")

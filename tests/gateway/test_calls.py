@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import Coroutine, Generator
 from typing import Any, Callable
 
@@ -485,11 +486,14 @@ def test_what_no_backend_was_sent_is_refused_where_no_connector_has_room() -> No
 # Who fills what all share
 
 
+numbers = itertools.count()
+
+
 def fill(gateway: Gateway, service: str, most: int = 1000) -> int:
     """Make calls of a service that answers none, until one is refused; how many were not."""
     for number in range(most):
         try:
-            gateway.submit(f"{service} {number}", service=service)
+            gateway.submit(f"number {next(numbers)}", service=service)
         except Refused:
             return number
     return most
@@ -498,10 +502,10 @@ def fill(gateway: Gateway, service: str, most: int = 1000) -> int:
 @pytest.mark.parametrize(
     ("keys", "kept"),
     [
-        ((1, 1, 1, 1, 1), (5, 5, 5, 5)),
-        ((1, 2, 3, 4, 5), (5, 5, 5, 5)),
-        ((1, 1, 1, 1, 2), (5, 5, 5, 12)),
-        ((2, 1, 1, 1, 1), (5, 5, 5, 5)),
+        ((1, 1, 1, 1, 1), (4, 4, 4, 4, 12)),
+        ((1, 2, 3, 4, 5), (4, 4, 4, 4, 4)),
+        ((1, 1, 1, 1, 2), (4, 4, 4, 8, 8)),
+        ((2, 1, 1, 1, 1), (4, 4, 4, 4, 8)),
     ],
 )
 def test_connectors_that_answer_nothing_leave_each_other_its_part_of_the_places(
@@ -510,17 +514,49 @@ def test_connectors_that_answer_nothing_leave_each_other_its_part_of_the_places(
     gateway = Gateway(limits=Limits(max_pending=400))
     for number, key in enumerate(keys):
         gateway.add(f"connector {number}", key=key, service=f"service.{number}")
-    # A sixteenth is kept for the connections, as much for the keys.
+    # A sixteenth is kept for connections, as much for keys; of each a part is for one who comes.
     first, *others = (fill(gateway, f"service.{number}") for number in range(len(keys)))
     assert first == 400 - sum(kept)
-    assert tuple(others) == kept
+    assert tuple(others) == kept[:-1]
     assert gateway.counters.refused["max_pending"] == 5
+    gateway.add("newcomer", key=9, service="service.new")
+    assert 3 <= fill(gateway, "service.new") <= kept[-1]
 
 
-def test_one_connector_may_have_all_the_places() -> None:
+def test_a_connector_that_comes_again_and_again_has_what_it_was_sent_before_on_its_account() -> (
+    None
+):
+    gateway = Gateway(limits=Limits(max_pending=400))
+    gateway.add("honest", key=1, service="service.honest")
+    for number in range(20):
+        silent = gateway.add(f"silent {number}", key=2, service="service.silent")
+        fill(gateway, "service.silent", most=200)
+        while write(silent):
+            pass
+        gateway.end(silent)
+    assert gateway.calls.at(gateway.add("honest too", key=1)) == []
+    assert fill(gateway, "service.honest") >= 4
+
+
+def test_a_key_is_forgotten_once_it_has_neither_connections_nor_calls() -> None:
+    gateway = Gateway()
+    first = gateway.add("first", key=1)
+    gateway.submit("1")
+    write(first)
+    gateway.end(first)
+    assert list(gateway.registry._loads) == [1]
+    gateway.loop.advance(TIMEOUT + LATEST)
+    gateway.add("second", key=2)
+    assert list(gateway.registry._loads) == [2]
+
+
+def test_one_connector_may_have_nearly_all_the_places_and_of_few_all() -> None:
     gateway = Gateway(limits=Limits(max_pending=400))
     gateway.add("a")
-    assert fill(gateway, "echo.Echo") == 400
+    assert fill(gateway, "echo.Echo") == 400 - 12
+    gateway = Gateway(limits=Limits(max_pending=16))
+    gateway.add("a")
+    assert fill(gateway, "echo.Echo") == 16
 
 
 def test_where_there_are_more_connectors_than_places_kept_nothing_is() -> None:
@@ -537,7 +573,7 @@ def test_what_waits_for_nobody_that_is_there_leaves_the_places_that_are_kept() -
     assert fill(gateway, "service.gone") == 70
     gateway.backends.is_there = True
     assert fill(gateway, "service.dialled") == 0
-    assert fill(gateway, "echo.Echo") == 10
+    assert fill(gateway, "echo.Echo") == 8
 
 
 @pytest.mark.parametrize("keys", [(1, 1, 1), (1, 2, 3)])
@@ -562,6 +598,38 @@ def test_answers_that_do_not_become_whole_make_room_for_those_that_do(
     assert gateway.calls.joining.held_bytes == 700
 
 
+def test_a_call_that_makes_room_itself_on_another_connection_is_over_once() -> None:
+    gateway = Gateway(limits=Limits(max_joining_bytes=1000))
+    first, second = gateway.add("first"), gateway.add("second")
+    call = gateway.submit("1")
+    gateway.calls.answer(chunk("1", 0, size=900), first)
+    gateway.calls.answer(chunk("1", 0, size=200, final=True), second)
+    assert call.codes == [StatusCode.RESOURCE_EXHAUSTED]
+    assert gateway.calls.joining.held_bytes == 0
+    assert len(gateway.calls) == 0
+
+
+def test_what_was_not_written_makes_room_among_those_that_wait_for_another_service() -> None:
+    gateway = Gateway(grace=5.0, limits=Limits(max_pending_per_connection=2))
+    gateway.end(gateway.add("a", service="service.a"))
+    waiting = [gateway.submit(name, service="service.a") for name in "12"]
+    b = gateway.add("b", service="service.b")
+    call = gateway.submit("3", service="service.b")
+    gateway.end(b)
+    assert call.state is State.HELD
+    assert [each.codes for each in waiting] == [[StatusCode.RESOURCE_EXHAUSTED], []]
+
+
+def test_a_call_that_no_backend_could_be_sent_keeps_its_place() -> None:
+    gateway = Gateway(grace=5.0, limits=Limits(max_pending=1))
+    gateway.end(gateway.add("a"))
+    gateway.backends.come(is_there=True)
+    call = gateway.submit("1")
+    gateway.loop.tasks[0].resume(Unreachable(is_unsent=True))
+    assert call.state is State.HELD
+    assert call.codes == []
+
+
 def test_who_waits_for_one_service_leaves_room_for_who_waits_for_another() -> None:
     gateway = Gateway(grace=5.0, limits=Limits(max_pending_per_connection=2))
     for number in range(2):
@@ -571,6 +639,8 @@ def test_who_waits_for_one_service_leaves_room_for_who_waits_for_another() -> No
     assert waiting[0].codes == [StatusCode.RESOURCE_EXHAUSTED]
     assert waiting[1].state is other.state is State.HELD
     assert gateway.counters.refused["max_pending_per_connection"] == 1
+    with pytest.raises(Refused, match="2 calls"):
+        gateway.submit("one too many", service="service.0")
 
 
 def test_who_waits_with_the_largest_requests_makes_room_for_who_waits_for_another_service() -> None:

@@ -165,6 +165,36 @@ def test_who_reads_as_fast_as_is_written_has_not_one_turn_for_itself(
     assert max(b - a for a, b in zip([before, *heard], heard)) < 1 << 20
 
 
+# Answers that are not read
+
+
+def test_an_answer_that_waits_makes_room_for_one_of_who_has_far_less(
+    serving: Serving, loop: QuickLoop
+) -> None:
+    answers = serving.shared.answers
+    answers._budget.most = 100_000
+    greedy, modest = (
+        connect(serving, loop, number, INITIAL_WINDOW_SIZE=0) for number in (102, 105)
+    )
+    greedy_peer, modest_peer = serving.listener._peers
+    for sock, ids in ((greedy, (1, 3, 5)), (modest, (1,))):
+        sock.sent = b"".join(call(ESTABLISH, stream_id) for stream_id in ids)
+    turn(loop, greedy, modest)
+    for peer in (greedy_peer, modest_peer):
+        for stream in tuple(peer.endpoint.streams.values()):
+            stream.open(b"\x88")
+            stream.send([bytes(30_000)])
+            answers.add(stream, 1e9)
+    turn(loop, greedy, modest)
+    assert [stream.unsent_bytes > 0 for stream in greedy_peer.endpoint.streams.values()] == [
+        True,
+        True,
+    ]
+    assert modest_peer.endpoint.streams[1].unsent_bytes
+    assert len(answers._deadlines) == 3
+    assert serving.shared.counters.refused["max_unread_bytes"] == 1
+
+
 # Failures
 
 
@@ -199,7 +229,7 @@ def test_a_socket_that_cannot_be_used_is_closed_and_counts_for_nothing(
     turn(loop)
     assert sock.is_closed
     assert not serving.listener._peers
-    assert not serving.listener._hosts
+    assert not serving.listener._networks
 
 
 # Where there is no room
@@ -256,19 +286,23 @@ def test_where_all_are_busy_room_is_looked_for_once_in_a_turn(
 def test_where_nobody_is_idle_who_carries_no_call_makes_room_the_oldest_first(
     serving: Serving, loop: QuickLoop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(serving.listener, "_most", 3)
+    monkeypatch.setattr(serving.listener, "_most", 5)
     monkeypatch.setattr(listening, "_MADE_ROOM_FOR", 1)
-    busy, silent, later = (connect(serving, loop, number) for number in (100, 101, 102))
+    socks = [connect(serving, loop, number) for number in (102, 105, 108, 111, 114)]
+    busy, calling, useful, silent, later = socks
     busy.sent = register(1)
+    turn(loop, busy)
+    calling.sent = (
+        call("/echo.Echo/Say", 1) + DataFrame(1, message(b""), flags=["END_STREAM"]).serialize()
+    )
+    useful.sent = call("/nobody.Serves/This", 1, "END_STREAM") + call(ESTABLISH, 3)
     for sock in (silent, later):
         sock.sent = call(ESTABLISH, 1)
-    turn(loop, busy, silent, later)
-    serving.listener._accept(Knocking(QuickSocket(103, loop)))  # type: ignore[arg-type]
+    turn(loop, *socks)
+    serving.listener._accept(Knocking(QuickSocket(117, loop)))  # type: ignore[arg-type]
     turn(loop)
-    assert silent.is_closed
-    assert not busy.is_closed
-    assert not later.is_closed
-    assert len(serving.listener._peers) == 3
+    assert [sock.is_closed for sock in socks] == [False, False, False, True, False]
+    assert len(serving.listener._peers) == 5
 
 
 def test_idle_connections_of_the_host_that_has_most_make_room_first(
@@ -276,8 +310,8 @@ def test_idle_connections_of_the_host_that_has_most_make_room_first(
 ) -> None:
     monkeypatch.setattr(serving.listener, "_most", 3)
     monkeypatch.setattr(listening, "_MADE_ROOM_FOR", 1)
-    hosts = iter(("192.0.2.1", "192.0.2.2", "192.0.2.2", "192.0.2.3"))
-    monkeypatch.setattr(listening, "address_of", lambda _: f"ipv4:{next(hosts)}:1")
+    hosts = {100: "192.0.2.1", 101: "192.0.2.2", 102: "192.0.2.2", 103: "192.0.2.3"}
+    monkeypatch.setattr(listening, "address_of", lambda sock: f"ipv4:{hosts[sock.fileno()]}:1")
     oldest, crowd, _ = (connect(serving, loop, number) for number in (100, 101, 102))
     serving.listener._accept(Knocking(QuickSocket(103, loop)))  # type: ignore[arg-type]
     turn(loop)
@@ -334,18 +368,19 @@ def test_who_has_its_share_of_credit_does_not_hold_up_those_behind_it(
     for stream_id in ids:
         greedy.sent += call(REGISTER, stream_id) + DataFrame(stream_id, large).serialize()
     turn(loop, greedy)
-    assert len(listener._wanting) > 18  # all but three of its messages
+    assert len(listener.receiving._wanting) > 18  # all but three of its messages
     small = struct.pack(">BI", 0, 2 << 20) + bytes(100)
     modest.sent = call(REGISTER, 1) + DataFrame(1, small).serialize()
     turn(loop, modest)
     stream = modest_peer.endpoint.streams[1]
-    assert list(listener._wanting)[-1] is stream
-    listener._credit.most += 2 << 20
+    assert list(listener.receiving._wanting)[-1] is stream
+    listener.receiving._credit._callers.most += 2 << 20
+    listener.receiving._credit.most += 2 << 20
     for stream_id in ids[-2:]:
         greedy.sent += RstStreamFrame(stream_id, 8).serialize()
     turn(loop, greedy)
-    assert stream not in listener._wanting
-    assert len(listener._wanting) > 16
+    assert stream not in listener.receiving._wanting
+    assert len(listener.receiving._wanting) > 16
 
 
 def test_a_stream_that_ends_while_it_waits_for_credit_is_forgotten(
@@ -353,40 +388,88 @@ def test_a_stream_that_ends_while_it_waits_for_credit_is_forgotten(
 ) -> None:
     listener = serving.listener
     sock = connect(serving, loop)
-    listener._credit.take((), "somebody", listener._credit.most - (1 << 20))  # type: ignore[arg-type]
+    credit = listener.receiving._credit._callers
+    credit.take(("somebody",), "something", credit.most - (1 << 20))  # type: ignore[arg-type]
     begun = struct.pack(">BI", 0, 3 << 20)
     sock.sent = call(REGISTER, 1) + DataFrame(1, begun).serialize()
     turn(loop, sock)
-    assert len(listener._wanting) == 1
+    assert len(listener.receiving._wanting) == 1
     sock.sent = RstStreamFrame(1, 8).serialize()
     turn(loop, sock)
-    assert not listener._wanting
-    assert listener._credit.used == listener._credit.most - (1 << 20)
+    assert not listener.receiving._wanting
+    assert credit.used == credit.most - (1 << 20)
 
 
-def test_who_has_waited_for_credit_gets_it_from_who_has_far_more(
+def begin(stream_id: int, size: int, path: str = REGISTER) -> bytes:
+    """A call whose message of that size has only begun."""
+    data = DataFrame(stream_id, struct.pack(">BI", 0, size) + bytes(100))
+    return call(path, stream_id) + data.serialize()
+
+
+def test_who_has_waited_for_credit_gets_it_from_who_has_far_more_and_no_more_than_it_needs(
     serving: Serving, loop: QuickLoop
 ) -> None:
-    greedy, modest = connect(serving, loop), connect(serving, loop, 101)
-    listener = serving.listener
-    greedy_peer, modest_peer = listener._peers
-    large = struct.pack(">BI", 0, 4 << 20) + bytes(100)
-    for stream_id in (1, 3, 5):
-        greedy.sent += call(REGISTER, stream_id) + DataFrame(stream_id, large).serialize()
+    receiving = serving.listener.receiving
+    greedy, honest, modest = (connect(serving, loop, number) for number in (102, 105, 108))
+    greedy_peer, honest_peer, modest_peer = serving.listener._peers
+    # Of the credit of 12 MiB; the last ones wait.
+    greedy.sent = b"".join(begin(1 + 2 * number, 1 << 20) for number in range(14))
     turn(loop, greedy)
-    had = listener._credit.of(greedy_peer.owners)
-    modest.sent = call(REGISTER, 1) + DataFrame(1, large).serialize()
-    turn(loop, modest)
+    honest.sent = begin(1, 4 << 20)
+    modest.sent = begin(1, 2 << 20)
+    turn(loop, honest, modest)
     stream = modest_peer.endpoint.streams[1]
-    assert stream in listener._wanting
-    listener.hasten_credit()
-    assert stream in listener._wanting  # what is on its way may be whole in a moment
-    wait(loop, 0.3)
-    listener.hasten_credit()
-    turn(loop, greedy, modest)
-    assert stream not in listener._wanting
-    assert sorted(greedy_peer.endpoint.streams) == [3, 5]
-    assert listener._credit.of(greedy_peer.owners) < had
+    assert {stream, *honest_peer.endpoint.streams.values()} < set(receiving._wanting)
+    wait(loop, 4.9)
+    receiving.relieve_line()
+    assert stream in receiving._wanting  # what is on its way may be whole in a moment
+    wait(loop, 0.2)
+    receiving.relieve_line()
+    turn(loop, greedy)
+    assert not {stream, *honest_peer.endpoint.streams.values()} & set(receiving._wanting)
+    lost = 14 - len(greedy_peer.endpoint.streams)
+    assert 6 <= lost <= 8  # of 1 MiB each, less what goes into windows
+
+
+def test_a_message_that_has_begun_makes_room_where_its_connection_has_most_of_them(
+    serving: Serving, loop: QuickLoop
+) -> None:
+    # Windows for 32 of them.
+    greedy, modest = connect(serving, loop, 102), connect(serving, loop, 105)
+    greedy_peer, modest_peer = serving.listener._peers
+    for number in range(40):
+        greedy.sent += begin(1 + 2 * number, 130_000)
+    turn(loop, greedy)
+    full = len(greedy_peer.endpoint.streams)
+    assert 30 <= full < 40
+    modest.sent = begin(1, 130_000)
+    turn(loop, modest, greedy)
+    assert len(modest_peer.endpoint.streams) == 1
+    assert len(greedy_peer.endpoint.streams) == full - 1
+    assert 3 not in greedy_peer.endpoint.streams or 1 not in greedy_peer.endpoint.streams
+
+
+def test_connectors_take_from_callers_half_at_most_and_lose_nothing(
+    serving: Serving, loop: QuickLoop
+) -> None:
+    receiving = serving.listener.receiving
+    caller, connector, other = (connect(serving, loop, number) for number in (102, 105, 108))
+    caller_peer, _, other_peer = serving.listener._peers
+    caller.sent = b"".join(begin(1 + 2 * number, 130_000) for number in range(40))
+    connector.sent = b"".join(register(1 + 2 * number) for number in range(8))
+    other.sent = register(1)
+    turn(loop, caller, connector, other)
+    before = len(caller_peer.endpoint.streams)
+    begun = struct.pack(">BI", 0, 1 << 20) + bytes(100)
+    for number in range(8):
+        connector.sent += DataFrame(1 + 2 * number, begun).serialize()
+    other.sent = DataFrame(1, begun).serialize()
+    turn(loop, connector, other, caller)
+    windows = receiving._windows
+    assert windows._connectors.used <= windows.most // 2
+    assert windows.used <= windows.most
+    assert 0 < len(caller_peer.endpoint.streams) < before
+    assert len(other_peer.endpoint.streams) <= 1
 
 
 # The gateway's own services
