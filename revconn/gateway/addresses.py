@@ -16,7 +16,7 @@ from urllib.parse import unquote
 from revconn.exceptions import ConfigurationError
 from revconn.settings.target import IPAddress, Target, bare_host, ip_address
 
-__all__ = ["Address", "is_private", "lookup", "network_of", "quoted"]
+__all__ = ["Address", "is_private", "lookup", "network_of", "networks_of", "quoted"]
 
 _LONGEST = 300  # characters: a name of DNS has 253 at most
 _PORTS = {"http": 80, "https": 443}
@@ -161,9 +161,16 @@ def quoted(text: str) -> str:
 
 def network_of(peer: str) -> str:
     """``ipv4:192.0.2.1:54321`` without the port; of ``ipv6:[2001:db8::1]:54321`` the network."""
+    return networks_of(peer)[-1]
+
+
+def networks_of(peer: str) -> tuple[str, ...]:
+    """The same, and of IPv6 the network before it that is given to a site, of 48 bits."""
     host = peer.rpartition(":")[0] or peer
     ip = ip_address(unquote(host.partition(":")[2]).strip("[]"))
     if not isinstance(ip, ipaddress.IPv6Address):
-        return host
-    # Whoever comes by IPv4 to a socket of both.
-    return str(ip.ipv4_mapped or ipaddress.IPv6Address(int(ip) >> 64 << 64))
+        return (host,)
+    if ip.ipv4_mapped:  # whoever comes by IPv4 to a socket of both
+        return (str(ip.ipv4_mapped),)
+    site, network = (ipaddress.IPv6Address(int(ip) >> bits << bits) for bits in (80, 64))
+    return f"{site}/48", str(network)

@@ -14,6 +14,8 @@ Holder = TypeVar("Holder", bound=Hashable)
 
 Owners = tuple[Hashable, ...]
 
+_PLENTY = 4  # times as much as is taken
+
 
 class _Account:
     """What an owner has: the last of a path by what holds it, others by the owners under them.
@@ -93,13 +95,10 @@ class Budget(Generic[Holder]):
         self.most = most
         self._take_back = take_back
         self._newest_first = newest_first
-        self._all = _Account()
-        self._owners: dict[Holder, Owners] = {}
-
-    @property
-    def used(self) -> int:
-        """How much of it is taken."""
-        return self._all.amount
+        self.used = 0
+        self._held: dict[Holder, tuple[Owners, int]] = {}  # oldest first
+        # Of all that; but as long as there is plenty, nobody asks who has how much.
+        self._accounts: _Account | None = None
 
     def has_room(self, amount: int = 1) -> bool:
         """Whether so much is left."""
@@ -119,8 +118,8 @@ class Budget(Generic[Holder]):
                 for each in lost:  # in vain
                     self.take(*each)
                 return False
-            holder, had = next(iter(account.held.items()))
-            lost.append((self._owners[holder], holder, had))
+            holder = next(iter(account.held))
+            lost.append((self._held[holder][0], holder, self._held[holder][1]))
             self.give_back(holder)
         for _, holder, _ in lost:
             self._take_back(holder)
@@ -150,17 +149,30 @@ class Budget(Generic[Holder]):
             account = account.under[name]
         return account.amount
 
+    @property
+    def _all(self) -> _Account:
+        if self._accounts is None:
+            self._accounts = _Account()
+            for holder, (owners, amount) in self._held.items():
+                self._accounts.change(owners, holder, amount)
+        return self._accounts
+
     def take(self, owners: Owners, holder: Holder, amount: int = 1) -> None:
         """``holder`` has so much, or so much more, on account of these owners."""
-        if amount:
-            # What it has had before stays where it is: they are given back together.
-            self._all.change(self._owners.setdefault(holder, owners), holder, amount)
+        if not amount:
+            return
+        # What it has had before stays where it is: they are given back together.
+        owners, had = self._held.get(holder, (owners, 0))
+        self._held[holder] = owners, had + amount
+        self.used += amount
+        if self._accounts is not None:
+            self._accounts.change(owners, holder, amount)
 
     def give_back(self, holder: Holder) -> None:
         """It needs all of that no longer, if it had any."""
-        owners = self._owners.pop(holder, None)
-        if owners is not None:
-            account = self._all
-            for name in owners:
-                account = account.under[name]
-            self._all.change(owners, holder, -account.held[holder])
+        owners, amount = self._held.pop(holder, ((), 0))
+        self.used -= amount
+        if amount and self._accounts is not None:
+            self._accounts.change(owners, holder, -amount)
+            if self.used < self.most // _PLENTY:
+                self._accounts = None

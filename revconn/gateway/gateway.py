@@ -109,7 +109,8 @@ class Gateway:
         REFUSED_STREAM. Who needs more opens more channels.
     :param max_receiving_bytes: what is still to come of requests and answers that have come in part
         (256 MiB). A quarter is for the first 128 KiB of each, beyond which messages are refused;
-        what exceeds them waits for room in the rest, which has to hold the largest message.
+        what exceeds them waits for room in the rest, which has to hold the largest message. Of what
+        registered connectors send, as much again may be on its way.
     :param max_unread_bytes: answers that callers have not read (256 MiB). Each ends at its call's
         deadline.
     :param handshake_timeout: seconds from a connection to the first call on it, and from the

@@ -57,6 +57,10 @@ class Introspection:
         # table, since watchers are few.
         self.watchers: dict[_Watch, None] = {}
         self._reflections: dict[_Reflection, None] = {}
+        # Of questions that have not come. Who has one, has it at hand.
+        self._waiting: Budget[_Asking] = Budget(
+            shared.limits.max_connections, self._turn_away_silent, newest_first=True
+        )
         self._watching = Budget(shared.limits.max_pending, self._turn_away)
         self._asking = Budget(shared.limits.max_pending, self._turn_away)
         self.files = _Files()
@@ -107,6 +111,19 @@ class Introspection:
             HealthCheckResponse.NOT_SERVING if self.is_leaving else HealthCheckResponse.SERVING
         )
 
+    def await_question(self, rpc: _Asking) -> None:
+        """A call whose question is to come. Raises :class:`Refused`."""
+        owners = rpc.stream.owner.owners
+        if not self._waiting.make_room(owners):
+            raise self._too_many_silent()
+        self._waiting.take(owners, rpc)
+        self.timeouts.add(rpc)
+
+    def forget_question(self, rpc: _Asking) -> None:
+        """It has come, or does not any more."""
+        self._waiting.give_back(rpc)
+        self.timeouts.discard(rpc)
+
     def add(self, rpc: _Watch | _Reflection) -> None:
         """One more call that lasts. Raises :class:`Refused`."""
         budget = self._budget(rpc)
@@ -127,6 +144,13 @@ class Introspection:
 
     def _budget(self, rpc: _Watch | _Reflection) -> Budget[_Watch | _Reflection]:
         return self._watching if isinstance(rpc, _Watch) else self._asking
+
+    def _turn_away_silent(self, rpc: _Asking) -> None:
+        rpc.turn_away(self._too_many_silent())
+
+    def _too_many_silent(self) -> Refused:
+        problem = f"the questions of {self._waiting.used:,} calls are still on their way"
+        return over_limit(self.shared.counters, "max_connections", problem)
 
     def _turn_away(self, rpc: _Watch | _Reflection) -> None:
         rpc.stream.drop_unsent()  # which nobody would bound any more
@@ -154,12 +178,12 @@ class _Asking(UnaryRpc):
     def start(self) -> None:
         """Wait for the question, and not for ever. Raises :class:`Refused`."""
         super().start()
-        self._asked.timeouts.add(self)
+        self._asked.await_question(self)
 
     def take(self, messages: list[Data], *, ended: bool) -> None:
         """The question has come, or the end, or both."""
         if ended:
-            self._asked.timeouts.discard(self)
+            self._asked.forget_question(self)
         super().take(messages, ended=ended)
 
     def expire(self) -> None:
@@ -177,7 +201,7 @@ class _Asking(UnaryRpc):
 
     def abandon(self) -> None:
         """Nobody asks any more."""
-        self._asked.timeouts.discard(self)
+        self._asked.forget_question(self)
 
 
 class _Check(_Asking):

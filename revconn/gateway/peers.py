@@ -12,7 +12,8 @@ from typing import Protocol
 
 from revconn.core.rope import Data
 from revconn.core.status import ProtocolError
-from revconn.gateway.addresses import network_of
+from revconn.gateway.addresses import networks_of
+from revconn.gateway.budgets import Owners
 from revconn.gateway.tls import TLSFilter
 from revconn.gateway.wires import Turn, Wire
 from revconn.http2.headers import Field
@@ -118,8 +119,9 @@ class Peer(Wire):
         self._owner = owner
         self._heads = RequestHeads()
         self.served = 0
-        self.network = network_of(address)
-        self.owners = (self.network, self)
+        networks = networks_of(address)
+        self.network = networks[-1]
+        self.owners: Owners = (*networks, self)
         super().__init__(sock, address, settings, owner.turn, loop, tls)
         self.idle_since = self.opened_at
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from itertools import islice
-from typing import Any
+from typing import Callable
 
 from revconn.gateway.budgets import Budget
 from revconn.gateway.limits import SHARE, Counters
@@ -17,6 +17,7 @@ from revconn.http2.streams import Stream
 
 __all__ = ["Receiving"]
 
+_LEAST = 1024  # bytes that a stream counts, whatever is missing: it takes as many itself
 _FIRST_IN_LINE = 16  # messages that wait for credit
 _LONGEST_WAIT = 5.0  # seconds for credit, where others have more
 
@@ -33,8 +34,10 @@ class Receiving:
     def __init__(self, most: int, counters: Counters) -> None:
         self._counters = counters
         self._loop = asyncio.get_running_loop()
-        self._windows = _Bytes(most // 4, self._refuse)
-        self._credit = _Bytes(most - most // 4, self._refuse)
+        windows, credit = most // 4, most - most // 4
+        # A connector that finds none for its window ends with all its calls; for credit it waits.
+        self._windows = _Bytes(windows, most, self._refuse)
+        self._credit = _Bytes(credit, credit // 2, self._refuse)
         self._begun: set[Stream] = set()
         self._wanting: dict[Stream, float] = {}  # since when, on the loop's clock
         self._is_making_room = False
@@ -42,7 +45,7 @@ class Receiving:
     def want(self, stream: Stream) -> None:
         """A message has come in part; what is still to come of it is accounted for."""
         if stream not in self._begun:
-            size = max(1, stream.missing - stream.wanted)
+            size = max(_LEAST, stream.missing - stream.wanted)
             if stream.wanted > self._credit.most or not self._windows.make_room(stream, size):
                 self._refuse(stream)
                 return
@@ -111,12 +114,14 @@ class _Bytes:
     """Bytes that callers share, but for what registered connectors have of them: half at most.
 
     A connector's are never taken back: others' calls would be lost with its stream.
+
+    :param for_connectors: how many they may have together, which may be more.
     """
 
-    def __init__(self, most: int, take_back: Any) -> None:
+    def __init__(self, most: int, for_connectors: int, take_back: Callable[[Stream], None]) -> None:
         self.most = most
-        self._callers: Budget[Stream] = Budget(most, take_back)
-        self._connectors: Budget[Stream] = Budget(most // 2, take_back)
+        self._callers = Budget(most, take_back)
+        self._connectors = Budget(for_connectors, take_back)
 
     @property
     def used(self) -> int:
@@ -129,27 +134,32 @@ class _Bytes:
     def has_room(self, stream: Stream, size: int) -> bool:
         """Whether it may have so many more at once: who has most waits before all are gone."""
         budget = self._budget(stream)
-        has = budget.of(stream.owner.owners)
-        left = min(budget.most - budget.used, self.most - self.used)
-        return size <= left and has < SHARE * left
+        left = min(budget.most - budget.used, max(0, self.most - self.used))
+        if size > left:
+            return False
+        return budget.used <= left or budget.of(stream.owner.owners) < SHARE * left
 
     def make_room(self, stream: Stream, size: int) -> bool:
         """Whether it may have so many more, if need be in the place of callers that have most."""
         if self._budget(stream) is self._callers:
             return self._callers.make_room(stream.owner.owners, size)
-        left = self._connectors.most - self._connectors.used
-        if size > left or self._connectors.of(stream.owner.owners) >= SHARE * left:
+        left = self._connectors.most - self._connectors.used - size
+        if self._connectors.of(stream.owner.owners) + size > SHARE * left:
             return False
-        return self._callers.make_room((), size)
+        self._callers.most = max(self.most // 2, self.most - self._connectors.used - size)
+        return self._callers.make_room((), 0)
 
     def take(self, stream: Stream, size: int) -> None:
         """It has so many more."""
         self._budget(stream).take(stream.owner.owners, stream, size)
-        self._callers.most = self.most - self._connectors.used
+        self._leave_the_rest()
 
     def give_back(self, stream: Stream) -> None:
         """It needs them no longer, if it had any."""
         # As whatever it was when they were taken.
         self._callers.give_back(stream)
         self._connectors.give_back(stream)
-        self._callers.most = self.most - self._connectors.used
+        self._leave_the_rest()
+
+    def _leave_the_rest(self) -> None:
+        self._callers.most = max(self.most // 2, self.most - self._connectors.used)

@@ -24,6 +24,7 @@ from revconn.gateway.tenants import Tenants
 __all__ = ["Connection", "Registry"]
 
 _MOST_PARTS = 64  # keys or connections for each of which some places are kept
+_VERY_FEW = 4  # calls, where there are more
 _MOST_EXPECTED = 10_000  # names expected back at once: as many as one connector may register
 
 
@@ -221,11 +222,14 @@ class Registry:
             kept // 2 // (len(those) + 1) if len(those) < _MOST_PARTS else 0
             for those in (self._connections, self._loads)
         )
-        # Where nothing can be kept for each, who has most is at least refused first.
-        if not part and len(connection.pending) >= SHARE * left:
-            return False
-        if not key_part and connection.load.pending >= KEY_SHARE * left:
-            return False
+        # Where nothing can be kept for each, some is kept for all who have very few.
+        pool = kept // 2 if kept > _MOST_PARTS else 0
+        for is_kept, pending, share in (
+            (part, len(connection.pending), SHARE),
+            (key_part, connection.load.pending, KEY_SHARE),
+        ):
+            if not is_kept and pending >= _VERY_FEW and (left <= pool or pending >= share * left):
+                return False
         live: Counter[int] = Counter()
         wanting: Counter[int] = Counter()
         for each in self._connections if part else ():

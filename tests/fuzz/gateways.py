@@ -225,13 +225,14 @@ class Gateways:
             "held bytes": shared.calls.held_requests._bytes,
             "receiving": serving._callers._budget,
             "handshakes": shared.handshakes,
+            "questions": introspection._waiting,
             "watching": introspection._watching,
             "asking": introspection._asking,
             "answers": shared.answers._budget,
             "joining": shared.calls.joining._budget,
         }
         for name, budget in budgets.items():
-            require(budget.used == 0 and not budget._owners, f"{name} by peers that are gone")
+            require(budget.used == 0 and not budget._held, f"{name} by peers that are gone")
             require(not budget._all.under, f"{name} on account of peers that are gone")
         require(not serving._callers._incoming, "calls that are gone")
         require(not serving._connectors._open, "connectors that are gone")

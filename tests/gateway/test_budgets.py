@@ -62,7 +62,7 @@ def test_who_has_most_gives_back_what_it_has_had_for_longest() -> None:
     takers = Takers(4)
     for owner in ("a", "a", "b", "a"):
         assert takers.take(owner)
-    oldest = next(iter(takers.budget._owners))
+    oldest = next(iter(takers.budget._held))
     assert takers.take("c")
     assert takers.lost == [oldest]
     assert takers.budget.of(("a",)) == 2

@@ -538,6 +538,16 @@ def test_a_connector_that_comes_again_and_again_has_what_it_was_sent_before_on_i
     assert fill(gateway, "service.honest") >= 4
 
 
+def test_where_there_are_too_many_for_parts_some_places_are_for_who_has_very_few() -> None:
+    gateway = Gateway(limits=Limits(max_pending=1000))
+    for number in range(70):
+        gateway.add(f"honest {number}", key=number, service=f"service.{number}")
+    for number in range(3):
+        gateway.add(f"silent {number}", key=100 + number, service=f"silent.{number}")
+        fill(gateway, f"silent.{number}")
+    assert [fill(gateway, f"service.{number}") for number in range(12)] == [4] * 12
+
+
 def test_a_key_is_forgotten_once_it_has_neither_connections_nor_calls() -> None:
     gateway = Gateway()
     first = gateway.add("first", key=1)

@@ -322,7 +322,7 @@ def test_idle_connections_of_the_host_that_has_most_make_room_first(
 # What has shown no key
 
 
-@pytest.mark.parametrize("path", [ESTABLISH, REGISTER, WATCH, REFLECT, "/echo.Echo/Say"])
+@pytest.mark.parametrize("path", [ESTABLISH, REGISTER, CHECK, WATCH, REFLECT, "/echo.Echo/Say"])
 def test_streams_that_wait_leave_room_for_those_of_others_however_they_come(
     serving: Serving, loop: QuickLoop, path: str
 ) -> None:
@@ -333,7 +333,7 @@ def test_streams_that_wait_leave_room_for_those_of_others_however_they_come(
     introspection = serving._introspection
     assert introspection is not None
     budgets = (shared.handshakes, serving._callers._budget, introspection._watching,
-               introspection._asking)  # fmt: skip
+               introspection._asking, introspection._waiting)  # fmt: skip
     for budget in budgets:
         budget.most = 100
     # One after the other, each as much as it can have: they would halve what is left, and the
@@ -449,27 +449,33 @@ def test_a_message_that_has_begun_makes_room_where_its_connection_has_most_of_th
     assert 3 not in greedy_peer.endpoint.streams or 1 not in greedy_peer.endpoint.streams
 
 
-def test_connectors_take_from_callers_half_at_most_and_lose_nothing(
+def test_messages_of_connectors_leave_half_to_callers_and_are_never_taken_back(
     serving: Serving, loop: QuickLoop
 ) -> None:
     receiving = serving.listener.receiving
     caller, connector, other = (connect(serving, loop, number) for number in (102, 105, 108))
-    caller_peer, _, other_peer = serving.listener._peers
+    caller_peer, connector_peer, other_peer = serving.listener._peers
     caller.sent = b"".join(begin(1 + 2 * number, 130_000) for number in range(40))
-    connector.sent = b"".join(register(1 + 2 * number) for number in range(8))
+    connector.sent = b"".join(register(1 + 2 * number) for number in range(18))
     other.sent = register(1)
     turn(loop, caller, connector, other)
     before = len(caller_peer.endpoint.streams)
     begun = struct.pack(">BI", 0, 1 << 20) + bytes(100)
-    for number in range(8):
+    for number in range(18):
         connector.sent += DataFrame(1 + 2 * number, begun).serialize()
-    other.sent = DataFrame(1, begun).serialize()
+    small = struct.pack(">BI", 0, 300_000) + bytes(100)
+    other.sent = DataFrame(1, small).serialize()
     turn(loop, connector, other, caller)
     windows = receiving._windows
-    assert windows._connectors.used <= windows.most // 2
-    assert windows.used <= windows.most
-    assert 0 < len(caller_peer.endpoint.streams) < before
-    assert len(other_peer.endpoint.streams) <= 1
+    assert windows._callers.used <= windows.most // 2
+    assert 0.4 * before <= len(caller_peer.endpoint.streams) < 0.6 * before
+    # One may have 16 times what is left, and loses the streams for which it has no room itself.
+    assert len(connector_peer.endpoint.streams) == 15
+    assert len(other_peer.endpoint.streams) == 1
+    assert 15 << 20 < windows._connectors.used < CREDIT
+    caller.sent = begin(101, 130_000)
+    turn(loop, caller)
+    assert len(connector_peer.endpoint.streams) == 15
 
 
 # The gateway's own services
