@@ -29,12 +29,12 @@ from __future__ import annotations
 import asyncio
 import enum
 from abc import ABC, abstractmethod
+from collections.abc import Hashable
 
 from revconn._proto.registry_pb2 import ForwardRequest, ForwardResponse, StreamingInfo
 from revconn.core.rope import Data, Rope
 from revconn.core.routing import Wanted
 from revconn.gateway.backends import BackendRequest, Reply
-from revconn.gateway.budgets import Owners
 from revconn.gateway.holding import Joiners
 from revconn.gateway.outbound import Outgoing
 from revconn.gateway.routes import Connection
@@ -100,9 +100,9 @@ class Call(ABC):
         self._state = _NEW
 
     @property
-    def owners(self) -> Owners:
-        """On whose account it has what all share."""
-        return (None, None) if self.asker is None else (self.asker.key, self.asker)
+    def origin(self) -> Hashable:
+        """Where it comes from: a key, or the caller's network."""
+        return None if self.asker is None else self.asker.key
 
     @abstractmethod
     def respond(

@@ -9,6 +9,7 @@ import asyncio
 import logging
 import math
 import uuid
+from collections.abc import Hashable
 from functools import lru_cache
 
 from revconn._proto.registry_pb2 import ForwardRequest, ForwardResponse
@@ -241,10 +242,10 @@ class OutsideCall(Call):
         super().__init__(request_id, self.path, wanted, rpc.came_at + rpc.seconds)
 
     @property
-    def owners(self) -> Owners:
-        """Its caller's network and connection."""
+    def origin(self) -> Hashable:
+        """Its caller's network."""
         owners: Owners = self._rpc.stream.owner.owners
-        return owners
+        return owners[0]
 
     def encode(self, message: Data) -> Data:
         """The call as a message to a connector."""

@@ -180,7 +180,7 @@ class Calls:
 
     def holding_owners(self, call: Call) -> Owners:
         """On whose account a call waits: for which service, and where its caller is."""
-        return self._registry.expected(call.wanted), call.owners[0]
+        return self._registry.expected(call.wanted), call.origin
 
     def _lose_place(self, request_id: str, refused: Refused) -> None:
         """A call waits no longer for somebody to come: others need its place."""
