@@ -5,27 +5,24 @@ from __future__ import annotations
 import atexit
 import inspect
 import os
-import threading
 import weakref
 from collections.abc import Sequence
 from concurrent.futures import Executor
-from functools import partial
 from types import TracebackType
-from typing import Any, Callable, TypeVar
+from typing import TYPE_CHECKING, Any, Callable, cast
 
 from revconn.exceptions import ConfigurationError, RevconnError
 from revconn.exceptions import is_fatal as default_is_fatal
 from revconn.logger import get_logger
 from revconn.runtime.signals import obey_signals, signals_into
-from revconn.runtime.state import LinkStatus, State, trouble
+from revconn.runtime.state import LinkStatus, State, Stopped, trouble
 from revconn.runtime.threads import Mailbox, aside, is_own_thread
-from revconn.serving.handlers import Handler, Handlers, require_handler, require_method_path
+from revconn.serving.handler_registry import HandlerRegistry
 from revconn.settings.checks import (
     refuse,
     require_attribute,
     require_flag,
     require_seconds,
-    require_service_name,
     require_wait,
 )
 from revconn.settings.environment import PREFIX, environment_options, named_by_variable
@@ -33,16 +30,18 @@ from revconn.settings.options import TLS, Backoff, Options, api_key_source, pars
 from revconn.settings.target import parse_targets
 from revconn.supervisor import Claims, StateBoard, Supervisor
 
+if TYPE_CHECKING:
+    import grpc
+
 __all__ = ["Connector", "LinkStatus"]
 
 logger = get_logger(__name__)
 
-H = TypeVar("H", bound=Handler)
-
+_NOT_GIVEN = cast(float, object())
 _HELD_UP = 10.0  # seconds; all that closing takes beyond its timeout is less
 
 
-class Connector:
+class Connector(HandlerRegistry):
     """Serves gRPC requests that gateways push down connections which this side opened.
 
     Every option is keyword-only; durations are float seconds, sizes bytes.
@@ -99,6 +98,10 @@ class Connector:
     :param backoff: :class:`Backoff`, the waits between attempts to connect.
     :param is_fatal: says of a :class:`ConnectionLost` whether trying again is useless
         (:func:`revconn.is_fatal`).
+    :param interceptors: :class:`grpc.ServerInterceptor` objects, outermost first, for servicers:
+        what :meth:`add_generic_rpc_handlers` and its like register.
+    :param start_blocks: what :meth:`start` does when it is not told. With ``False`` a connector
+        takes the place of a :class:`grpc.Server`, whose ``start`` returns at once.
 
     Raises :class:`ConfigurationError` for anything that cannot be used. All methods may be called
     from any thread.
@@ -130,6 +133,8 @@ class Connector:
         slow_handler_after: float | None = 10.0,
         backoff: Backoff = Backoff(),
         is_fatal: Callable[[Exception], bool] = default_is_fatal,
+        interceptors: Sequence[grpc.ServerInterceptor] = (),
+        start_blocks: bool = True,
     ) -> None:
         self._options = Options(
             targets=parse_targets(targets),
@@ -156,11 +161,11 @@ class Connector:
             backoff=backoff,
             is_fatal=is_fatal,
         )
-        self._handlers = Handlers()
+        super().__init__(interceptors)
+        self._start_blocks = require_flag("start_blocks", start_blocks)
         self._board = StateBoard()
         self._wakeups: Mailbox[int | None] = Mailbox()  # signals; None: the end
-        self._lock = threading.Lock()  # guards _supervisor, _stopped and registration
-        self._supervisor: Supervisor | None = None
+        self._supervisor: Supervisor | None = None  # guarded by _lock, as _stopped is
         self._stopped = False  # before any start, so there is to be none
         self._forked = False  # it was started in the parent, and this is the child
         _connectors.add(self)
@@ -191,69 +196,13 @@ class Connector:
         require_attribute(Connector, self, name)
         super().__setattr__(name, value)
 
-    # Handlers
-
-    def method(self, path: str, *, inline: bool = False, replace: bool = False) -> Callable[[H], H]:
-        """Decorate the handler of one method; see :meth:`add_method`."""
-
-        def register(handler: H) -> H:
-            self.add_method(path, handler, inline=inline, replace=replace)
-            return handler
-
-        return register
-
-    def add_method(
-        self, path: str, handler: Handler, *, inline: bool = False, replace: bool = False
-    ) -> None:
-        """Handle one method, ``/package.Service/Method``, and register its service.
-
-        ``handler(request)`` returns bytes, a protobuf message, a :class:`Response` or ``None``,
-        or raises :class:`RequestError`. It runs in a worker thread, and in a fresh context
-        (``contextvars``): what one request sets no other sees.
-
-        ``inline`` promises that the handler never blocks (no I/O, no waiting, microseconds of
-        work): it then runs in the thread that receives, which saves a small request about half
-        its cost. A handler that breaks the promise holds up its whole connection, and is named in
-        the log.
-
-        ``replace`` lets it take the place of a handler of the same method, inline or not, if there
-        is one. Requests that come from then on meet the new one, and so do those that still wait
-        for a worker; those that run already end as they began.
-
-        Raises :class:`ConfigurationError` for a bad path, an asynchronous function or a generator
-        (streaming methods are not served yet), a second handler of one method, or a
-        new service after the start.
-        """
-        service, key = require_method_path(path)
-        add = partial(self._handlers.add_method, key, handler, inline=inline, replace=replace)
-        self._add(service, handler, add)
-
-    def add_service(self, name: str, handler: Handler, *, replace: bool = False) -> None:
-        """Handle every method of a service that has no handler of its own.
-
-        Its child services too: a gateway resolves ``a.B.C`` to ``a.B`` when only that is
-        registered. Otherwise as :meth:`add_method`.
-        """
-        add = partial(self._handlers.add_service, name, handler, replace=replace)
-        self._add(name, handler, add)
-
-    def _add(self, service: str, handler: Handler, add: Callable[[], None]) -> None:
-        require_service_name("service", service)
-        require_handler(handler)
-        self._refuse_fork()
-        with self._lock:
-            supervisor = self._supervisor
-            # Services are registered as a connection begins: a gateway would not hear of this one.
-            if supervisor is not None and service not in supervisor.services:
-                refuse("service", service, "is new after the start", "add it before start()")
-            add()
-
     # Lifecycle
 
-    def start(self, block: bool = True) -> None:
+    def start(self, block: bool | None = None) -> None:
         """Connect and serve.
 
-        With ``block`` it returns when the connector was stopped. In the main thread it then also
+        With ``block`` (``None``: ``start_blocks``) it returns when the connector was stopped. In
+        the main thread it then also
         handles SIGINT and SIGTERM: the first drains, the second aborts (the same one within a
         second is no second). Without ``block`` it
         returns at once and leaves signals alone; :meth:`wait_ready` tells when a gateway has
@@ -262,7 +211,8 @@ class Connector:
         Raises :class:`ConfigurationError` when there is nothing to serve, and, when blocking, the
         fatal error that ended it (:class:`AuthenticationError` for a refused key).
         """
-        if not require_flag("block", block):
+        block = self._start_blocks if block is None else require_flag("block", block)
+        if not block:
             self._launch().start()
             return
         # From before the start, so that a signal in the midst of it is heard when it is done.
@@ -312,23 +262,43 @@ class Connector:
             raise TimeoutError(f"still running after {timeout:g} s: {self!r}")
         self._raise_error()
 
-    def stop(self, timeout: float | None = None) -> None:
+    def wait_for_termination(self, timeout: float | None = None) -> bool:
+        """As :class:`grpc.Server`'s: wait for the end; true when ``timeout`` seconds ran out.
+
+        Raises the fatal error that ended it, if one did.
+        """
+        try:
+            self.wait(timeout)
+        except TimeoutError:
+            return True
+        return False
+
+    def stop(self, timeout: float | None = None, *, grace: float | None = _NOT_GIVEN) -> Stopped:
         """Drain and end: finish what was accepted, say goodbye, and leave.
 
         Takes at most about ``timeout`` seconds (``None``: ``drain_timeout``); what is unfinished
         by then is answered 503. Idempotent. Called in a handler or a callback it returns at once
         and the draining goes on.
+
+        ``grace``, in the place of ``timeout``, is :class:`grpc.Server`'s: it returns at once, and
+        what is unfinished after so many seconds (``None``: at once) is answered 503. What it
+        returns is like an event that is set at the end.
         """
-        seconds = self._options.drain_timeout if timeout is None else timeout
-        require_seconds("timeout", seconds, zero=True)
+        at_once = grace is not _NOT_GIVEN
+        name, given = ("grace", grace or 0.0) if at_once else ("timeout", timeout)
+        seconds = self._options.drain_timeout if given is None else given
+        require_seconds(name, seconds, zero=True)
 
         def stop() -> None:
             supervisor = self._end_idle()
-            if supervisor is not None:
+            if supervisor is not None and at_once:
+                supervisor.begin_drain(seconds)
+            elif supervisor is not None:
                 supervisor.stop(seconds)
 
         # It takes locks. In a signal handler the main thread may hold one of them already.
-        aside(stop, seconds + _HELD_UP)
+        aside(stop, _HELD_UP if at_once else seconds + _HELD_UP)
+        return Stopped(lambda timeout: self._board.wait_for((State.CLOSED,), timeout) is not None)
 
     def abort(self) -> None:
         """End at once; what is in flight is abandoned. Idempotent, and bounded to seconds."""
@@ -416,13 +386,15 @@ class Connector:
 
     # Inside
 
+    def _registered_services(self) -> tuple[str, ...] | None:
+        return None if self._supervisor is None else self._supervisor.services
+
     def _launch(self) -> Supervisor:
         with self._lock:
             self._refuse_fork()
             if self._supervisor is not None or self._stopped:
                 raise RevconnError("a connector starts once; make a new one")
-            named = self._handlers.services()
-            services = tuple(dict.fromkeys((*self._options.services, *named)))
+            services = self._services_to_register(self._options.services)
             if not services:
                 refuse("services", (), "nothing to serve", "add a handler, or name the services")
             self._supervisor = Supervisor(
@@ -445,7 +417,7 @@ class Connector:
 
     def _forsake(self) -> None:
         """In a forked child: what was started stays the parent's; any lock may be held for ever."""
-        self._lock = threading.Lock()
+        self._renew_lock()
         supervisor, self._supervisor = self._supervisor, None
         if supervisor is None:  # made before the fork, to be started after it: pre-forking servers
             self._board.renew_locks()

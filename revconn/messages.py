@@ -10,7 +10,8 @@ from typing import Any, Callable
 from revconn._proto.registry_pb2 import ForwardRequest
 from revconn.core.deadline import nearer_deadline
 from revconn.core.framing import is_framed, unframe
-from revconn.core.status import is_success
+from revconn.core.metadata import Metadata, headers_from_metadata, invocation_metadata
+from revconn.core.status import StatusCode, is_success
 from revconn.runtime import clock
 from revconn.runtime.threads import own_thread, shielded
 
@@ -73,6 +74,20 @@ class Request:
         return self._headers
 
     @property
+    def peer(self) -> str:
+        """Who calls, as gRPC writes addresses (``ipv4:192.0.2.1:50123``), by the gateway's word.
+
+        Empty where the gateway does not say: the embedded one does, of callers from outside.
+        """
+        return "" if self._message is None else self._message.peer
+
+    def _metadata(self) -> Metadata:
+        """All that came as the call's metadata, as gRPC's servers give it to a servicer."""
+        return invocation_metadata(
+            self.headers, () if self._message is None else self._message.metadata
+        )
+
+    @property
     def payload(self) -> bytes:
         """The method's message, bare.
 
@@ -128,6 +143,11 @@ class Request:
                 return False
             self._callbacks = (*self._callbacks, callback)
             return True
+
+    def _end(self, code: StatusCode, reason: str) -> None:
+        """Answer it with that, unless it is over."""
+        if self._is_unsettled():
+            self._replies.fail(self, code, reason)
 
     def _call_back(self) -> None:
         """It is over: call what was to be called then, each once, whoever else does the same."""
@@ -194,7 +214,8 @@ def received(
     request.method = method
     if size > _LARGE:  # worth more than the time it takes: not to hold the payload twice
         request._headers = dict(headers)
-        request._message = None
+        peer, metadata = message.peer, message.metadata
+        request._message = ForwardRequest(peer=peer, metadata=metadata) if peer else None
     else:
         request._message = message
     return request
@@ -211,12 +232,13 @@ class Response:
     Immutable; may be shared between requests and threads.
     """
 
-    __slots__ = ("error", "headers", "payload", "status")
+    __slots__ = ("_metadata", "error", "headers", "payload", "status")
 
     payload: bytes
     status: int
     headers: Mapping[str, str]
     error: str
+    _metadata: tuple[Metadata, Metadata]  # a servicer's: initial, trailing
 
     def __init__(
         self,
@@ -243,6 +265,16 @@ class Response:
         set_slot(self, "status", int(status))
         set_slot(self, "headers", MappingProxyType(fields))
         set_slot(self, "error", error)
+        set_slot(self, "_metadata", ((), ()))
+
+    def _with_metadata(self, initial: Metadata, trailing: Metadata, *, told: bool) -> Response:
+        """The same with metadata; ``told``: the gateway knows feature "metadata"."""
+        if told and (initial or len(trailing) > 1):  # headers have no order, either
+            object.__setattr__(self, "_metadata", (initial, trailing))
+        elif initial or trailing:
+            headers = {**self.headers, **headers_from_metadata((*initial, *trailing))}
+            object.__setattr__(self, "headers", MappingProxyType(headers))
+        return self
 
     @property
     def ok(self) -> bool:

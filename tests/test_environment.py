@@ -68,7 +68,7 @@ def test_tls_settings_are_gathered(switch: dict[str, str], tmp_path: pathlib.Pat
 def test_every_option_that_can_be_written_down_has_a_variable() -> None:
     arguments = set(inspect.signature(Connector).parameters)
     parts = {argument.partition("(")[0].lower() for argument in VARIABLES}
-    assert arguments - parts == {"executor", "is_fatal"}
+    assert arguments - parts == {"executor", "interceptors", "is_fatal", "start_blocks"}
     assert {f"Backoff({field.name}=)" for field in fields(Backoff)} <= set(VARIABLES)
     assert {f"TLS({field.name}=)" for field in fields(TLS)} - set(VARIABLES) == {
         "TLS(ssl_context=)"

@@ -69,8 +69,14 @@ def test_a_handler_that_cannot_be_called_is_refused(connector: Connector) -> Non
 def test_a_switch_is_true_or_false(connector: Connector, flag: Any) -> None:
     with pytest.raises(ConfigurationError, match="inline: neither True nor False"):
         connector.add_method("/echo.Echo/Say", handler, inline=flag)
+
+
+@pytest.mark.parametrize("flag", ["no", 1])
+def test_whether_to_block_is_true_or_false(connector: Connector, flag: Any) -> None:
     with pytest.raises(ConfigurationError, match="block: neither True nor False"):
         connector.start(block=flag)
+    with pytest.raises(ConfigurationError, match="start_blocks: neither True nor False"):
+        Connector("127.0.0.1:1", api_key="key", start_blocks=flag)
 
 
 def test_a_callback_that_cannot_be_called_is_refused(connector: Connector) -> None:

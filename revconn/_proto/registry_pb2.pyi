@@ -37,7 +37,7 @@ class ConnectionRegister(_message.Message):
     def __init__(self, api_key: _Optional[str] = ..., services: _Optional[_Iterable[str]] = ..., connection_id: _Optional[str] = ...) -> None: ...
 
 class ForwardRequest(_message.Message):
-    __slots__ = ("request_id", "method_path", "headers", "payload", "timeout_seconds", "streaming_info")
+    __slots__ = ("request_id", "method_path", "headers", "payload", "timeout_seconds", "streaming_info", "metadata", "peer")
     class HeadersEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -51,16 +51,20 @@ class ForwardRequest(_message.Message):
     PAYLOAD_FIELD_NUMBER: _ClassVar[int]
     TIMEOUT_SECONDS_FIELD_NUMBER: _ClassVar[int]
     STREAMING_INFO_FIELD_NUMBER: _ClassVar[int]
+    METADATA_FIELD_NUMBER: _ClassVar[int]
+    PEER_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     method_path: str
     headers: _containers.ScalarMap[str, str]
     payload: bytes
     timeout_seconds: int
     streaming_info: StreamingInfo
-    def __init__(self, request_id: _Optional[str] = ..., method_path: _Optional[str] = ..., headers: _Optional[_Mapping[str, str]] = ..., payload: _Optional[bytes] = ..., timeout_seconds: _Optional[int] = ..., streaming_info: _Optional[_Union[StreamingInfo, _Mapping]] = ...) -> None: ...
+    metadata: _containers.RepeatedCompositeFieldContainer[MetadataEntry]
+    peer: str
+    def __init__(self, request_id: _Optional[str] = ..., method_path: _Optional[str] = ..., headers: _Optional[_Mapping[str, str]] = ..., payload: _Optional[bytes] = ..., timeout_seconds: _Optional[int] = ..., streaming_info: _Optional[_Union[StreamingInfo, _Mapping]] = ..., metadata: _Optional[_Iterable[_Union[MetadataEntry, _Mapping]]] = ..., peer: _Optional[str] = ...) -> None: ...
 
 class ForwardResponse(_message.Message):
-    __slots__ = ("request_id", "status_code", "headers", "payload", "error_message", "streaming_info", "response_stream_info")
+    __slots__ = ("request_id", "status_code", "headers", "payload", "error_message", "streaming_info", "response_stream_info", "initial_metadata", "trailing_metadata")
     class HeadersEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -75,6 +79,8 @@ class ForwardResponse(_message.Message):
     ERROR_MESSAGE_FIELD_NUMBER: _ClassVar[int]
     STREAMING_INFO_FIELD_NUMBER: _ClassVar[int]
     RESPONSE_STREAM_INFO_FIELD_NUMBER: _ClassVar[int]
+    INITIAL_METADATA_FIELD_NUMBER: _ClassVar[int]
+    TRAILING_METADATA_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     status_code: int
     headers: _containers.ScalarMap[str, str]
@@ -82,7 +88,17 @@ class ForwardResponse(_message.Message):
     error_message: str
     streaming_info: StreamingInfo
     response_stream_info: ResponseStreamInfo
-    def __init__(self, request_id: _Optional[str] = ..., status_code: _Optional[int] = ..., headers: _Optional[_Mapping[str, str]] = ..., payload: _Optional[bytes] = ..., error_message: _Optional[str] = ..., streaming_info: _Optional[_Union[StreamingInfo, _Mapping]] = ..., response_stream_info: _Optional[_Union[ResponseStreamInfo, _Mapping]] = ...) -> None: ...
+    initial_metadata: _containers.RepeatedCompositeFieldContainer[MetadataEntry]
+    trailing_metadata: _containers.RepeatedCompositeFieldContainer[MetadataEntry]
+    def __init__(self, request_id: _Optional[str] = ..., status_code: _Optional[int] = ..., headers: _Optional[_Mapping[str, str]] = ..., payload: _Optional[bytes] = ..., error_message: _Optional[str] = ..., streaming_info: _Optional[_Union[StreamingInfo, _Mapping]] = ..., response_stream_info: _Optional[_Union[ResponseStreamInfo, _Mapping]] = ..., initial_metadata: _Optional[_Iterable[_Union[MetadataEntry, _Mapping]]] = ..., trailing_metadata: _Optional[_Iterable[_Union[MetadataEntry, _Mapping]]] = ...) -> None: ...
+
+class MetadataEntry(_message.Message):
+    __slots__ = ("key", "value")
+    KEY_FIELD_NUMBER: _ClassVar[int]
+    VALUE_FIELD_NUMBER: _ClassVar[int]
+    key: str
+    value: bytes
+    def __init__(self, key: _Optional[str] = ..., value: _Optional[bytes] = ...) -> None: ...
 
 class StreamingInfo(_message.Message):
     __slots__ = ("stream_type", "is_stream_end", "sequence_number", "chunk_size")

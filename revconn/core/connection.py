@@ -55,6 +55,7 @@ __all__ = [
     "LEAST_BYTES",
     "LONGEST_ID",
     "MAX_MESSAGE_BYTES_HEADER",
+    "METADATA",
     "OFFER",
     "SUPPORTED",
     "VIA_HEADER",
@@ -211,7 +212,8 @@ VIA_HEADER = "revconn-via"  # which gateways a call came by, as it reaches a bac
 CHUNKS = "chunks"  # a large response travels in several messages
 CANCEL = "cancel"  # whoever asked may say that it gave up
 DRAIN = "drain"  # answers are still read on a stream that said DISCONNECTED
-SUPPORTED = frozenset({CHUNKS, CANCEL, DRAIN})
+METADATA = "metadata"  # what headers cannot say of a call: names that repeat, what goes first, who
+SUPPORTED = frozenset({CHUNKS, CANCEL, DRAIN, METADATA})
 
 OFFER = ((FEATURES_HEADER, ",".join(sorted(SUPPORTED))),)
 """What a connector says of itself in the metadata that opens a stream."""

@@ -8,32 +8,44 @@ from collections.abc import Iterable, Mapping
 from typing import Union
 from urllib.parse import unquote
 
+from revconn._proto.registry_pb2 import MetadataEntry
 from revconn.core.requests import encode_varint
 from revconn.core.status import encode_message
 
 __all__ = [
-    "HEADER_BUDGET",
     "Metadata",
     "application_metadata",
+    "bounded",
+    "encode_extension",
     "encode_header",
     "headers_from_metadata",
     "headers_size",
+    "invocation_metadata",
+    "metadata_from_entries",
     "metadata_from_headers",
+    "metadata_size",
+    "require_metadata",
     "truncate_message",
+    "usable_header_list",
 ]
 
 Metadata = tuple[tuple[str, Union[str, bytes]], ...]
 
-# gRPC implementations refuse a header block over 8 KiB, and with it the whole call: a call whose
-# headers do not fit loses headers, not its status.
-HEADER_BUDGET = 4096
-MESSAGE_BUDGET = 3072
+# gRPC implementations refuse a header list that is longer than they take, and with it the whole
+# call: a call whose headers do not fit loses headers, not its status.
+_USUAL_HEADER_LIST = 8 << 10  # bytes that all of them take
+_UNBOUNDED_HEADER_LIST = 32 << 10  # bytes that those are sent who state no limit
 
 _PER_HEADER = 32  # what HTTP/2 counts for each header besides its name and value
 _LEGAL_KEY = re.compile(r"[0-9a-z_.-]+")
 _CUT_ESCAPE = re.compile(r"%.?$")
 _LEGAL_VALUE = re.compile(r"[\x20-\x7e]*")
+_LEGAL_BYTES = re.compile(rb"[\x20-\x7e]*")
 _STATUS_DETAILS = "grpc-status-details-bin"
+# What gRPC's servers keep to themselves.
+_OF_THE_CALL = frozenset(
+    {"content-type", "te", "grpc-timeout", "grpc-encoding", "grpc-accept-encoding"}
+)
 _OF_THE_TRANSPORT = frozenset(
     {
         "connection",
@@ -85,6 +97,21 @@ def _varint(number: int) -> bytes:
     return b"%c" % number if number < 0x80 else encode_varint(number)
 
 
+def encode_extension(metadata: Metadata, peer: bytes) -> bytes:
+    """What feature "metadata" adds to a ``ForwardRequest``, encoded.
+
+    :param metadata: all of the caller's; empty where headers tell it.
+    :param peer: who calls.
+    """
+    fields: list[bytes] = []
+    for name, value in metadata:
+        key = name.encode()
+        data = value.encode() if isinstance(value, str) else value
+        entry = b"".join((b"\x0a", _varint(len(key)), key, b"\x12", _varint(len(data)), data))
+        fields += (b"\xaa\x06", _varint(len(entry)), entry)
+    return b"".join((*fields, b"\xb2\x06", _varint(len(peer)), peer))
+
+
 def headers_size(headers: Mapping[str, str]) -> int:
     """The bytes of a request's headers, as HTTP/2 counts them."""
     size = len(headers) * _PER_HEADER
@@ -102,31 +129,130 @@ def metadata_from_headers(headers: Mapping[str, str]) -> Metadata:
     """A response's headers as metadata for its caller.
 
     The transport's own headers are left out, and ``grpc-*`` except the status details that
-    applications may set; so is what gRPC would refuse, and what exceeds the budget.
+    applications may set; so is what gRPC would refuse.
     """
     metadata: list[tuple[str, str | bytes]] = []
-    budget = HEADER_BUDGET
     for name, text in headers.items():
         key = name.lower()
         value = _legal_value(key, text)
-        if value is None or not _is_applications(key):
-            continue
-        size = len(key) + len(text) + _PER_HEADER
-        # One that does not fit is left out, and smaller ones behind it are not.
-        if size <= budget:
-            budget -= size
+        if value is not None and _is_applications(key):
             metadata.append((key, value))
     return tuple(metadata)
 
 
-def truncate_message(message: str) -> str:
-    """A status message, cut to what fits into a header block once it is percent-encoded."""
+def metadata_from_entries(entries: Iterable[MetadataEntry]) -> Metadata:
+    """The same, where a response has entries: names may repeat, binary values are bytes."""
+    metadata: list[tuple[str, str | bytes]] = []
+    for entry in entries:
+        key, value = entry.key.lower(), entry.value
+        if not _is_applications(key):
+            continue
+        if key.endswith("-bin"):
+            metadata.append((key, value))
+        elif _LEGAL_BYTES.fullmatch(value):
+            metadata.append((key, value.decode().strip(" ")))
+    return tuple(metadata)
+
+
+def usable_header_list(stated: int | None) -> int:
+    """Bytes of a header list that are sent to a peer that says that it takes so many.
+
+    ``None``: it does not say.
+    """
+    if stated is None:
+        return _UNBOUNDED_HEADER_LIST
+    # gRPC's core states its hard limit, and refuses at random what is beyond the soft one: by
+    # default that is half of it.
+    return max(min(stated, _USUAL_HEADER_LIST), stated // 2)
+
+
+def invocation_metadata(
+    headers: Mapping[str, str], entries: Iterable[MetadataEntry]
+) -> tuple[tuple[str, str | bytes], ...]:
+    """The metadata of a call as gRPC's servers give it to a servicer.
+
+    From a request's entries where it has any, else from its headers.
+    """
+    metadata: list[tuple[str, str | bytes]] = []
+    for entry in entries:
+        if entry.key not in _OF_THE_CALL:
+            is_binary = entry.key.endswith("-bin")
+            metadata.append(
+                (entry.key, entry.value if is_binary else entry.value.decode("latin-1"))
+            )
+    if metadata:
+        return tuple(metadata)
+    for name, text in headers.items():
+        if name in _OF_THE_CALL or name.startswith(":"):
+            continue
+        if not name.endswith("-bin"):
+            metadata.append((name, text))
+            continue
+        for part in text.split(","):  # as HTTP joins what has one name
+            value = _decode_binary(part)
+            if value is not None:
+                metadata.append((name, value))
+    return tuple(metadata)
+
+
+def require_metadata(metadata: Iterable[tuple[str, str | bytes]]) -> Metadata:
+    """An application's metadata for a caller; text where a name is not binary.
+
+    Raises :class:`ValueError` for what gRPC, or a connection to a gateway, cannot carry, and
+    :class:`TypeError` for what is no metadata.
+    """
+    checked: list[tuple[str, str | bytes]] = []
+    for key, value in metadata:
+        if not isinstance(key, str) or not isinstance(value, (str, bytes)):
+            raise TypeError(f"metadata {key!r:.100}: give pairs of str and str, or bytes for -bin")
+        if not _is_applications(key):
+            raise ValueError(
+                f"metadata {key!r:.100}: not a name that an application may set; use 0-9 a-z _ - ."
+                " and neither grpc- nor HTTP's own"
+            )
+        if key.endswith("-bin"):
+            checked.append((key, value.encode() if isinstance(value, str) else value))
+            continue
+        text = value if isinstance(value, str) else value.decode("latin-1")
+        if not _LEGAL_VALUE.fullmatch(text):
+            raise ValueError(f"metadata {key!r:.100}: not printable ASCII; use a name in -bin")
+        checked.append((key, text))
+    return tuple(checked)
+
+
+def metadata_size(metadata: Metadata) -> int:
+    """Bytes that metadata takes of a header list."""
+    return sum(_entry_size(key, value) for key, value in metadata)
+
+
+def _entry_size(key: str, value: str | bytes) -> int:
+    size = len(value) if isinstance(value, str) else len(value) * 4 // 3 + 2
+    return size + len(key) + _PER_HEADER
+
+
+def bounded(metadata: Metadata, header_list: int) -> Metadata:
+    """What of the metadata goes into so long a ``header_list``: half of it is the message's.
+
+    One that does not fit is left out, and smaller ones behind it are not.
+    """
+    kept: list[tuple[str, str | bytes]] = []
+    left = header_list // 2
+    for key, value in metadata:
+        size = _entry_size(key, value)
+        if size <= left:
+            left -= size
+            kept.append((key, value))
+    return tuple(kept)
+
+
+def truncate_message(message: str, room: int) -> str:
+    """A status message, cut to at most so many bytes once it is percent-encoded."""
     encoded = encode_message(message)
-    if len(encoded) <= MESSAGE_BUDGET:
+    if len(encoded) <= room:
         return message
     # The encoded text is cut, which is what has to fit: each character outside ASCII takes six
     # bytes or more of it. What is left of an escape, or of a character, at the cut goes too.
-    cut = encoded[: MESSAGE_BUDGET - len(encode_message("..."))]
+    cut = encoded[: room - len(encode_message("..."))]
     return unquote(_CUT_ESCAPE.sub("", cut), errors="ignore") + "..."
 
 

@@ -9,6 +9,7 @@ from revconn.core.rope import Data, Rope
 
 __all__ = [
     "REQUEST_TAG",
+    "cut_extension",
     "encode_request",
     "encode_varint",
     "forward_request",
@@ -25,6 +26,9 @@ _OTHERS = {
     REQUEST_TAG: (0x0A, 0x12, 0x1A, 0x32),  # request_id, method_path, a header, streaming_info
     _RESPONSE_TAG: (0x0A, 0x1A, 0x2A, 0x32),  # request_id, a header, error_message, streaming_info
 }
+# Of the fields 101 and 102: what feature "metadata" adds to either, in tags of two bytes.
+_EXTENSIONS = (0xAA, 0xB2)
+_EXTENSION = 0x06
 _MOST_FIELDS = 100  # each is a few steps of Python: a message of nothing else would take seconds
 _LONGEST_VARINT = 5  # bytes
 
@@ -77,6 +81,10 @@ def _find_payload(data: Data, at: int, kind: int) -> tuple[int, int, int] | None
         if at == len(data):
             return found
         field, tag = at, data[at]
+        if tag in _EXTENSIONS and data[at + 1] == _EXTENSION:
+            size, at = _varint(data, at + 2)
+            at += size
+            continue
         size, at = _varint(data, at + 1)
         if tag == _NUMBERS[kind]:
             continue
@@ -111,11 +119,17 @@ _UNARY = b"\x32\x02\x10\x01"  # streaming_info: is_stream_end; that it is UNARY 
 
 
 def encode_request(
-    request_id: bytes, path: bytes, headers: bytes, payload: Data, timeout_seconds: int
+    request_id: bytes,
+    path: bytes,
+    headers: bytes,
+    payload: Data,
+    timeout_seconds: int,
+    extension: bytes = b"",
 ) -> Data:
     """A ``ConnectionMessage`` with a unary request in it.
 
     :param headers: entries of the map, encoded.
+    :param extension: what goes to its end: see :func:`cut_extension`.
     """
     size = len(payload)
     head = b"".join(
@@ -127,11 +141,21 @@ def encode_request(
             b"\x22" + encode_varint(size) if size else b"",
         )
     )
-    tail = _forwarded_tail(timeout_seconds)
+    tail = _forwarded_tail(timeout_seconds) + extension
     length = encode_varint(len(head) + size + len(tail))
     if isinstance(payload, Rope):
         return Rope((b"".join((b"\x12", length, head)), *payload.parts, tail))
     return b"".join((b"\x12", length, head, payload, tail))
+
+
+def cut_extension(data: Data, size: int) -> Data:
+    """A request without the last ``size`` bytes, for a connector that does not know the feature."""
+    _, start = _varint(data, 1)
+    end = len(data) - size
+    head = _request_head(end - start)
+    if isinstance(data, Rope):
+        return Rope((head, *data.cut(start, end).parts))
+    return head + data[start:end]
 
 
 def forward_request(data: bytes, timeout_seconds: int) -> bytes:

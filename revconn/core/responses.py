@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from revconn._proto.registry_pb2 import ConnectionMessage
+from revconn._proto.registry_pb2 import ConnectionMessage, MetadataEntry
 from revconn.core.framing import frame, pack
+from revconn.core.metadata import Metadata
 from revconn.core.status import StatusCode, encode_message, http_status, is_success, status_code
 from revconn.logger import encodable
 
@@ -20,8 +21,12 @@ def encode_response(
     headers: Mapping[str, str] | None = None,
     error: str = "",
     framed: bool = False,
+    metadata: tuple[Metadata, Metadata] = ((), ()),
 ) -> bytes:
-    """The message that answers ``request_id``."""
+    """The message that answers ``request_id``.
+
+    :param metadata: initial and trailing, where headers cannot tell it.
+    """
     if framed:
         # A failure without a payload is what gRPC calls trailers-only: there is nothing to frame.
         payload = frame(payload) if payload or is_success(status) else b""
@@ -44,6 +49,10 @@ def encode_response(
         response.headers.update(texts)
     if error:
         response.error_message = encodable(error)
+    initial, trailing = metadata
+    if initial or trailing:
+        response.initial_metadata.extend(_entries(initial))
+        response.trailing_metadata.extend(_entries(trailing))
     return message.SerializeToString()
 
 
@@ -56,6 +65,7 @@ def encode_failure(
     headers: Mapping[str, str] | None = None,
     payload: bytes = b"",
     framed: bool = False,
+    metadata: tuple[Metadata, Metadata] = ((), ()),
 ) -> bytes:
     """The message that fails ``request_id``; the exact gRPC code travels in its headers.
 
@@ -74,4 +84,12 @@ def encode_failure(
         },
         error=message,
         framed=framed,
+        metadata=metadata,
     )
+
+
+def _entries(metadata: Metadata) -> list[MetadataEntry]:
+    return [
+        MetadataEntry(key=key, value=value.encode() if isinstance(value, str) else value)
+        for key, value in metadata
+    ]

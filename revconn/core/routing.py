@@ -92,6 +92,10 @@ class Routes(Generic[T]):
             raise ValueError(f"{service} already has a handler")
         self._services[service] = handler
 
+    def has_service(self, service: str) -> bool:
+        """Whether it has a catch-all."""
+        return service in self._services
+
     def discard_method(self, path: str) -> None:
         """Have one method no longer, if there is one of that path."""
         service, method = split_method_path(path)

@@ -32,6 +32,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Hashable
 
 from revconn._proto.registry_pb2 import ForwardRequest, ForwardResponse, StreamingInfo
+from revconn.core.connection import METADATA
+from revconn.core.requests import cut_extension
 from revconn.core.rope import Data, Rope
 from revconn.core.routing import Wanted
 from revconn.gateway.backends import BackendRequest, Reply
@@ -69,6 +71,7 @@ class Call(ABC):
     :ivar connection: who is to answer, from QUEUED on; it may have ended.
     :ivar lost: how the connection ended that the call was sent on, or was to be; empty until then,
         and again once another is to be sent it.
+    :ivar extension: bytes at the end of its message that feature "metadata" is about.
     :ivar may_dial: whether a backend may be sent it: one that was out of reach is not tried again.
     :ivar slot: of :class:`Deadlines`', in which it is.
     :ivar joiners: what has come of an answer in chunks; :class:`Joining` alone fills them.
@@ -78,6 +81,7 @@ class Call(ABC):
     connection: Connection | None = None
     lost = ""
     held_since = 0.0
+    extension = 0
     may_dial = True
     outgoing: Outgoing | None = None
     joiners: Joiners | None = None
@@ -142,6 +146,8 @@ class Call(ABC):
         self._state, self.lost = _QUEUED, ""
         self.held_since = 0.0  # what the call waited is taken from its time already
         self.connection = connection
+        if self.extension and METADATA not in connection.protocol.features:
+            data, self.extension = cut_extension(data, self.extension), 0
         connection.pending.add(self.id)
         connection.load.pending += 1
         self.outgoing = connection.outbound.put_request(data)

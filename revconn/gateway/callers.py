@@ -18,7 +18,9 @@ from revconn.core.framing import is_framed, pack, unframe
 from revconn.core.metadata import (
     Metadata,
     application_metadata,
+    bounded,
     encode_header,
+    metadata_from_entries,
     metadata_from_headers,
 )
 from revconn.core.requests import encode_request
@@ -259,12 +261,15 @@ class OutsideCall(Call):
             if taken > _SOON and (own := head.seconds) is not None:
                 timeout = format_grpc_timeout(max(0.0, own - taken)).encode()
             headers += encode_header(b"grpc-timeout", timeout)
+        extension = head.extension(rpc.peer)
+        self.extension = len(extension)
         return encode_request(
             self.id.encode(),
             self.path.encode(),
             headers,
             _packed(message),
             max(1, math.ceil(remaining)),
+            extension,
         )
 
     def _remaining(self) -> float:
@@ -294,16 +299,28 @@ class OutsideCall(Call):
         rpc.settled()
         if _would_log(logging.DEBUG):
             logger.debug("%.200r from %s: %s", self.path, rpc.peer, code.name)
-        metadata = metadata_from_headers(headers) if headers else ()
+        initial: Metadata = ()
+        metadata: Metadata = ()
+        if headers or response.initial_metadata or response.trailing_metadata:
+            initial, metadata = self._metadata(response)
         if code is not StatusCode.OK:
-            rpc.fail(code, _problem(response), metadata)
+            rpc.fail(code, _problem(response), metadata, initial)
             return
         try:
             message = self._message(response, payload)
         except Refused as refused:
             rpc.finish(refused.code, refused.message)
         else:
-            self._reply(message, metadata, ())
+            self._reply(message, metadata, initial)
+
+    def _metadata(self, response: ForwardResponse) -> tuple[Metadata, Metadata]:
+        """An answer's initial metadata, and the trailing one, as far as the caller takes it."""
+        entries = response.initial_metadata, response.trailing_metadata
+        header_list = self._rpc.header_list
+        if any(entries):
+            initial, trailing = map(metadata_from_entries, entries)
+            return bounded(initial, header_list), bounded(trailing, header_list)
+        return (), bounded(metadata_from_headers(response.headers), header_list)
 
     def _message(self, response: ForwardResponse, large: memoryview | Rope | None) -> Sendable:
         payload = response.payload if large is None else large

@@ -10,7 +10,12 @@ from collections.abc import Sequence
 from typing import Callable, NamedTuple
 
 from revconn.core.framing import GzipInflater
-from revconn.core.metadata import Metadata, truncate_message
+from revconn.core.metadata import (
+    Metadata,
+    metadata_size,
+    truncate_message,
+    usable_header_list,
+)
 from revconn.core.rope import Data
 from revconn.core.status import ProtocolError, StatusCode
 from revconn.gateway.refusals import Refused
@@ -24,6 +29,11 @@ from revconn.http2.requests import (
 from revconn.http2.streams import Receiver, Sendable, Stream
 
 __all__ = ["Method", "Rpc", "UnaryRpc", "code_of"]
+
+
+# Bytes of a header list: for what is neither metadata nor the message, and for that one always.
+_OWN_TRAILERS = 1 << 10
+_SHORTEST_ROOM = 3 << 10
 
 
 def code_of(error: ProtocolError) -> StatusCode:
@@ -60,6 +70,11 @@ class Rpc(Receiver):
 
     # What is answered
 
+    @property
+    def header_list(self) -> int:
+        """Bytes that the caller takes of headers, and of trailers."""
+        return usable_header_list(self.stream.owner.endpoint.peer_header_list)
+
     def begin(self, metadata: Metadata = ()) -> None:
         """Send the metadata that goes before all else, once."""
         if not self.stream.is_open:
@@ -82,7 +97,9 @@ class Rpc(Receiver):
             return
         self.is_over = True
         stream = self.stream
-        message = truncate_message(message) if message else message
+        if message:
+            room = self.header_list - metadata_size(trailing) - _OWN_TRAILERS
+            message = truncate_message(message, max(room, _SHORTEST_ROOM))
         if stream.is_open or initial or code is StatusCode.OK:
             self.begin(initial)
             stream.finish(closing_block(code, message, trailing))

@@ -169,7 +169,11 @@ class Wishes:
         deadline = self._loop.time() + seconds
         call = ConnectorCall(request_id, path, wanted, deadline, connection, self)
         forwarded = b""
-        if not request.HasField("streaming_info"):
+        # Who calls is the gateway's to say.
+        if request.peer or request.metadata:
+            request.ClearField("peer")
+            request.ClearField("metadata")
+        elif not request.HasField("streaming_info"):
             forwarded = forward_request(data, timeout)
         if not forwarded:  # it is written in some other way than usual
             request.timeout_seconds = timeout

@@ -11,6 +11,7 @@ from revconn.http2.frames import (
     LARGEST_FRAME,
     LARGEST_WINDOW,
     MAX_FRAME,
+    MAX_HEADER_LIST,
     MAX_STREAMS,
     NUMBER,
     PRIORITY_BYTES,
@@ -151,6 +152,8 @@ class Control(Writer):
                 self.longest_frame = min(value, LONGEST_FRAME_OUT)
             elif number == MAX_STREAMS:
                 self.peer_max_streams = value
+            elif number == MAX_HEADER_LIST:
+                self.peer_header_list = value
         self._resize_windows(window)  # once, however often it was said: all streams are looked at
         self.pump()
 

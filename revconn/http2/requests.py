@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from revconn.core.deadline import parse_grpc_timeout
-from revconn.core.metadata import Metadata, encode_header
+from revconn.core.metadata import Metadata, encode_extension, encode_header
 from revconn.core.status import StatusCode, encode_message
 from revconn.http2.grpc import decode_pairs, encode_pairs
 from revconn.http2.headers import Field, FieldKind, encode_fields
@@ -41,8 +41,8 @@ class RequestHead:
     """
 
     __slots__ = (
-        "_forwarded", "content_length", "encoding", "fields", "is_grpc", "method", "method_path",
-        "path", "problem", "size", "timeout",
+        "_extension", "_forwarded", "content_length", "encoding", "fields", "is_grpc", "method",
+        "method_path", "path", "problem", "size", "timeout",
     )  # fmt: skip
 
     def __init__(self, fields: Iterable[Field], size: int) -> None:
@@ -52,6 +52,7 @@ class RequestHead:
         self.content_length = -1
         self.problem = ""
         self._forwarded: bytes | None = None
+        self._extension: list[bytes] = []  # of all that differ by their time alone
         pseudo: dict[bytes, bytes] = {}
         content_type = b""
         for each in fields:
@@ -100,6 +101,7 @@ class RequestHead:
         head.method_path = self.method_path
         head.is_grpc = self.is_grpc
         head._forwarded = self.forwarded
+        head._extension = self._extension
         head.timeout = timeout
         head.size = size
         return head
@@ -120,6 +122,19 @@ class RequestHead:
         if self._forwarded is None:
             self._forwarded = _forwarded(self.fields)
         return self._forwarded
+
+    def extension(self, peer: str) -> bytes:
+        """What feature "metadata" adds to the request of such a call, encoded.
+
+        :param peer: who calls; heads are one connection's, and so always the same.
+        """
+        if not self._extension:
+            names = {each.name for each in self.fields}
+            # Headers are a map, in which a name is once.
+            repeats = len(names) < len(self.fields)
+            metadata = self.metadata() if repeats else ()
+            self._extension.append(encode_extension(metadata, peer.encode()))
+        return self._extension[0]
 
     def metadata(self) -> Metadata:
         """The headers as gRPC's metadata, binary values decoded."""

@@ -102,6 +102,8 @@ class Writer:
     :ivar last_id: the highest that the peer has opened.
     :ivar out_bytes: what is to be written; :meth:`take` takes it.
     :ivar unsent_bytes: of all streams' messages that wait for a window, or for the network.
+    :ivar peer_header_list: bytes of a header list that the peer says it takes; ``None`` if it does
+        not say.
     :ivar is_ended: whether nothing is read or sent any more, but what is to be written yet.
     :ivar is_leaving: whether a GOAWAY was sent: no new streams are taken.
     :ivar worth_sent: of what the peer was sent, as much as it may have cost us.
@@ -110,8 +112,8 @@ class Writer:
     __slots__ = (
         "_control", "_goaway_id", "_is_server", "_next_id", "_out", "_reset", "_thirsty",
         "_waiting", "acceptor", "initial_send_window", "is_ended", "is_leaving", "last_id",
-        "longest_frame", "out_bytes", "peer_max_streams", "receive_window", "send_window",
-        "settings", "streams", "unsent_bytes", "worth_sent",
+        "longest_frame", "out_bytes", "peer_header_list", "peer_max_streams", "receive_window",
+        "send_window", "settings", "streams", "unsent_bytes", "worth_sent",
     )  # fmt: skip
 
     def __init__(self, settings: Settings, acceptor: Acceptor, *, is_server: bool) -> None:
@@ -127,6 +129,7 @@ class Writer:
         self.send_window = DEFAULT_WINDOW
         self.receive_window = CONNECTION_WINDOW
         self.peer_max_streams = LAST_ID
+        self.peer_header_list: int | None = None
         self._out: list[Output] = []
         self.out_bytes = 0
         self._control = 0  # bytes in it that the peer made us say

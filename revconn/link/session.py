@@ -27,7 +27,8 @@ from revconn.logger import Mask, get_logger, presentable
 from revconn.runtime import clock
 from revconn.runtime.threads import Mailbox, guarded_thread, own_thread
 from revconn.serving.calls import Calls
-from revconn.serving.replies import Line, Replies
+from revconn.serving.line import Line
+from revconn.serving.replies import Replies
 from revconn.settings.checks import require_api_key
 from revconn.settings.environment import KeyFile
 from revconn.settings.options import Options

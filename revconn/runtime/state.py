@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
+from typing import Callable
 
-__all__ = ["LinkStatus", "State", "trouble"]
+__all__ = ["LinkStatus", "State", "Stopped", "trouble"]
 
 
 class State(Enum):
@@ -39,6 +40,27 @@ class LinkStatus:
     connection_id: str | None
     last_error: str | None = None
     next_attempt_in: float | None = None
+
+
+class Stopped:
+    """What :meth:`Connector.stop` returns: like the event of :class:`grpc.Server`'s. Thread-safe.
+
+    :param wait: waits so many seconds (``None``: no limit) for the end; whether it has come.
+    """
+
+    def __init__(self, wait: Callable[[float | None], bool]) -> None:
+        self._wait = wait
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Wait until the connector has ended; false when ``timeout`` seconds ran out."""
+        return self._wait(timeout)
+
+    def is_set(self) -> bool:
+        """Whether it has ended."""
+        return self._wait(0.0)
+
+    def __repr__(self) -> str:
+        return f"<Stopped {'set' if self.is_set() else 'unset'}>"
 
 
 def trouble(link: LinkStatus) -> str:

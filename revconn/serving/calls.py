@@ -129,6 +129,7 @@ class Calls:
         """Where the answers of one link's calls go, from now on."""
         replies = Replies(
             self._lock,
+            fail=self._fail,
             on_relief=lambda: self.workers.resume(replies),
             replay_bytes=replay_bytes,
             doubt=doubt,

@@ -188,6 +188,7 @@ def _large(request: Request, outcome: _Outcome, payload: bytes) -> LargeAnswer:
     empty: _Outcome = b""
     if isinstance(outcome, Response):
         empty = Response(status=outcome.status, headers=outcome.headers, error=outcome.error)
+        empty = empty._with_metadata(*outcome._metadata, told=True)
     payload = pack(payload, framed=request.framed)
     return LargeAnswer(
         _encode(request, empty), request._due, payload, request.method[:_LONGEST_METHOD]
@@ -261,6 +262,7 @@ def _encode(request: Request, outcome: _Outcome) -> Data:
             headers=outcome.headers,
             error=outcome.error,
             framed=request.framed,
+            metadata=outcome._metadata,
         )
     return encode_failure(
         request.request_id,
@@ -270,6 +272,7 @@ def _encode(request: Request, outcome: _Outcome) -> Data:
         headers=outcome.headers,
         payload=outcome.payload,
         framed=request.framed,
+        metadata=outcome._metadata,
     )
 
 

@@ -11,6 +11,7 @@ from revconn._proto.registry_pb2 import (
     ForwardRequest,
     ForwardResponse,
     Heartbeat,
+    MetadataEntry,
     ResponseStreamInfo,
     StreamingInfo,
 )
@@ -18,11 +19,13 @@ from revconn.core.connector_side import ConnectorConnection
 from revconn.core.liveness import ConnectorLiveness
 from revconn.core.metadata import encode_header
 from revconn.core.requests import (
+    cut_extension,
     encode_request,
     forward_request,
     split_request,
     split_response,
 )
+from revconn.core.rope import Rope
 
 TEXT = st.text(st.characters(codec="utf-8"), max_size=20)
 REQUESTS = st.builds(
@@ -232,3 +235,23 @@ def test_a_chunk_is_not_taken_apart() -> None:
 )
 def test_a_header_becomes_an_entry_of_the_map(name, value, header) -> None:
     assert ForwardRequest.FromString(encode_header(name, value)).headers == header
+
+
+ENTRIES = st.lists(st.builds(MetadataEntry, key=TEXT, value=st.binary(max_size=30)), max_size=4)
+
+
+@given(REQUESTS, st.text("0123456789.", min_size=1, max_size=20), ENTRIES)
+def test_what_feature_metadata_adds_is_read_too_and_cut_off(
+    request: ForwardRequest, peer: str, entries: list[MetadataEntry]
+) -> None:
+    extension = ForwardRequest(peer=peer, metadata=entries).SerializeToString()
+    path, payload = request.method_path.encode(), request.payload or b"x"
+    parts = request.request_id.encode(), path, b"", payload, 7
+    data = encode_request(*parts, extension)
+    apart = joined(bytes(data))
+    assert apart is not None
+    assert (apart.peer, list(apart.metadata), apart.payload) == (peer, entries, payload)
+    assert bytes(cut_extension(data, len(extension))) == bytes(encode_request(*parts))
+    large = encode_request(*parts[:3], Rope((payload, payload)), 7, extension)
+    plain = encode_request(*parts[:3], Rope((payload, payload)), 7)
+    assert bytes(cut_extension(large, len(extension))) == bytes(plain)

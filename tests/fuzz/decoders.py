@@ -149,7 +149,7 @@ def _answer(data: bytes) -> None:
     response: ForwardResponse = decode(ConnectionMessage, data).response
     response_code(response.status_code, response.headers)
     metadata_from_headers(response.headers)
-    truncate_message(response.error_message)
+    truncate_message(response.error_message, 3072)
     joiner = ChunkJoiner(_LIMIT)
     joiner.add(response)
     assert joiner.held_bytes <= _LIMIT

@@ -16,7 +16,7 @@ from revconn.link.session import Session
 from revconn.observing.watchdog import Watchdog
 from revconn.serving.deadlines import Deadlines
 from revconn.serving.handlers import Runs
-from revconn.serving.replies import Line
+from revconn.serving.line import Line
 from tests.support.calls import CallsLink, arrival, handlers_of, open_calls
 from tests.support.scripted_gateway import Peer
 from tests.support.threads import in_thread

@@ -9,7 +9,7 @@ from revconn.core.sending import answer
 from revconn.core.status import StatusCode
 from revconn.link.session import Session
 from revconn.serving.handlers import Handlers
-from revconn.serving.replies import Line
+from revconn.serving.line import Line
 from revconn.transport.base import StreamEnded
 from tests.support.calls import open_calls
 from tests.support.lines import let_answers_through

@@ -18,7 +18,8 @@ from revconn.runtime import clock
 from revconn.serving import calls as calls_module
 from revconn.serving.calls import Calls
 from revconn.serving.handlers import Handlers, Runs
-from revconn.serving.replies import Line, Replies
+from revconn.serving.line import Line
+from revconn.serving.replies import Replies
 from tests.support.lines import let_answers_through
 from tests.support.requests import arrival
 from tests.support.threads import TIMEOUT, in_thread

@@ -11,7 +11,8 @@ from revconn.core.chunks import LargeAnswer
 from revconn.core.responses import encode_response
 from revconn.core.sending import Answer, answer
 from revconn.runtime import clock
-from revconn.serving.replies import Line, Replies
+from revconn.serving.line import Line
+from revconn.serving.replies import Replies
 from tests.support.lines import let_answers_through
 from tests.support.threads import TIMEOUT, in_thread, signal_waits
 from tests.support.waiting import eventually

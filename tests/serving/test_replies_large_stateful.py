@@ -11,7 +11,8 @@ from revconn._proto.registry_pb2 import ConnectionMessage
 from revconn.core.chunks import ChunkJoiner, LargeAnswer
 from revconn.core.responses import encode_response
 from revconn.core.sending import answer
-from revconn.serving.replies import Line, Replies
+from revconn.serving.line import Line
+from revconn.serving.replies import Replies
 from tests.support.lines import let_answers_through
 
 LIMIT = 1024

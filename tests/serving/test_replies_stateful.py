@@ -10,7 +10,8 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from revconn.core.sending import Answer, answer
 from revconn.runtime import clock
-from revconn.serving.replies import Line, Replies
+from revconn.serving.line import Line
+from revconn.serving.replies import Replies
 from tests.support.lines import let_answers_through
 
 PAST = clock.with_suspend() - 1
@@ -23,7 +24,7 @@ class RepliesMachine(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.small_batches = mock.patch("revconn.serving.replies._BATCH_BYTES", BATCH_BYTES)
+        self.small_batches = mock.patch("revconn.serving.line._BATCH_BYTES", BATCH_BYTES)
         self.small_batches.start()
         self.replies = Replies(doubt=1e6)
         self.line: Line | None = None

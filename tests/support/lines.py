@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from revconn.serving.replies import Line
+from revconn.serving.line import Line
 
 __all__ = ["let_answers_through"]
 

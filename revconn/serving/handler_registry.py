@@ -1,0 +1,186 @@
+"""How handlers are given to a connector: one by one, by service, or as generated code does it."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable, Mapping
+from functools import partial
+from typing import TYPE_CHECKING, Any, Callable, NoReturn, TypeVar
+
+from revconn.serving.handlers import Handler, Handlers, require_handler, require_method_path
+from revconn.settings.checks import refuse, require_service_name
+
+if TYPE_CHECKING:
+    import grpc
+
+    from revconn.serving.servicers import Servicers
+
+__all__ = ["HandlerRegistry"]
+
+H = TypeVar("H", bound=Handler)
+
+# A gateway answers these itself, and lets nobody register them.
+_GATEWAYS_OWN = ("grpc.health.", "grpc.reflection.")
+
+
+class HandlerRegistry:
+    """The half of a connector that handlers are given to; ``_lock`` guards it."""
+
+    def __init__(self, interceptors: Iterable[grpc.ServerInterceptor]) -> None:
+        self._handlers = Handlers()
+        self._lock = threading.Lock()  # guards _servicers and registration, and what heirs say
+        self._interceptors: tuple[Any, ...] = ()
+        self._servicers: Servicers | None = None
+        self._has_nameless = False  # a generic handler that does not tell its service
+        # Most have none: then grpc is not even imported.
+        if interceptors != ():
+            from revconn.serving.servicers import require_interceptors
+
+            self._interceptors = require_interceptors(interceptors)
+
+    def _renew_lock(self) -> None:
+        """In a forked child: whoever held it is not there to release it."""
+        self._lock = threading.Lock()
+
+    # For heirs to say
+
+    def _refuse_fork(self) -> None:
+        """Raise if this was left behind by a fork."""
+
+    def _registered_services(self) -> tuple[str, ...] | None:
+        """What is served, once that cannot become more; requires the lock."""
+        return None
+
+    # One by one
+
+    def method(self, path: str, *, inline: bool = False, replace: bool = False) -> Callable[[H], H]:
+        """Decorate the handler of one method; see :meth:`add_method`."""
+
+        def register(handler: H) -> H:
+            self.add_method(path, handler, inline=inline, replace=replace)
+            return handler
+
+        return register
+
+    def add_method(
+        self, path: str, handler: Handler, *, inline: bool = False, replace: bool = False
+    ) -> None:
+        """Handle one method, ``/package.Service/Method``, and register its service.
+
+        ``handler(request)`` returns bytes, a protobuf message, a :class:`Response` or ``None``,
+        or raises :class:`RequestError`. It runs in a worker thread, and in a fresh context
+        (``contextvars``): what one request sets no other sees.
+
+        ``inline`` promises that the handler never blocks (no I/O, no waiting, microseconds of
+        work): it then runs in the thread that receives, which saves a small request about half
+        its cost. A handler that breaks the promise holds up its whole connection, and is named in
+        the log.
+
+        ``replace`` lets it take the place of a handler of the same method, inline or not, if there
+        is one. Requests that come from then on meet the new one, and so do those that still wait
+        for a worker; those that run already end as they began.
+
+        Raises :class:`ConfigurationError` for a bad path, an asynchronous function or a generator
+        (streaming methods are not served yet), a second handler of one method, or a
+        new service after the start.
+        """
+        service, key = require_method_path(path)
+        require_handler(handler)
+        add = partial(self._handlers.add_method, key, handler, inline=inline, replace=replace)
+        self._add(service, add)
+
+    def add_service(self, name: str, handler: Handler, *, replace: bool = False) -> None:
+        """Handle every method of a service that has no handler of its own.
+
+        Its child services too: a gateway resolves ``a.B.C`` to ``a.B`` when only that is
+        registered. Otherwise as :meth:`add_method`.
+        """
+        require_service_name("service", name)
+        require_handler(handler)
+        self._add(name, partial(self._handlers.add_service, name, handler, replace=replace))
+
+    def _add(self, service: str, add: Callable[[], None]) -> None:
+        require_service_name("service", service)
+        self._refuse_fork()
+        with self._lock:
+            self._require_known(service)
+            add()
+
+    def _require_known(self, service: str) -> None:
+        """Services are registered as a connection begins: a gateway would not hear of a new one."""
+        known = self._registered_services()
+        if known is not None and service not in known:
+            refuse("service", service, "is new after the start", "add it before start()")
+
+    # As grpc.Server has it
+
+    def add_generic_rpc_handlers(
+        self, generic_rpc_handlers: Iterable[grpc.GenericRpcHandler]
+    ) -> None:
+        """Serve a servicer; :class:`grpc.Server`'s own call.
+
+        So ``add_XServicer_to_server(servicer, connector)``, as generated, works unchanged. Methods
+        run in worker threads, and through the connector's ``interceptors``. A handler that does not
+        tell its service's name serves what else is called of the connector's ``services``.
+
+        Raises :class:`ConfigurationError` for an asynchronous servicer (``grpc.aio``), what is no
+        handler, a service that has one already, or a new service after the start.
+        """
+        for handler in generic_rpc_handlers:
+            self._refuse_fork()
+            with self._lock:
+                servicers = self._make_servicers()
+                name = servicers.require_generic(handler)
+                if name:
+                    self._require_known(name)
+                    self._handlers.add_service(name, servicers, replace=False)
+                self._has_nameless |= not name
+                servicers.add_generic(handler)
+
+    def add_registered_method_handlers(
+        self, service_name: str, method_handlers: Mapping[str, grpc.RpcMethodHandler[Any, Any]]
+    ) -> None:
+        """Serve methods of a servicer by name; :class:`grpc.Server`'s own call.
+
+        Otherwise as :meth:`add_generic_rpc_handlers`, which newer generated code calls beside it.
+        """
+        self._refuse_fork()
+        with self._lock:
+            servicers = self._make_servicers()
+            methods = servicers.require_methods(service_name, method_handlers)
+            self._require_known(service_name)
+            taken = next((path for path in methods if path in self._handlers.all.methods), None)
+            if taken is not None:
+                remedy = "register each servicer once"
+                refuse("handler of", taken, "there is one already", remedy)
+            for path in methods:
+                self._handlers.add_method(path, servicers, inline=False, replace=False)
+            servicers.add_methods(methods)
+
+    def _make_servicers(self) -> Servicers:
+        """All servicers' one handler. Requires the lock."""
+        from revconn.serving.servicers import Servicers
+
+        if self._servicers is None:
+            self._servicers = Servicers(self._interceptors)
+        return self._servicers
+
+    def add_insecure_port(self, address: str) -> NoReturn:
+        """Raises :class:`ConfigurationError`: there is no port, callers come by the gateway's."""
+        remedy = "remove this line, and give Connector(...) the gateway's address"
+        refuse("add_insecure_port()", address, "a connector listens on no port", remedy)
+
+    def add_secure_port(self, address: str, server_credentials: object = None) -> NoReturn:
+        """Raises :class:`ConfigurationError`, as :meth:`add_insecure_port`."""
+        remedy = "remove this line; Connector(tls=...) says how the gateway is reached"
+        refuse("add_secure_port()", address, "a connector listens on no port", remedy)
+
+    def _services_to_register(self, named: tuple[str, ...]) -> tuple[str, ...]:
+        """Those that were ``named``, and those that have a handler. Requires the lock."""
+        if self._has_nameless:
+            catch_all = self._make_servicers()
+            for service in named:
+                if not self._handlers.all.has_service(service):
+                    self._handlers.add_service(service, catch_all, replace=False)
+        served = (name for name in self._handlers.services() if not name.startswith(_GATEWAYS_OWN))
+        return tuple(dict.fromkeys((*named, *served)))
