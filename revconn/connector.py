@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import inspect
 import os
+import threading
 import weakref
 from collections.abc import Sequence
 from concurrent.futures import Executor
@@ -161,11 +162,12 @@ class Connector(HandlerRegistry):
             backoff=backoff,
             is_fatal=is_fatal,
         )
+        self._lock = threading.Lock()  # guards _supervisor, _stopped and registration
         super().__init__(interceptors)
         self._start_blocks = require_flag("start_blocks", start_blocks)
         self._board = StateBoard()
         self._wakeups: Mailbox[int | None] = Mailbox()  # signals; None: the end
-        self._supervisor: Supervisor | None = None  # guarded by _lock, as _stopped is
+        self._supervisor: Supervisor | None = None
         self._stopped = False  # before any start, so there is to be none
         self._forked = False  # it was started in the parent, and this is the child
         _connectors.add(self)
@@ -417,7 +419,7 @@ class Connector(HandlerRegistry):
 
     def _forsake(self) -> None:
         """In a forked child: what was started stays the parent's; any lock may be held for ever."""
-        self._renew_lock()
+        self._lock = threading.Lock()
         supervisor, self._supervisor = self._supervisor, None
         if supervisor is None:  # made before the fork, to be started after it: pre-forking servers
             self._board.renew_locks()

@@ -24,11 +24,12 @@ _GATEWAYS_OWN = ("grpc.health.", "grpc.reflection.")
 
 
 class HandlerRegistry:
-    """The half of a connector that handlers are given to; ``_lock`` guards it."""
+    """The half of a connector that handlers are given to; ``_lock``, the connector's, guards it."""
+
+    _lock: threading.Lock
 
     def __init__(self, interceptors: Iterable[grpc.ServerInterceptor]) -> None:
         self._handlers = Handlers()
-        self._lock = threading.Lock()  # guards _servicers and registration, and what heirs say
         self._interceptors: tuple[Any, ...] = ()
         self._servicers: Servicers | None = None
         self._has_nameless = False  # a generic handler that does not tell its service
@@ -37,10 +38,6 @@ class HandlerRegistry:
             from revconn.serving.servicers import require_interceptors
 
             self._interceptors = require_interceptors(interceptors)
-
-    def _renew_lock(self) -> None:
-        """In a forked child: whoever held it is not there to release it."""
-        self._lock = threading.Lock()
 
     # For heirs to say
 

@@ -44,7 +44,7 @@ def test_one_started_before_is_inert_in_the_child_and_says_why(
         "wait": SAYS_WHY,
         "add_method": SAYS_WHY,
         "add_service": SAYS_WHY,
-        "stop": "None",
+        "stop": "<Stopped set>",
         "abort": "None",
         "state": "'CLOSED'",
         "connection_id": "None",
