@@ -63,6 +63,9 @@ class Connector(HandlerRegistry):
     :param proxy: the URL of an HTTP proxy to tunnel through, ``http://[user:password@]host:port``;
         ``None`` asks the environment (``HTTPS_PROXY``, ``NO_PROXY``), ``False`` uses none.
     :param max_workers: how many handlers run at once (16).
+    :param max_streams: how many of those streaming calls may hold at once (``None``: half), so that
+        unary calls keep the rest; others wait for one. A call whose caller does not read holds
+        none.
     :param executor: a :class:`~concurrent.futures.ThreadPoolExecutor` of your own to run them in;
         it is not shut down. Default: one of the connector's.
     :param max_in_flight: requests accepted and not yet answered (1000, as many as the reference
@@ -119,6 +122,7 @@ class Connector(HandlerRegistry):
         transport: str = "auto",
         proxy: str | bool | None = None,
         max_workers: int = 16,
+        max_streams: int | None = None,
         executor: Executor | None = None,
         max_in_flight: int = 1000,
         max_in_flight_bytes: int = 64 << 20,
@@ -146,6 +150,7 @@ class Connector(HandlerRegistry):
             transport=transport,
             proxy=proxy,
             max_workers=max_workers,
+            max_streams=max_streams,
             executor=executor,
             max_in_flight=max_in_flight,
             max_in_flight_bytes=max_in_flight_bytes,

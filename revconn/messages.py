@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from types import MappingProxyType
 from typing import Any, Callable
 
@@ -47,6 +47,8 @@ class Request:
         "request_id",
     )
 
+    _is_streaming = False
+
     request_id: str
     """The gateway's id of this request, unique among those in flight."""
     method: str
@@ -80,6 +82,14 @@ class Request:
         Empty where the gateway does not say: the embedded one does, of callers from outside.
         """
         return "" if self._message is None else self._message.peer
+
+    def messages(self) -> Iterator[bytes]:
+        """The caller's messages: of a unary call its one; of a streaming one each, as it comes."""
+        return iter((self.payload,))
+
+    @property
+    def _waiting_since(self) -> float:
+        return self._arrived
 
     def _metadata(self) -> Metadata:
         """All that came as the call's metadata, as gRPC's servers give it to a servicer."""

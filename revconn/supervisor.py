@@ -85,6 +85,7 @@ class Supervisor:
             executor,
             runs,
             max_workers=options.max_workers,
+            max_streams=options.most_streams,
             max_in_flight=options.max_in_flight,
             max_in_flight_bytes=options.max_in_flight_bytes,
             max_message_bytes=options.max_message_bytes,

@@ -7,7 +7,7 @@ from typing import ClassVar as _ClassVar, Iterable as _Iterable, Mapping as _Map
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class ConnectionMessage(_message.Message):
-    __slots__ = ("register", "request", "response", "heartbeat", "status", "event", "subscription", "cancel")
+    __slots__ = ("register", "request", "response", "heartbeat", "status", "event", "subscription", "cancel", "stream")
     REGISTER_FIELD_NUMBER: _ClassVar[int]
     REQUEST_FIELD_NUMBER: _ClassVar[int]
     RESPONSE_FIELD_NUMBER: _ClassVar[int]
@@ -16,6 +16,7 @@ class ConnectionMessage(_message.Message):
     EVENT_FIELD_NUMBER: _ClassVar[int]
     SUBSCRIPTION_FIELD_NUMBER: _ClassVar[int]
     CANCEL_FIELD_NUMBER: _ClassVar[int]
+    STREAM_FIELD_NUMBER: _ClassVar[int]
     register: ConnectionRegister
     request: ForwardRequest
     response: ForwardResponse
@@ -24,17 +25,22 @@ class ConnectionMessage(_message.Message):
     event: EventMessage
     subscription: SubscriptionRequest
     cancel: CancelRequest
-    def __init__(self, register: _Optional[_Union[ConnectionRegister, _Mapping]] = ..., request: _Optional[_Union[ForwardRequest, _Mapping]] = ..., response: _Optional[_Union[ForwardResponse, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ..., status: _Optional[_Union[ConnectionStatus, _Mapping]] = ..., event: _Optional[_Union[EventMessage, _Mapping]] = ..., subscription: _Optional[_Union[SubscriptionRequest, _Mapping]] = ..., cancel: _Optional[_Union[CancelRequest, _Mapping]] = ...) -> None: ...
+    stream: StreamFrame
+    def __init__(self, register: _Optional[_Union[ConnectionRegister, _Mapping]] = ..., request: _Optional[_Union[ForwardRequest, _Mapping]] = ..., response: _Optional[_Union[ForwardResponse, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ..., status: _Optional[_Union[ConnectionStatus, _Mapping]] = ..., event: _Optional[_Union[EventMessage, _Mapping]] = ..., subscription: _Optional[_Union[SubscriptionRequest, _Mapping]] = ..., cancel: _Optional[_Union[CancelRequest, _Mapping]] = ..., stream: _Optional[_Union[StreamFrame, _Mapping]] = ...) -> None: ...
 
 class ConnectionRegister(_message.Message):
-    __slots__ = ("api_key", "services", "connection_id")
+    __slots__ = ("api_key", "services", "connection_id", "streaming_methods", "mixed_services")
     API_KEY_FIELD_NUMBER: _ClassVar[int]
     SERVICES_FIELD_NUMBER: _ClassVar[int]
     CONNECTION_ID_FIELD_NUMBER: _ClassVar[int]
+    STREAMING_METHODS_FIELD_NUMBER: _ClassVar[int]
+    MIXED_SERVICES_FIELD_NUMBER: _ClassVar[int]
     api_key: str
     services: _containers.RepeatedScalarFieldContainer[str]
     connection_id: str
-    def __init__(self, api_key: _Optional[str] = ..., services: _Optional[_Iterable[str]] = ..., connection_id: _Optional[str] = ...) -> None: ...
+    streaming_methods: _containers.RepeatedScalarFieldContainer[str]
+    mixed_services: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, api_key: _Optional[str] = ..., services: _Optional[_Iterable[str]] = ..., connection_id: _Optional[str] = ..., streaming_methods: _Optional[_Iterable[str]] = ..., mixed_services: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class ForwardRequest(_message.Message):
     __slots__ = ("request_id", "method_path", "headers", "payload", "timeout_seconds", "streaming_info", "metadata", "peer")
@@ -208,6 +214,70 @@ class CancelRequest(_message.Message):
     request_id: str
     reason: str
     def __init__(self, request_id: _Optional[str] = ..., reason: _Optional[str] = ...) -> None: ...
+
+class StreamFrame(_message.Message):
+    __slots__ = ("stream_id", "opening", "initial_metadata", "messages", "piece", "half_close", "status", "cancel", "credit")
+    STREAM_ID_FIELD_NUMBER: _ClassVar[int]
+    OPENING_FIELD_NUMBER: _ClassVar[int]
+    INITIAL_METADATA_FIELD_NUMBER: _ClassVar[int]
+    MESSAGES_FIELD_NUMBER: _ClassVar[int]
+    PIECE_FIELD_NUMBER: _ClassVar[int]
+    HALF_CLOSE_FIELD_NUMBER: _ClassVar[int]
+    STATUS_FIELD_NUMBER: _ClassVar[int]
+    CANCEL_FIELD_NUMBER: _ClassVar[int]
+    CREDIT_FIELD_NUMBER: _ClassVar[int]
+    stream_id: int
+    opening: StreamOpening
+    initial_metadata: StreamMetadata
+    messages: _containers.RepeatedScalarFieldContainer[bytes]
+    piece: StreamPiece
+    half_close: bool
+    status: StreamStatus
+    cancel: StreamCancel
+    credit: int
+    def __init__(self, stream_id: _Optional[int] = ..., opening: _Optional[_Union[StreamOpening, _Mapping]] = ..., initial_metadata: _Optional[_Union[StreamMetadata, _Mapping]] = ..., messages: _Optional[_Iterable[bytes]] = ..., piece: _Optional[_Union[StreamPiece, _Mapping]] = ..., half_close: bool = ..., status: _Optional[_Union[StreamStatus, _Mapping]] = ..., cancel: _Optional[_Union[StreamCancel, _Mapping]] = ..., credit: _Optional[int] = ...) -> None: ...
+
+class StreamOpening(_message.Message):
+    __slots__ = ("method_path", "metadata", "peer", "timeout_microseconds")
+    METHOD_PATH_FIELD_NUMBER: _ClassVar[int]
+    METADATA_FIELD_NUMBER: _ClassVar[int]
+    PEER_FIELD_NUMBER: _ClassVar[int]
+    TIMEOUT_MICROSECONDS_FIELD_NUMBER: _ClassVar[int]
+    method_path: str
+    metadata: _containers.RepeatedCompositeFieldContainer[MetadataEntry]
+    peer: str
+    timeout_microseconds: int
+    def __init__(self, method_path: _Optional[str] = ..., metadata: _Optional[_Iterable[_Union[MetadataEntry, _Mapping]]] = ..., peer: _Optional[str] = ..., timeout_microseconds: _Optional[int] = ...) -> None: ...
+
+class StreamMetadata(_message.Message):
+    __slots__ = ("entries",)
+    ENTRIES_FIELD_NUMBER: _ClassVar[int]
+    entries: _containers.RepeatedCompositeFieldContainer[MetadataEntry]
+    def __init__(self, entries: _Optional[_Iterable[_Union[MetadataEntry, _Mapping]]] = ...) -> None: ...
+
+class StreamPiece(_message.Message):
+    __slots__ = ("data", "missing")
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    MISSING_FIELD_NUMBER: _ClassVar[int]
+    data: bytes
+    missing: int
+    def __init__(self, data: _Optional[bytes] = ..., missing: _Optional[int] = ...) -> None: ...
+
+class StreamStatus(_message.Message):
+    __slots__ = ("code", "message", "trailing_metadata")
+    CODE_FIELD_NUMBER: _ClassVar[int]
+    MESSAGE_FIELD_NUMBER: _ClassVar[int]
+    TRAILING_METADATA_FIELD_NUMBER: _ClassVar[int]
+    code: int
+    message: str
+    trailing_metadata: _containers.RepeatedCompositeFieldContainer[MetadataEntry]
+    def __init__(self, code: _Optional[int] = ..., message: _Optional[str] = ..., trailing_metadata: _Optional[_Iterable[_Union[MetadataEntry, _Mapping]]] = ...) -> None: ...
+
+class StreamCancel(_message.Message):
+    __slots__ = ("reason",)
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    reason: str
+    def __init__(self, reason: _Optional[str] = ...) -> None: ...
 
 class RegisterRequest(_message.Message):
     __slots__ = ("api_key", "address", "services")

@@ -57,6 +57,7 @@ __all__ = [
     "MAX_MESSAGE_BYTES_HEADER",
     "METADATA",
     "OFFER",
+    "STREAMS",
     "SUPPORTED",
     "VIA_HEADER",
     "Announcement",
@@ -213,7 +214,8 @@ CHUNKS = "chunks"  # a large response travels in several messages
 CANCEL = "cancel"  # whoever asked may say that it gave up
 DRAIN = "drain"  # answers are still read on a stream that said DISCONNECTED
 METADATA = "metadata"  # what headers cannot say of a call: names that repeat, what goes first, who
-SUPPORTED = frozenset({CHUNKS, CANCEL, DRAIN, METADATA})
+STREAMS = "streams"  # streaming methods: revconn.core.streams
+SUPPORTED = frozenset({CHUNKS, CANCEL, DRAIN, METADATA, STREAMS})
 
 OFFER = ((FEATURES_HEADER, ",".join(sorted(SUPPORTED))),)
 """What a connector says of itself in the metadata that opens a stream."""

@@ -22,11 +22,13 @@ from revconn._proto.registry_pb2 import (
     ForwardRequest,
     ForwardResponse,
     Heartbeat,
+    StreamFrame,
 )
 from revconn.core.connection import (
     CANCEL,
     EITHER_SIDE,
     LONGEST_ID,
+    STREAMS,
     Connection,
     Phase,
     Step,
@@ -39,9 +41,10 @@ from revconn.core.liveness import PROBE_METHOD, ConnectorLiveness, Prober, Verdi
 from revconn.core.requests import REQUEST_TAG, split_request
 from revconn.core.rope import ROPE_BYTES, Data
 from revconn.core.status import ProtocolError, is_success
+from revconn.core.streams import STREAM_TAG
 from revconn.logger import Mask, Reminders, SafeLogger, get_logger, presentable
 
-__all__ = ["Arrival", "ConnectorConnection", "Due", "FromGateway", "Probed"]
+__all__ = ["Arrival", "ConnectorConnection", "Due", "FromGateway", "Probed", "Streaming"]
 
 logger = get_logger(__name__)
 
@@ -60,6 +63,19 @@ Arrival = tuple[ForwardRequest, str, str, Optional[bytes], int]
 A bare tuple, because there is one for each; with what was read already, because each look into a
 message costs.
 """
+
+
+class Streaming(NamedTuple):
+    """What of the services streams: the paths of methods.
+
+    Then the services of whose methods that is not known.
+    """
+
+    methods: tuple[str, ...] = ()
+    services: tuple[str, ...] = ()
+
+
+NOT_STREAMING = Streaming()
 
 
 class Probed(NamedTuple):
@@ -86,6 +102,7 @@ class FromGateway:
     :ivar probed: what came of its own probes. After ``LOST`` the stream is to be ended.
     :ivar probes: the next ones, to be sent ahead of all that waits. They are no signs of life.
     :ivar connection_id: of the batch that brought CONNECTED.
+    :ivar streams: what was said of streams, in order.
     :ivar is_rare: whether there is anything at all but ``requests``, or a line for the log.
     :ivar end: why the connection has ended, in the batch in which it did: a :class:`ProtocolError`
         when the gateway broke the protocol. All the rest holds even then: it came first.
@@ -101,6 +118,7 @@ class FromGateway:
         "probes",
         "requests",
         "responses",
+        "streams",
     )
 
     requests: list[Arrival]
@@ -109,6 +127,7 @@ class FromGateway:
     answers: list[bytes]
     probed: list[Probed]
     probes: list[bytes]
+    streams: list[StreamFrame]
     connection_id: str | None
     is_rare: bool
     end: ProtocolError | str | None
@@ -170,16 +189,28 @@ class ConnectorConnection(Connection):
     # Wishes
 
     def register(
-        self, api_key: str, services: Iterable[str], now: float, prober: Prober | None = None
+        self,
+        api_key: str,
+        services: Iterable[str],
+        now: float,
+        prober: Prober | None = None,
+        *,
+        streaming: Streaming = NOT_STREAMING,
     ) -> bytes:
         """The first message. Its ``connection_id`` stays empty: the gateway gives one.
 
         From now on the handshake's limit counts. ``prober`` says what to probe once it is over.
+        What is ``streaming`` a gateway that does not know streams passes over.
         """
         self._require(self.phase is Phase.OPENED, Step.REGISTER.value)
         # From here on whatever the gateway says may be an echo of the key.
         self._mask = Mask(api_key)
-        registration = ConnectionRegister(api_key=api_key, services=services)
+        registration = ConnectionRegister(
+            api_key=api_key,
+            services=services,
+            streaming_methods=streaming.methods,
+            mixed_services=streaming.services,
+        )
         # Before the step: a key that cannot be encoded (a lone surrogate) leaves all as it was.
         message = ConnectionMessage(register=registration).SerializeToString()
         self._take(Step.REGISTER)
@@ -301,6 +332,7 @@ class ConnectorConnection(Connection):
         inbound.answers = []
         inbound.probed = []
         inbound.probes = []
+        streams = inbound.streams = []
         inbound.connection_id = inbound.end = None
         inbound.is_rare = False
         self._now = now
@@ -336,6 +368,9 @@ class ConnectorConnection(Connection):
                 ):
                     requests.append((request, request_id, method, None, size))
                     continue
+            elif data[:2] == STREAM_TAG and STREAMS in self.features:
+                streams.append(message.stream)
+                continue
             try:
                 self._receive_rare(message, data, inbound)
             except ProtocolError as error:

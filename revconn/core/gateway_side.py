@@ -17,6 +17,7 @@ from revconn._proto.registry_pb2 import (
 from revconn.core.connection import (
     CANCEL,
     EITHER_SIDE,
+    STREAMS,
     Connection,
     Phase,
     Step,
@@ -299,6 +300,8 @@ class GatewayConnection(Connection):
                 break
             if kind == "response":
                 responses.append((message.response, data, None))
+            elif kind == "stream" and STREAMS in self.features and self.established:
+                rest.append((kind, message, b""))
             elif kind == "request" and is_possible_id(message.request.request_id):
                 rest.append((kind, message, data))
             else:

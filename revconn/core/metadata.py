@@ -18,12 +18,14 @@ __all__ = [
     "bounded",
     "encode_extension",
     "encode_header",
+    "entries_of",
     "headers_from_metadata",
     "headers_size",
     "invocation_metadata",
     "metadata_from_entries",
     "metadata_from_headers",
     "metadata_size",
+    "pairs_of",
     "require_metadata",
     "truncate_message",
     "usable_header_list",
@@ -166,6 +168,22 @@ def usable_header_list(stated: int | None) -> int:
     return max(min(stated, _USUAL_HEADER_LIST), stated // 2)
 
 
+def entries_of(metadata: Metadata) -> list[MetadataEntry]:
+    """Metadata as entries of a message."""
+    return [
+        MetadataEntry(key=key, value=value.encode() if isinstance(value, str) else value)
+        for key, value in metadata
+    ]
+
+
+def pairs_of(entries: Iterable[MetadataEntry]) -> Metadata:
+    """Entries as metadata, as they came: bytes where a name is binary."""
+    return tuple(
+        (entry.key, entry.value if entry.key.endswith("-bin") else entry.value.decode("latin-1"))
+        for entry in entries
+    )
+
+
 def invocation_metadata(
     headers: Mapping[str, str], entries: Iterable[MetadataEntry]
 ) -> tuple[tuple[str, str | bytes], ...]:
@@ -173,15 +191,10 @@ def invocation_metadata(
 
     From a request's entries where it has any, else from its headers.
     """
+    told = tuple(pair for pair in pairs_of(entries) if pair[0] not in _OF_THE_CALL)
+    if told:
+        return told
     metadata: list[tuple[str, str | bytes]] = []
-    for entry in entries:
-        if entry.key not in _OF_THE_CALL:
-            is_binary = entry.key.endswith("-bin")
-            metadata.append(
-                (entry.key, entry.value if is_binary else entry.value.decode("latin-1"))
-            )
-    if metadata:
-        return tuple(metadata)
     for name, text in headers.items():
         if name in _OF_THE_CALL or name.startswith(":"):
             continue

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from revconn._proto.registry_pb2 import ConnectionMessage, MetadataEntry
+from revconn._proto.registry_pb2 import ConnectionMessage
 from revconn.core.framing import frame, pack
-from revconn.core.metadata import Metadata
+from revconn.core.metadata import Metadata, entries_of
 from revconn.core.status import StatusCode, encode_message, http_status, is_success, status_code
 from revconn.logger import encodable
 
@@ -51,8 +51,8 @@ def encode_response(
         response.error_message = encodable(error)
     initial, trailing = metadata
     if initial or trailing:
-        response.initial_metadata.extend(_entries(initial))
-        response.trailing_metadata.extend(_entries(trailing))
+        response.initial_metadata.extend(entries_of(initial))
+        response.trailing_metadata.extend(entries_of(trailing))
     return message.SerializeToString()
 
 
@@ -86,10 +86,3 @@ def encode_failure(
         framed=framed,
         metadata=metadata,
     )
-
-
-def _entries(metadata: Metadata) -> list[MetadataEntry]:
-    return [
-        MetadataEntry(key=key, value=value.encode() if isinstance(value, str) else value)
-        for key, value in metadata
-    ]

@@ -31,7 +31,12 @@ import enum
 from abc import ABC, abstractmethod
 from collections.abc import Hashable
 
-from revconn._proto.registry_pb2 import ForwardRequest, ForwardResponse, StreamingInfo
+from revconn._proto.registry_pb2 import (
+    ConnectionMessage,
+    ForwardRequest,
+    ForwardResponse,
+    StreamingInfo,
+)
 from revconn.core.connection import METADATA
 from revconn.core.requests import cut_extension
 from revconn.core.rope import Data, Rope
@@ -151,6 +156,14 @@ class Call(ABC):
         connection.pending.add(self.id)
         connection.load.pending += 1
         self.outgoing = connection.outbound.put_request(data)
+
+    def encode_anew(self, message: ConnectionMessage) -> bytes:
+        """The message, which was decoded, as it is sent on."""
+        request = message.request
+        if self.extension:  # an empty value may be written, or not
+            told = ForwardRequest(peer=request.peer, metadata=request.metadata)
+            self.extension = told.ByteSize()
+        return message.SerializeToString()
 
     def hold(self, data: Data, now: float) -> None:
         """Keep what is to be sent, until somebody comes who can be."""

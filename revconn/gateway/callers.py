@@ -10,7 +10,6 @@ import logging
 import math
 import uuid
 from collections.abc import Hashable
-from functools import lru_cache
 
 from revconn._proto.registry_pb2 import ForwardRequest, ForwardResponse
 from revconn.core.deadline import format_grpc_timeout
@@ -25,7 +24,7 @@ from revconn.core.metadata import (
 )
 from revconn.core.requests import encode_request
 from revconn.core.rope import Data, Rope
-from revconn.core.routing import Wanted, split_method_path
+from revconn.core.routing import Wanted
 from revconn.core.status import ProtocolError, StatusCode, decode_message, response_code
 from revconn.gateway.backends import BackendRequest, Reply
 from revconn.gateway.budgets import Budget, Owners
@@ -33,6 +32,7 @@ from revconn.gateway.call import Call
 from revconn.gateway.refusals import STOPPING, Refused, over_limit
 from revconn.gateway.rpcs import Rpc, UnaryRpc, code_of
 from revconn.gateway.shared import Shared
+from revconn.gateway.streaming import StreamingCalls, wanted_of
 from revconn.gateway.wires import Turn
 from revconn.http2.grpc import MessageTooLong
 from revconn.http2.requests import RequestHead
@@ -64,6 +64,7 @@ class Callers:
     def __init__(self, shared: Shared, turn: Turn) -> None:
         self.shared = shared
         self.is_leaving = False
+        self.streaming = StreamingCalls(shared)
         self._turn = turn
         self._loop = asyncio.get_running_loop()
         self._incoming: dict[_Incoming, None] = {}  # whose request has not come yet, oldest first
@@ -86,6 +87,7 @@ class Callers:
     def leave(self) -> None:
         """Refuse every call from now on. Those inside go on."""
         self.is_leaving = True
+        self.streaming.leave()
 
     def now(self) -> float:
         """On the loop's clock."""
@@ -93,6 +95,11 @@ class Callers:
 
     def serve(self, stream: Stream, head: RequestHead, peer: str) -> Rpc:
         """Take a call."""
+        registry = self.shared.registry
+        if head.method_path in registry.streaming or (
+            registry.mixed and registry.streams(head.method_path, _names(head.path))
+        ):
+            return self.streaming.serve(stream, head, peer)
         return _Incoming(stream, head, peer, self)
 
     def add(self, incoming: _Incoming) -> None:
@@ -155,7 +162,7 @@ class _Incoming(UnaryRpc):
         super().start()
         if self._callers.is_leaving:
             raise Refused(StatusCode.UNAVAILABLE, STOPPING)
-        self._wanted = _wanted(self.head.path)
+        self._wanted = wanted_of(self.head.path)
         self._callers.shared.calls.admit(self._wanted, self.head.size)
         self.is_receiving = True
         self._callers.add(self)
@@ -357,14 +364,11 @@ class OutsideCall(Call):
             self._shared.answers.add(stream, self.deadline)
 
 
-# Callers call the same methods again and again. Bounded, because it is they who name them.
-@lru_cache(maxsize=256)
-def _wanted(path: bytes) -> Wanted:
+def _names(path: bytes) -> tuple[str, ...]:
     try:
-        service, _ = split_method_path(path.decode("utf-8", "replace"))
-    except ValueError as error:
-        raise Refused(StatusCode.UNIMPLEMENTED, str(error)) from None
-    return Wanted.by_outsider(service)
+        return wanted_of(path).names
+    except Refused:  # it is refused where others are
+        return ()
 
 
 def _packed(message: Data) -> Data:

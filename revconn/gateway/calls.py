@@ -376,7 +376,7 @@ class Calls:
             if is_for_connectors:
                 message = ConnectionMessage(request=request)
                 message.request.streaming_info.CopyFrom(UNARY)
-                self.submit(call, message.SerializeToString())
+                self.submit(call, call.encode_anew(message))
             elif isinstance(outcome, Refused):
                 self.settle(call, outcome.response(call.id))
             else:

@@ -16,11 +16,13 @@ from revconn._proto.registry_pb2 import (
     ConnectionMessage,
     ConnectionRegister,
     ForwardResponse,
+    StreamFrame,
 )
-from revconn.core.connection import FEATURES_HEADER, SUPPORTED, Announcement, decode
+from revconn.core.connection import FEATURES_HEADER, STREAMS, SUPPORTED, Announcement, decode
 from revconn.core.gateway_side import End, FromConnector, GatewayConnection, GatewayLiveness
 from revconn.core.rope import Data
 from revconn.core.status import ProtocolError, StatusCode
+from revconn.core.streams import Streams
 from revconn.gateway.deadlines import Timeouts
 from revconn.gateway.keys import ApiKeys
 from revconn.gateway.refusals import STOPPING, Refused, over_limit
@@ -43,6 +45,7 @@ __all__ = [
 
 logger = get_logger(__name__)
 
+_MOST_STREAMING = 10_000  # methods of one connector
 FLUSH_TIMEOUT = 5.0  # seconds a leaving connector has to read what is still queued for it
 
 
@@ -54,10 +57,15 @@ STREAM_WINDOW = 1 << 20
 
 
 class Registration(NamedTuple):
-    """Who registered what: the number of the API key, and the services' names, each once."""
+    """Who registered what: the number of the API key, and the services' names, each once.
+
+    Then the paths of methods that stream, and services of whose methods that is not known.
+    """
 
     key: int
     services: tuple[str, ...]
+    streaming: frozenset[str] = frozenset()
+    mixed: frozenset[str] = frozenset()
 
 
 def check_registration(register: ConnectionRegister, keys: ApiKeys) -> Registration:
@@ -65,7 +73,15 @@ def check_registration(register: ConnectionRegister, keys: ApiKeys) -> Registrat
     key = keys.identify(register.api_key)
     if key is None:
         raise Refused(StatusCode.UNAUTHENTICATED, "Invalid token")
-    return Registration(key, keys.check_services(key, register.services))
+    services = keys.check_services(key, register.services)
+    served = frozenset(services)
+    # What it does not serve changes nothing; and each name takes some memory.
+    streaming = frozenset(
+        path
+        for path in register.streaming_methods[:_MOST_STREAMING]
+        if path[1:].rpartition("/")[0] in served
+    )
+    return Registration(key, services, streaming, served.intersection(register.mixed_services))
 
 
 class ConnectorStreams:
@@ -247,6 +263,14 @@ class ConnectorStream(Rpc):
             max_message_bytes=min(limit, stated or limit),
             journal=shared.journal,
         )
+        if STREAMS in self._protocol.features:
+            connection.streaming, connection.mixed = registration.streaming, registration.mixed
+            connection.streams = Streams(
+                self._flush_later,
+                message_limit=shared.limits.max_response_bytes,
+                most_streams=shared.limits.max_streaming_calls_per_connection,
+                most_held=shared.limits.max_queued_bytes,
+            )
         self._wishes = Wishes(shared, connection, self._streams.loop)
         if self._announces:
             # Ahead of CONNECTED: the connector adapts its heartbeat to what is stated here. A
@@ -334,6 +358,8 @@ class ConnectorStream(Rpc):
         for kind, message, data in inbound.rest:
             if kind == "request":
                 self._wishes.forward(message, data)
+            elif kind == "stream":
+                self._hear_stream(message.stream)
             else:
                 self._wishes.hear(kind, message)
         for what, detail in inbound.ignored:
@@ -350,6 +376,11 @@ class ConnectorStream(Rpc):
             # Who calls and does not read the answers is not read either: its window stays shut.
             self._behind = []
             self.stream.hold()
+
+    def _hear_stream(self, frame: StreamFrame) -> None:
+        streams = self._connection.streams
+        if streams is not None and (problem := streams.receive(frame)):
+            self._connection.note(problem, f": {frame.stream_id}")
 
     def refuse(self, error: ProtocolError) -> None:
         """A message is far too large, or broken."""
@@ -381,14 +412,19 @@ class ConnectorStream(Rpc):
     def _send_queued(self) -> None:
         outbound, stream = self._connection.outbound, self.stream
         moved = False
+        streams = self._connection.streams
         while outbound.has_more and (room := stream.room) > 0:
             if taken := outbound.take(room):  # else all of it was withdrawn
+                stream.send(taken)
+                moved = True
+        while streams is not None and streams.has_output and (room := stream.room) > 0:
+            if taken := streams.take(room):
                 stream.send(taken)
                 moved = True
         outbound.note_progress(
             time.monotonic() if outbound.has_more or stream.unsent_bytes else None, moved=moved
         )
-        if outbound.has_more:
+        if outbound.has_more or (streams is not None and streams.has_output):
             stream.await_room()
         if self._behind is not None and not outbound.is_crowded:
             behind, self._behind = self._behind, None
@@ -461,6 +497,8 @@ class ConnectorStream(Rpc):
         if ending.code is not StatusCode.OK and not connection.outbound.is_closed:
             connection.outbound.discard()
         shared.rerouting.connection_ended(connection, ending.reason)
+        if connection.streams is not None:
+            connection.streams.lose(ending.reason)
         # Last: the calls that were failed just now are still answered, and sent if there is time.
         self._protocol.end()
         shared.journal.ended(connection, ending.reason)

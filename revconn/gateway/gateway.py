@@ -107,6 +107,10 @@ class Gateway:
         servers have, nginx 128 and Go's own 250, and less than ``max_pending``). It is announced:
         gRPC's clients keep further calls back; those that come all the same are refused with
         REFUSED_STREAM. Who needs more opens more channels.
+    :param max_streaming_calls: calls of streaming methods that may be open at once (10,000). They
+        do not count for ``max_pending``, and have no time limit but their callers' own.
+    :param max_streaming_calls_per_connection: of those, at one connector (2,000). What each of them
+        may hold here is 64 KiB each way, and a message.
     :param max_receiving_bytes: what is still to come of requests and answers that have come in part
         (256 MiB). A quarter is for the first 128 KiB of each, beyond which messages are refused;
         what exceeds them waits for room in the rest, which has to hold the largest message. Of what
@@ -152,6 +156,8 @@ class Gateway:
         max_metadata_bytes: int = Limits.max_metadata_bytes,
         max_sockets: int = Limits.max_sockets,
         max_streams: int = Limits.max_streams,
+        max_streaming_calls: int = Limits.max_streaming_calls,
+        max_streaming_calls_per_connection: int = Limits.max_streaming_calls_per_connection,
         max_receiving_bytes: int = Limits.max_receiving_bytes,
         max_unread_bytes: int = Limits.max_unread_bytes,
         handshake_timeout: float = Limits.handshake_timeout,
@@ -198,6 +204,8 @@ class Gateway:
                 max_metadata_bytes=max_metadata_bytes,
                 max_sockets=max_sockets,
                 max_streams=max_streams,
+                max_streaming_calls=max_streaming_calls,
+                max_streaming_calls_per_connection=max_streaming_calls_per_connection,
                 max_receiving_bytes=max_receiving_bytes,
                 max_unread_bytes=max_unread_bytes,
                 handshake_timeout=handshake_timeout,

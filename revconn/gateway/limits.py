@@ -35,6 +35,8 @@ class Limits:
     max_metadata_bytes: int = 8192
     max_sockets: int = 16_384
     max_streams: int = 256
+    max_streaming_calls: int = 10_000
+    max_streaming_calls_per_connection: int = 2_000
     max_receiving_bytes: int = 256 * 1024 * 1024
     max_unread_bytes: int = 256 * 1024 * 1024
     handshake_timeout: float = 10.0

@@ -147,7 +147,7 @@ class Rerouting:
 
     def _send_on(self, call: Call, connection: Connection) -> None:
         try:
-            data = self._message(call).SerializeToString()
+            data = call.encode_anew(self._message(call))
             connection.require_size(data, self._counters)
         except Refused as refused:
             self._calls.settle(call, refused.response(call.id))

@@ -15,6 +15,7 @@ from revconn.core.gateway_side import GatewayConnection
 from revconn.core.rope import Data
 from revconn.core.routing import Wanted
 from revconn.core.status import StatusCode
+from revconn.core.streams import Streams
 from revconn.gateway.limits import KEY_SHARE, SHARE, Counters, Load
 from revconn.gateway.outbound import Outbound
 from revconn.gateway.refusals import Refused, is_pending_already, over_limit, require_size
@@ -37,6 +38,8 @@ class Connection:
     stream with a status and a reason, the first call counts. ``max_pending`` bounds the requests
     that wait for it, ``max_message_bytes`` is the largest message that may be sent to it.
     ``pending`` are the ids of the calls that it is to answer, and ``asked`` of those that it makes.
+    ``streams`` are its streaming calls, ``None`` if it knows none; ``streaming`` the paths of its
+    methods that stream, ``mixed`` those of its services of whose methods that is not known.
     ``subscriptions`` are for :class:`revconn.gateway.events.Events` to change. ``departure`` says
     how it takes its leave, once it does. ``load`` is its key's. Times are monotonic seconds.
     """
@@ -59,6 +62,9 @@ class Connection:
     pending: set[str] = field(default_factory=set)
     asked: set[str] = field(default_factory=set)
     subscriptions: set[str] = field(default_factory=set)
+    streams: Streams | None = None
+    streaming: frozenset[str] = frozenset()
+    mixed: frozenset[str] = frozenset()
     departure: str = ""
     unmatched: int = 0
     events_dropped: int = 0
@@ -77,6 +83,15 @@ class Connection:
     def is_ready(self, now: float) -> bool:
         """Whether one more request would be sent to it without delay."""
         return len(self.pending) < self.max_pending and self.outbound.is_ready(now)
+
+    def streams_method(self, path: str, names: Sequence[str]) -> bool:
+        """Whether a call of that may be a stream, one more of which it takes.
+
+        :param names: by which its service may have been registered.
+        """
+        if self.streams is None or self.streams.is_full:
+            return False
+        return path in self.streaming or not self.mixed.isdisjoint(names)
 
     def require_size(self, data: Data, counters: Counters) -> None:
         """Raises :class:`Refused` for a message larger than the connector takes."""
@@ -129,7 +144,8 @@ class Connection:
 
     def end_if_drained(self) -> None:
         """End the stream in peace once it is leaving and all it was sent, or asked, is settled."""
-        if self.draining and not self.pending and not self.asked:
+        is_idle = not (self.pending or self.asked or (self.streams and self.streams.open))
+        if self.draining and is_idle:
             self.end(StatusCode.OK, f"{self.departure}, and all that was sent to it is settled")
 
     def dismiss(self, reason: str) -> None:
@@ -182,6 +198,8 @@ class Registry:
         self._grace = grace
         self._get_loop = get_loop
         self._tenants = tenants or Tenants(Journal())
+        self.streaming: Counter[str] = Counter()  # paths, by how many connections registered them
+        self.mixed: Counter[str] = Counter()  # the same, of services
         self._absences: dict[str, float] = {}  # until when, on the loop's clock; the next end first
 
     @property
@@ -207,6 +225,8 @@ class Registry:
         for service in connection.services:
             # To the end: whoever has waited longest has the next turn.
             self._rings.setdefault(service, deque()).append(connection)
+        self.streaming.update(connection.streaming)
+        self.mixed.update(connection.mixed)
         self._tenants.serve(connection.key, connection.services)
         self._tell_change()
 
@@ -283,6 +303,14 @@ class Registry:
         """The names that nobody serves from now on."""
         self._tenants.leave(connection.key, connection.services)
         absent = []
+        for known, left in (
+            (self.streaming, connection.streaming),
+            (self.mixed, connection.mixed),
+        ):
+            for name in left:
+                known[name] -= 1
+                if not known[name]:
+                    del known[name]
         for service in connection.services:
             ring = self._rings[service]
             ring.remove(connection)
@@ -318,6 +346,22 @@ class Registry:
                     ring.rotate(-1)
                 # By far the most; else whoever is next.
                 return connection if connection.is_ready(now) else _next_of(ring, now)
+        return None
+
+    def streams(self, path: str, names: Iterable[str]) -> bool:
+        """Whether a call of that may be a stream, by what anybody registered."""
+        return path in self.streaming or bool(
+            self.mixed and not self.mixed.keys().isdisjoint(names)
+        )
+
+    def take_turn_to_stream(self, wanted: Wanted, path: str) -> Connection | None:
+        """The connection whose turn it is to answer a stream of that; ``None`` if nobody can."""
+        for name in wanted.names:
+            ring = self._rings.get(name, ())
+            for connection in tuple(ring):
+                self._rings[name].rotate(-1)
+                if connection.streams_method(path, wanted.names):
+                    return connection
         return None
 
     def no_room(self, wanted: Wanted, counters: Counters) -> Refused:

@@ -98,6 +98,7 @@ class Serving:
         shared.calls.on_settled = self._changed.set
         await self._drain()
         shared.calls.fail_all(StatusCode.UNAVAILABLE, STOPPING)
+        self._callers.streaming.end(StatusCode.UNAVAILABLE, STOPPING)
         for connection in self.registry.connections:
             connection.dismiss(STOPPING)
         if self._introspection is not None:
@@ -122,11 +123,12 @@ class Serving:
         self._changed.set()
 
     def _is_busy(self) -> bool:
-        return self._callers.receiving > 0 or len(self.shared.calls) > 0
+        callers = self._callers
+        return bool(callers.receiving or len(callers.streaming) or len(self.shared.calls))
 
     def _dismiss_idle(self) -> None:
         """Send away the connectors that have nothing left to do, and will get nothing more."""
-        if self._callers.receiving:
+        if self._callers.receiving or len(self._callers.streaming):
             return  # a call is still being received, and anybody's turn it may be
         for connection in self.registry.connections:
             if not connection.pending and not connection.asked:

@@ -9,7 +9,7 @@ import uuid
 from collections.abc import Collection
 from typing import Callable, NoReturn
 
-from revconn.core.connection import CHUNKS, DRAIN, Phase, Terms
+from revconn.core.connection import CHUNKS, DRAIN, STREAMS, Phase, Terms
 from revconn.core.connector_side import ConnectorConnection, FromGateway, Probed
 from revconn.core.liveness import ConnectorLiveness, Prober, Verdict
 from revconn.core.rope import Data
@@ -228,7 +228,9 @@ class Session:
     def _serve(self, api_key: str) -> NoReturn:
         now = clock.with_suspend()
         with self._lock:
-            registration = self._connection.register(api_key, self.services, now, self._prober)
+            registration = self._connection.register(
+                api_key, self.services, now, self._prober, streaming=self._calls.streaming()
+            )
         self._connection.log()
         # It waits before there is a stream to take it, so that nothing can go ahead of it: a
         # gateway fails a stream whose first message is another one.
@@ -277,6 +279,8 @@ class Session:
                 inbound = self._connection.receive(batch, now)
             if inbound.is_rare:
                 self._take_in_rare(inbound, now)
+            if inbound.streams:
+                self._calls.streams.take_in(self._line, inbound.streams)
             if inbound.requests:
                 self._calls.arrived(self._replies, inbound.requests, arrived, now)
         finally:
@@ -297,6 +301,8 @@ class Session:
         )
         with self._lock:
             self._connection.agree(self.terms)
+        if STREAMS in self.terms.features:
+            self._calls.streams.open_line(self._line)
 
     def _take_in_rare(self, inbound: FromGateway, now: float) -> None:
         """Act on what a batch brought besides requests for handlers."""

@@ -23,6 +23,8 @@ from revconn.serving.deadlines import Deadlines
 from revconn.serving.handlers import Answering, Handlers, Runs, failed, handler_stack
 from revconn.serving.inline import Inline
 from revconn.serving.replies import Replies
+from revconn.serving.stream_calls import StreamCalls
+from revconn.serving.streaming_handlers import open_behavior
 from revconn.serving.workers import Served, Workers
 
 __all__ = ["Calls"]
@@ -67,6 +69,7 @@ class Calls:
         runs: Runs,
         *,
         max_workers: int,
+        max_streams: int,
         max_in_flight: int,
         max_in_flight_bytes: int,
         max_message_bytes: int,
@@ -74,6 +77,7 @@ class Calls:
         recruiter: Executor | None,
         on_failure: Callable[[BaseException], object],
     ) -> None:
+        self.streaming = handlers.streaming
         self._inline_routes = handlers.inline
         self._inline_methods = handlers.inline.methods
         self.inline = Inline(
@@ -95,12 +99,19 @@ class Calls:
             max_workers,
             runs,
             answer=Answering(handlers.all, max_message_bytes).answer,
+            run_stream=lambda request: self.streams.run(request),
             settle=self._settle_served,
             expire=self._expire,
             fail=self._fail,
             on_broken=lambda error: self._closed or on_failure(error),
             callbacks=callbacks,
             recruiter=recruiter,
+        )
+        self.streams = StreamCalls(
+            self,
+            lambda request: open_behavior(handlers.all, request),
+            most=max_streams,
+            most_held=max_in_flight_bytes,
         )
         self._links: list[Replies] = []  # each with its part of the table
         self._total = 0
@@ -130,6 +141,7 @@ class Calls:
         replies = Replies(
             self._lock,
             fail=self._fail,
+            follow_up=self.streams.follow_up,
             on_relief=lambda: self.workers.resume(replies),
             replay_bytes=replay_bytes,
             doubt=doubt,
@@ -375,7 +387,7 @@ class Calls:
     def _fail(self, request: Request, code: StatusCode, reason: str) -> bool:
         """Answer a request with an error, unless it was settled already. True if it was not."""
         replies = request._replies
-        failure = failed(request, code, reason)
+        failure = None if request._is_streaming else failed(request, code, reason)
         expired = code is StatusCode.DEADLINE_EXCEEDED
         with self._lock:
             # The deadlines' thread and the request's own may both come here, and a result too.
@@ -387,10 +399,15 @@ class Calls:
             self._counts["expired" if expired else "answered"] += 1
             self._bytes -= request._cost
             self._saturate()
-            line = replies.put((failure,), alone=not self._total)
+            line = None
+            if failure is None:
+                self.streams.cut_short(request, code, reason)
+            else:
+                line = replies.put((failure,), alone=not self._total)
             if replies.awaited or self._settled.sleepers:
                 self._tell_settled(replies)
         replies.send_out(line)
+        self.streams.follow_up()
         self.workers.call_back([request])
         return True
 

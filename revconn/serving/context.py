@@ -12,8 +12,9 @@ from revconn.core.metadata import Metadata, require_metadata
 from revconn.core.status import StatusCode, http_status
 from revconn.logger import get_logger
 from revconn.messages import Request, Response
+from revconn.serving.stream_calls import Ending, StreamRequest
 
-__all__ = ["Context"]
+__all__ = ["Context", "StreamContext"]
 
 logger = get_logger(__name__)
 
@@ -180,6 +181,28 @@ class Context(grpc.ServicerContext):
             response = Response(status=http_status(code), headers=headers, error=message)
         told = bool(self.request.peer)  # a gateway that says who calls knows feature "metadata"
         return response._with_metadata(self.initial or (), self._trailing, told=told)
+
+
+class StreamContext(Context):
+    """The same, of a streaming call: what goes first leaves at once."""
+
+    request: StreamRequest
+
+    def send_initial_metadata(self, initial_metadata: _Pairs) -> None:
+        """Metadata that goes before the answer, once, and before its first message."""
+        if self.request._stream.put:
+            raise ValueError("Initial metadata no longer allowed!")
+        super().send_initial_metadata(initial_metadata)
+        self.request._owner.send_initial(self.request, self.initial or ())
+
+    def ending(self) -> Ending:
+        """With what the call ends, by all that was said."""
+        return (*self.status(), self.trailing)
+
+    def fail_with(self, code: StatusCode, problem: str) -> Ending:
+        """The same of a call that failed; what its method had set itself stays."""
+        self.fail(code, problem)
+        return self.ending()
 
 
 class _State(NamedTuple):

@@ -5,9 +5,10 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterable, Mapping
 from functools import partial
-from typing import TYPE_CHECKING, Any, Callable, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, Callable, NoReturn, TypeVar, Union
 
 from revconn.serving.handlers import Handler, Handlers, require_handler, require_method_path
+from revconn.serving.streaming_handlers import Kind, StreamHandler, StreamingHandler, kind_of
 from revconn.settings.checks import refuse, require_service_name
 
 if TYPE_CHECKING:
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = ["HandlerRegistry"]
 
-H = TypeVar("H", bound=Handler)
+H = TypeVar("H", bound=Union[Handler, StreamHandler])
 
 # A gateway answers these itself, and lets nobody register them.
 _GATEWAYS_OWN = ("grpc.health.", "grpc.reflection.")
@@ -50,23 +51,37 @@ class HandlerRegistry:
 
     # One by one
 
-    def method(self, path: str, *, inline: bool = False, replace: bool = False) -> Callable[[H], H]:
+    def method(
+        self, path: str, *, kind: Kind | None = None, inline: bool = False, replace: bool = False
+    ) -> Callable[[H], H]:
         """Decorate the handler of one method; see :meth:`add_method`."""
 
         def register(handler: H) -> H:
-            self.add_method(path, handler, inline=inline, replace=replace)
+            self.add_method(path, handler, kind=kind, inline=inline, replace=replace)
             return handler
 
         return register
 
     def add_method(
-        self, path: str, handler: Handler, *, inline: bool = False, replace: bool = False
+        self,
+        path: str,
+        handler: Handler | StreamHandler,
+        *,
+        kind: Kind | None = None,
+        inline: bool = False,
+        replace: bool = False,
     ) -> None:
         """Handle one method, ``/package.Service/Method``, and register its service.
 
         ``handler(request)`` returns bytes, a protobuf message, a :class:`Response` or ``None``,
         or raises :class:`RequestError`. It runs in a worker thread, and in a fresh context
         (``contextvars``): what one request sets no other sees.
+
+        ``kind`` is ``"unary"``, ``"server_streaming"``, ``"client_streaming"`` or
+        ``"bidirectional_streaming"`` (``None``: a generator streams its answers, all else is
+        unary). A method that streams its answers yields bytes or protobuf messages; one that
+        streams requests iterates over ``request.messages()``. Between two answers a generator may
+        go on in another thread.
 
         ``inline`` promises that the handler never blocks (no I/O, no waiting, microseconds of
         work): it then runs in the thread that receives, which saves a small request about half
@@ -77,13 +92,20 @@ class HandlerRegistry:
         is one. Requests that come from then on meet the new one, and so do those that still wait
         for a worker; those that run already end as they began.
 
-        Raises :class:`ConfigurationError` for a bad path, an asynchronous function or a generator
-        (streaming methods are not served yet), a second handler of one method, or a
-        new service after the start.
+        Raises :class:`ConfigurationError` for a bad path, an asynchronous function, a kind that is
+        not that of a generator, a streaming method that is to be inline, a second handler of one
+        method, or a new service after the start.
         """
         service, key = require_method_path(path)
         require_handler(handler)
-        add = partial(self._handlers.add_method, key, handler, inline=inline, replace=replace)
+        kind = kind_of(handler, kind)
+        streams = kind != "unary"
+        if streams and inline:
+            refuse("inline", inline, "not for a method that streams", "leave it out")
+        serve: Any = StreamingHandler(handler, kind) if streams else handler
+        add = partial(
+            self._handlers.add_method, key, serve, inline=inline, replace=replace, streams=streams
+        )
         self._add(service, add)
 
     def add_service(self, name: str, handler: Handler, *, replace: bool = False) -> None:
@@ -94,6 +116,9 @@ class HandlerRegistry:
         """
         require_service_name("service", name)
         require_handler(handler)
+        if kind_of(handler, None) != "unary":
+            remedy = "register each streaming method by its path, with add_method()"
+            refuse("handler", handler, "is a generator", remedy)
         self._add(name, partial(self._handlers.add_service, name, handler, replace=replace))
 
     def _add(self, service: str, add: Callable[[], None]) -> None:
@@ -132,7 +157,11 @@ class HandlerRegistry:
                     self._require_known(name)
                     self._handlers.add_service(name, servicers, replace=False)
                 self._has_nameless |= not name
-                servicers.add_generic(handler)
+                streaming = servicers.add_generic(handler)
+                if streaming is not None:
+                    self._handlers.streaming_methods.update(streaming)
+                elif name:
+                    self._handlers.mixed_services.add(name)
 
     def add_registered_method_handlers(
         self, service_name: str, method_handlers: Mapping[str, grpc.RpcMethodHandler[Any, Any]]
@@ -143,6 +172,8 @@ class HandlerRegistry:
         """
         self._refuse_fork()
         with self._lock:
+            from revconn.serving.servicers import streaming_of
+
             servicers = self._make_servicers()
             methods = servicers.require_methods(service_name, method_handlers)
             self._require_known(service_name)
@@ -150,8 +181,11 @@ class HandlerRegistry:
             if taken is not None:
                 remedy = "register each servicer once"
                 refuse("handler of", taken, "there is one already", remedy)
+            streaming = frozenset(streaming_of(methods))
             for path in methods:
-                self._handlers.add_method(path, servicers, inline=False, replace=False)
+                self._handlers.add_method(
+                    path, servicers, inline=False, replace=False, streams=path in streaming
+                )
             servicers.add_methods(methods)
 
     def _make_servicers(self) -> Servicers:
@@ -179,5 +213,6 @@ class HandlerRegistry:
             for service in named:
                 if not self._handlers.all.has_service(service):
                     self._handlers.add_service(service, catch_all, replace=False)
+                    self._handlers.mixed_services.add(service)
         served = (name for name in self._handlers.services() if not name.startswith(_GATEWAYS_OWN))
         return tuple(dict.fromkeys((*named, *served)))

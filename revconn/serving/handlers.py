@@ -13,6 +13,7 @@ from typing import Callable, NamedTuple, Protocol, Union
 
 from revconn.core.chunks import LargeAnswer
 from revconn.core.connection import LEAST_BYTES
+from revconn.core.connector_side import Streaming
 from revconn.core.framing import pack
 from revconn.core.responses import encode_failure, encode_response
 from revconn.core.rope import ROPE_BYTES, Data, Rope
@@ -33,9 +34,12 @@ __all__ = [
     "Run",
     "Runs",
     "Serializable",
+    "as_response",
     "encode_success",
     "failed",
+    "function_of",
     "handler_stack",
+    "name_of",
     "require_handler",
     "require_method_path",
 ]
@@ -73,7 +77,7 @@ _LONGEST_METHOD = 200  # characters, of those that are named in errors
 _Outcome = Union[bytes, Response, _Failure]
 
 _NOT_ASYNC = "handlers run in threads: write def, and asyncio.run(...) in it for async code"
-_NOT_STREAMING = "streaming methods are not served yet: return the one answer, without yield"
+_NOT_STREAMING = 'return the one answer, or register it with kind="server_streaming"'
 
 _INTERNAL_ERROR = _Failure(StatusCode.INTERNAL, "internal error")
 
@@ -141,15 +145,15 @@ def _failure(request: Request, handler: Handler, error: BaseException) -> _Failu
     if isinstance(error, RequestError):  # the handler's own word, for the caller: no traceback
         return _Failure(error.code, error.message, error.status)
     # What went wrong is for the log alone: its words may hold anything, and callers are strangers.
-    logger.exception("%r: handler %s failed", request, _name(handler))
+    logger.exception("%r: handler %s failed", request, name_of(handler))
     return _INTERNAL_ERROR
 
 
 def _checked(request: Request, handler: Handler, result: HandlerResult) -> _Outcome:
     try:
-        return result if type(result) is bytes else _as_response(result)
+        return result if type(result) is bytes else as_response(result)
     except _WrongResult as error:
-        logger.error("%r: handler %s returned %s", request, _name(handler), error)
+        logger.error("%r: handler %s returned %s", request, name_of(handler), error)
     except BaseException as error:  # noqa: BLE001 - a message that does not encode is the user's
         return _failure(request, handler, error)
     return _INTERNAL_ERROR
@@ -159,7 +163,8 @@ class _WrongResult(Exception):
     """A handler returned something that is no answer."""
 
 
-def _as_response(result: HandlerResult) -> bytes | Response:
+def as_response(result: HandlerResult) -> bytes | Response:
+    """What a handler returned, as an answer. Raises what is the user's."""
     if isinstance(result, (bytes, Response)):
         return result
     if result is None:
@@ -282,12 +287,12 @@ def failed(request: Request, code: StatusCode, reason: str) -> Answer:
     return message, request._due, False, ""
 
 
-def _name(handler: Callable[..., object]) -> str:
+def name_of(handler: Callable[..., object]) -> str:
     """For the log: no ``repr``, which may hold anything, and raise."""
-    return getattr(_function(handler), "__qualname__", type(handler).__qualname__)
+    return getattr(function_of(handler), "__qualname__", type(handler).__qualname__)
 
 
-def _function(handler: Callable[..., object]) -> Callable[..., object]:
+def function_of(handler: Callable[..., object]) -> Callable[..., object]:
     """What is called in the end: a partial's function, an object's ``__call__``."""
     while isinstance(handler, functools.partial):
         handler = handler.func
@@ -301,11 +306,9 @@ def require_handler(handler: object) -> None:
     """Raise :class:`ConfigurationError` for what cannot serve a request."""
     if not callable(handler):
         refuse("handler", handler, "not callable", "give a function of the request")
-    function = _function(handler)
+    function = function_of(handler)
     if inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function):
         refuse("handler", handler, "is async", _NOT_ASYNC)
-    if inspect.isgeneratorfunction(function):
-        refuse("handler", handler, "is a generator", _NOT_STREAMING)
 
 
 def require_method_path(path: str) -> tuple[str, str]:
@@ -335,15 +338,24 @@ class Handlers:
         self.all: Routes[Handler] = Routes()
         self.inline: Routes[Handler] = Routes()
         self.inline_ever: Routes[Handler] = Routes()
+        self.streaming_methods: set[str] = set()  # as gateways are told with the next connection
+        self.mixed_services: set[str] = set()
 
     def services(self) -> list[str]:
         """The names of all services that have a handler, sorted."""
         return self.all.services()
 
-    def add_method(self, path: str, handler: Handler, *, inline: bool, replace: bool) -> None:
+    def streaming(self) -> Streaming:
+        """What of it streams."""
+        return Streaming(tuple(sorted(self.streaming_methods)), tuple(sorted(self.mixed_services)))
+
+    def add_method(
+        self, path: str, handler: Handler, *, inline: bool, replace: bool, streams: bool = False
+    ) -> None:
         """Serve a method. Raises :class:`ConfigurationError` for a second handler of it."""
         inline = require_flag("inline", inline)
         _add(self.all.add_method, path, handler, replace)
+        (self.streaming_methods.add if streams else self.streaming_methods.discard)(path)
         if inline:
             self.inline_ever.add_method(path, handler, replace=True)
             # After that: a receiving thread that finds it there finds its handler too.

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Callable
 from revconn.core.chunks import LargeAnswer
 from revconn.core.rope import Data
 from revconn.core.sending import Answer, Outbound, Sent, as_left
+from revconn.core.streams import Streams
 from revconn.runtime import clock
 from revconn.serving.sender_queue import SenderQueue
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["Line"]
 
 _BATCH_BYTES = 1 << 20
+_FRAMES_BYTES = 256 << 10  # of streams, at a time: what an answer may have to wait for
 
 
 class Line(SenderQueue):
@@ -32,7 +34,9 @@ class Line(SenderQueue):
 
     def __init__(self, replies: Replies, outbound: Outbound, sent: Sent) -> None:
         super().__init__(replies._lock)
-        self._replies = replies
+        self.replies = self._replies = replies
+        self.streams: Streams | None = None  # where its gateway knows them
+        self._has_frames = False  # taken by the sender, which is sending them
         self.outbound = outbound
         self._sent = sent
         self._carries_answers = False
@@ -119,6 +123,8 @@ class Line(SenderQueue):
             if self._closed:
                 return
             self._closed = True
+            if self.streams is not None:
+                self.streams.lose("the connection ended")
             self._control.clear()  # heartbeats and a goodbye say nothing on another stream
             doubtful = [] if settled else self._sent.take(clock.with_suspend())
             self._give_up_answers(doubtful, settled)
@@ -145,7 +151,12 @@ class Line(SenderQueue):
     def has_unsent(self) -> bool:
         """Whether anything waits to leave, or is leaving."""
         assert self._lock.locked()
-        return bool(self._control or self._sign_taken or self.has_answers)
+        return bool(self._control or self._sign_taken or self.has_answers or self.has_stream_output)
+
+    @property
+    def has_stream_output(self) -> bool:
+        """Whether something of a stream is to leave, or is leaving."""
+        return self._has_frames or (self.streams is not None and self.streams.has_output)
 
     def reserve(self, answers: Sequence[Answer | LargeAnswer]) -> bool:
         """Set answers aside for the thread that has them, if it may send them past the sender.
@@ -207,6 +218,7 @@ class Line(SenderQueue):
             self._taken = []
         elif (kept := self._sent.batches) and kept[0][0] + self._sent.doubt <= clock.with_suspend():
             self._sent.add((), clock.with_suspend())  # on a quiet line nobody else forgets
+        self._has_frames = False
         super()._rest()
         if self._replies.awaited:
             self._replies.changed.notify_all()
@@ -228,6 +240,9 @@ class Line(SenderQueue):
                         self._taken.append(finished)
             if self._replies.congested:
                 self._replies.measure()
+        if self.streams is not None and self.streams.has_output:
+            batch += self.streams.take(_FRAMES_BYTES)
+            self._has_frames = True
         return batch
 
     def _go(self) -> None:

@@ -40,6 +40,7 @@ class Replies:
     stream followed; ``replayed``, how many were sent again because their connection broke soon.
 
     :param fail: answers a request of the link's with an error, unless it is settled.
+    :param follow_up: called, without the lock, when streams may have ended under it.
     :param on_relief: called, without the lock, when it is congested no longer.
     :param replay_bytes: of answers that are kept for another stream.
     :param doubt: seconds that may pass until a break is noticed.
@@ -51,6 +52,7 @@ class Replies:
         *,
         fail: Callable[[Request, StatusCode, str], object] = lambda *_: None,
         on_relief: Callable[[], object] = lambda: None,
+        follow_up: Callable[[], object] = lambda: None,
         replay_bytes: int = 16 << 20,
         doubt: float = 50.0,
     ) -> None:
@@ -61,7 +63,7 @@ class Replies:
         self.awaited = 0  # those who wait for it until all is answered, or has left
         self.congested = self._saturated = False
         self._is_relieved = False  # and on_relief is to be called by whoever has released the lock
-        self.fail = fail
+        self.fail, self._follow_up = fail, follow_up
         self._on_relief, self._replay_bytes, self._doubt = on_relief, replay_bytes, doubt
         self.refused: deque[str] = deque()  # to be logged by whoever has released the lock
         self._held = Held(self.refused.append)
@@ -132,6 +134,7 @@ class Replies:
         if self._is_relieved:
             self._is_relieved = False
             self._on_relief()
+        self._follow_up()
 
     # Each of these requires holding the lock
 
@@ -161,7 +164,9 @@ class Replies:
         """Whether every answer was handed to the network, that somebody waits for."""
         assert self._lock.locked()
         waits = self._holds and self._held.awaited_for(clock.with_suspend())
-        return self._closed or not (waits or any(line.has_answers for line in self._lines))
+        return self._closed or not (
+            waits or any(line.has_answers or line.has_stream_output for line in self._lines)
+        )
 
     def set_saturated(self, saturated: bool) -> None:
         """So much is in flight, or no longer, that the peers should send no more."""

@@ -14,14 +14,16 @@ import grpc
 from revconn.core.status import StatusCode
 from revconn.logger import get_logger
 from revconn.messages import Request, Response
-from revconn.serving.context import Context
+from revconn.serving.context import Context, StreamContext
+from revconn.serving.stream_calls import EndCall, Ending, StreamRequest
+from revconn.serving.streaming_handlers import Opener
 from revconn.settings.checks import refuse, require_service_name
 
-__all__ = ["Servicers", "require_interceptors"]
+__all__ = ["Servicers", "require_interceptors", "streaming_of"]
 
 logger = get_logger(__name__)
 
-_STREAMING = "streaming methods are not served yet"
+_UNTOLD = "the gateway carries no streams"
 _BEHAVIORS = ("unary_unary", "unary_stream", "stream_unary", "stream_stream")
 
 Query = Callable[[Any], Any]
@@ -46,7 +48,7 @@ class CallDetails(grpc.HandlerCallDetails):
         return self._metadata
 
 
-class Servicers:
+class Servicers(Opener):
     """All that was registered by ``add_XServicer_to_server`` and its like: one handler for it all.
 
     Called by many threads at once; what registers more holds a lock of the owner's.
@@ -72,9 +74,11 @@ class Servicers:
             _require_method(path, method)
         return name
 
-    def add_generic(self, handler: Any) -> None:
-        """Serve what it finds."""
+    def add_generic(self, handler: Any) -> list[str] | None:
+        """Serve what it finds; the paths of its methods that stream, ``None`` if it tells none."""
         self._generic.append(handler.service)
+        known: object = getattr(handler, "_method_handlers", None)
+        return streaming_of(known) if isinstance(known, Mapping) else None
 
     def require_methods(self, service: str, handlers: Any) -> dict[str, Any]:
         """The methods of a service, by their paths.
@@ -105,8 +109,20 @@ class Servicers:
         if method is None:
             return context.fail(StatusCode.UNIMPLEMENTED, "Method not found!")
         if method.request_streaming or method.response_streaming:
-            return context.fail(StatusCode.UNIMPLEMENTED, f"{request.method}: {_STREAMING}")
+            return context.fail(StatusCode.UNIMPLEMENTED, f"{request.method}: {_UNTOLD}")
         return _answer(context, method)
+
+    def open(self, request: StreamRequest) -> _Served:
+        """What runs a streaming call. Raises :class:`EndCall` where nobody does."""
+        context = StreamContext(request)
+        try:
+            method = self._find(CallDetails(context))
+        except Exception:
+            logger.exception("%r: finding its method failed", request)
+            raise EndCall((StatusCode.UNKNOWN, "Error in service handler!", ())) from None
+        if method is None:
+            raise EndCall((StatusCode.UNIMPLEMENTED, "Method not found!", ()))
+        return _Served(context, method)
 
     def _find(self, details: Any) -> Any:
         """The method that is called, by way of the interceptors. Raises what users' code raises."""
@@ -130,6 +146,61 @@ class Servicers:
         return method
 
 
+class _Served:
+    """A servicer's method, for one streaming call."""
+
+    def __init__(self, context: StreamContext, method: Any) -> None:
+        self.reads: bool = method.request_streaming
+        self.yields: bool = method.response_streaming
+        self._context = context
+        kinds = (
+            (method.unary_unary, method.unary_stream),
+            (method.stream_unary, method.stream_stream),
+        )
+        self._behavior = kinds[self.reads][self.yields]
+        self._deserialize = method.request_deserializer
+        self._serialize = method.response_serializer
+
+    def invoke(self, argument: Any) -> Any:
+        """Call it."""
+        return self._behavior(argument, self._context)
+
+    def decode(self, message: bytes) -> Any:
+        """What it is given of a message. Raises :class:`EndCall`."""
+        if self._deserialize is None:
+            return message
+        try:
+            return self._deserialize(message)
+        except Exception:
+            logger.exception("%r: deserializing a request failed", self._context.request)
+            problem = "Exception deserializing request!"
+            raise EndCall(self._context.fail_with(StatusCode.INTERNAL, problem)) from None
+
+    def encode(self, answer: Any) -> bytes:
+        """A message of its answer. Raises :class:`EndCall`."""
+        try:
+            return _require_bytes(answer if self._serialize is None else self._serialize(answer))
+        except Exception:
+            logger.exception("%r: serializing a response failed", self._context.request)
+            problem = "Failed to serialize response!"
+            raise EndCall(self._context.fail_with(StatusCode.INTERNAL, problem)) from None
+
+    def ended(self) -> Ending:
+        """As it has set."""
+        return self._context.ending()
+
+    def failed(self, error: Exception, doing: str) -> Ending:
+        """As grpcio has it."""
+        is_over = isinstance(error, grpc.RpcError) and not self._context.request.is_active()
+        if not is_over:
+            _failed(self._context, error, doing)
+        return self._context.ending()
+
+    def interrupted(self) -> Exception:
+        """As grpcio tells a servicer of a call that is over."""
+        return grpc.RpcError()
+
+
 def _answer(context: Context, method: Any) -> bytes | Response:
     request = context.request
     message: Any = request.payload
@@ -142,7 +213,7 @@ def _answer(context: Context, method: Any) -> bytes | Response:
     try:
         result = method.unary_unary(message, context)
     except Exception as error:  # noqa: BLE001 - whatever users' code raises
-        return _failed(context, error)
+        return _failed(context, error, "calling application")
     try:
         serialize = method.response_serializer
         payload = _require_bytes(result if serialize is None else serialize(result))
@@ -158,16 +229,25 @@ def _require_bytes(payload: Any) -> bytes:
     return payload
 
 
-def _failed(context: Context, error: Exception) -> Response:
+def _failed(context: Context, error: Exception, doing: str) -> Response:
     """What answers a call whose method raised; called while that is being handled."""
     if context.aborted:  # the method's own wish: no traceback
         return context.fail(StatusCode.UNKNOWN, "RPC Aborted")
     try:
-        problem = f"Exception calling application: {error}"
+        problem = f"Exception {doing}: {error}"
     except Exception:  # noqa: BLE001 - its own __str__ may fail
         problem = "Calling application raised unprintable Exception!"
     logger.exception("%r: its servicer failed", context.request)
     return context.fail(StatusCode.UNKNOWN, problem)
+
+
+def streaming_of(methods: Mapping[str, Any]) -> list[str]:
+    """The paths of those methods that stream."""
+    return [
+        path
+        for path, method in methods.items()
+        if method.request_streaming or method.response_streaming
+    ]
 
 
 # What may be registered

@@ -9,7 +9,7 @@ import time
 from collections import deque
 from collections.abc import Iterable, Sequence
 from concurrent.futures import BrokenExecutor, Executor, Future, ThreadPoolExecutor
-from typing import Callable, NamedTuple
+from typing import Any, Callable, NamedTuple
 
 from revconn.core.chunks import LargeAnswer
 from revconn.core.sending import Answer
@@ -85,6 +85,9 @@ class Workers:
     called in ``callbacks``: one that hangs there delays only others. None of the three is ended
     here; workers go by themselves when nothing is left to do.
 
+    What is ``_is_streaming`` is for ``run_stream``, which takes as long as it likes, and leaves no
+    answer to settle.
+
     ``lock``, the owner's, guards all state. But requests are taken from ``waiting``, and appended
     to ``served``, without it: that is atomic, and a lock for each, which 16 workers and a receiving
     thread want, would be dear. Parked workers wait for a semaphore and not on a condition, which
@@ -99,6 +102,7 @@ class Workers:
         runs: Runs,
         *,
         answer: Callable[[Request], Answer | LargeAnswer],
+        run_stream: Callable[[Any], object],
         settle: Callable[[deque[Served]], list[Request]],
         expire: Callable[[Request], object],
         fail: Callable[[Request, StatusCode, str], object],
@@ -111,6 +115,7 @@ class Workers:
         self._runs = runs
         self._running = runs.running
         self._answer = answer
+        self._run_stream = run_stream
         self._settle = settle
         self._expire = expire
         self._fail = fail
@@ -149,7 +154,7 @@ class Workers:
             if first is None:
                 return None
             wanted = len(self._hired)
-            return Backlog(len(waiting), now - first._arrived, self._count - wanted, wanted)
+            return Backlog(len(waiting), now - first._waiting_since, self._count - wanted, wanted)
 
     def forget_settled(self) -> None:
         """While every worker is busy nobody else would drop them, and the payloads they hold.
@@ -338,6 +343,10 @@ class Workers:
         running = self._running
         try:
             served = self.served
+            if request._is_streaming:  # which may hold this worker for long
+                self._run_streaming(request)
+                del running[thread]
+                return _monotonic()
             lengthy = self._lengthy
             if served and request.method in lengthy:
                 self._settle_all()
@@ -379,6 +388,12 @@ class Workers:
             logger.exception("%r: serving it failed", request)
             self._fail(request, StatusCode.INTERNAL, "internal error")
         return _monotonic()
+
+    def _run_streaming(self, request: Request) -> None:
+        self._settle_all()
+        if self.waiting and not self._called and self._awake() <= 0:
+            self._look_after_waiting()
+        self._run_stream(request)
 
     def _took_long(self, request: Request, start: float, end: float) -> None:
         method = request.method

@@ -170,6 +170,7 @@ class Options:
     transport: str
     proxy: str | bool | None = field(repr=False)
     max_workers: int
+    max_streams: int | None
     executor: Executor | None
     max_in_flight: int
     max_in_flight_bytes: int
@@ -192,6 +193,11 @@ class Options:
         for name in ("max_workers", "max_in_flight", "max_in_flight_bytes", "max_message_bytes"):
             require_count(name, getattr(self, name))
         require_count("replay_bytes", self.replay_bytes)
+        if self.max_streams is not None:
+            require_count("max_streams", self.max_streams)
+            if self.max_streams > self.max_workers:
+                problem = f"more than max_workers ({self.max_workers})"
+                refuse("max_streams", self.max_streams, problem, "give at most as many")
         for name in ("heartbeat_interval", "connect_timeout", "keepalive_timeout", "drain_timeout"):
             require_seconds(name, getattr(self, name))
         for name in (
@@ -244,6 +250,11 @@ class Options:
                     f"the proxy {proxy} looks {target.host} up, so its addresses cannot be known",
                     "give proxy=False, name the gateways one by one, or leave it out",
                 )
+
+    @property
+    def most_streams(self) -> int:
+        """Workers that streaming calls may hold: by default half of them, and at least one."""
+        return max(1, self.max_workers // 2) if self.max_streams is None else self.max_streams
 
     def tls_for(self, target: Target) -> TLS | None:
         """The TLS settings for one target; ``None`` is plaintext: to loopback, or asked for."""

@@ -92,7 +92,7 @@ def test_no_metadata_is_an_error(features, timeout, size) -> None:
 
 
 def test_a_connector_offers_what_it_supports() -> None:
-    assert OFFER == (("revconn-features", "cancel,chunks,drain,metadata"),)
+    assert OFFER == (("revconn-features", "cancel,chunks,drain,metadata,streams"),)
 
 
 def test_with_a_gateway_that_announces_nothing_one_s_own_terms_hold_and_nothing_is_in_force() -> (

@@ -165,7 +165,7 @@ class Gateways:
     @staticmethod
     def _registered() -> bytes:
         path = "/registry.RegistryService/EstablishConnection"
-        features = {"revconn-features": "cancel,chunks,drain,metadata"}
+        features = {"revconn-features": "cancel,chunks,drain,metadata,streams"}
         head = encode_fields(request_headers("http", "gateway", path, features))
         register = ConnectionRegister(api_key=_KEY, services=[_SERVICE])
         said = prefix(ConnectionMessage(register=register).SerializeToString())

@@ -24,7 +24,7 @@ def test_features_and_limits_are_announced_to_who_announces(run_gateway, connect
     gateway = run_gateway(heartbeat_timeout=45.5, max_message_bytes=1_000_000)
     connector = connect(gateway, features="drain,telepathy")
     said = connector.initial_metadata()
-    assert said["revconn-features"] == "cancel,chunks,drain,metadata"
+    assert said["revconn-features"] == "cancel,chunks,drain,metadata,streams"
     assert said["revconn-heartbeat-timeout"] == "45.5"
     assert said["revconn-max-message-bytes"] == "1000000"
     assert gateway.connections()[0].features == {"drain"}

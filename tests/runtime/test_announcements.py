@@ -29,7 +29,7 @@ def start(new_connector, gateway, **options) -> Connector:
 
 def test_a_connector_announces_its_features_in_the_streams_metadata(new_connector, gateway) -> None:
     start(new_connector, gateway)
-    assert gateway.accept().metadata["revconn-features"] == "cancel,chunks,drain,metadata"
+    assert gateway.accept().metadata["revconn-features"] == "cancel,chunks,drain,metadata,streams"
 
 
 def test_a_gateway_that_announced_nothing_hears_the_published_protocol_byte_for_byte(

@@ -53,6 +53,7 @@ class Table:
             executor,
             Runs(),
             max_workers=4,
+            max_streams=2,
             max_in_flight=max_in_flight,
             max_in_flight_bytes=max_in_flight_bytes,
             max_message_bytes=64 * MIB,

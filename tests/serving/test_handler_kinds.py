@@ -1,4 +1,4 @@
-"""What may be a handler: functions that return an answer, and nothing to await or iterate."""
+"""What may be a handler: functions that return an answer, or yield some, and nothing to await."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from revconn import ConfigurationError, Connector, Request, Response
 from tests.serving.test_handlers import answer_to, is_internal_error
 
 ASYNC = r"write def, and asyncio.run\(...\) in it"
-STREAMING = "streaming methods are not served yet"
+GENERATOR = 'return the one answer, or register it with kind="server_streaming"'
 
 
 async def coroutine(request: Request) -> bytes:
@@ -61,9 +61,6 @@ class Callable:
         (Callable().method, ASYNC),
         (Callable.of_class, ASYNC),
         (Callable.static, ASYNC),
-        (generator, STREAMING),
-        (functools.partial(generator), STREAMING),
-        (Callable().stream, STREAMING),
     ],
     ids=lambda value: getattr(value, "__qualname__", type(value).__name__),
 )
@@ -78,6 +75,36 @@ def test_what_gives_no_answer_when_called_is_refused_at_once(
         connector.add_service("echo.Echo", handler)
     with pytest.raises(ConfigurationError, match="nothing to serve"):
         connector.start(block=False)
+
+
+@pytest.mark.parametrize(
+    "handler",
+    [
+        generator,
+        functools.partial(generator),
+        Callable().stream,
+        functools.partial(Callable().stream),
+    ],
+)
+def test_a_generator_streams_and_is_no_catch_all_nor_inline(handler: Any) -> None:
+    connector = Connector("127.0.0.1:1", api_key="key")
+    with pytest.raises(ConfigurationError, match="is a generator"):
+        connector.add_service("echo.Echo", handler)
+    with pytest.raises(ConfigurationError, match="inline: not for a method that streams"):
+        connector.add_method("/echo.Echo/Say", handler, inline=True)
+    with pytest.raises(ConfigurationError, match="kind: not that of a generator"):
+        connector.add_method("/echo.Echo/Say", handler, kind="unary")
+    connector.add_method("/echo.Echo/Say", handler)
+    assert connector._handlers.streaming() == (("/echo.Echo/Say",), ())
+    connector.add_method("/echo.Echo/Say", lambda request: b"", replace=True)
+    assert connector._handlers.streaming() == ((), ())
+
+
+@pytest.mark.parametrize("kind", ["streaming", 1, ""])
+def test_a_kind_is_one_of_four(kind: Any) -> None:
+    connector = Connector("127.0.0.1:1", api_key="key")
+    with pytest.raises(ConfigurationError, match=r"kind: unknown .*server_streaming"):
+        connector.add_method("/echo.Echo/Say", lambda request: b"", kind=kind)
 
 
 def runs_to_the_end(function: Any) -> Any:
@@ -104,7 +131,7 @@ async def awaited_by_nobody() -> bytes:
     [
         (awaited_by_nobody, "coroutine: handlers run in threads"),
         (lambda: async_generator(None), "async_generator: handlers run in threads"),  # type: ignore[arg-type]
-        (lambda: generator(None), "generator: streaming methods are not served yet"),  # type: ignore[arg-type]
+        (lambda: generator(None), f"generator: {GENERATOR}"),  # type: ignore[arg-type]
     ],
     ids=["coroutine", "async generator", "generator"],
 )

@@ -69,6 +69,7 @@ class Scene:
             most,
             self.runs,
             answer=self._answer,
+            run_stream=lambda request: pytest.fail("no request here is a stream"),
             settle=self._settle,
             expire=lambda request: pytest.fail("no request here has a deadline"),
             fail=self._fail,

@@ -41,6 +41,7 @@ def open_calls(
     """A table, closed after the test, that has not been started."""
     limits = {
         "max_workers": 1,
+        "max_streams": 1,
         "max_in_flight": 10,
         "max_in_flight_bytes": 1 << 20,
         "max_message_bytes": 4 << 20,

@@ -73,7 +73,7 @@ func (x StreamingInfo_StreamType) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use StreamingInfo_StreamType.Descriptor instead.
 func (StreamingInfo_StreamType) EnumDescriptor() ([]byte, []int) {
-	return file_registry_proto_rawDescGZIP(), []int{4, 0}
+	return file_registry_proto_rawDescGZIP(), []int{5, 0}
 }
 
 type ConnectionStatus_StatusType int32
@@ -122,7 +122,7 @@ func (x ConnectionStatus_StatusType) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use ConnectionStatus_StatusType.Descriptor instead.
 func (ConnectionStatus_StatusType) EnumDescriptor() ([]byte, []int) {
-	return file_registry_proto_rawDescGZIP(), []int{7, 0}
+	return file_registry_proto_rawDescGZIP(), []int{8, 0}
 }
 
 type SubscriptionRequest_Action int32
@@ -168,7 +168,7 @@ func (x SubscriptionRequest_Action) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use SubscriptionRequest_Action.Descriptor instead.
 func (SubscriptionRequest_Action) EnumDescriptor() ([]byte, []int) {
-	return file_registry_proto_rawDescGZIP(), []int{9, 0}
+	return file_registry_proto_rawDescGZIP(), []int{10, 0}
 }
 
 type ConnectionMessage struct {
@@ -183,6 +183,7 @@ type ConnectionMessage struct {
 	//	*ConnectionMessage_Event
 	//	*ConnectionMessage_Subscription
 	//	*ConnectionMessage_Cancel
+	//	*ConnectionMessage_Stream
 	MessageType   isConnectionMessage_MessageType `protobuf_oneof:"message_type"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -297,6 +298,15 @@ func (x *ConnectionMessage) GetCancel() *CancelRequest {
 	return nil
 }
 
+func (x *ConnectionMessage) GetStream() *StreamFrame {
+	if x != nil {
+		if x, ok := x.MessageType.(*ConnectionMessage_Stream); ok {
+			return x.Stream
+		}
+	}
+	return nil
+}
+
 type isConnectionMessage_MessageType interface {
 	isConnectionMessage_MessageType()
 }
@@ -334,6 +344,10 @@ type ConnectionMessage_Cancel struct {
 	Cancel *CancelRequest `protobuf:"bytes,100,opt,name=cancel,proto3,oneof"` // feature "cancel"
 }
 
+type ConnectionMessage_Stream struct {
+	Stream *StreamFrame `protobuf:"bytes,101,opt,name=stream,proto3,oneof"` // feature "streams"
+}
+
 func (*ConnectionMessage_Register) isConnectionMessage_MessageType() {}
 
 func (*ConnectionMessage_Request) isConnectionMessage_MessageType() {}
@@ -350,14 +364,20 @@ func (*ConnectionMessage_Subscription) isConnectionMessage_MessageType() {}
 
 func (*ConnectionMessage_Cancel) isConnectionMessage_MessageType() {}
 
+func (*ConnectionMessage_Stream) isConnectionMessage_MessageType() {}
+
 // The connector's first message. The gateway gives the id: connection_id stays empty.
 type ConnectionRegister struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	ApiKey        string                 `protobuf:"bytes,1,opt,name=api_key,json=apiKey,proto3" json:"api_key,omitempty"`
-	Services      []string               `protobuf:"bytes,2,rep,name=services,proto3" json:"services,omitempty"` // full names: package.ServiceName
-	ConnectionId  string                 `protobuf:"bytes,3,opt,name=connection_id,json=connectionId,proto3" json:"connection_id,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	state        protoimpl.MessageState `protogen:"open.v1"`
+	ApiKey       string                 `protobuf:"bytes,1,opt,name=api_key,json=apiKey,proto3" json:"api_key,omitempty"`
+	Services     []string               `protobuf:"bytes,2,rep,name=services,proto3" json:"services,omitempty"` // full names: package.ServiceName
+	ConnectionId string                 `protobuf:"bytes,3,opt,name=connection_id,json=connectionId,proto3" json:"connection_id,omitempty"`
+	// Not of the published protocol: feature "streams". Which methods stream, by their full paths,
+	// and of which services that is not known of each method.
+	StreamingMethods []string `protobuf:"bytes,101,rep,name=streaming_methods,json=streamingMethods,proto3" json:"streaming_methods,omitempty"`
+	MixedServices    []string `protobuf:"bytes,102,rep,name=mixed_services,json=mixedServices,proto3" json:"mixed_services,omitempty"`
+	unknownFields    protoimpl.UnknownFields
+	sizeCache        protoimpl.SizeCache
 }
 
 func (x *ConnectionRegister) Reset() {
@@ -411,6 +431,20 @@ func (x *ConnectionRegister) GetConnectionId() string {
 	return ""
 }
 
+func (x *ConnectionRegister) GetStreamingMethods() []string {
+	if x != nil {
+		return x.StreamingMethods
+	}
+	return nil
+}
+
+func (x *ConnectionRegister) GetMixedServices() []string {
+	if x != nil {
+		return x.MixedServices
+	}
+	return nil
+}
+
 type ForwardRequest struct {
 	state          protoimpl.MessageState `protogen:"open.v1"`
 	RequestId      string                 `protobuf:"bytes,1,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
@@ -419,8 +453,11 @@ type ForwardRequest struct {
 	Payload        []byte                 `protobuf:"bytes,4,opt,name=payload,proto3" json:"payload,omitempty"`
 	TimeoutSeconds int32                  `protobuf:"varint,5,opt,name=timeout_seconds,json=timeoutSeconds,proto3" json:"timeout_seconds,omitempty"` // 0: none given
 	StreamingInfo  *StreamingInfo         `protobuf:"bytes,6,opt,name=streaming_info,json=streamingInfo,proto3" json:"streaming_info,omitempty"`
-	unknownFields  protoimpl.UnknownFields
-	sizeCache      protoimpl.SizeCache
+	// Not of the published protocol: feature "metadata". A gateway alone may state them.
+	Metadata      []*MetadataEntry `protobuf:"bytes,101,rep,name=metadata,proto3" json:"metadata,omitempty"` // all of it, where headers cannot tell
+	Peer          string           `protobuf:"bytes,102,opt,name=peer,proto3" json:"peer,omitempty"`         // who calls, as gRPC writes addresses: ipv4:192.0.2.1:80
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ForwardRequest) Reset() {
@@ -495,6 +532,20 @@ func (x *ForwardRequest) GetStreamingInfo() *StreamingInfo {
 	return nil
 }
 
+func (x *ForwardRequest) GetMetadata() []*MetadataEntry {
+	if x != nil {
+		return x.Metadata
+	}
+	return nil
+}
+
+func (x *ForwardRequest) GetPeer() string {
+	if x != nil {
+		return x.Peer
+	}
+	return ""
+}
+
 type ForwardResponse struct {
 	state              protoimpl.MessageState `protogen:"open.v1"`
 	RequestId          string                 `protobuf:"bytes,1,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
@@ -504,8 +555,11 @@ type ForwardResponse struct {
 	ErrorMessage       string                 `protobuf:"bytes,5,opt,name=error_message,json=errorMessage,proto3" json:"error_message,omitempty"`
 	StreamingInfo      *StreamingInfo         `protobuf:"bytes,6,opt,name=streaming_info,json=streamingInfo,proto3" json:"streaming_info,omitempty"`
 	ResponseStreamInfo *ResponseStreamInfo    `protobuf:"bytes,7,opt,name=response_stream_info,json=responseStreamInfo,proto3" json:"response_stream_info,omitempty"`
-	unknownFields      protoimpl.UnknownFields
-	sizeCache          protoimpl.SizeCache
+	// Not of the published protocol: feature "metadata", in place of the headers' metadata.
+	InitialMetadata  []*MetadataEntry `protobuf:"bytes,101,rep,name=initial_metadata,json=initialMetadata,proto3" json:"initial_metadata,omitempty"`
+	TrailingMetadata []*MetadataEntry `protobuf:"bytes,102,rep,name=trailing_metadata,json=trailingMetadata,proto3" json:"trailing_metadata,omitempty"`
+	unknownFields    protoimpl.UnknownFields
+	sizeCache        protoimpl.SizeCache
 }
 
 func (x *ForwardResponse) Reset() {
@@ -587,6 +641,73 @@ func (x *ForwardResponse) GetResponseStreamInfo() *ResponseStreamInfo {
 	return nil
 }
 
+func (x *ForwardResponse) GetInitialMetadata() []*MetadataEntry {
+	if x != nil {
+		return x.InitialMetadata
+	}
+	return nil
+}
+
+func (x *ForwardResponse) GetTrailingMetadata() []*MetadataEntry {
+	if x != nil {
+		return x.TrailingMetadata
+	}
+	return nil
+}
+
+// One entry of gRPC metadata. A name may come more than once; binary values are bare bytes.
+type MetadataEntry struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Key           string                 `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"`
+	Value         []byte                 `protobuf:"bytes,2,opt,name=value,proto3" json:"value,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *MetadataEntry) Reset() {
+	*x = MetadataEntry{}
+	mi := &file_registry_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *MetadataEntry) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*MetadataEntry) ProtoMessage() {}
+
+func (x *MetadataEntry) ProtoReflect() protoreflect.Message {
+	mi := &file_registry_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use MetadataEntry.ProtoReflect.Descriptor instead.
+func (*MetadataEntry) Descriptor() ([]byte, []int) {
+	return file_registry_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *MetadataEntry) GetKey() string {
+	if x != nil {
+		return x.Key
+	}
+	return ""
+}
+
+func (x *MetadataEntry) GetValue() []byte {
+	if x != nil {
+		return x.Value
+	}
+	return nil
+}
+
 type StreamingInfo struct {
 	state          protoimpl.MessageState   `protogen:"open.v1"`
 	StreamType     StreamingInfo_StreamType `protobuf:"varint,1,opt,name=stream_type,json=streamType,proto3,enum=registry.StreamingInfo_StreamType" json:"stream_type,omitempty"`
@@ -599,7 +720,7 @@ type StreamingInfo struct {
 
 func (x *StreamingInfo) Reset() {
 	*x = StreamingInfo{}
-	mi := &file_registry_proto_msgTypes[4]
+	mi := &file_registry_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -611,7 +732,7 @@ func (x *StreamingInfo) String() string {
 func (*StreamingInfo) ProtoMessage() {}
 
 func (x *StreamingInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_registry_proto_msgTypes[4]
+	mi := &file_registry_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -624,7 +745,7 @@ func (x *StreamingInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StreamingInfo.ProtoReflect.Descriptor instead.
 func (*StreamingInfo) Descriptor() ([]byte, []int) {
-	return file_registry_proto_rawDescGZIP(), []int{4}
+	return file_registry_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *StreamingInfo) GetStreamType() StreamingInfo_StreamType {
@@ -669,7 +790,7 @@ type ResponseStreamInfo struct {
 
 func (x *ResponseStreamInfo) Reset() {
 	*x = ResponseStreamInfo{}
-	mi := &file_registry_proto_msgTypes[5]
+	mi := &file_registry_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -681,7 +802,7 @@ func (x *ResponseStreamInfo) String() string {
 func (*ResponseStreamInfo) ProtoMessage() {}
 
 func (x *ResponseStreamInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_registry_proto_msgTypes[5]
+	mi := &file_registry_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -694,7 +815,7 @@ func (x *ResponseStreamInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResponseStreamInfo.ProtoReflect.Descriptor instead.
 func (*ResponseStreamInfo) Descriptor() ([]byte, []int) {
-	return file_registry_proto_rawDescGZIP(), []int{5}
+	return file_registry_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *ResponseStreamInfo) GetIsStreamed() bool {
@@ -742,7 +863,7 @@ type Heartbeat struct {
 
 func (x *Heartbeat) Reset() {
 	*x = Heartbeat{}
-	mi := &file_registry_proto_msgTypes[6]
+	mi := &file_registry_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -754,7 +875,7 @@ func (x *Heartbeat) String() string {
 func (*Heartbeat) ProtoMessage() {}
 
 func (x *Heartbeat) ProtoReflect() protoreflect.Message {
-	mi := &file_registry_proto_msgTypes[6]
+	mi := &file_registry_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -767,7 +888,7 @@ func (x *Heartbeat) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Heartbeat.ProtoReflect.Descriptor instead.
 func (*Heartbeat) Descriptor() ([]byte, []int) {
-	return file_registry_proto_rawDescGZIP(), []int{6}
+	return file_registry_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *Heartbeat) GetTimestamp() int64 {
@@ -795,7 +916,7 @@ type ConnectionStatus struct {
 
 func (x *ConnectionStatus) Reset() {
 	*x = ConnectionStatus{}
-	mi := &file_registry_proto_msgTypes[7]
+	mi := &file_registry_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -807,7 +928,7 @@ func (x *ConnectionStatus) String() string {
 func (*ConnectionStatus) ProtoMessage() {}
 
 func (x *ConnectionStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_registry_proto_msgTypes[7]
+	mi := &file_registry_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -820,7 +941,7 @@ func (x *ConnectionStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConnectionStatus.ProtoReflect.Descriptor instead.
 func (*ConnectionStatus) Descriptor() ([]byte, []int) {
-	return file_registry_proto_rawDescGZIP(), []int{7}
+	return file_registry_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *ConnectionStatus) GetConnectionId() string {
@@ -858,7 +979,7 @@ type EventMessage struct {
 
 func (x *EventMessage) Reset() {
 	*x = EventMessage{}
-	mi := &file_registry_proto_msgTypes[8]
+	mi := &file_registry_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -870,7 +991,7 @@ func (x *EventMessage) String() string {
 func (*EventMessage) ProtoMessage() {}
 
 func (x *EventMessage) ProtoReflect() protoreflect.Message {
-	mi := &file_registry_proto_msgTypes[8]
+	mi := &file_registry_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -883,7 +1004,7 @@ func (x *EventMessage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EventMessage.ProtoReflect.Descriptor instead.
 func (*EventMessage) Descriptor() ([]byte, []int) {
-	return file_registry_proto_rawDescGZIP(), []int{8}
+	return file_registry_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *EventMessage) GetEventId() string {
@@ -939,7 +1060,7 @@ type SubscriptionRequest struct {
 
 func (x *SubscriptionRequest) Reset() {
 	*x = SubscriptionRequest{}
-	mi := &file_registry_proto_msgTypes[9]
+	mi := &file_registry_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -951,7 +1072,7 @@ func (x *SubscriptionRequest) String() string {
 func (*SubscriptionRequest) ProtoMessage() {}
 
 func (x *SubscriptionRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_registry_proto_msgTypes[9]
+	mi := &file_registry_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -964,7 +1085,7 @@ func (x *SubscriptionRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SubscriptionRequest.ProtoReflect.Descriptor instead.
 func (*SubscriptionRequest) Descriptor() ([]byte, []int) {
-	return file_registry_proto_rawDescGZIP(), []int{9}
+	return file_registry_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *SubscriptionRequest) GetAction() SubscriptionRequest_Action {
@@ -999,7 +1120,7 @@ type CancelRequest struct {
 
 func (x *CancelRequest) Reset() {
 	*x = CancelRequest{}
-	mi := &file_registry_proto_msgTypes[10]
+	mi := &file_registry_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1011,7 +1132,7 @@ func (x *CancelRequest) String() string {
 func (*CancelRequest) ProtoMessage() {}
 
 func (x *CancelRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_registry_proto_msgTypes[10]
+	mi := &file_registry_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1024,7 +1145,7 @@ func (x *CancelRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CancelRequest.ProtoReflect.Descriptor instead.
 func (*CancelRequest) Descriptor() ([]byte, []int) {
-	return file_registry_proto_rawDescGZIP(), []int{10}
+	return file_registry_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *CancelRequest) GetRequestId() string {
@@ -1035,6 +1156,384 @@ func (x *CancelRequest) GetRequestId() string {
 }
 
 func (x *CancelRequest) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+// What one end says on a streaming call. The fields count in the order of their numbers.
+type StreamFrame struct {
+	state           protoimpl.MessageState `protogen:"open.v1"`
+	StreamId        uint32                 `protobuf:"varint,1,opt,name=stream_id,json=streamId,proto3" json:"stream_id,omitempty"` // the gateway's, from 1 up; never used twice on a connection
+	Opening         *StreamOpening         `protobuf:"bytes,2,opt,name=opening,proto3" json:"opening,omitempty"`
+	InitialMetadata *StreamMetadata        `protobuf:"bytes,3,opt,name=initial_metadata,json=initialMetadata,proto3" json:"initial_metadata,omitempty"`
+	Messages        [][]byte               `protobuf:"bytes,4,rep,name=messages,proto3" json:"messages,omitempty"` // whole ones, none of them in a part
+	Piece           *StreamPiece           `protobuf:"bytes,5,opt,name=piece,proto3" json:"piece,omitempty"`
+	HalfClose       bool                   `protobuf:"varint,6,opt,name=half_close,json=halfClose,proto3" json:"half_close,omitempty"` // the caller sends no more messages
+	Status          *StreamStatus          `protobuf:"bytes,7,opt,name=status,proto3" json:"status,omitempty"`
+	Cancel          *StreamCancel          `protobuf:"bytes,8,opt,name=cancel,proto3" json:"cancel,omitempty"`
+	Credit          uint32                 `protobuf:"varint,9,opt,name=credit,proto3" json:"credit,omitempty"` // bytes that the other end may send beyond those before
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
+}
+
+func (x *StreamFrame) Reset() {
+	*x = StreamFrame{}
+	mi := &file_registry_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *StreamFrame) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*StreamFrame) ProtoMessage() {}
+
+func (x *StreamFrame) ProtoReflect() protoreflect.Message {
+	mi := &file_registry_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use StreamFrame.ProtoReflect.Descriptor instead.
+func (*StreamFrame) Descriptor() ([]byte, []int) {
+	return file_registry_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *StreamFrame) GetStreamId() uint32 {
+	if x != nil {
+		return x.StreamId
+	}
+	return 0
+}
+
+func (x *StreamFrame) GetOpening() *StreamOpening {
+	if x != nil {
+		return x.Opening
+	}
+	return nil
+}
+
+func (x *StreamFrame) GetInitialMetadata() *StreamMetadata {
+	if x != nil {
+		return x.InitialMetadata
+	}
+	return nil
+}
+
+func (x *StreamFrame) GetMessages() [][]byte {
+	if x != nil {
+		return x.Messages
+	}
+	return nil
+}
+
+func (x *StreamFrame) GetPiece() *StreamPiece {
+	if x != nil {
+		return x.Piece
+	}
+	return nil
+}
+
+func (x *StreamFrame) GetHalfClose() bool {
+	if x != nil {
+		return x.HalfClose
+	}
+	return false
+}
+
+func (x *StreamFrame) GetStatus() *StreamStatus {
+	if x != nil {
+		return x.Status
+	}
+	return nil
+}
+
+func (x *StreamFrame) GetCancel() *StreamCancel {
+	if x != nil {
+		return x.Cancel
+	}
+	return nil
+}
+
+func (x *StreamFrame) GetCredit() uint32 {
+	if x != nil {
+		return x.Credit
+	}
+	return 0
+}
+
+type StreamOpening struct {
+	state               protoimpl.MessageState `protogen:"open.v1"`
+	MethodPath          string                 `protobuf:"bytes,1,opt,name=method_path,json=methodPath,proto3" json:"method_path,omitempty"`
+	Metadata            []*MetadataEntry       `protobuf:"bytes,2,rep,name=metadata,proto3" json:"metadata,omitempty"`
+	Peer                string                 `protobuf:"bytes,3,opt,name=peer,proto3" json:"peer,omitempty"`
+	TimeoutMicroseconds uint64                 `protobuf:"varint,4,opt,name=timeout_microseconds,json=timeoutMicroseconds,proto3" json:"timeout_microseconds,omitempty"` // 0: none
+	unknownFields       protoimpl.UnknownFields
+	sizeCache           protoimpl.SizeCache
+}
+
+func (x *StreamOpening) Reset() {
+	*x = StreamOpening{}
+	mi := &file_registry_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *StreamOpening) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*StreamOpening) ProtoMessage() {}
+
+func (x *StreamOpening) ProtoReflect() protoreflect.Message {
+	mi := &file_registry_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use StreamOpening.ProtoReflect.Descriptor instead.
+func (*StreamOpening) Descriptor() ([]byte, []int) {
+	return file_registry_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *StreamOpening) GetMethodPath() string {
+	if x != nil {
+		return x.MethodPath
+	}
+	return ""
+}
+
+func (x *StreamOpening) GetMetadata() []*MetadataEntry {
+	if x != nil {
+		return x.Metadata
+	}
+	return nil
+}
+
+func (x *StreamOpening) GetPeer() string {
+	if x != nil {
+		return x.Peer
+	}
+	return ""
+}
+
+func (x *StreamOpening) GetTimeoutMicroseconds() uint64 {
+	if x != nil {
+		return x.TimeoutMicroseconds
+	}
+	return 0
+}
+
+type StreamMetadata struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Entries       []*MetadataEntry       `protobuf:"bytes,1,rep,name=entries,proto3" json:"entries,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *StreamMetadata) Reset() {
+	*x = StreamMetadata{}
+	mi := &file_registry_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *StreamMetadata) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*StreamMetadata) ProtoMessage() {}
+
+func (x *StreamMetadata) ProtoReflect() protoreflect.Message {
+	mi := &file_registry_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use StreamMetadata.ProtoReflect.Descriptor instead.
+func (*StreamMetadata) Descriptor() ([]byte, []int) {
+	return file_registry_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *StreamMetadata) GetEntries() []*MetadataEntry {
+	if x != nil {
+		return x.Entries
+	}
+	return nil
+}
+
+// A part of a message that is too large for others to wait for it.
+type StreamPiece struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Data          []byte                 `protobuf:"bytes,1,opt,name=data,proto3" json:"data,omitempty"`
+	Missing       uint32                 `protobuf:"varint,2,opt,name=missing,proto3" json:"missing,omitempty"` // bytes of the message that follow; 0: this was the last part
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *StreamPiece) Reset() {
+	*x = StreamPiece{}
+	mi := &file_registry_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *StreamPiece) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*StreamPiece) ProtoMessage() {}
+
+func (x *StreamPiece) ProtoReflect() protoreflect.Message {
+	mi := &file_registry_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use StreamPiece.ProtoReflect.Descriptor instead.
+func (*StreamPiece) Descriptor() ([]byte, []int) {
+	return file_registry_proto_rawDescGZIP(), []int{15}
+}
+
+func (x *StreamPiece) GetData() []byte {
+	if x != nil {
+		return x.Data
+	}
+	return nil
+}
+
+func (x *StreamPiece) GetMissing() uint32 {
+	if x != nil {
+		return x.Missing
+	}
+	return 0
+}
+
+type StreamStatus struct {
+	state            protoimpl.MessageState `protogen:"open.v1"`
+	Code             int32                  `protobuf:"varint,1,opt,name=code,proto3" json:"code,omitempty"` // google.rpc.Code
+	Message          string                 `protobuf:"bytes,2,opt,name=message,proto3" json:"message,omitempty"`
+	TrailingMetadata []*MetadataEntry       `protobuf:"bytes,3,rep,name=trailing_metadata,json=trailingMetadata,proto3" json:"trailing_metadata,omitempty"`
+	unknownFields    protoimpl.UnknownFields
+	sizeCache        protoimpl.SizeCache
+}
+
+func (x *StreamStatus) Reset() {
+	*x = StreamStatus{}
+	mi := &file_registry_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *StreamStatus) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*StreamStatus) ProtoMessage() {}
+
+func (x *StreamStatus) ProtoReflect() protoreflect.Message {
+	mi := &file_registry_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use StreamStatus.ProtoReflect.Descriptor instead.
+func (*StreamStatus) Descriptor() ([]byte, []int) {
+	return file_registry_proto_rawDescGZIP(), []int{16}
+}
+
+func (x *StreamStatus) GetCode() int32 {
+	if x != nil {
+		return x.Code
+	}
+	return 0
+}
+
+func (x *StreamStatus) GetMessage() string {
+	if x != nil {
+		return x.Message
+	}
+	return ""
+}
+
+func (x *StreamStatus) GetTrailingMetadata() []*MetadataEntry {
+	if x != nil {
+		return x.TrailingMetadata
+	}
+	return nil
+}
+
+type StreamCancel struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Reason        string                 `protobuf:"bytes,1,opt,name=reason,proto3" json:"reason,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *StreamCancel) Reset() {
+	*x = StreamCancel{}
+	mi := &file_registry_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *StreamCancel) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*StreamCancel) ProtoMessage() {}
+
+func (x *StreamCancel) ProtoReflect() protoreflect.Message {
+	mi := &file_registry_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use StreamCancel.ProtoReflect.Descriptor instead.
+func (*StreamCancel) Descriptor() ([]byte, []int) {
+	return file_registry_proto_rawDescGZIP(), []int{17}
+}
+
+func (x *StreamCancel) GetReason() string {
 	if x != nil {
 		return x.Reason
 	}
@@ -1052,7 +1551,7 @@ type RegisterRequest struct {
 
 func (x *RegisterRequest) Reset() {
 	*x = RegisterRequest{}
-	mi := &file_registry_proto_msgTypes[11]
+	mi := &file_registry_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1064,7 +1563,7 @@ func (x *RegisterRequest) String() string {
 func (*RegisterRequest) ProtoMessage() {}
 
 func (x *RegisterRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_registry_proto_msgTypes[11]
+	mi := &file_registry_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1077,7 +1576,7 @@ func (x *RegisterRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RegisterRequest.ProtoReflect.Descriptor instead.
 func (*RegisterRequest) Descriptor() ([]byte, []int) {
-	return file_registry_proto_rawDescGZIP(), []int{11}
+	return file_registry_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *RegisterRequest) GetApiKey() string {
@@ -1111,7 +1610,7 @@ type RegisterResponse struct {
 
 func (x *RegisterResponse) Reset() {
 	*x = RegisterResponse{}
-	mi := &file_registry_proto_msgTypes[12]
+	mi := &file_registry_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1123,7 +1622,7 @@ func (x *RegisterResponse) String() string {
 func (*RegisterResponse) ProtoMessage() {}
 
 func (x *RegisterResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_registry_proto_msgTypes[12]
+	mi := &file_registry_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1136,7 +1635,7 @@ func (x *RegisterResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RegisterResponse.ProtoReflect.Descriptor instead.
 func (*RegisterResponse) Descriptor() ([]byte, []int) {
-	return file_registry_proto_rawDescGZIP(), []int{12}
+	return file_registry_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *RegisterResponse) GetSuccess() bool {
@@ -1157,7 +1656,7 @@ var File_registry_proto protoreflect.FileDescriptor
 
 const file_registry_proto_rawDesc = "" +
 	"\n" +
-	"\x0eregistry.proto\x12\bregistry\"\xe1\x03\n" +
+	"\x0eregistry.proto\x12\bregistry\"\x92\x04\n" +
 	"\x11ConnectionMessage\x12:\n" +
 	"\bregister\x18\x01 \x01(\v2\x1c.registry.ConnectionRegisterH\x00R\bregister\x124\n" +
 	"\arequest\x18\x02 \x01(\v2\x18.registry.ForwardRequestH\x00R\arequest\x127\n" +
@@ -1166,12 +1665,15 @@ const file_registry_proto_rawDesc = "" +
 	"\x06status\x18\x05 \x01(\v2\x1a.registry.ConnectionStatusH\x00R\x06status\x12.\n" +
 	"\x05event\x18\x06 \x01(\v2\x16.registry.EventMessageH\x00R\x05event\x12C\n" +
 	"\fsubscription\x18\a \x01(\v2\x1d.registry.SubscriptionRequestH\x00R\fsubscription\x121\n" +
-	"\x06cancel\x18d \x01(\v2\x17.registry.CancelRequestH\x00R\x06cancelB\x0e\n" +
-	"\fmessage_type\"n\n" +
+	"\x06cancel\x18d \x01(\v2\x17.registry.CancelRequestH\x00R\x06cancel\x12/\n" +
+	"\x06stream\x18e \x01(\v2\x15.registry.StreamFrameH\x00R\x06streamB\x0e\n" +
+	"\fmessage_type\"\xc2\x01\n" +
 	"\x12ConnectionRegister\x12\x17\n" +
 	"\aapi_key\x18\x01 \x01(\tR\x06apiKey\x12\x1a\n" +
 	"\bservices\x18\x02 \x03(\tR\bservices\x12#\n" +
-	"\rconnection_id\x18\x03 \x01(\tR\fconnectionId\"\xd0\x02\n" +
+	"\rconnection_id\x18\x03 \x01(\tR\fconnectionId\x12+\n" +
+	"\x11streaming_methods\x18e \x03(\tR\x10streamingMethods\x12%\n" +
+	"\x0emixed_services\x18f \x03(\tR\rmixedServices\"\x99\x03\n" +
 	"\x0eForwardRequest\x12\x1d\n" +
 	"\n" +
 	"request_id\x18\x01 \x01(\tR\trequestId\x12\x1f\n" +
@@ -1180,10 +1682,12 @@ const file_registry_proto_rawDesc = "" +
 	"\aheaders\x18\x03 \x03(\v2%.registry.ForwardRequest.HeadersEntryR\aheaders\x12\x18\n" +
 	"\apayload\x18\x04 \x01(\fR\apayload\x12'\n" +
 	"\x0ftimeout_seconds\x18\x05 \x01(\x05R\x0etimeoutSeconds\x12>\n" +
-	"\x0estreaming_info\x18\x06 \x01(\v2\x17.registry.StreamingInfoR\rstreamingInfo\x1a:\n" +
+	"\x0estreaming_info\x18\x06 \x01(\v2\x17.registry.StreamingInfoR\rstreamingInfo\x123\n" +
+	"\bmetadata\x18e \x03(\v2\x17.registry.MetadataEntryR\bmetadata\x12\x12\n" +
+	"\x04peer\x18f \x01(\tR\x04peer\x1a:\n" +
 	"\fHeadersEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x9e\x03\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xa8\x04\n" +
 	"\x0fForwardResponse\x12\x1d\n" +
 	"\n" +
 	"request_id\x18\x01 \x01(\tR\trequestId\x12\x1f\n" +
@@ -1193,10 +1697,15 @@ const file_registry_proto_rawDesc = "" +
 	"\apayload\x18\x04 \x01(\fR\apayload\x12#\n" +
 	"\rerror_message\x18\x05 \x01(\tR\ferrorMessage\x12>\n" +
 	"\x0estreaming_info\x18\x06 \x01(\v2\x17.registry.StreamingInfoR\rstreamingInfo\x12N\n" +
-	"\x14response_stream_info\x18\a \x01(\v2\x1c.registry.ResponseStreamInfoR\x12responseStreamInfo\x1a:\n" +
+	"\x14response_stream_info\x18\a \x01(\v2\x1c.registry.ResponseStreamInfoR\x12responseStreamInfo\x12B\n" +
+	"\x10initial_metadata\x18e \x03(\v2\x17.registry.MetadataEntryR\x0finitialMetadata\x12D\n" +
+	"\x11trailing_metadata\x18f \x03(\v2\x17.registry.MetadataEntryR\x10trailingMetadata\x1a:\n" +
 	"\fHeadersEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xa2\x02\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"7\n" +
+	"\rMetadataEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\fR\x05value\"\xa2\x02\n" +
 	"\rStreamingInfo\x12C\n" +
 	"\vstream_type\x18\x01 \x01(\x0e2\".registry.StreamingInfo.StreamTypeR\n" +
 	"streamType\x12\"\n" +
@@ -1255,7 +1764,35 @@ const file_registry_proto_rawDesc = "" +
 	"\rCancelRequest\x12\x1d\n" +
 	"\n" +
 	"request_id\x18\x01 \x01(\tR\trequestId\x12\x16\n" +
-	"\x06reason\x18\x02 \x01(\tR\x06reason\"`\n" +
+	"\x06reason\x18\x02 \x01(\tR\x06reason\"\x82\x03\n" +
+	"\vStreamFrame\x12\x1b\n" +
+	"\tstream_id\x18\x01 \x01(\rR\bstreamId\x121\n" +
+	"\aopening\x18\x02 \x01(\v2\x17.registry.StreamOpeningR\aopening\x12C\n" +
+	"\x10initial_metadata\x18\x03 \x01(\v2\x18.registry.StreamMetadataR\x0finitialMetadata\x12\x1a\n" +
+	"\bmessages\x18\x04 \x03(\fR\bmessages\x12+\n" +
+	"\x05piece\x18\x05 \x01(\v2\x15.registry.StreamPieceR\x05piece\x12\x1d\n" +
+	"\n" +
+	"half_close\x18\x06 \x01(\bR\thalfClose\x12.\n" +
+	"\x06status\x18\a \x01(\v2\x16.registry.StreamStatusR\x06status\x12.\n" +
+	"\x06cancel\x18\b \x01(\v2\x16.registry.StreamCancelR\x06cancel\x12\x16\n" +
+	"\x06credit\x18\t \x01(\rR\x06credit\"\xac\x01\n" +
+	"\rStreamOpening\x12\x1f\n" +
+	"\vmethod_path\x18\x01 \x01(\tR\n" +
+	"methodPath\x123\n" +
+	"\bmetadata\x18\x02 \x03(\v2\x17.registry.MetadataEntryR\bmetadata\x12\x12\n" +
+	"\x04peer\x18\x03 \x01(\tR\x04peer\x121\n" +
+	"\x14timeout_microseconds\x18\x04 \x01(\x04R\x13timeoutMicroseconds\"C\n" +
+	"\x0eStreamMetadata\x121\n" +
+	"\aentries\x18\x01 \x03(\v2\x17.registry.MetadataEntryR\aentries\";\n" +
+	"\vStreamPiece\x12\x12\n" +
+	"\x04data\x18\x01 \x01(\fR\x04data\x12\x18\n" +
+	"\amissing\x18\x02 \x01(\rR\amissing\"\x82\x01\n" +
+	"\fStreamStatus\x12\x12\n" +
+	"\x04code\x18\x01 \x01(\x05R\x04code\x12\x18\n" +
+	"\amessage\x18\x02 \x01(\tR\amessage\x12D\n" +
+	"\x11trailing_metadata\x18\x03 \x03(\v2\x17.registry.MetadataEntryR\x10trailingMetadata\"&\n" +
+	"\fStreamCancel\x12\x16\n" +
+	"\x06reason\x18\x01 \x01(\tR\x06reason\"`\n" +
 	"\x0fRegisterRequest\x12\x17\n" +
 	"\aapi_key\x18\x01 \x01(\tR\x06apiKey\x12\x18\n" +
 	"\aaddress\x18\x02 \x01(\tR\aaddress\x12\x1a\n" +
@@ -1280,7 +1817,7 @@ func file_registry_proto_rawDescGZIP() []byte {
 }
 
 var file_registry_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
-var file_registry_proto_msgTypes = make([]protoimpl.MessageInfo, 16)
+var file_registry_proto_msgTypes = make([]protoimpl.MessageInfo, 23)
 var file_registry_proto_goTypes = []any{
 	(StreamingInfo_StreamType)(0),    // 0: registry.StreamingInfo.StreamType
 	(ConnectionStatus_StatusType)(0), // 1: registry.ConnectionStatus.StatusType
@@ -1289,46 +1826,65 @@ var file_registry_proto_goTypes = []any{
 	(*ConnectionRegister)(nil),       // 4: registry.ConnectionRegister
 	(*ForwardRequest)(nil),           // 5: registry.ForwardRequest
 	(*ForwardResponse)(nil),          // 6: registry.ForwardResponse
-	(*StreamingInfo)(nil),            // 7: registry.StreamingInfo
-	(*ResponseStreamInfo)(nil),       // 8: registry.ResponseStreamInfo
-	(*Heartbeat)(nil),                // 9: registry.Heartbeat
-	(*ConnectionStatus)(nil),         // 10: registry.ConnectionStatus
-	(*EventMessage)(nil),             // 11: registry.EventMessage
-	(*SubscriptionRequest)(nil),      // 12: registry.SubscriptionRequest
-	(*CancelRequest)(nil),            // 13: registry.CancelRequest
-	(*RegisterRequest)(nil),          // 14: registry.RegisterRequest
-	(*RegisterResponse)(nil),         // 15: registry.RegisterResponse
-	nil,                              // 16: registry.ForwardRequest.HeadersEntry
-	nil,                              // 17: registry.ForwardResponse.HeadersEntry
-	nil,                              // 18: registry.EventMessage.MetadataEntry
+	(*MetadataEntry)(nil),            // 7: registry.MetadataEntry
+	(*StreamingInfo)(nil),            // 8: registry.StreamingInfo
+	(*ResponseStreamInfo)(nil),       // 9: registry.ResponseStreamInfo
+	(*Heartbeat)(nil),                // 10: registry.Heartbeat
+	(*ConnectionStatus)(nil),         // 11: registry.ConnectionStatus
+	(*EventMessage)(nil),             // 12: registry.EventMessage
+	(*SubscriptionRequest)(nil),      // 13: registry.SubscriptionRequest
+	(*CancelRequest)(nil),            // 14: registry.CancelRequest
+	(*StreamFrame)(nil),              // 15: registry.StreamFrame
+	(*StreamOpening)(nil),            // 16: registry.StreamOpening
+	(*StreamMetadata)(nil),           // 17: registry.StreamMetadata
+	(*StreamPiece)(nil),              // 18: registry.StreamPiece
+	(*StreamStatus)(nil),             // 19: registry.StreamStatus
+	(*StreamCancel)(nil),             // 20: registry.StreamCancel
+	(*RegisterRequest)(nil),          // 21: registry.RegisterRequest
+	(*RegisterResponse)(nil),         // 22: registry.RegisterResponse
+	nil,                              // 23: registry.ForwardRequest.HeadersEntry
+	nil,                              // 24: registry.ForwardResponse.HeadersEntry
+	nil,                              // 25: registry.EventMessage.MetadataEntry
 }
 var file_registry_proto_depIdxs = []int32{
 	4,  // 0: registry.ConnectionMessage.register:type_name -> registry.ConnectionRegister
 	5,  // 1: registry.ConnectionMessage.request:type_name -> registry.ForwardRequest
 	6,  // 2: registry.ConnectionMessage.response:type_name -> registry.ForwardResponse
-	9,  // 3: registry.ConnectionMessage.heartbeat:type_name -> registry.Heartbeat
-	10, // 4: registry.ConnectionMessage.status:type_name -> registry.ConnectionStatus
-	11, // 5: registry.ConnectionMessage.event:type_name -> registry.EventMessage
-	12, // 6: registry.ConnectionMessage.subscription:type_name -> registry.SubscriptionRequest
-	13, // 7: registry.ConnectionMessage.cancel:type_name -> registry.CancelRequest
-	16, // 8: registry.ForwardRequest.headers:type_name -> registry.ForwardRequest.HeadersEntry
-	7,  // 9: registry.ForwardRequest.streaming_info:type_name -> registry.StreamingInfo
-	17, // 10: registry.ForwardResponse.headers:type_name -> registry.ForwardResponse.HeadersEntry
-	7,  // 11: registry.ForwardResponse.streaming_info:type_name -> registry.StreamingInfo
-	8,  // 12: registry.ForwardResponse.response_stream_info:type_name -> registry.ResponseStreamInfo
-	0,  // 13: registry.StreamingInfo.stream_type:type_name -> registry.StreamingInfo.StreamType
-	1,  // 14: registry.ConnectionStatus.status:type_name -> registry.ConnectionStatus.StatusType
-	18, // 15: registry.EventMessage.metadata:type_name -> registry.EventMessage.MetadataEntry
-	2,  // 16: registry.SubscriptionRequest.action:type_name -> registry.SubscriptionRequest.Action
-	14, // 17: registry.RegistryService.Register:input_type -> registry.RegisterRequest
-	3,  // 18: registry.RegistryService.EstablishConnection:input_type -> registry.ConnectionMessage
-	15, // 19: registry.RegistryService.Register:output_type -> registry.RegisterResponse
-	3,  // 20: registry.RegistryService.EstablishConnection:output_type -> registry.ConnectionMessage
-	19, // [19:21] is the sub-list for method output_type
-	17, // [17:19] is the sub-list for method input_type
-	17, // [17:17] is the sub-list for extension type_name
-	17, // [17:17] is the sub-list for extension extendee
-	0,  // [0:17] is the sub-list for field type_name
+	10, // 3: registry.ConnectionMessage.heartbeat:type_name -> registry.Heartbeat
+	11, // 4: registry.ConnectionMessage.status:type_name -> registry.ConnectionStatus
+	12, // 5: registry.ConnectionMessage.event:type_name -> registry.EventMessage
+	13, // 6: registry.ConnectionMessage.subscription:type_name -> registry.SubscriptionRequest
+	14, // 7: registry.ConnectionMessage.cancel:type_name -> registry.CancelRequest
+	15, // 8: registry.ConnectionMessage.stream:type_name -> registry.StreamFrame
+	23, // 9: registry.ForwardRequest.headers:type_name -> registry.ForwardRequest.HeadersEntry
+	8,  // 10: registry.ForwardRequest.streaming_info:type_name -> registry.StreamingInfo
+	7,  // 11: registry.ForwardRequest.metadata:type_name -> registry.MetadataEntry
+	24, // 12: registry.ForwardResponse.headers:type_name -> registry.ForwardResponse.HeadersEntry
+	8,  // 13: registry.ForwardResponse.streaming_info:type_name -> registry.StreamingInfo
+	9,  // 14: registry.ForwardResponse.response_stream_info:type_name -> registry.ResponseStreamInfo
+	7,  // 15: registry.ForwardResponse.initial_metadata:type_name -> registry.MetadataEntry
+	7,  // 16: registry.ForwardResponse.trailing_metadata:type_name -> registry.MetadataEntry
+	0,  // 17: registry.StreamingInfo.stream_type:type_name -> registry.StreamingInfo.StreamType
+	1,  // 18: registry.ConnectionStatus.status:type_name -> registry.ConnectionStatus.StatusType
+	25, // 19: registry.EventMessage.metadata:type_name -> registry.EventMessage.MetadataEntry
+	2,  // 20: registry.SubscriptionRequest.action:type_name -> registry.SubscriptionRequest.Action
+	16, // 21: registry.StreamFrame.opening:type_name -> registry.StreamOpening
+	17, // 22: registry.StreamFrame.initial_metadata:type_name -> registry.StreamMetadata
+	18, // 23: registry.StreamFrame.piece:type_name -> registry.StreamPiece
+	19, // 24: registry.StreamFrame.status:type_name -> registry.StreamStatus
+	20, // 25: registry.StreamFrame.cancel:type_name -> registry.StreamCancel
+	7,  // 26: registry.StreamOpening.metadata:type_name -> registry.MetadataEntry
+	7,  // 27: registry.StreamMetadata.entries:type_name -> registry.MetadataEntry
+	7,  // 28: registry.StreamStatus.trailing_metadata:type_name -> registry.MetadataEntry
+	21, // 29: registry.RegistryService.Register:input_type -> registry.RegisterRequest
+	3,  // 30: registry.RegistryService.EstablishConnection:input_type -> registry.ConnectionMessage
+	22, // 31: registry.RegistryService.Register:output_type -> registry.RegisterResponse
+	3,  // 32: registry.RegistryService.EstablishConnection:output_type -> registry.ConnectionMessage
+	31, // [31:33] is the sub-list for method output_type
+	29, // [29:31] is the sub-list for method input_type
+	29, // [29:29] is the sub-list for extension type_name
+	29, // [29:29] is the sub-list for extension extendee
+	0,  // [0:29] is the sub-list for field type_name
 }
 
 func init() { file_registry_proto_init() }
@@ -1345,15 +1901,16 @@ func file_registry_proto_init() {
 		(*ConnectionMessage_Event)(nil),
 		(*ConnectionMessage_Subscription)(nil),
 		(*ConnectionMessage_Cancel)(nil),
+		(*ConnectionMessage_Stream)(nil),
 	}
-	file_registry_proto_msgTypes[5].OneofWrappers = []any{}
+	file_registry_proto_msgTypes[6].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_registry_proto_rawDesc), len(file_registry_proto_rawDesc)),
 			NumEnums:      3,
-			NumMessages:   16,
+			NumMessages:   23,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -38,7 +38,7 @@ def test_the_request_has_the_headers_that_grpc_wants(peer: Http2Peer, server) ->
         "te": "trailers",
         "content-type": "application/grpc",
         "grpc-accept-encoding": "identity,gzip",
-        "revconn-features": "cancel,chunks,drain,metadata",
+        "revconn-features": "cancel,chunks,drain,metadata,streams",
     }
     names = [name for name, _ in peer.headers]
     assert names == sorted(names, key=lambda name: not name.startswith(":"))

@@ -1,0 +1,535 @@
+"""Streaming calls on a tunnel connection, either end: credit, turns, pieces, and how each ends.
+
+The gateway opens a stream, the connector answers it. What either end says goes in frames
+(``StreamFrame``), several messages in one. A stream, at the end that asks and at the other::
+
+    asks:     OPEN --half_close--> OPEN, and says no more
+              OPEN --status came, or cancel was said--> over
+    answers:  OPEN --half_close came--> OPEN, and hears no more
+              OPEN --status was said, or cancel came--> over
+
+Over means forgotten: what still comes of it is ignored, and its id is never used again. Messages
+cost credit, their bytes and 32 more each. A message may begin as long as any credit is left, so
+that one larger than the window passes; the window grows by that. Credit is given back once half a
+window was consumed. Streams that have something to say take turns.
+
+No time, no thread, no I/O: whoever owns a connection guards its streams. One thread may put
+messages into a stream's ``queue`` without that guard, as long as nobody else does.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Callable
+
+from google.protobuf.message import Message
+
+from revconn._proto.registry_pb2 import (
+    StreamCancel,
+    StreamFrame,
+    StreamMetadata,
+    StreamOpening,
+    StreamPiece,
+    StreamStatus,
+)
+from revconn.core.metadata import Metadata, entries_of, pairs_of
+from revconn.core.requests import encode_varint
+from revconn.core.rope import Data, Rope
+from revconn.core.status import StatusCode
+
+__all__ = [
+    "OVERHEAD",
+    "STREAM_TAG",
+    "WINDOW",
+    "Answered",
+    "Listener",
+    "Stream",
+    "Streams",
+]
+
+WINDOW = 64 << 10
+"""Bytes that either end may send on a stream before it is given more."""
+
+OVERHEAD = 32
+"""Bytes that a message costs beside its own."""
+
+TURN = 16 << 10  # bytes that a stream sends before it is another one's turn
+_ALONE = 256 << 10  # where there is no other: what control has to wait for
+_LARGEST_WINDOW = 4 << 20
+_MOST_WINDOWS = 32 << 20  # bytes by which all windows of a connection may have grown
+LAST_ID = 2**32 - 1
+
+# Tags of registry.proto: ConnectionMessage.stream, and of StreamFrame what is encoded by hand.
+_OVERDRAWN = "sent more than it was allowed"
+STREAM_TAG = b"\xaa\x06"
+"""With which a ConnectionMessage begins that holds a frame of a stream, and no other."""
+_ID, _OPENING, _INITIAL, _MESSAGE, _PIECE = b"\x08", b"\x12", b"\x1a", b"\x22", b"\x2a"
+_HALF_CLOSE, _STATUS, _CANCEL, _CREDIT = b"\x30\x01", b"\x3a", b"\x42", b"\x48"
+_SHORT = [_MESSAGE + encode_varint(size) for size in range(1024)]
+
+
+class Listener:
+    """Who is told of what comes on a stream. None of this may raise."""
+
+    __slots__ = ()
+
+    def take_initial(self, metadata: Metadata) -> None:
+        """The answer's initial metadata has come."""
+
+    def take(self, messages: list[bytes], *, ended: bool) -> None:
+        """Messages have come; ``ended``: the caller sends no more."""
+        raise NotImplementedError
+
+    def take_status(self, code: StatusCode, message: str, trailing: Metadata) -> None:
+        """The answer's end has come: the stream is over."""
+
+    def break_off(self, code: StatusCode, reason: str) -> None:
+        """The stream is over before its end: cancelled, or a rule or a limit was broken."""
+        raise NotImplementedError
+
+    def resume(self) -> None:
+        """There is room again: more may be put into the queue."""
+
+
+class Stream:
+    """One streaming call at one end.
+
+    :ivar listener: who is told what comes.
+    :ivar queue: messages that wait to be sent.
+    :ivar granted: bytes that the other end has allowed in all.
+    :ivar put: what all messages cost that were put into the queue. Whoever puts them counts.
+    :ivar is_listed: whether it waits for its turn to send.
+    :ivar is_over: whether nothing is sent or heard any more.
+    """
+
+    __slots__ = (
+        "_cancel", "_credit", "_half_close", "_initial", "_opening", "_parts", "_rest", "_rest_at",
+        "_sent", "_status", "_streams", "allowed", "granted", "has_ended", "held", "id",
+        "is_listed", "is_over", "listener", "missing", "put", "queue", "received", "returned",
+        "window",
+    )  # fmt: skip
+
+    def __init__(self, streams: Streams, stream_id: int, listener: Listener) -> None:
+        self._streams = streams
+        self.id = stream_id
+        self.listener = listener
+        self.queue: deque[Data] = deque()
+        self.granted = WINDOW
+        self.put = self._sent = 0
+        self.is_listed = self.is_over = False
+        self._opening: StreamOpening | None = None
+        self._initial: Metadata | None = None
+        self._half_close = False
+        self._status: StreamStatus | None = None
+        self._cancel: str | None = None
+        self._rest: Data | None = None  # of a large message that has begun
+        self._rest_at = 0
+        # What comes
+        self.window = self.allowed = WINDOW
+        self.received = 0  # what all messages cost that came
+        self.held = 0  # of that: what was not consumed
+        self.returned = 0  # consumed, and not given back yet
+        self._credit = 0  # to be given back
+        self.has_ended = False  # the other end says no more
+        self._parts: list[bytes] = []
+        self.missing = 0
+
+    @property
+    def room(self) -> int:
+        """How much more may be put into the queue before it has to wait; negative if too much."""
+        return self.granted - self.put
+
+    # What is said. What is put behind the end is never sent.
+
+    def send(self, message: Data) -> None:
+        """Send a message, as soon as there is credit."""
+        self.queue.append(message)
+        self.put += len(message) + OVERHEAD
+        self._streams.enlist(self)
+
+    def begin(self, metadata: Metadata) -> None:
+        """Send the answer's initial metadata, before its first message."""
+        self._initial = metadata
+        self._streams.enlist(self)
+
+    def half_close(self) -> None:
+        """Say, behind all messages, that no more follow."""
+        self._half_close = True
+        self._streams.enlist(self)
+
+    def finish(self, code: StatusCode, message: str = "", trailing: Metadata = ()) -> None:
+        """End the answer, behind all messages. It is over once that was sent."""
+        if self._status is None:
+            self._status = StreamStatus(
+                code=int(code), message=message, trailing_metadata=entries_of(trailing)
+            )
+            self._streams.enlist(self)
+
+    def cut_short(self, code: StatusCode, message: str = "", trailing: Metadata = ()) -> None:
+        """End the answer at once: what waits is not sent."""
+        self._status = None
+        self.queue.clear()
+        self._rest = None
+        self.finish(code, message, trailing)
+
+    def cancel(self, reason: str) -> None:
+        """Give the call up: nothing else is said of it, or heard."""
+        if not self.is_over:
+            self._cancel = reason
+            self._streams.discard(self)
+            # Unless nothing was said of it yet: there is nobody to hear it.
+            if self._opening is None:
+                self._streams.enlist(self)
+
+    def consume(self, cost: int) -> None:
+        """So much of what came was dealt with: it may be given back."""
+        self.held -= cost
+        self._streams.held -= cost
+        if self.is_over or self.has_ended:
+            return
+        self.returned += cost
+        if self.returned >= self.window // 2:
+            self._give(self.returned)
+            self.returned = 0
+
+    def _give(self, credit: int) -> None:
+        self._credit += credit
+        self.allowed += credit
+        self._streams.enlist(self)
+
+    @property
+    def has_output(self) -> bool:
+        """Whether there is anything to say that may be said now."""
+        if self._cancel is not None:
+            return True
+        if self.is_over:
+            return False
+        if self._opening or self._credit or self._initial is not None or self._rest is not None:
+            return True
+        if self.queue:
+            return self._sent < self.granted
+        return self._half_close or self._status is not None
+
+    # One frame
+
+    def encode(self, most: int) -> bytes:
+        """The next frame; its messages are about ``most`` bytes at most. Empty if there is none."""
+        if self._cancel is not None:
+            reason, self._cancel = self._cancel, None
+            return self._framed([_CANCEL, *_sized(StreamCancel(reason=reason))])
+        parts: list[Data] = []
+        if self._opening is not None:
+            parts += (_OPENING, *_sized(self._opening))
+            self._opening = None
+        if self._initial is not None:
+            entries = StreamMetadata(entries=entries_of(self._initial))
+            parts += (_INITIAL, *_sized(entries))
+            self._initial = None
+        if self._rest is None:
+            most = self._put_messages(parts, most)
+        if self._rest is not None and most > 0:
+            self._put_piece(parts, self._rest, most)
+        if not (self.queue or self._rest is not None):
+            self._put_end(parts)
+        if self._credit:
+            parts += (_CREDIT, encode_varint(self._credit))
+            self._credit = 0
+        return self._framed(parts) if parts else b""
+
+    def _put_messages(self, parts: list[Data], most: int) -> int:
+        """Whole messages, the last of which may be too large; how many bytes are left."""
+        queue, sent, granted = self.queue, self._sent, self.granted
+        while queue and sent < granted and most > 0:
+            message = queue.popleft()
+            size = len(message)
+            sent += size + OVERHEAD
+            if size < 1024:
+                parts += (_SHORT[size], message)
+            elif size <= most or size <= TURN:
+                parts += (_MESSAGE + encode_varint(size), message)
+            else:
+                self._rest, self._rest_at = message, 0
+                break
+            most -= size + OVERHEAD
+        self._sent = sent
+        return most
+
+    def _put_piece(self, parts: list[Data], message: Data, most: int) -> None:
+        start, size = self._rest_at, len(message)
+        end = min(start + most, size)
+        piece = message.cut(start, end) if isinstance(message, Rope) else message[start:end]
+        missing = size - end
+        left = b"\x10" + encode_varint(missing) if missing else b""
+        head = b"\x0a" + encode_varint(end - start)
+        length = encode_varint(len(head) + end - start + len(left))
+        parts += (_PIECE + length + head, piece, left)
+        self._rest_at = end
+        if not missing:
+            self._rest = None
+
+    def _put_end(self, parts: list[Data]) -> None:
+        if self._half_close:
+            self._half_close = False
+            parts.append(_HALF_CLOSE)
+        if self._status is not None:
+            parts += (_STATUS, *_sized(self._status))
+            self._streams.discard(self)
+
+    def _framed(self, parts: list[Data]) -> bytes:
+        head = _ID + encode_varint(self.id)
+        size = len(head) + sum(map(len, parts))
+        flat: list[bytes] = [STREAM_TAG, encode_varint(size), head]
+        flat += [part if isinstance(part, bytes) else bytes(part) for part in parts]
+        return b"".join(flat)
+
+    # What comes
+
+    def receive(self, frame: StreamFrame, *, asks: bool) -> None:
+        """Take a frame in; ``asks``: this end opened the stream."""
+        listener = self.listener
+        if frame.HasField("cancel"):
+            self._streams.discard(self)
+            listener.break_off(StatusCode.CANCELLED, frame.cancel.reason)
+            return
+        if frame.credit:
+            self._receive_credit(frame.credit)
+        if asks and frame.HasField("initial_metadata"):
+            listener.take_initial(pairs_of(frame.initial_metadata.entries))
+        messages: list[bytes] = list(frame.messages)
+        problem = self._count(messages, frame)
+        if problem:
+            self._break(problem, asks=asks)
+            return
+        ended = frame.half_close and not (asks or self.has_ended)
+        if ended:
+            self.has_ended = True
+        if messages or ended:
+            listener.take(messages, ended=ended)
+        if asks and frame.HasField("status") and not self.is_over:
+            status = frame.status
+            self._streams.discard(self)
+            listener.take_status(
+                _code(status.code), status.message, pairs_of(status.trailing_metadata)
+            )
+
+    def _receive_credit(self, credit: int) -> None:
+        had_room = self.room > 0
+        self.granted += credit
+        if self.queue:
+            self._streams.enlist(self)
+        if not had_room and self.room > 0:
+            self.listener.resume()
+
+    def _count(self, messages: list[bytes], frame: StreamFrame) -> str:
+        """Account for what came, and join a piece; why it may not have come, if so."""
+        if not (messages or frame.HasField("piece")):
+            return ""
+        if self.has_ended or (messages and self.missing):
+            return "sent a message where none may be"
+        for message in messages:
+            if self.received >= self.allowed:
+                return _OVERDRAWN
+            self._take_cost(len(message) + OVERHEAD)
+        if frame.HasField("piece"):
+            return self._join(frame.piece, messages)
+        return ""
+
+    def _take_cost(self, cost: int) -> None:
+        self.received += cost
+        self.held += cost
+        self._streams.held += cost
+
+    def _join(self, piece: StreamPiece, messages: list[bytes]) -> str:
+        size = len(piece.data)
+        if not self._parts:
+            if self.received >= self.allowed:
+                return _OVERDRAWN
+            total = size + piece.missing
+            if total > self._streams.message_limit:
+                return f"sent a message of {total:,} bytes; {self._streams.message_limit:,} may be"
+            if not self._streams.has_room_for(self, total):
+                return f"sent more than the {self._streams.most_held:,} bytes that all may hold"
+            self._take_cost(total + OVERHEAD)
+            self._grow(total)
+        elif self.missing - size != piece.missing:
+            return "sent pieces that do not make a message"
+        self._parts.append(piece.data)
+        self.missing = piece.missing
+        if not self.missing:
+            messages.append(b"".join(self._parts))
+            self._parts = []
+        return ""
+
+    def _grow(self, size: int) -> None:
+        """A window as large as a few messages that are as large as this one."""
+        window = min(4 * size, _LARGEST_WINDOW)
+        increment = window - self.window
+        if increment > 0 and self._streams.grown + increment <= _MOST_WINDOWS:
+            self._streams.grown += increment
+            self.window = window
+            self._give(increment)
+
+    def _break(self, problem: str, *, asks: bool) -> None:
+        """The other end broke a rule or a limit: the stream ends, and nothing else does."""
+        code = StatusCode.RESOURCE_EXHAUSTED
+        if asks:
+            self.cancel(problem)
+        else:
+            self.cut_short(code, f"the gateway {problem}")
+        self.listener.break_off(code, problem)
+
+    def open_with(self, opening: StreamOpening) -> None:
+        """What the other end is told first."""
+        self._opening = opening
+        self._streams.enlist(self)
+
+
+Answered = Callable[[Stream, StreamOpening], object]
+
+
+class Streams:
+    """The streams of one connection at one end, and whose turn it is to send.
+
+    :param on_ready: called when there is something to take, where there was nothing.
+    :param accept: at the end that answers: sets the listener of a stream that was opened.
+    :param message_limit: bytes of the largest message that is taken.
+    :param most_streams: that may be open at once.
+    :param most_held: bytes that large messages of all streams may hold together.
+    :ivar held: what came and was not consumed.
+    """
+
+    def __init__(
+        self,
+        on_ready: Callable[[], object],
+        *,
+        accept: Answered | None = None,
+        message_limit: int,
+        most_streams: int,
+        most_held: int,
+    ) -> None:
+        self._on_ready = on_ready
+        self._accept = accept
+        self.message_limit = message_limit
+        self.most_streams = most_streams
+        self.most_held = most_held
+        self.held = self.grown = 0
+        self.open: dict[int, Stream] = {}
+        self._last_id = 0
+        self._ready: deque[Stream] = deque()
+
+    @property
+    def has_output(self) -> bool:
+        """Whether there is something to take."""
+        return bool(self._ready)
+
+    @property
+    def is_full(self) -> bool:
+        """Whether as many are open as may be, or there is no id left."""
+        return len(self.open) >= self.most_streams or self._last_id >= LAST_ID
+
+    def ask(self, opening: StreamOpening, listener: Listener) -> Stream:
+        """Open a stream; its listener is told what comes of it."""
+        self._last_id += 1
+        stream = self.open[self._last_id] = Stream(self, self._last_id, listener)
+        stream.open_with(opening)
+        return stream
+
+    def receive(self, frame: StreamFrame) -> str:
+        """Take in what the other end says; what was wrong with it, for a log, if anything was."""
+        stream = self.open.get(frame.stream_id)
+        if stream is not None:
+            if frame.HasField("opening"):
+                return "a second opening of a stream"
+            stream.receive(frame, asks=self._accept is None)
+            return ""
+        if frame.stream_id <= self._last_id:  # it is over; this met its end on the way
+            return ""
+        if self._accept is None or not frame.HasField("opening"):
+            return "a frame of a stream that was never opened"
+        self._last_id = frame.stream_id
+        stream = Stream(self, frame.stream_id, _NOBODY)
+        self.open[frame.stream_id] = stream
+        if len(self.open) > self.most_streams:
+            problem = f"{self.most_streams:,} streams are open on this connection"
+            stream.finish(StatusCode.RESOURCE_EXHAUSTED, problem)
+            return ""
+        self._accept(stream, frame.opening)
+        frame.ClearField("opening")
+        stream.receive(frame, asks=False)
+        return ""
+
+    def has_room_for(self, stream: Stream, size: int) -> bool:
+        """Whether a large message may be held; what goes into its window always may."""
+        return stream.held + size <= stream.window or self.held + size <= self.most_held
+
+    def enlist(self, stream: Stream) -> None:
+        """A stream has something to say, maybe: it waits for its turn."""
+        if not stream.is_listed and stream.has_output:
+            stream.is_listed = True
+            self._ready.append(stream)
+            if len(self._ready) == 1:
+                self._on_ready()
+
+    def take(self, most: int) -> list[Data]:
+        """Frames to send: one, and as many more as there are until they are ``most`` bytes."""
+        ready = self._ready
+        taken: list[Data] = []
+        while ready and most > 0:
+            stream = ready.popleft()
+            data = stream.encode(_ALONE if not ready else TURN)
+            if data:
+                taken.append(data)
+                most -= len(data)
+            if stream.has_output:
+                ready.append(stream)
+            else:
+                stream.is_listed = False
+                # Whoever puts messages without the guard looks at that after it has put one.
+                if stream.has_output:
+                    stream.is_listed = True
+                    ready.append(stream)
+        return taken
+
+    def discard(self, stream: Stream) -> None:
+        """A stream is over."""
+        if self.open.pop(stream.id, None) is not None:
+            stream.is_over = True
+            self.held -= stream.held
+            stream.held = 0
+            self.grown -= stream.window - WINDOW
+            stream.window = WINDOW
+            stream.queue.clear()
+
+    def lose(self, reason: str) -> None:
+        """The connection is gone: so are its streams. Each listener is told."""
+        for stream in tuple(self.open.values()):
+            self.discard(stream)
+            stream.listener.break_off(StatusCode.UNAVAILABLE, reason)
+        self._ready.clear()
+
+
+class _Nobody(Listener):
+    """Hears what comes on a stream that was refused."""
+
+    __slots__ = ()
+
+    def take(self, messages: list[bytes], *, ended: bool) -> None:
+        """Nobody is there to take it."""
+
+    def break_off(self, code: StatusCode, reason: str) -> None:
+        """Nobody is there to be told."""
+
+
+_NOBODY = _Nobody()
+
+
+def _sized(message: Message) -> tuple[bytes, bytes]:
+    data = message.SerializeToString()
+    return encode_varint(len(data)), data
+
+
+def _code(number: int) -> StatusCode:
+    try:
+        return StatusCode(number)
+    except ValueError:
+        return StatusCode.UNKNOWN

@@ -1,0 +1,507 @@
+"""Streaming calls at the connector: each runs in a worker while there is something for it to do.
+
+A call's handler reads messages, yields messages, or both. While it may not send more it holds no
+thread: between two messages it is put aside, and taken up again, by any worker, once the caller has
+read. While it waits for a message it holds its worker. At most ``most`` workers are held by
+streaming calls; others wait for one, and unary calls keep the rest.
+
+A call is in the table of calls like any other, and ends once::
+
+    opened --> waits for a worker --> runs --> answered, or failed
+                     ^                 |
+                     |  may send again |  may not send more
+                     +--- put aside <--+
+
+    and from each of them: expired | cancelled, or its connection ended | given up
+"""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator
+from contextvars import Context
+from typing import TYPE_CHECKING, Any, Callable, Protocol
+
+from revconn._proto.registry_pb2 import ForwardRequest, StreamFrame, StreamOpening
+from revconn.core.metadata import Metadata, headers_from_metadata, pairs_of
+from revconn.core.status import StatusCode
+from revconn.core.streams import OVERHEAD, WINDOW, Listener, Stream, Streams
+from revconn.logger import get_logger
+from revconn.messages import Request
+from revconn.runtime import clock
+from revconn.runtime.threads import BinarySemaphore
+from revconn.serving.line import Line
+
+if TYPE_CHECKING:
+    from revconn.serving.calls import Calls
+
+__all__ = ["Behavior", "EndCall", "Ending", "StreamCalls", "StreamRequest"]
+
+logger = get_logger(__name__)
+
+LARGEST_MESSAGE = 100_000_000  # bytes, either way: a gateway may take less
+_MOST_OPEN = 10_000  # on one connection: gateways open fewer
+_SLICE = 0.01  # seconds that a call may run while others wait for a worker
+_RETURNED = WINDOW // 4  # bytes that were read before that is said
+
+Ending = tuple[StatusCode, str, Metadata]
+"""With what a call ends: its status, the words that go with it, its trailing metadata."""
+
+
+class EndCall(Exception):
+    """The call cannot go on: ``ending`` is how it ends."""
+
+    def __init__(self, ending: Ending) -> None:
+        super().__init__(ending)
+        self.ending = ending
+
+
+class Behavior(Protocol):
+    """What a handler is, for one call.
+
+    :ivar reads: whether it iterates over the caller's messages; else there is to be one.
+    :ivar yields: whether what :meth:`invoke` returns is an iterator of answers.
+    """
+
+    reads: bool
+    yields: bool
+
+    def invoke(self, argument: Any) -> Any:
+        """Call it, with the one message or an iterator of them, each as :meth:`decode` made it."""
+
+    def decode(self, message: bytes) -> Any:
+        """What it is given of a message. Raises :class:`EndCall`."""
+
+    def encode(self, answer: Any) -> bytes:
+        """A message of its answer. Raises :class:`EndCall`."""
+
+    def ended(self) -> Ending:
+        """With what a call ends that went well."""
+
+    def failed(self, error: Exception, doing: str) -> Ending:
+        """With what a call ends whose handler raised; called while that is being handled."""
+
+    def interrupted(self) -> Exception:
+        """What is raised where the handler waits for a message of a call that is over."""
+
+
+class StreamRequest(Request):
+    """A streaming call. Its ``payload`` is the caller's one message, if its method takes one."""
+
+    __slots__ = (
+        "_awaits", "_behavior", "_context", "_decode", "_has_ended", "_inbox", "_is_aside",
+        "_is_reading", "_owner", "_reader", "_responses", "_since",
+        "_stream", "_unreturned",
+    )  # fmt: skip
+
+    _awaits: bool  # its one message
+    _behavior: Any
+    _context: Context
+    _decode: Callable[[bytes], Any]
+    _has_ended: bool
+    _inbox: deque[bytes]
+    _is_aside: bool
+    _is_reading: bool
+    _owner: StreamCalls
+    _reader: BinarySemaphore
+    _responses: Any
+    _since: float  # that it waits for a worker
+    _stream: Stream
+    _unreturned: int
+
+    _is_streaming = True
+
+    def messages(self) -> Iterator[bytes]:
+        """The caller's messages, one after the other; waits for each.
+
+        Ends when the caller sends no more. Raises :class:`RequestError` when the call is over: its
+        caller gave up, say.
+        """
+        return self._read()
+
+    def _read(self) -> _Messages:
+        return _Messages(self)
+
+    @property
+    def _waiting_since(self) -> float:
+        return self._since
+
+
+class _Messages(Iterator[Any]):
+    """Iterates over a call's messages. One thread at a time."""
+
+    __slots__ = ("_request",)
+
+    def __init__(self, request: StreamRequest) -> None:
+        self._request = request
+
+    def __next__(self) -> Any:
+        request = self._request
+        inbox = request._inbox
+        while True:
+            try:
+                message = inbox.popleft()
+            except IndexError:
+                if not request._owner.wait_for_message(request):
+                    raise StopIteration from None
+                continue
+            request._unreturned += len(message) + OVERHEAD
+            if request._unreturned >= _RETURNED:
+                request._owner.return_credit(request)
+            return request._decode(message)
+
+
+class _Heard(Listener):
+    """Hears what comes on a call's stream. All of it requires the lock."""
+
+    __slots__ = ("_calls", "_request")
+
+    def __init__(self, calls: StreamCalls, request: StreamRequest) -> None:
+        self._calls = calls
+        self._request = request
+
+    def take(self, messages: list[bytes], *, ended: bool) -> None:
+        """Messages have come."""
+        request = self._request
+        request._inbox.extend(messages)
+        request._has_ended |= ended
+        self._calls.wake(request)
+
+    def break_off(self, code: StatusCode, reason: str) -> None:
+        """The call is over."""
+        self._calls.broken_off(self._request, code, reason)
+
+    def resume(self) -> None:
+        """There is room for more answers."""
+        self._calls.resume(self._request)
+
+
+class StreamCalls:
+    """The streaming calls of a connector. The lock of the table of calls guards all of it.
+
+    :param most: workers that streaming calls may hold at once.
+    """
+
+    def __init__(
+        self,
+        calls: Calls,
+        open_behavior: Callable[[StreamRequest], Behavior],
+        *,
+        most: int,
+        most_held: int,
+    ) -> None:
+        self._calls = calls
+        self._workers = calls.workers
+        self._lock = calls._lock
+        self._open_behavior = open_behavior
+        self._most = most
+        self._most_held = most_held
+        self._running = 0  # workers that are held, or will be
+        self._queue: deque[StreamRequest] = deque()  # that wait for one
+        self._to_run: list[StreamRequest] = []
+        self._ended: list[Request] = []  # whose callbacks are to be called
+        self._numbers = itertools.count(1)
+
+    # What comes: the receiving threads
+
+    def open_line(self, line: Line) -> None:
+        """The gateway of a line knows streams."""
+        number = next(self._numbers)
+        streams = Streams(
+            line.unpark,
+            accept=lambda stream, opening: self._accept(line, number, stream, opening),
+            message_limit=LARGEST_MESSAGE,
+            most_streams=_MOST_OPEN,
+            most_held=self._most_held,
+        )
+        with self._lock:
+            line.streams = streams
+
+    def take_in(self, line: Line, frames: Iterable[StreamFrame]) -> None:
+        """Take in what a gateway says of its streams."""
+        problems = []
+        with self._lock:
+            for frame in frames:
+                if line.streams is not None and (problem := line.streams.receive(frame)):
+                    problems.append(problem)
+        self.follow_up()
+        for problem in problems:
+            logger.debug("ignored %s", problem)
+
+    def _accept(self, line: Line, number: int, stream: Stream, opening: StreamOpening) -> None:
+        request: StreamRequest = object.__new__(StreamRequest)
+        replies = line.replies
+        now = clock.with_suspend()
+        timeout = opening.timeout_microseconds
+        message = ForwardRequest(peer=opening.peer, metadata=opening.metadata)
+        request.request_id = f"{stream.id}@{number}"
+        request.method = opening.method_path
+        request.framed = False
+        request._replies = replies
+        request._in_flight = replies.in_flight
+        request._callbacks = ()
+        request._packed = None
+        request._payload = b""
+        request._headers = headers_from_metadata(pairs_of(opening.metadata))
+        request._message = message
+        request._arrived = request._since = time.monotonic()
+        request._cost = 0
+        request._due = now + timeout / 1e6 if timeout else None
+        request._stream = stream
+        request._owner = self
+        request._inbox = deque()
+        request._has_ended = request._is_reading = request._is_aside = request._awaits = False
+        request._unreturned = 0
+        request._reader = BinarySemaphore()
+        request._responses = None
+        request._behavior = None
+        request._decode = bytes
+        request._context = Context()
+        stream.listener = _Heard(self, request)
+        self._enter(request)
+        self._schedule(request)
+
+    # Each of these requires the lock
+
+    def _enter(self, request: StreamRequest) -> None:
+        """It is in the table from now on, and takes no place of what comes as one message."""
+        calls = self._calls
+        request._replies.in_flight[request.request_id] = request
+        calls._total += 1
+        calls._exempt += 1
+        calls._counts["accepted"] += 1
+        if request._due is not None and request._due < calls._deadlines.next_due:
+            calls._deadlines.expect(request._due)
+
+    def _leave(self, request: StreamRequest, count: str) -> bool:
+        """It is over, if it was not already: then it is counted so."""
+        calls = self._calls
+        replies = request._replies
+        if replies.in_flight.get(request.request_id) is not request:
+            return False
+        del replies.in_flight[request.request_id]
+        calls._total -= 1
+        calls._exempt -= 1
+        calls._counts[count] += 1
+        calls._tell_settled(replies)
+        return True
+
+    def cut_short(self, request: Any, code: StatusCode, reason: str) -> None:
+        """It is out of the table: answer it with that."""
+        self._calls._exempt -= 1
+        request._stream.cut_short(code, reason)
+        self.interrupt(request)
+
+    def _schedule(self, request: StreamRequest) -> None:
+        request._since = time.monotonic()
+        if self._running < self._most:
+            self._running += 1
+            self._to_run.append(request)
+        else:
+            self._queue.append(request)
+
+    def wake(self, request: StreamRequest) -> None:
+        """Something has come that a call may wait for, or its end."""
+        if request._is_reading:
+            request._is_reading = False
+            request._reader.release()
+        elif request._awaits:
+            request._awaits = False
+            self._schedule(request)
+
+    def resume(self, request: StreamRequest) -> None:
+        """A call that was put aside may send again."""
+        if request._is_aside:
+            request._is_aside = False
+            self._schedule(request)
+
+    def broken_off(self, request: StreamRequest, code: StatusCode, reason: str) -> None:
+        """The stream of a call is over: whoever runs or reads it is to notice."""
+        if self._leave(request, "cancelled"):
+            self._ended.append(request)
+            logger.debug("%r: %s, %s", request, code.name, reason)
+        self.interrupt(request)
+
+    def interrupt(self, request: StreamRequest) -> None:
+        """A call is over, and out of the table; its handler may not know yet."""
+        self.wake(request)
+        if request._is_aside:  # what it holds open is to be closed
+            self.resume(request)
+
+    # After that, without it
+
+    def follow_up(self) -> None:
+        """Have done what is not to be done under the lock."""
+        if not (self._to_run or self._ended):
+            return
+        with self._lock:
+            to_run, self._to_run = self._to_run, []
+            ended, self._ended = self._ended, []
+            hire = bool(to_run) and self._workers.put(to_run)
+        if hire:
+            self._workers.hire()
+        if ended:
+            self._workers.call_back(ended)
+
+    # The handler's thread
+
+    def wait_for_message(self, request: StreamRequest) -> bool:
+        """Wait until there is a message; false if there will be none.
+
+        Raises what the handler is to see of a call that is over.
+        """
+        self.return_credit(request)
+        with self._lock:
+            if request._inbox:
+                return True
+            if not request._is_unsettled():
+                raise request._behavior.interrupted()
+            if request._has_ended:
+                return False
+            request._is_reading = True
+        request._reader.acquire()
+        return True
+
+    def return_credit(self, request: StreamRequest) -> None:
+        """The caller may send as much again as was read."""
+        cost, request._unreturned = request._unreturned, 0
+        if cost:
+            with self._lock:
+                request._stream.consume(cost)
+
+    def run(self, request: StreamRequest) -> None:
+        """Go on with a call, in this worker, as far as it goes. Never raises."""
+        goes_on = False
+        try:
+            step = self._begin if request._responses is None else self._produce
+            goes_on = request._context.run(step, request)
+        except EndCall as end:
+            self._close(request)
+            self._finish(request, end.ending)
+        except BaseException:
+            logger.exception("%r: serving it failed", request)
+            self._close(request)
+            self._finish(request, (StatusCode.INTERNAL, "internal error", ()))
+        with self._lock:
+            self._running -= 1
+            if goes_on:
+                request._since = time.monotonic()
+                self._queue.append(request)
+            while self._queue and self._running < self._most:
+                self._running += 1
+                self._to_run.append(self._queue.popleft())
+        self.follow_up()
+
+    def _begin(self, request: StreamRequest) -> bool:
+        """Call its handler, once there is what that takes; whether it goes on after others."""
+        if not request._is_unsettled():
+            return False
+        behavior = request._behavior
+        if behavior is None:
+            behavior = request._behavior = self._open_behavior(request)
+            request._decode = behavior.decode
+        argument: Any = request._read()
+        if not behavior.reads:
+            message = self._only_message(request)
+            if message is None:
+                return False
+            argument = behavior.decode(message)
+        try:
+            answer = behavior.invoke(argument)
+            if behavior.yields:
+                request._responses = iter(answer)
+        except EndCall:
+            raise
+        except Exception as error:  # noqa: BLE001 - whatever the application's code raises
+            self._finish(request, behavior.failed(error, "calling application"))
+            return False
+        if behavior.yields:
+            return self._produce(request)
+        data = _bounded(behavior.encode(answer))
+        with self._lock:
+            if request._is_unsettled():
+                request._stream.send(data)
+        self._finish(request, behavior.ended())
+        return False
+
+    def _only_message(self, request: StreamRequest) -> bytes | None:
+        """The caller's one message; ``None`` if it has not come: this goes on when it has."""
+        with self._lock:
+            if request._inbox:
+                message = request._payload = request._inbox.popleft()
+                request._stream.consume(len(message) + OVERHEAD)
+                return message
+            if not request._has_ended and request._is_unsettled():
+                request._awaits = True
+                return None
+        problem = f'"{request.method}" requires exactly one request message.'
+        raise EndCall((StatusCode.UNIMPLEMENTED, problem, ()))
+
+    def _produce(self, request: StreamRequest) -> bool:
+        """Have it answer until it has ended, or may not send more; whether others have a turn."""
+        stream, behavior, responses = request._stream, request._behavior, request._responses
+        encode, put, queue = behavior.encode, stream.queue.append, self._queue
+        until = time.monotonic() + _SLICE
+        while stream.put < stream.granted:
+            if stream.is_over:
+                self._close(request)
+                return False
+            try:
+                answer = next(responses)
+            except StopIteration:
+                self._finish(request, behavior.ended())
+                return False
+            except Exception as error:  # noqa: BLE001 - whatever the application's code raises
+                self._finish(request, behavior.failed(error, "iterating responses"))
+                return False
+            data = _bounded(encode(answer))
+            put(data)
+            stream.put += len(data) + OVERHEAD
+            if not stream.is_listed:
+                self._announce(request)
+            if queue and time.monotonic() > until:
+                return True
+        return self._put_aside(request)
+
+    def _announce(self, request: StreamRequest) -> None:
+        with self._lock:
+            if not request._stream.is_over:
+                request._stream._streams.enlist(request._stream)
+
+    def _put_aside(self, request: StreamRequest) -> bool:
+        with self._lock:
+            request._is_aside = request._stream.room <= 0 and not request._stream.is_over
+            return not request._is_aside
+
+    def _close(self, request: StreamRequest) -> None:
+        """Its handler does not go on: what it holds open is closed now, not when it is found."""
+        close = getattr(request._responses, "close", None)
+        request._responses = None
+        if close is not None:
+            try:
+                close()
+            except Exception:
+                logger.exception("%r: its handler failed as it was closed", request)
+
+    def _finish(self, request: StreamRequest, ending: Ending) -> None:
+        """The call is answered, unless it is over."""
+        request._responses = None
+        with self._lock:
+            if self._leave(request, "answered"):
+                request._stream.finish(*ending)
+                self._ended.append(request)
+
+    def send_initial(self, request: StreamRequest, metadata: Metadata) -> None:
+        """Metadata that goes before the answer."""
+        with self._lock:
+            if request._is_unsettled():
+                request._stream.begin(metadata)
+
+
+def _bounded(data: bytes) -> bytes:
+    if len(data) > LARGEST_MESSAGE:
+        problem = f"a message of {len(data):,} bytes exceeds the {LARGEST_MESSAGE:,} of any"
+        raise EndCall((StatusCode.RESOURCE_EXHAUSTED, problem, ()))
+    return data
