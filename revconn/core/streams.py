@@ -53,7 +53,8 @@ WINDOW = 64 << 10
 OVERHEAD = 32
 """Bytes that a message costs beside its own."""
 
-TURN = 16 << 10  # bytes that a stream sends before it is another one's turn
+TURN = 64 << 10  # bytes that a stream sends before it is another one's turn
+_LARGE = 4 << 10  # bytes of a message, beyond which few go into a window
 _ALONE = 256 << 10  # where there is no other: what control has to wait for
 _LARGEST_WINDOW = 4 << 20
 _MOST_WINDOWS = 32 << 20  # bytes by which all windows of a connection may have grown
@@ -329,7 +330,10 @@ class Stream:
         for message in messages:
             if self.received >= self.allowed:
                 return _OVERDRAWN
-            self._take_cost(len(message) + OVERHEAD)
+            size = len(message)
+            self._take_cost(size + OVERHEAD)
+            if size > _LARGE:
+                self._grow(size)
         if frame.HasField("piece"):
             return self._join(frame.piece, messages)
         return ""
@@ -362,7 +366,7 @@ class Stream:
 
     def _grow(self, size: int) -> None:
         """A window as large as a few messages that are as large as this one."""
-        window = min(4 * size, _LARGEST_WINDOW)
+        window = min(16 * size, _LARGEST_WINDOW)
         increment = window - self.window
         if increment > 0 and self._streams.grown + increment <= _MOST_WINDOWS:
             self._streams.grown += increment

@@ -100,6 +100,7 @@ class Calls:
             runs,
             answer=Answering(handlers.all, max_message_bytes).answer,
             run_stream=lambda request: self.streams.run(request),
+            strand_stream=lambda request: self.streams.strand(request),
             settle=self._settle_served,
             expire=self._expire,
             fail=self._fail,

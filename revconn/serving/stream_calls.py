@@ -92,7 +92,7 @@ class StreamRequest(Request):
 
     __slots__ = (
         "_awaits", "_behavior", "_context", "_decode", "_has_ended", "_inbox", "_is_aside",
-        "_is_reading", "_owner", "_reader", "_responses", "_since",
+        "_is_over", "_is_reading", "_owner", "_reader", "_responses", "_since",
         "_stream", "_unreturned",
     )  # fmt: skip
 
@@ -103,6 +103,7 @@ class StreamRequest(Request):
     _has_ended: bool
     _inbox: deque[bytes]
     _is_aside: bool
+    _is_over: bool
     _is_reading: bool
     _owner: StreamCalls
     _reader: BinarySemaphore
@@ -253,6 +254,7 @@ class StreamCalls:
         request._owner = self
         request._inbox = deque()
         request._has_ended = request._is_reading = request._is_aside = request._awaits = False
+        request._is_over = False
         request._unreturned = 0
         request._reader = BinarySemaphore()
         request._responses = None
@@ -282,6 +284,7 @@ class StreamCalls:
         if replies.in_flight.get(request.request_id) is not request:
             return False
         del replies.in_flight[request.request_id]
+        request._is_over = True
         calls._total -= 1
         calls._exempt -= 1
         calls._counts[count] += 1
@@ -291,6 +294,7 @@ class StreamCalls:
     def cut_short(self, request: Any, code: StatusCode, reason: str) -> None:
         """It is out of the table: answer it with that."""
         self._calls._exempt -= 1
+        request._is_over = True
         request._stream.cut_short(code, reason)
         self.interrupt(request)
 
@@ -326,6 +330,7 @@ class StreamCalls:
 
     def interrupt(self, request: StreamRequest) -> None:
         """A call is over, and out of the table; its handler may not know yet."""
+        request._is_over = True  # a table that was closed forgets all that is in it
         self.wake(request)
         if request._is_aside:  # what it holds open is to be closed
             self.resume(request)
@@ -356,7 +361,7 @@ class StreamCalls:
         with self._lock:
             if request._inbox:
                 return True
-            if not request._is_unsettled():
+            if request._is_over:
                 raise request._behavior.interrupted()
             if request._has_ended:
                 return False
@@ -384,11 +389,18 @@ class StreamCalls:
             logger.exception("%r: serving it failed", request)
             self._close(request)
             self._finish(request, (StatusCode.INTERNAL, "internal error", ()))
+        self._leave_worker(request if goes_on else None)
+
+    def strand(self, request: StreamRequest) -> None:
+        """There is no worker for a call that was given a place, and has failed for that."""
+        self._leave_worker(None)
+
+    def _leave_worker(self, again: StreamRequest | None) -> None:
         with self._lock:
             self._running -= 1
-            if goes_on:
-                request._since = time.monotonic()
-                self._queue.append(request)
+            if again is not None:
+                again._since = time.monotonic()
+                self._queue.append(again)
             while self._queue and self._running < self._most:
                 self._running += 1
                 self._to_run.append(self._queue.popleft())
@@ -396,7 +408,7 @@ class StreamCalls:
 
     def _begin(self, request: StreamRequest) -> bool:
         """Call its handler, once there is what that takes; whether it goes on after others."""
-        if not request._is_unsettled():
+        if request._is_over:
             return False
         behavior = request._behavior
         if behavior is None:
@@ -421,7 +433,7 @@ class StreamCalls:
             return self._produce(request)
         data = _bounded(behavior.encode(answer))
         with self._lock:
-            if request._is_unsettled():
+            if not request._is_over:
                 request._stream.send(data)
         self._finish(request, behavior.ended())
         return False
@@ -433,7 +445,7 @@ class StreamCalls:
                 message = request._payload = request._inbox.popleft()
                 request._stream.consume(len(message) + OVERHEAD)
                 return message
-            if not request._has_ended and request._is_unsettled():
+            if not (request._has_ended or request._is_over):
                 request._awaits = True
                 return None
         problem = f'"{request.method}" requires exactly one request message.'
@@ -444,9 +456,11 @@ class StreamCalls:
         stream, behavior, responses = request._stream, request._behavior, request._responses
         encode, put, queue = behavior.encode, stream.queue.append, self._queue
         until = time.monotonic() + _SLICE
-        while stream.put < stream.granted:
-            if stream.is_over:
+        while True:
+            if request._is_over:
                 self._close(request)
+                return False
+            if stream.put >= stream.granted and self._put_aside(request):
                 return False
             try:
                 answer = next(responses)
@@ -463,17 +477,17 @@ class StreamCalls:
                 self._announce(request)
             if queue and time.monotonic() > until:
                 return True
-        return self._put_aside(request)
 
     def _announce(self, request: StreamRequest) -> None:
         with self._lock:
-            if not request._stream.is_over:
+            if not request._is_over:
                 request._stream._streams.enlist(request._stream)
 
     def _put_aside(self, request: StreamRequest) -> bool:
+        """Whether it waits, without a thread, until it may send more or is over."""
         with self._lock:
-            request._is_aside = request._stream.room <= 0 and not request._stream.is_over
-            return not request._is_aside
+            request._is_aside = request._stream.room <= 0 and not request._is_over
+            return request._is_aside
 
     def _close(self, request: StreamRequest) -> None:
         """Its handler does not go on: what it holds open is closed now, not when it is found."""
@@ -496,7 +510,7 @@ class StreamCalls:
     def send_initial(self, request: StreamRequest, metadata: Metadata) -> None:
         """Metadata that goes before the answer."""
         with self._lock:
-            if request._is_unsettled():
+            if not request._is_over:
                 request._stream.begin(metadata)
 
 

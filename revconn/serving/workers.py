@@ -86,7 +86,7 @@ class Workers:
     here; workers go by themselves when nothing is left to do.
 
     What is ``_is_streaming`` is for ``run_stream``, which takes as long as it likes, and leaves no
-    answer to settle.
+    answer to settle; or for ``strand_stream``, where nobody can.
 
     ``lock``, the owner's, guards all state. But requests are taken from ``waiting``, and appended
     to ``served``, without it: that is atomic, and a lock for each, which 16 workers and a receiving
@@ -103,6 +103,7 @@ class Workers:
         *,
         answer: Callable[[Request], Answer | LargeAnswer],
         run_stream: Callable[[Any], object],
+        strand_stream: Callable[[Any], object],
         settle: Callable[[deque[Served]], list[Request]],
         expire: Callable[[Request], object],
         fail: Callable[[Request, StatusCode, str], object],
@@ -116,6 +117,7 @@ class Workers:
         self._running = runs.running
         self._answer = answer
         self._run_stream = run_stream
+        self._strand_stream = strand_stream
         self._settle = settle
         self._expire = expire
         self._fail = fail
@@ -163,7 +165,9 @@ class Workers:
         """
         with self._lock:
             self.held = deque(request for request in self.held if request._is_unsettled())
-            for request in [each for each in tuple(self.waiting) if not each._is_unsettled()]:
+            # A stream that is over has a worker's place, and something to close, perhaps.
+            waiting = [each for each in tuple(self.waiting) if not each._is_streaming]
+            for request in [each for each in waiting if not each._is_unsettled()]:
                 with contextlib.suppress(ValueError):  # a worker was faster
                     self.waiting.remove(request)
 
@@ -281,6 +285,8 @@ class Workers:
     def _strand(self, requests: list[Request], reason: str) -> None:
         for request in requests:
             self._fail(request, StatusCode.UNAVAILABLE, "the service has no thread to run it in")
+            if request._is_streaming:
+                self._strand_stream(request)
         with self._lock:
             worth_a_line = self._stranding.is_due(_monotonic())
         logger.log(

@@ -70,6 +70,7 @@ class Scene:
             self.runs,
             answer=self._answer,
             run_stream=lambda request: pytest.fail("no request here is a stream"),
+            strand_stream=lambda request: pytest.fail("no request here is a stream"),
             settle=self._settle,
             expire=lambda request: pytest.fail("no request here has a deadline"),
             fail=self._fail,
