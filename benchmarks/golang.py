@@ -6,13 +6,14 @@ import pathlib
 import shutil
 import subprocess
 
-__all__ = ["GUIDE_CLIENT", "LOADGEN", "THIN_GATEWAY", "build"]
+__all__ = ["GUIDE_CLIENT", "LOADGEN", "STREAM_LOAD", "THIN_GATEWAY", "build"]
 
 _HERE = pathlib.Path(__file__).resolve().parent
 _BUILD = _HERE / ".build"
 LOADGEN = _BUILD / "loadgen"
 GUIDE_CLIENT = _BUILD / "guideclient"
 THIN_GATEWAY = _BUILD / "thingateway"
+STREAM_LOAD = _BUILD / "streamload"
 
 
 def build() -> str:
@@ -20,7 +21,8 @@ def build() -> str:
     go = shutil.which("go")
     if go is None:
         return "no `go` on PATH"
-    programs = [f"./{program.name}" for program in (LOADGEN, GUIDE_CLIENT, THIN_GATEWAY)]
+    all_of_them = LOADGEN, GUIDE_CLIENT, THIN_GATEWAY, STREAM_LOAD
+    programs = [f"./{program.name}" for program in all_of_them]
     command = [go, "build", "-o", f"{_BUILD}/", *programs]
     built = subprocess.run(command, cwd=_HERE / "go", capture_output=True, text=True, check=False)
     return f"go build failed: {built.stderr.strip()}" if built.returncode else ""

@@ -61,10 +61,10 @@ _SOON = 0.001  # seconds: what a request takes that comes at once
 class Callers:
     """Takes every call of a method that the gateway itself does not have."""
 
-    def __init__(self, shared: Shared, turn: Turn) -> None:
+    def __init__(self, shared: Shared, turn: Turn, streaming: StreamingCalls) -> None:
         self.shared = shared
         self.is_leaving = False
-        self.streaming = StreamingCalls(shared)
+        self.streaming = streaming
         self._turn = turn
         self._loop = asyncio.get_running_loop()
         self._incoming: dict[_Incoming, None] = {}  # whose request has not come yet, oldest first

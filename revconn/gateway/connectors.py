@@ -24,7 +24,7 @@ from revconn.core.rope import Data
 from revconn.core.status import ProtocolError, StatusCode
 from revconn.core.streams import Streams
 from revconn.gateway.deadlines import Timeouts
-from revconn.gateway.keys import ApiKeys
+from revconn.gateway.keys import INTROSPECTION, ApiKeys
 from revconn.gateway.refusals import STOPPING, Refused, over_limit
 from revconn.gateway.routes import Connection
 from revconn.gateway.rpcs import Method, Rpc, code_of
@@ -59,13 +59,15 @@ STREAM_WINDOW = 1 << 20
 class Registration(NamedTuple):
     """Who registered what: the number of the API key, and the services' names, each once.
 
-    Then the paths of methods that stream, and services of whose methods that is not known.
+    Then the paths of methods that stream, the services of whose methods that is not known, and
+    those by which a connector tells of itself.
     """
 
     key: int
     services: tuple[str, ...]
     streaming: frozenset[str] = frozenset()
     mixed: frozenset[str] = frozenset()
+    introspection: frozenset[str] = frozenset()
 
 
 def check_registration(register: ConnectionRegister, keys: ApiKeys) -> Registration:
@@ -81,7 +83,9 @@ def check_registration(register: ConnectionRegister, keys: ApiKeys) -> Registrat
         for path in register.streaming_methods[:_MOST_STREAMING]
         if path[1:].rpartition("/")[0] in served
     )
-    return Registration(key, services, streaming, served.intersection(register.mixed_services))
+    mixed = served.intersection(register.mixed_services)
+    own = INTROSPECTION.intersection(register.mixed_services)
+    return Registration(key, services, streaming, mixed, own)
 
 
 class ConnectorStreams:
@@ -265,6 +269,7 @@ class ConnectorStream(Rpc):
         )
         if STREAMS in self._protocol.features:
             connection.streaming, connection.mixed = registration.streaming, registration.mixed
+            connection.introspection = registration.introspection
             connection.streams = Streams(
                 self._flush_later,
                 message_limit=shared.limits.max_response_bytes,

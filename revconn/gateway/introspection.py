@@ -7,17 +7,12 @@ served. Everything here belongs to the gateway's thread.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
 from functools import partial
 from typing import Any
 
-from google.protobuf import descriptor_pool
-from google.protobuf.descriptor import FileDescriptor
 from grpc_health.v1 import health_pb2
 from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
-from grpc_reflection.v1alpha import reflection_pb2
 
-from revconn._proto import registry_pb2
 from revconn.core.connection import decode
 from revconn.core.metadata import Metadata
 from revconn.core.rope import Data
@@ -25,9 +20,16 @@ from revconn.core.routing import Wanted
 from revconn.core.status import ProtocolError, StatusCode
 from revconn.gateway.budgets import Budget
 from revconn.gateway.deadlines import Timeouts
+from revconn.gateway.reflection import (
+    REFLECTION_SERVICES,
+    Reflection,
+    Reflections,
+    bound_unread,
+)
 from revconn.gateway.refusals import STOPPING, Refused, over_limit
-from revconn.gateway.rpcs import Method, Rpc, UnaryRpc
+from revconn.gateway.rpcs import Method, UnaryRpc
 from revconn.gateway.shared import Shared
+from revconn.gateway.streaming import StreamingCall, StreamingCalls
 from revconn.http2.requests import RequestHead
 from revconn.http2.streams import Sendable, Stream
 
@@ -35,11 +37,6 @@ __all__ = ["HEALTH_SERVICE", "Introspection"]
 
 HEALTH_SERVICE = "grpc.health.v1.Health"
 
-_REFLECTION_SERVICES = (
-    # Tools ask for v1 first, older ones only know v1alpha.
-    "grpc.reflection.v1.ServerReflection",
-    "grpc.reflection.v1alpha.ServerReflection",
-)
 _MOST_LISTED = 1000  # services, in an answer to List
 
 
@@ -50,20 +47,19 @@ class Introspection:
     is healthy then, too.
     """
 
-    def __init__(self, shared: Shared) -> None:
+    def __init__(self, shared: Shared, streaming: StreamingCalls) -> None:
         self.shared = shared
+        self._streaming = streaming
         self.is_leaving = False
         # All are looked at after any change: to know which names a change touches is not worth a
         # table, since watchers are few.
         self.watchers: dict[_Watch, None] = {}
-        self._reflections: dict[_Reflection, None] = {}
+        self._reflections = Reflections(shared)
         # Of questions that have not come. Who has one, has it at hand.
         self._waiting: Budget[_Asking] = Budget(
             shared.limits.max_connections, self._turn_away_silent, newest_first=True
         )
         self._watching = Budget(shared.limits.max_pending, self._turn_away)
-        self._asking = Budget(shared.limits.max_pending, self._turn_away)
-        self.files = _Files()
         loop, timeout = asyncio.get_running_loop(), shared.limits.handshake_timeout
         self.timeouts = Timeouts(loop, timeout, _Asking.expire)
         shared.registry.on_change.append(self._tell_watchers)
@@ -81,9 +77,10 @@ class Introspection:
             ),
             *(
                 Method(
-                    f"/{service}/ServerReflectionInfo".encode(), partial(_Reflection, asked=self)
+                    f"/{service}/ServerReflectionInfo".encode(),
+                    partial(Reflection, asked=self._reflections),
                 )
-                for service in _REFLECTION_SERVICES
+                for service in REFLECTION_SERVICES
             ),
         )
 
@@ -95,9 +92,10 @@ class Introspection:
 
     def end(self) -> None:
         """End the calls that last."""
-        for rpc in (*self.watchers, *self._reflections):
+        for rpc in tuple(self.watchers):
             rpc.abandon()
             rpc.finish(StatusCode.UNAVAILABLE, STOPPING)
+        self._reflections.end()
 
     def status(self, service: str) -> int:
         """How a service is."""
@@ -110,6 +108,16 @@ class Introspection:
         return int(
             HealthCheckResponse.NOT_SERVING if self.is_leaving else HealthCheckResponse.SERVING
         )
+
+    def forward(self, rpc: _Asking, service: str, question: Data) -> bool:
+        """Have the connector answer that has a health service of its own; whether one has."""
+        connection = self.shared.registry.introspector(Wanted.by_outsider(service), HEALTH_SERVICE)
+        if connection is None:
+            return False
+        rpc.hand_over()
+        call = StreamingCall(rpc.stream, rpc.head, rpc.peer, self._streaming)
+        call.forward(connection, question)
+        return True
 
     def await_question(self, rpc: _Asking) -> None:
         """A call whose question is to come. Raises :class:`Refused`."""
@@ -124,26 +132,18 @@ class Introspection:
         self._waiting.give_back(rpc)
         self.timeouts.discard(rpc)
 
-    def add(self, rpc: _Watch | _Reflection) -> None:
-        """One more call that lasts. Raises :class:`Refused`."""
-        budget = self._budget(rpc)
+    def add(self, rpc: _Watch) -> None:
+        """One more that watches. Raises :class:`Refused`."""
         owners = rpc.stream.owner.owners
-        if not budget.make_room(owners):
-            raise self._no_room(rpc)
-        budget.take(owners, rpc)
-        if isinstance(rpc, _Watch):
-            self.watchers[rpc] = None
-        else:
-            self._reflections[rpc] = None
+        if not self._watching.make_room(owners):
+            raise self._no_room()
+        self._watching.take(owners, rpc)
+        self.watchers[rpc] = None
 
-    def discard(self, rpc: _Watch | _Reflection) -> None:
+    def discard(self, rpc: _Watch) -> None:
         """It is over, if it was there."""
-        known: dict[Any, None] = self.watchers if isinstance(rpc, _Watch) else self._reflections
-        if known.pop(rpc, 0) is None:
-            self._budget(rpc).give_back(rpc)
-
-    def _budget(self, rpc: _Watch | _Reflection) -> Budget[_Watch | _Reflection]:
-        return self._watching if isinstance(rpc, _Watch) else self._asking
+        if self.watchers.pop(rpc, 0) is None:
+            self._watching.give_back(rpc)
 
     def _turn_away_silent(self, rpc: _Asking) -> None:
         rpc.turn_away(self._too_many_silent())
@@ -152,13 +152,12 @@ class Introspection:
         problem = f"the questions of {self._waiting.used:,} calls are still on their way"
         return over_limit(self.shared.counters, "max_connections", problem)
 
-    def _turn_away(self, rpc: _Watch | _Reflection) -> None:
+    def _turn_away(self, rpc: _Watch) -> None:
         rpc.stream.drop_unsent()  # which nobody would bound any more
-        rpc.turn_away(self._no_room(rpc))
+        rpc.turn_away(self._no_room())
 
-    def _no_room(self, rpc: _Watch | _Reflection) -> Refused:
-        what = "watch a service" if isinstance(rpc, _Watch) else "ask about services"
-        problem = f"{self._budget(rpc).used:,} calls {what}"
+    def _no_room(self) -> Refused:
+        problem = f"{self._watching.used:,} calls watch a service"
         return over_limit(self.shared.counters, "max_pending", problem)
 
     def _tell_watchers(self) -> None:
@@ -186,6 +185,11 @@ class _Asking(UnaryRpc):
             self._asked.forget_question(self)
         super().take(messages, ended=ended)
 
+    def hand_over(self) -> None:
+        """Somebody else answers."""
+        self.abandon()
+        self.is_over = True
+
     def expire(self) -> None:
         """No question has come in time."""
         shared = self._asked.shared
@@ -197,7 +201,7 @@ class _Asking(UnaryRpc):
     def reply(self, message: Sendable, trailing: Metadata = (), initial: Metadata = ()) -> None:
         """Answer, as long as that can be read."""
         super().reply(message, trailing, initial)
-        _bound(self.stream, self._asked.shared)
+        bound_unread(self.stream, self._asked.shared)
 
     def abandon(self) -> None:
         """Nobody asks any more."""
@@ -210,6 +214,8 @@ class _Check(_Asking):
     def receive(self, message: Data) -> None:
         """Say how the service is."""
         service = _service(message)
+        if self._asked.forward(self, service, message):
+            return
         status = self._asked.status(service)
         # The health protocol asks for NOT_FOUND from Check, and for SERVICE_UNKNOWN from Watch,
         # which goes on: the service may come.
@@ -251,8 +257,10 @@ class _Watch(_Asking):
 
     def receive(self, message: Data) -> None:
         """The service has a name now."""
-        self._service = _service(message)
-        self.tell()
+        service = _service(message)
+        if not self._asked.forward(self, service, message):
+            self._service = service
+            self.tell()
 
     def tell(self) -> None:
         """Say how the service is, if that is news, and what was said before was read."""
@@ -283,139 +291,3 @@ def _service(message: Data) -> str:
         return decode(HealthCheckRequest, message).service
     except ProtocolError as error:
         raise Refused(StatusCode.INVALID_ARGUMENT, str(error)) from None
-
-
-class _Reflection(Rpc):
-    """What the gateway itself serves, told to tools such as grpcurl."""
-
-    __slots__ = ("_asked",)
-
-    def __init__(self, stream: Stream, head: RequestHead, peer: str, asked: Introspection) -> None:
-        super().__init__(stream, head, peer)
-        self._asked = asked
-
-    def start(self) -> None:
-        """See whether there is room. Raises :class:`Refused`."""
-        super().start()
-        self._asked.add(self)
-
-    def take(self, messages: list[Data], *, ended: bool) -> None:
-        """Answer each question."""
-        if self.is_over:
-            return
-        try:
-            for message in messages:
-                # Who asks and does not read is not answered without end, nor all at once.
-                if self.stream.unsent_bytes > _MOST_UNREAD:
-                    self.stream.drop_unsent()
-                    self._end(StatusCode.RESOURCE_EXHAUSTED, "the answers are not being read")
-                    return
-                request = decode(reflection_pb2.ServerReflectionRequest, message)
-                self.send((self._asked.files.answer(request).SerializeToString(),))
-        except ProtocolError as error:
-            self._end(StatusCode.INVALID_ARGUMENT, str(error))
-        else:
-            if ended:
-                self._end(StatusCode.OK, "")
-
-    def _end(self, code: StatusCode, problem: str) -> None:
-        self.abandon()
-        self.finish(code, problem)
-        _bound(self.stream, self._asked.shared)
-
-    def abandon(self) -> None:
-        """Nobody asks any more."""
-        self._asked.discard(self)
-
-
-_MOST_UNREAD = 128 << 10  # bytes
-
-
-def _bound(stream: Stream, shared: Shared) -> None:
-    """An answer that finds no window does not wait for ever, nor does anything wait behind it."""
-    if stream.unsent_bytes:
-        now = asyncio.get_running_loop().time()
-        shared.answers.add(stream, now + shared.request_timeout)
-
-
-class _Files:
-    """The schemas of what the gateway serves, found by whatever tools ask for."""
-
-    def __init__(self) -> None:
-        modules = (registry_pb2, health_pb2, reflection_pb2)
-        files = [module.DESCRIPTOR for module in modules]
-        self._services = sorted(
-            name.full_name for file in files for name in file.services_by_name.values()
-        )
-        # Ours are not in the pool that all modules of a process share.
-        self._pool = descriptor_pool.DescriptorPool()
-        for file in files:
-            self._pool.AddSerializedFile(file.serialized_pb)
-
-    def answer(self, request: Any) -> Any:
-        """The response to one question."""
-        response = reflection_pb2.ServerReflectionResponse(
-            valid_host=request.host, original_request=request
-        )
-        kind = request.WhichOneof("message_request")
-        try:
-            if kind == "list_services":
-                for name in self._services:
-                    response.list_services_response.service.add(name=name)
-            elif kind == "file_by_filename":
-                self._put(response, self._pool.FindFileByName(request.file_by_filename))
-            elif kind == "file_containing_symbol":
-                self._put(response, self._file_with(request.file_containing_symbol))
-            elif kind == "file_containing_extension":
-                self._put(response, self._file_of(request.file_containing_extension))
-            elif kind == "all_extension_numbers_of_type":
-                self._put_numbers(response, request.all_extension_numbers_of_type)
-            else:
-                _fail(response, StatusCode.INVALID_ARGUMENT, "an empty request")
-        except KeyError:
-            _fail(response, StatusCode.NOT_FOUND, "there is none here")
-        return response
-
-    def _file_with(self, symbol: str) -> FileDescriptor:
-        try:
-            return self._pool.FindFileContainingSymbol(symbol)
-        except KeyError:  # a method is none to protobuf, and one to reflection
-            service, _, method = symbol.rpartition(".")
-            described = self._pool.FindServiceByName(service)
-            if method not in described.methods_by_name:
-                raise
-            return described.file
-
-    def _file_of(self, wanted: Any) -> FileDescriptor:
-        containing: Any = self._pool.FindMessageTypeByName(wanted.containing_type)
-        number = wanted.extension_number
-        extension: Any = self._pool.FindExtensionByNumber(containing, number)
-        file: FileDescriptor = extension.file
-        return file
-
-    def _put_numbers(self, response: Any, name: str) -> None:
-        message = self._pool.FindMessageTypeByName(name)
-        numbers = [each.number for each in self._pool.FindAllExtensions(message)]
-        response.all_extension_numbers_response.base_type_name = name
-        response.all_extension_numbers_response.extension_number.extend(sorted(numbers))
-
-    def _put(self, response: Any, file: FileDescriptor) -> None:
-        """The file, and all that it stands on, each once."""
-        found: dict[str, FileDescriptor] = {}
-        _collect(file, found)
-        response.file_descriptor_response.file_descriptor_proto.extend(
-            each.serialized_pb for each in found.values()
-        )
-
-
-def _collect(file: FileDescriptor, found: dict[str, FileDescriptor]) -> None:
-    if file.name not in found:
-        found[file.name] = file
-        dependencies: Iterable[FileDescriptor] = file.dependencies
-        for each in dependencies:
-            _collect(each, found)
-
-
-def _fail(response: Any, code: StatusCode, message: str) -> None:
-    response.error_response.error_code = int(code)
-    response.error_response.error_message = message

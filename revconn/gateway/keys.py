@@ -36,6 +36,15 @@ _PUBLISH, _SUBSCRIBE = "publish", "subscribe"
 # What callers are told by the gateway itself: whether a service is there, and what there is. A
 # connector that answered in its place could send them anywhere. A call of a.B.C finds a.B and a, so
 # what is above these names is the gateway's too.
+INTROSPECTION = frozenset(
+    {
+        "grpc.health.v1.Health",
+        "grpc.reflection.v1.ServerReflection",
+        "grpc.reflection.v1alpha.ServerReflection",
+    }
+)
+"""Services by which a connector tells of itself: it serves them, and registers none."""
+
 _OWN = frozenset({"registry", "grpc", "grpc.health", "grpc.reflection"})
 _BELOW_OWN = ("registry.", "grpc.health.", "grpc.reflection.")
 

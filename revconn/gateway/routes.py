@@ -39,7 +39,8 @@ class Connection:
     that wait for it, ``max_message_bytes`` is the largest message that may be sent to it.
     ``pending`` are the ids of the calls that it is to answer, and ``asked`` of those that it makes.
     ``streams`` are its streaming calls, ``None`` if it knows none; ``streaming`` the paths of its
-    methods that stream, ``mixed`` those of its services of whose methods that is not known.
+    methods that stream, ``mixed`` those of its services of whose methods that is not known, and
+    ``introspection`` the services by which it tells of itself: health, reflection.
     ``subscriptions`` are for :class:`revconn.gateway.events.Events` to change. ``departure`` says
     how it takes its leave, once it does. ``load`` is its key's. Times are monotonic seconds.
     """
@@ -65,6 +66,7 @@ class Connection:
     streams: Streams | None = None
     streaming: frozenset[str] = frozenset()
     mixed: frozenset[str] = frozenset()
+    introspection: frozenset[str] = frozenset()
     departure: str = ""
     unmatched: int = 0
     events_dropped: int = 0
@@ -362,6 +364,30 @@ class Registry:
                 self._rings[name].rotate(-1)
                 if connection.streams_method(path, wanted.names):
                     return connection
+        return None
+
+    def introspector(self, wanted: Wanted, name: str) -> Connection | None:
+        """A connector that serves that, and has a service of that ``name`` to tell of it."""
+        for served in wanted.names:
+            for connection in self._rings.get(served, ()):
+                if connection.streams is not None and name in connection.introspection:
+                    return None if connection.streams.is_full else connection
+        return None
+
+    def describer(self, symbol: str, names: Sequence[str]) -> Connection | None:
+        """A connector that may describe a symbol: it serves it, or something in its package.
+
+        :param names: of the services that describe.
+        """
+        wanted = Wanted.by_outsider(symbol)
+        found = (self.introspector(wanted, name) for name in names)
+        connection = next((each for each in found if each is not None), None)
+        if connection is not None:
+            return connection
+        package = symbol.rpartition(".")[0] + "."
+        for service, ring in self._rings.items():
+            if service.startswith(package) and not ring[0].introspection.isdisjoint(names):
+                return ring[0]
         return None
 
     def no_room(self, wanted: Wanted, counters: Counters) -> Refused:

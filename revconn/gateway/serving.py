@@ -22,6 +22,7 @@ from revconn.gateway.refusals import STOPPING, Refused
 from revconn.gateway.registrations import Registrations
 from revconn.gateway.routes import Connection
 from revconn.gateway.shared import Settings, Shared
+from revconn.gateway.streaming import StreamingCalls
 from revconn.http2.requests import RequestHead
 from revconn.http2.streams import Stream
 from revconn.logger import Reminder, get_logger
@@ -47,10 +48,11 @@ class Serving:
         self.shared = shared = Shared(settings)
         self.registry = shared.registry
         self.listener = Listener(settings, shared, self._serve)
-        self._callers = Callers(shared, self.listener.turn)
+        streaming = StreamingCalls(shared)
+        self._callers = Callers(shared, self.listener.turn, streaming)
         self._connectors = ConnectorStreams(shared, self.listener.turn)
         self._registrations = Registrations(shared)
-        self._introspection = _introspection(shared)
+        self._introspection = _introspection(shared, streaming)
         methods = [*self._connectors.methods(), *self._registrations.methods()]
         if self._introspection is not None:
             methods += self._introspection.methods()
@@ -199,11 +201,11 @@ async def _repeat(interval: float, steps: Iterable[Callable[[], None]]) -> None:
         await asyncio.sleep(interval)
 
 
-def _introspection(shared: Shared) -> Introspection | None:
+def _introspection(shared: Shared, streaming: StreamingCalls) -> Introspection | None:
     """Health checks and reflection, where the libraries for them are installed."""
     try:
         from revconn.gateway.introspection import Introspection
     except Exception as error:  # noqa: BLE001 - protobuf refuses one of the wrong age
         logger.info("no health checks and no reflection: %s; pip install 'revconn[gateway]'", error)
         return None
-    return Introspection(shared)
+    return Introspection(shared, streaming)

@@ -101,29 +101,47 @@ class StreamingCall(Rpc):
         self._wanted = wanted_of(head.path)
         calls.shared.calls.admit(self._wanted, head.size)
         calls.add(self)
-        seconds = head.seconds
-        if seconds is not None:
-            self._timer = asyncio.get_running_loop().call_later(seconds, self._expire)
+        self._limit_time()
         # Where it is not known whether the method streams, what comes together goes together: a
         # unary call is one frame then.
         self._is_known = head.method_path in calls.shared.registry.streaming
         if self._is_known:
             self._open()
 
+    def forward(self, connection: Connection, message: Data) -> None:
+        """Have this connector answer; the one message has come, and nothing follows it."""
+        try:
+            self._calls.add(self)
+            self._limit_time()
+            tunnel = self._ask(connection)
+            tunnel.send(message)
+            tunnel.half_close()
+        except Refused as refused:
+            self.turn_away(refused)
+
     @property
     def carries_calls(self) -> bool:
         """Whether it is one that goes on."""
         return True
 
+    def _limit_time(self) -> None:
+        seconds = self.head.seconds
+        if seconds is not None:
+            self._timer = asyncio.get_running_loop().call_later(seconds, self._expire)
+
     def _open(self) -> Stream:
         shared = self._calls.shared
         assert self._wanted is not None
         connection = shared.registry.take_turn_to_stream(self._wanted, self.head.method_path)
-        if connection is None or connection.streams is None:
+        if connection is None:
             raise self._nobody(self._wanted)
+        return self._ask(connection)
+
+    def _ask(self, connection: Connection) -> Stream:
+        assert connection.streams is not None
         self._connection = connection
         tunnel = self._tunnel = connection.streams.ask(self._opening(), _Answer(self))
-        shared.counters.calls += 1
+        self._calls.shared.counters.calls += 1
         return tunnel
 
     def _nobody(self, wanted: Wanted) -> Refused:

@@ -160,7 +160,7 @@ class HandlerRegistry:
                 streaming = servicers.add_generic(handler)
                 if streaming is not None:
                     self._handlers.streaming_methods.update(streaming)
-                elif name:
+                if name and (streaming is None or name.startswith(_GATEWAYS_OWN)):
                     self._handlers.mixed_services.add(name)
 
     def add_registered_method_handlers(

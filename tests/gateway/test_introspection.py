@@ -174,13 +174,16 @@ def reflect(request, gateway, resources) -> Callable[..., Any]:
     return reflect
 
 
-def test_it_lists_the_gateways_own_services(reflect, gateway, connect) -> None:
+def test_it_lists_the_gateways_own_services_and_what_is_registered(
+    reflect, gateway, connect
+) -> None:
     connect(gateway, "echo.Echo")
     services = reflect(list_services="").list_services_response.service
     assert {service.name for service in services} == {
         "registry.RegistryService",
         "grpc.health.v1.Health",
         "grpc.reflection.v1alpha.ServerReflection",
+        "echo.Echo",
     }
 
 

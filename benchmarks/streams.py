@@ -1,0 +1,200 @@
+"""What a message of a streaming call costs: behind a connector, and behind grpc's own server."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import pathlib
+import statistics
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Callable
+
+from benchmarks import golang
+from benchmarks.bars import Verdict
+from benchmarks.measure import PeerFailed, cpu_seconds, event, line, programs, readable
+from benchmarks.peers import gateway
+from benchmarks.report import bars, load_average, machine, table
+
+_OURS, _DIRECT = "revconn", "grpc.server"
+
+# What jhump/grpctunnel (Go) was measured to take, µs of CPU for each message of 64 bytes at the end
+# that serves: its module cannot be had everywhere.
+_GRPCTUNNEL = {"down": 7.7, "echo": 14.6, "up": 7.6}
+
+
+@dataclass(frozen=True)
+class Stream:
+    """What callers do: ``streams`` at once, with messages of ``size`` bytes."""
+
+    mode: str
+    size: int = 64
+    streams: int = 1
+
+    @property
+    def title(self) -> str:
+        """Such as "down, 64 B, 16 streams"."""
+        number = "1 stream" if self.streams == 1 else f"{self.streams} streams"
+        return f"{self.mode}, {readable(self.size)}, {number}"
+
+
+DOWN, DOWN_16 = Stream("down"), Stream("down", streams=16)
+UP, ECHO, PING_PONG, UNARY = (Stream(mode) for mode in ("up", "echo", "pingpong", "unary"))
+KIB_64, KIB_64_16 = Stream("down", 64 << 10), Stream("down", 64 << 10, 16)
+MIB = Stream("down", 1 << 20)
+STREAMS = (DOWN, DOWN_16, UP, ECHO, PING_PONG, UNARY, KIB_64, KIB_64_16, MIB)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One round. CPU is in µs for each message."""
+
+    rate: float
+    cpu: float
+    gateway_cpu: float
+    p50: float
+
+
+Rounds = dict[tuple[Stream, str], list[Measured]]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure, print and write the report; return the exit code."""
+    options = _parse(arguments)
+    why_no_go = golang.build()
+    if why_no_go:
+        sys.exit(f"not measured: {why_no_go}")
+    facts = machine("Go")
+    facts["rounds"] = f"{options.rounds}, interleaved, of {options.seconds:g} s; medians"
+    before = load_average()
+    try:
+        measured = measure(options.rounds, options.seconds)
+    except (PeerFailed, OSError) as failure:
+        sys.exit(f"not measured: {failure}")
+    facts["load average before and after"] = f"{before}; {load_average()}"
+    verdicts = list(judge(measured))
+    text = "\n".join([*_facts(facts), *_figures(measured), *bars(verdicts)]) + "\n"
+    print(text, end="")
+    if options.report:
+        head = "# Results of one run: streaming calls\n\n"
+        options.report.write_text(head + text, encoding="utf-8")
+    return int(options.check and not all(verdict.met for verdict in verdicts))
+
+
+def measure(rounds: int, seconds: float) -> Rounds:
+    """All loads on both, in turns."""
+    measured: Rounds = {}
+    python = sys.executable
+    with programs() as start:
+        through = start(*gateway("--loop=auto"), "--port=0")
+        address = line(through)
+        connector = start(python, "-m", "benchmarks.peers.streams", address)
+        line(connector)
+        server = start(python, "-m", "benchmarks.peers.streams", "--direct")
+        direct = line(server)
+        for _ in range(rounds):
+            for load in STREAMS:
+                for peer, target, pids in (
+                    (_OURS, address, (connector.pid, through.pid)),
+                    (_DIRECT, direct, (server.pid, server.pid)),
+                ):
+                    caller = start(
+                        str(golang.STREAM_LOAD),
+                        f"-target={target}",
+                        f"-mode={load.mode}",
+                        f"-size={load.size}",
+                        f"-streams={load.streams}",
+                        f"-seconds={seconds:g}",
+                    )
+                    event(caller, "begun")
+                    began = [cpu_seconds(pid) for pid in pids]
+                    told = json.loads(line(caller))
+                    took = [cpu_seconds(pid) - then for pid, then in zip(pids, began)]
+                    caller.wait()
+                    count = max(1, told["messages"])
+                    cpu, gateway_cpu = (1e6 * each / count for each in took)
+                    figures = Measured(count / told["seconds"], cpu, gateway_cpu, told["p50_ms"])
+                    measured.setdefault((load, peer), []).append(figures)
+    return measured
+
+
+Value = Callable[[Measured], float]
+
+
+def _median(measured: Rounds, load: Stream, peer: str, value: Value) -> float:
+    return statistics.median(value(each) for each in measured[load, peer])
+
+
+def judge(measured: Rounds) -> Iterable[Verdict]:
+    """The bars, each as a ratio of the same run, or to grpctunnel's own figures."""
+
+    def cpu(load: Stream, peer: str = _OURS) -> float:
+        return _median(measured, load, peer, lambda each: each.cpu)
+
+    def rate(load: Stream) -> float:
+        ours, theirs = (
+            _median(measured, load, peer, lambda each: each.rate) for peer in (_OURS, _DIRECT)
+        )
+        return ours / theirs
+
+    for load, most in ((DOWN, 1.2), (ECHO, 2.0), (UP, 2.0)):
+        limit = most * _GRPCTUNNEL[load.mode]
+        found = cpu(load)
+        bar = f"CPU of the connector, {load.title} ≤ {most:g} × grpctunnel's {limit / most:g} µs"
+        yield Verdict(bar, f"{found:.3g} µs", found <= limit)
+    for load, least in ((DOWN, 15.0), (DOWN_16, 5.0), (KIB_64, 0.8), (KIB_64_16, 0.8), (MIB, 0.8)):
+        found = rate(load)
+        yield Verdict(
+            f"messages/s, {load.title} ≥ {least:g} × {_DIRECT}", f"{found:.3g}", found >= least
+        )
+    found = cpu(ECHO) / cpu(ECHO, _DIRECT)
+    yield Verdict(f"CPU, {ECHO.title} ≤ 0.15 × {_DIRECT}", f"{found:.3g}", found <= 0.15)
+    ping, unary = (
+        _median(measured, load, _OURS, lambda each: each.p50) for load in (PING_PONG, UNARY)
+    )
+    found = ping / unary
+    yield Verdict("p50 of a ping-pong ≤ 1.5 × a unary call's", f"{found:.3g}", found <= 1.5)
+
+
+def _facts(facts: dict[str, str]) -> list[str]:
+    return [*(f"- {name}: {value}" for name, value in facts.items()), ""]
+
+
+def _figures(measured: Rounds) -> list[str]:
+    head = ["load", "behind", "messages/s", "CPU µs", "gateway's", "p50 ms"]
+    rows = []
+    for load, peer in measured:
+        rate, cpu, through, p50 = (
+            _median(measured, load, peer, value)
+            for value in (
+                lambda each: each.rate,
+                lambda each: each.cpu,
+                lambda each: each.gateway_cpu,
+                lambda each: each.p50,
+            )
+        )
+        rows.append(
+            [
+                load.title,
+                peer,
+                f"{rate:,.0f}",
+                f"{cpu:,.2f}",
+                f"{through:,.2f}" if peer == _OURS else "",
+                f"{p50:.3f}" if p50 else "",
+            ]
+        )
+    return [*table(head, rows, left=2), ""]
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.streams", description=__doc__)
+    parser.add_argument("--rounds", type=int, default=5, help="of each load (5)")
+    parser.add_argument("--seconds", type=float, default=1.0, help="that a round takes (1)")
+    parser.add_argument("--report", type=pathlib.Path, metavar="FILE", help="the report")
+    parser.add_argument("--check", action="store_true", help="exit code 1 if a bar is missed")
+    return parser.parse_args(arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
