@@ -27,6 +27,6 @@ autodoc_member_order = "bysource"
 nitpicky = True
 nitpick_ignore_regex = [("py:.*", r"(?!revconn\b).*")]
 nitpick_ignore = [
-    ("py:class", "revconn.connector.H"),  # a type variable
+    ("py:class", "revconn.serving.handler_registry.H"),  # a type variable
     ("py:class", "revconn.serving.handlers.Serializable"),  # what a protobuf message is, to Handler
 ]

@@ -116,7 +116,8 @@ class Supervisor:
         return make_link(target, **told)
 
     def _make_watchdog(self, runs: Runs, slow_handler_after: float | None) -> Watchdog:
-        stuck: list[FullPool | SlowReader] = [FullPool(self.calls.workers.backlog)]
+        backlogs = self.calls.workers.backlog, self.calls.streams.backlog
+        stuck: list[FullPool | SlowReader] = [FullPool(backlog) for backlog in backlogs]
         stuck += (SlowReader(link.unsent) for link in self.links)
         looks = [self.calls.inline.watch, *(each.look for each in stuck)]
         rests = [each.rest for each in stuck]

@@ -21,7 +21,7 @@ from revconn.settings.checks import closest
 __all__ = ["main"]
 
 # Modules, each imported only where it is needed: the first brings all of grpc along.
-_COMMANDS = ("demo", "gateway", "serve")
+_COMMANDS = ("demo", "gateway", "proxy", "serve")
 
 
 class _Parser(argparse.ArgumentParser):

@@ -20,7 +20,7 @@ from revconn.runtime.signals import obey_signals, signals_into
 from revconn.runtime.state import State
 from revconn.runtime.threads import Mailbox, guarded_thread
 
-__all__ = ["add_parser", "run"]
+__all__ = ["add_parser", "run", "serve_connector"]
 
 logger = get_logger(__name__)
 
@@ -70,13 +70,27 @@ def run(arguments: argparse.Namespace) -> int:
         connector = load_connector(arguments.connector)
         if arguments.parent is not None:
             _obey_parent(connector, *arguments.parent)
-        code = _serve(connector)
+        return serve_connector(connector)
     except ConnectionLost:
-        code = 1  # the log has it
+        return 1  # the log has it
     except (CannotLoad, RevconnError) as error:
         print(f"revconn serve: {error}", file=sys.stderr)
-        code = 2
-    _leave_running_handlers(code)
+        return 2
+
+
+def serve_connector(connector: Connector) -> int:
+    """Run a connector until a signal ends it; the exit code.
+
+    Raises the fatal error that ended it, and :class:`ConfigurationError` when it cannot start.
+    """
+    code = 2
+    try:
+        code = _serve(connector)
+    except ConnectionLost:
+        code = 1
+        raise
+    finally:
+        _leave_running_handlers(code)
     return code
 
 

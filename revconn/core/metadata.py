@@ -22,6 +22,7 @@ __all__ = [
     "headers_from_metadata",
     "headers_size",
     "invocation_metadata",
+    "legal_metadata",
     "metadata_from_entries",
     "metadata_from_headers",
     "metadata_size",
@@ -42,7 +43,6 @@ _PER_HEADER = 32  # what HTTP/2 counts for each header besides its name and valu
 _LEGAL_KEY = re.compile(r"[0-9a-z_.-]+")
 _CUT_ESCAPE = re.compile(r"%.?$")
 _LEGAL_VALUE = re.compile(r"[\x20-\x7e]*")
-_LEGAL_BYTES = re.compile(rb"[\x20-\x7e]*")
 _STATUS_DETAILS = "grpc-status-details-bin"
 # What gRPC's servers keep to themselves.
 _OF_THE_CALL = frozenset(
@@ -144,16 +144,21 @@ def metadata_from_headers(headers: Mapping[str, str]) -> Metadata:
 
 def metadata_from_entries(entries: Iterable[MetadataEntry]) -> Metadata:
     """The same, where a response has entries: names may repeat, binary values are bytes."""
-    metadata: list[tuple[str, str | bytes]] = []
-    for entry in entries:
-        key, value = entry.key.lower(), entry.value
+    return legal_metadata(pairs_of(entries))
+
+
+def legal_metadata(metadata: Metadata) -> Metadata:
+    """What of an answer's metadata a caller may be given; names are in lower case then."""
+    kept: list[tuple[str, str | bytes]] = []
+    for name, value in metadata:
+        key = name.lower()
         if not _is_applications(key):
             continue
-        if key.endswith("-bin"):
-            metadata.append((key, value))
-        elif _LEGAL_BYTES.fullmatch(value):
-            metadata.append((key, value.decode().strip(" ")))
-    return tuple(metadata)
+        if isinstance(value, bytes):
+            kept.append((key, value))
+        elif _LEGAL_VALUE.fullmatch(value) and not key.endswith("-bin"):
+            kept.append((key, value.strip(" ")))
+    return tuple(kept)
 
 
 def usable_header_list(stated: int | None) -> int:

@@ -34,8 +34,9 @@ from revconn._proto.registry_pb2 import (
 )
 from revconn.core.metadata import Metadata, entries_of, pairs_of
 from revconn.core.requests import encode_varint
-from revconn.core.rope import Data, Rope
+from revconn.core.rope import Data, Piece, Rope
 from revconn.core.status import StatusCode
+from revconn.logger import encodable
 
 __all__ = [
     "OVERHEAD",
@@ -56,12 +57,18 @@ OVERHEAD = 32
 TURN = 64 << 10  # bytes that a stream sends before it is another one's turn
 _LARGE = 4 << 10  # bytes of a message, beyond which few go into a window
 _ALONE = 256 << 10  # where there is no other: what control has to wait for
+_LEAST = 1 << 10  # bytes of a turn, however little the other end takes at once
 _LARGEST_WINDOW = 4 << 20
 _MOST_WINDOWS = 32 << 20  # bytes by which all windows of a connection may have grown
+_MOST_ALLOWED = 2 * _LARGEST_WINDOW  # bytes at once: what is allowed may wait here to be sent
+_SMALL_PIECE = 1 << 10  # bytes: an object of Python's is not worth less
+_MOST_UNSAID = 1_000  # streams that are over, and whose other end is still to be told
 LAST_ID = 2**32 - 1
 
-# Tags of registry.proto: ConnectionMessage.stream, and of StreamFrame what is encoded by hand.
 _OVERDRAWN = "sent more than it was allowed"
+_TRUNCATED = "ended in the middle of a message"
+
+# Tags of registry.proto: ConnectionMessage.stream, and of StreamFrame what is encoded by hand.
 STREAM_TAG = b"\xaa\x06"
 """With which a ConnectionMessage begins that holds a frame of a stream, and no other."""
 _ID, _OPENING, _INITIAL, _MESSAGE, _PIECE = b"\x08", b"\x12", b"\x1a", b"\x22", b"\x2a"
@@ -104,10 +111,10 @@ class Stream:
     """
 
     __slots__ = (
-        "_cancel", "_credit", "_half_close", "_initial", "_opening", "_parts", "_rest", "_rest_at",
-        "_sent", "_status", "_streams", "allowed", "granted", "has_ended", "held", "id",
-        "is_listed", "is_over", "listener", "missing", "put", "queue", "received", "returned",
-        "window",
+        "_credit", "_half_close", "_initial", "_is_closed", "_last_word", "_opening", "_parts",
+        "_rest", "_rest_at", "_sent", "_status", "_streams", "allowed", "granted", "has_ended",
+        "held", "id", "is_listed", "is_over", "listener", "missing", "put", "queue", "received",
+        "returned", "window",
     )  # fmt: skip
 
     def __init__(self, streams: Streams, stream_id: int, listener: Listener) -> None:
@@ -118,11 +125,12 @@ class Stream:
         self.granted = WINDOW
         self.put = self._sent = 0
         self.is_listed = self.is_over = False
+        self._is_closed = False  # its end was put: nothing comes behind that
         self._opening: StreamOpening | None = None
         self._initial: Metadata | None = None
         self._half_close = False
         self._status: StreamStatus | None = None
-        self._cancel: str | None = None
+        self._last_word: list[Data] | None = None  # said although it is over
         self._rest: Data | None = None  # of a large message that has begun
         self._rest_at = 0
         # What comes
@@ -144,49 +152,63 @@ class Stream:
 
     def send(self, message: Data) -> None:
         """Send a message, as soon as there is credit."""
-        self.queue.append(message)
-        self.put += len(message) + OVERHEAD
-        self._streams.enlist(self)
+        if not self._is_closed:
+            self.queue.append(message)
+            self.put += len(message) + OVERHEAD
+            self._streams.enlist(self)
 
     def begin(self, metadata: Metadata) -> None:
         """Send the answer's initial metadata, before its first message."""
-        self._initial = metadata
-        self._streams.enlist(self)
+        if not self.is_over:
+            self._initial = metadata
+            self._streams.enlist(self)
 
     def half_close(self) -> None:
         """Say, behind all messages, that no more follow."""
-        self._half_close = True
-        self._streams.enlist(self)
+        if not self._is_closed:
+            self._is_closed = self._half_close = True
+            self._streams.enlist(self)
 
     def finish(self, code: StatusCode, message: str = "", trailing: Metadata = ()) -> None:
         """End the answer, behind all messages. It is over once that was sent."""
-        if self._status is None:
-            self._status = StreamStatus(
-                code=int(code), message=message, trailing_metadata=entries_of(trailing)
-            )
+        if not self._is_closed:
+            self._is_closed = True
+            self._status = _status(code, message, trailing)
             self._streams.enlist(self)
 
     def cut_short(self, code: StatusCode, message: str = "", trailing: Metadata = ()) -> None:
-        """End the answer at once: what waits is not sent."""
-        self._status = None
-        self.queue.clear()
-        self._rest = None
-        self.finish(code, message, trailing)
+        """End the answer at once: what waits is not sent, and nothing else is heard."""
+        if not self.is_over:
+            self._end_with(_STATUS, _status(code, message, trailing))
 
     def cancel(self, reason: str) -> None:
         """Give the call up: nothing else is said of it, or heard."""
-        if not self.is_over:
-            self._cancel = reason
+        if self._opening is not None:  # nothing was said of it yet: there is nobody to hear it
             self._streams.discard(self)
-            # Unless nothing was said of it yet: there is nobody to hear it.
-            if self._opening is None:
-                self._streams.enlist(self)
+        elif not self.is_over:
+            self._end_with(_CANCEL, StreamCancel(reason=encodable(reason)))
+
+    def _end_with(self, tag: bytes, word: Message) -> None:
+        self._streams.discard(self)
+        self._last_word = [tag, *_sized(word)]
+        self._streams.enlist(self)
+
+    def forget(self) -> None:
+        """It is over. Whoever still has it keeps nothing else of what it had."""
+        self.is_over = self._is_closed = True
+        self.queue.clear()
+        self._opening = self._initial = self._status = self._rest = None
+        self._credit = self.held = self.missing = 0
+        self._parts = []
+        self.window = WINDOW
 
     def consume(self, cost: int) -> None:
         """So much of what came was dealt with: it may be given back."""
+        if self.is_over:  # nothing of it counts any more
+            return
         self.held -= cost
         self._streams.held -= cost
-        if self.is_over or self.has_ended:
+        if self.has_ended:
             return
         self.returned += cost
         if self.returned >= self.window // 2:
@@ -201,10 +223,8 @@ class Stream:
     @property
     def has_output(self) -> bool:
         """Whether there is anything to say that may be said now."""
-        if self._cancel is not None:
-            return True
         if self.is_over:
-            return False
+            return self._last_word is not None
         if self._opening or self._credit or self._initial is not None or self._rest is not None:
             return True
         if self.queue:
@@ -215,9 +235,9 @@ class Stream:
 
     def encode(self, most: int) -> bytes:
         """The next frame; its messages are about ``most`` bytes at most. Empty if there is none."""
-        if self._cancel is not None:
-            reason, self._cancel = self._cancel, None
-            return self._framed([_CANCEL, *_sized(StreamCancel(reason=reason))])
+        if self.is_over:
+            word, self._last_word = self._last_word, None
+            return self._framed(word) if word else b""
         parts: list[Data] = []
         if self._opening is not None:
             parts += (_OPENING, *_sized(self._opening))
@@ -239,14 +259,14 @@ class Stream:
 
     def _put_messages(self, parts: list[Data], most: int) -> int:
         """Whole messages, the last of which may be too large; how many bytes are left."""
-        queue, sent, granted = self.queue, self._sent, self.granted
+        queue, sent, granted, turn = self.queue, self._sent, self.granted, self._streams.turn
         while queue and sent < granted and most > 0:
             message = queue.popleft()
             size = len(message)
             sent += size + OVERHEAD
             if size < 1024:
                 parts += (_SHORT[size], message)
-            elif size <= most or size <= TURN:
+            elif size <= most or size <= turn:
                 parts += (_MESSAGE + encode_varint(size), message)
             else:
                 self._rest, self._rest_at = message, 0
@@ -279,8 +299,12 @@ class Stream:
     def _framed(self, parts: list[Data]) -> bytes:
         head = _ID + encode_varint(self.id)
         size = len(head) + sum(map(len, parts))
-        flat: list[bytes] = [STREAM_TAG, encode_varint(size), head]
-        flat += [part if isinstance(part, bytes) else bytes(part) for part in parts]
+        flat: list[Piece] = [STREAM_TAG, encode_varint(size), head]
+        for part in parts:
+            if isinstance(part, Rope):
+                flat += part.parts
+            else:
+                flat.append(part)
         return b"".join(flat)
 
     # What comes
@@ -292,34 +316,42 @@ class Stream:
             self._streams.discard(self)
             listener.break_off(StatusCode.CANCELLED, frame.cancel.reason)
             return
-        if frame.credit:
-            self._receive_credit(frame.credit)
-        if asks and frame.HasField("initial_metadata"):
+        problem = self._receive_credit(frame.credit) if frame.credit else ""
+        if asks and frame.HasField("initial_metadata") and not self.is_over:
             listener.take_initial(pairs_of(frame.initial_metadata.entries))
+        if self.is_over:  # whoever was told of something may have given the call up
+            return
         messages: list[bytes] = list(frame.messages)
-        problem = self._count(messages, frame)
+        problem = problem or self._count(messages, frame)
+        ended = frame.half_close and not (asks or self.has_ended)
+        has_status = asks and frame.HasField("status")
+        # An answer that failed may have been cut short; else nobody may take a part for all.
+        if self.missing and (ended or (has_status and not frame.status.code)):
+            problem = problem or _TRUNCATED
         if problem:
             self._break(problem, asks=asks)
             return
-        ended = frame.half_close and not (asks or self.has_ended)
         if ended:
             self.has_ended = True
         if messages or ended:
             listener.take(messages, ended=ended)
-        if asks and frame.HasField("status") and not self.is_over:
+        if has_status and not self.is_over:
             status = frame.status
             self._streams.discard(self)
             listener.take_status(
                 _code(status.code), status.message, pairs_of(status.trailing_metadata)
             )
 
-    def _receive_credit(self, credit: int) -> None:
+    def _receive_credit(self, credit: int) -> str:
         had_room = self.room > 0
         self.granted += credit
+        if self.granted - self._sent > _MOST_ALLOWED:
+            return f"allowed more than {_MOST_ALLOWED:,} bytes at once"
         if self.queue:
             self._streams.enlist(self)
         if not had_room and self.room > 0:
             self.listener.resume()
+        return ""
 
     def _count(self, messages: list[bytes], frame: StreamFrame) -> str:
         """Account for what came, and join a piece; why it may not have come, if so."""
@@ -327,13 +359,16 @@ class Stream:
             return ""
         if self.has_ended or (messages and self.missing):
             return "sent a message where none may be"
+        small = self._streams.small
         for message in messages:
-            if self.received >= self.allowed:
-                return _OVERDRAWN
             size = len(message)
-            self._take_cost(size + OVERHEAD)
-            if size > _LARGE:
-                self._grow(size)
+            if size > small:
+                if problem := self._begin_large(size):
+                    return problem
+            elif self.received < self.allowed:
+                self._take_cost(size + OVERHEAD)
+            else:
+                return _OVERDRAWN
         if frame.HasField("piece"):
             return self._join(frame.piece, messages)
         return ""
@@ -343,25 +378,36 @@ class Stream:
         self.held += cost
         self._streams.held += cost
 
+    def _begin_large(self, size: int) -> str:
+        """A large message begins, or one in pieces; why it may not, if so."""
+        streams = self._streams
+        if self.received >= self.allowed:
+            return _OVERDRAWN
+        if size > streams.message_limit:
+            return f"sent a message of {size:,} bytes; {streams.message_limit:,} may be"
+        if not streams.has_room_for(self, size):
+            return f"sent more than the {streams.most_held:,} bytes that all may hold"
+        self._take_cost(size + OVERHEAD)
+        self._grow(size)
+        return ""
+
     def _join(self, piece: StreamPiece, messages: list[bytes]) -> str:
-        size = len(piece.data)
-        if not self._parts:
-            if self.received >= self.allowed:
-                return _OVERDRAWN
-            total = size + piece.missing
-            if total > self._streams.message_limit:
-                return f"sent a message of {total:,} bytes; {self._streams.message_limit:,} may be"
-            if not self._streams.has_room_for(self, total):
-                return f"sent more than the {self._streams.most_held:,} bytes that all may hold"
-            self._take_cost(total + OVERHEAD)
-            self._grow(total)
+        data, parts = piece.data, self._parts
+        size = len(data)
+        if not parts:
+            if problem := self._begin_large(size + piece.missing):
+                return problem
+            parts.append(data)
         elif self.missing - size != piece.missing:
             return "sent pieces that do not make a message"
-        self._parts.append(piece.data)
+        elif len(parts[-1]) < _SMALL_PIECE:  # many of them would cost far more than they count for
+            parts[-1] += data
+        else:
+            parts.append(data)
         self.missing = piece.missing
         if not self.missing:
-            messages.append(b"".join(self._parts))
-            self._parts = []
+            messages.append(b"".join(parts))
+            parts.clear()
         return ""
 
     def _grow(self, size: int) -> None:
@@ -399,7 +445,10 @@ class Streams:
     :param message_limit: bytes of the largest message that is taken.
     :param most_streams: that may be open at once.
     :param most_held: bytes that large messages of all streams may hold together.
+    :param frame_limit: bytes of the largest message of the connection that the other end takes.
     :ivar held: what came and was not consumed.
+    :ivar small: bytes of a message up to which only its stream's credit limits it.
+    :ivar turn: bytes that a stream sends before it is another one's turn.
     """
 
     def __init__(
@@ -410,12 +459,17 @@ class Streams:
         message_limit: int,
         most_streams: int,
         most_held: int,
+        frame_limit: int = 1 << 30,
     ) -> None:
         self._on_ready = on_ready
         self._accept = accept
         self.message_limit = message_limit
         self.most_streams = most_streams
         self.most_held = most_held
+        self.small = min(_LARGE, message_limit)
+        # A frame holds at most so much, one message of a turn, and what is neither.
+        self._alone = max(_LEAST, min(_ALONE, frame_limit // 2))
+        self.turn = max(_LEAST, min(TURN, frame_limit // 4))
         self.held = self.grown = 0
         self.open: dict[int, Stream] = {}
         self._last_id = 0
@@ -428,8 +482,13 @@ class Streams:
 
     @property
     def is_full(self) -> bool:
-        """Whether as many are open as may be, or there is no id left."""
-        return len(self.open) >= self.most_streams or self._last_id >= LAST_ID
+        """Whether as many are open as may be, or there is no id left, or nobody listens."""
+        return (
+            len(self.open) >= self.most_streams
+            # Those that were given up are not open, and each has a word to be said.
+            or len(self._ready) >= self.most_streams + _MOST_UNSAID
+            or self._last_id >= LAST_ID
+        )
 
     def ask(self, opening: StreamOpening, listener: Listener) -> Stream:
         """Open a stream; its listener is told what comes of it."""
@@ -452,19 +511,24 @@ class Streams:
             return "a frame of a stream that was never opened"
         self._last_id = frame.stream_id
         stream = Stream(self, frame.stream_id, _NOBODY)
-        self.open[frame.stream_id] = stream
-        if len(self.open) > self.most_streams:
+        if len(self.open) >= self.most_streams:
             problem = f"{self.most_streams:,} streams are open on this connection"
-            stream.finish(StatusCode.RESOURCE_EXHAUSTED, problem)
+            stream.cut_short(StatusCode.RESOURCE_EXHAUSTED, problem)
             return ""
+        self.open[frame.stream_id] = stream
         self._accept(stream, frame.opening)
         frame.ClearField("opening")
         stream.receive(frame, asks=False)
         return ""
 
     def has_room_for(self, stream: Stream, size: int) -> bool:
-        """Whether a large message may be held; what goes into its window always may."""
-        return stream.held + size <= stream.window or self.held + size <= self.most_held
+        """Whether a large message may be held; what goes into its window always may.
+
+        So may what the other end cannot send in pieces: a window may be overdrawn by that.
+        """
+        if size <= TURN or stream.held + size <= stream.window:
+            return True
+        return self.held + size <= self.most_held
 
     def enlist(self, stream: Stream) -> None:
         """A stream has something to say, maybe: it waits for its turn."""
@@ -480,7 +544,7 @@ class Streams:
         taken: list[Data] = []
         while ready and most > 0:
             stream = ready.popleft()
-            data = stream.encode(_ALONE if not ready else TURN)
+            data = stream.encode(self.turn if ready else self._alone)
             if data:
                 taken.append(data)
                 most -= len(data)
@@ -496,19 +560,18 @@ class Streams:
 
     def discard(self, stream: Stream) -> None:
         """A stream is over."""
-        if self.open.pop(stream.id, None) is not None:
-            stream.is_over = True
-            self.held -= stream.held
-            stream.held = 0
-            self.grown -= stream.window - WINDOW
-            stream.window = WINDOW
-            stream.queue.clear()
+        self.open.pop(stream.id, None)
+        self.held -= stream.held
+        self.grown -= stream.window - WINDOW
+        stream.forget()
 
     def lose(self, reason: str) -> None:
         """The connection is gone: so are its streams. Each listener is told."""
+        self._last_id = LAST_ID  # what still comes of it opens nothing
         for stream in tuple(self.open.values()):
-            self.discard(stream)
-            stream.listener.break_off(StatusCode.UNAVAILABLE, reason)
+            if not stream.is_over:  # another one's listener may have given it up
+                self.discard(stream)
+                stream.listener.break_off(StatusCode.UNAVAILABLE, reason)
         self._ready.clear()
 
 
@@ -530,6 +593,12 @@ _NOBODY = _Nobody()
 def _sized(message: Message) -> tuple[bytes, bytes]:
     data = message.SerializeToString()
     return encode_varint(len(data)), data
+
+
+def _status(code: StatusCode, message: str, trailing: Metadata) -> StreamStatus:
+    return StreamStatus(
+        code=int(code), message=encodable(message), trailing_metadata=entries_of(trailing)
+    )
 
 
 def _code(number: int) -> StatusCode:

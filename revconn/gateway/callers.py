@@ -30,7 +30,7 @@ from revconn.gateway.backends import BackendRequest, Reply
 from revconn.gateway.budgets import Budget, Owners
 from revconn.gateway.call import Call
 from revconn.gateway.refusals import STOPPING, Refused, over_limit
-from revconn.gateway.rpcs import Rpc, UnaryRpc, code_of
+from revconn.gateway.rpcs import COST_OF_RESET, NO_HASTE, Rpc, UnaryRpc, code_of
 from revconn.gateway.shared import Shared
 from revconn.gateway.streaming import StreamingCalls, wanted_of
 from revconn.gateway.wires import Turn
@@ -50,10 +50,6 @@ _would_log = level_check("revconn.gateway.proxy")  # asked for every call
 # sends them together: for it this is no limit. Looks, and not seconds: after a stall of the process
 # what has come meanwhile is seen to first. A starved gateway took unary calls for streaming ones.
 _MOST_LOOKS = 5
-# Seconds, after which whoever gives up a call is none who opens and resets streams to keep the
-# gateway busy: at most a thousand a second are, on one connection.
-_NO_HASTE = 0.25
-_COST_OF_RESET = 6  # frames, with the headers that opened the stream
 _WORTH_OF_ANSWER = 2  # frames, beside those that bring it: what callers say about it
 _SOON = 0.001  # seconds: what a request takes that comes at once
 
@@ -96,9 +92,7 @@ class Callers:
     def serve(self, stream: Stream, head: RequestHead, peer: str) -> Rpc:
         """Take a call."""
         registry = self.shared.registry
-        if head.method_path in registry.streaming or (
-            registry.mixed and registry.streams(head.method_path, _names(head.path))
-        ):
+        if registry.knows_streams and registry.streams(head.method_path, _names(head.path)):
             return self.streaming.serve(stream, head, peer)
         return _Incoming(stream, head, peer, self)
 
@@ -227,9 +221,9 @@ class _Incoming(UnaryRpc):
 
     def break_off(self, reason: str) -> None:
         """The caller has gone."""
-        if self._call is not None and self.now() - self.came_at >= _NO_HASTE:
+        if self._call is not None and self.now() - self.came_at >= NO_HASTE:
             # Nor did it call for nothing: there was no answer for that long.
-            self.stream.owner.endpoint.charge(-_COST_OF_RESET)
+            self.stream.owner.endpoint.charge(-COST_OF_RESET)
         super().break_off(reason)
 
     def abandon(self) -> None:

@@ -272,9 +272,10 @@ class ConnectorStream(Rpc):
             connection.introspection = registration.introspection
             connection.streams = Streams(
                 self._flush_later,
-                message_limit=shared.limits.max_response_bytes,
+                message_limit=min(shared.limits.max_response_bytes, limit),
                 most_streams=shared.limits.max_streaming_calls_per_connection,
                 most_held=shared.limits.max_queued_bytes,
+                frame_limit=connection.max_message_bytes,
             )
         self._wishes = Wishes(shared, connection, self._streams.loop)
         if self._announces:

@@ -86,14 +86,14 @@ class Connection:
         """Whether one more request would be sent to it without delay."""
         return len(self.pending) < self.max_pending and self.outbound.is_ready(now)
 
-    def streams_method(self, path: str, names: Sequence[str]) -> bool:
+    def streams_method(self, path: str, name: str) -> bool:
         """Whether a call of that may be a stream, one more of which it takes.
 
-        :param names: by which its service may have been registered.
+        :param name: by which its service was registered.
         """
         if self.streams is None or self.streams.is_full:
             return False
-        return path in self.streaming or not self.mixed.isdisjoint(names)
+        return path in self.streaming or name in self.mixed
 
     def require_size(self, data: Data, counters: Counters) -> None:
         """Raises :class:`Refused` for a message larger than the connector takes."""
@@ -202,6 +202,7 @@ class Registry:
         self._tenants = tenants or Tenants(Journal())
         self.streaming: Counter[str] = Counter()  # paths, by how many connections registered them
         self.mixed: Counter[str] = Counter()  # the same, of services
+        self._left: dict[str, tuple[frozenset[str], frozenset[str]]] = {}  # both, by who is away
         self._absences: dict[str, float] = {}  # until when, on the loop's clock; the next end first
 
     @property
@@ -278,7 +279,7 @@ class Registry:
             connection.leave(departure)
             # Before the change is told: calls that the change moves are held only for a service
             # that is expected back.
-            self.expect_back(self._unroute(connection))
+            self._expect_back(connection, self._unroute(connection))
             self._tell_change()
         connection.end_if_drained()
 
@@ -298,8 +299,14 @@ class Registry:
             if not connection.load.pending:  # else it counts for the next connection
                 del self._loads[connection.key]
         if not connection.draining:
-            self.expect_back(self._unroute(connection))
+            self._expect_back(connection, self._unroute(connection))
             self._tell_change()
+
+    def _expect_back(self, connection: Connection, names: list[str]) -> None:
+        self.expect_back(names)
+        if connection.streaming or connection.mixed:
+            told = connection.streaming, connection.mixed
+            self._left.update((name, told) for name in names if name in self._absences)
 
     def _unroute(self, connection: Connection) -> list[str]:
         """The names that nobody serves from now on."""
@@ -350,21 +357,39 @@ class Registry:
                 return connection if connection.is_ready(now) else _next_of(ring, now)
         return None
 
-    def streams(self, path: str, names: Iterable[str]) -> bool:
+    def streams(self, path: str, names: Sequence[str]) -> bool:
         """Whether a call of that may be a stream, by what anybody registered."""
-        return path in self.streaming or bool(
-            self.mixed and not self.mixed.keys().isdisjoint(names)
-        )
+        for name in names:  # as take_turn() does: the first that anybody registered takes all
+            if name in self._rings:
+                return path in self.streaming or name in self.mixed
+        for name in names:
+            if name in self._left:
+                streaming, mixed = self._left[name]
+                return path in streaming or name in mixed
+        return False
 
-    def take_turn_to_stream(self, wanted: Wanted, path: str) -> Connection | None:
-        """The connection whose turn it is to answer a stream of that; ``None`` if nobody can."""
-        for name in wanted.names:
-            ring = self._rings.get(name, ())
-            for connection in tuple(ring):
-                self._rings[name].rotate(-1)
-                if connection.streams_method(path, wanted.names):
-                    return connection
-        return None
+    @property
+    def knows_streams(self) -> bool:
+        """Whether there may be a method that streams."""
+        return bool(self.streaming or self.mixed or self._left)
+
+    def take_turn_to_stream(self, wanted: Wanted, path: str, now: float) -> Connection | None:
+        """The connection whose turn it is to answer a stream of that; ``None`` if nobody can.
+
+        One that does not keep up with what it was sent is passed over, unless all are like that.
+        """
+        name = next((name for name in wanted.names if name in self._rings), None)
+        if name is None:
+            return None
+        ring = self._rings[name]
+        able = [each for each in ring if each.streams_method(path, name)]
+        connection = next((each for each in able if each.outbound.is_ready(now)), None)
+        if connection is None and able:
+            connection = able[0]
+        if connection is not None:
+            ring.remove(connection)
+            ring.append(connection)
+        return connection
 
     def introspector(self, wanted: Wanted, name: str) -> Connection | None:
         """A connector that serves that, and has a service of that ``name`` to tell of it."""
@@ -411,7 +436,9 @@ class Registry:
             self._absences.pop(name, None)  # to the end of the order: it has the whole grace again
             self._absences[name] = end
         while len(self._absences) > _MOST_EXPECTED:
-            del self._absences[next(iter(self._absences))]
+            oldest = next(iter(self._absences))
+            del self._absences[oldest]
+            self._left.pop(oldest, None)
         # One timer for all the names of a connector, of which there may be thousands.
         loop.call_at(end, self._end_absences, end)
 
@@ -427,6 +454,7 @@ class Registry:
         """The gateway lets nobody in any more: no service is expected back."""
         self._grace = 0.0
         self._absences.clear()
+        self._left.clear()
 
     def _end_absences(self, end: float) -> None:
         while self._absences:
@@ -435,6 +463,7 @@ class Registry:
             if self._absences[name] > end:
                 break
             del self._absences[name]
+            self._left.pop(name, None)
         for listener in self.on_absence_end:
             listener()
 

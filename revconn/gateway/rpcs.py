@@ -28,8 +28,13 @@ from revconn.http2.requests import (
 )
 from revconn.http2.streams import Receiver, Sendable, Stream
 
-__all__ = ["Method", "Rpc", "UnaryRpc", "code_of"]
+__all__ = ["COST_OF_RESET", "NO_HASTE", "Method", "Rpc", "UnaryRpc", "code_of"]
 
+
+# Seconds, after which whoever gives up a call is none who opens and resets streams to keep the
+# gateway busy: at most a thousand a second are, on one connection.
+NO_HASTE = 0.25
+COST_OF_RESET = 6  # frames, with the headers that opened the stream
 
 # Bytes of a header list: for what is neither metadata nor the message, and for that one always.
 _OWN_TRAILERS = 1 << 10
@@ -95,17 +100,18 @@ class Rpc(Receiver):
         """End the call, behind all that was sent."""
         if self.is_over:
             return
-        self.is_over = True
         stream = self.stream
         if message:
             room = self.header_list - metadata_size(trailing) - _OWN_TRAILERS
             message = truncate_message(message, max(room, _SHORTEST_ROOM))
         if stream.is_open or initial or code is StatusCode.OK:
+            block = closing_block(code, message, trailing)
             self.begin(initial)
-            stream.finish(closing_block(code, message, trailing))
         else:
+            block = refusal_block(code, message, trailing)
             stream.is_open = True
-            stream.finish(refusal_block(code, message, trailing))
+        self.is_over = True
+        stream.finish(block)
 
     def turn_away(self, refused: Refused) -> None:
         """It cannot go on: the caller is told why."""

@@ -9,17 +9,19 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from functools import lru_cache
 
 from revconn._proto.registry_pb2 import StreamOpening
-from revconn.core.metadata import Metadata, bounded, entries_of
+from revconn.core.metadata import Metadata, bounded, entries_of, legal_metadata
 from revconn.core.rope import Data
 from revconn.core.routing import Wanted, split_method_path
 from revconn.core.status import ProtocolError, StatusCode
 from revconn.core.streams import OVERHEAD, Listener, Stream
+from revconn.gateway.budgets import Budget
 from revconn.gateway.refusals import STOPPING, NobodyServes, Refused, over_limit
 from revconn.gateway.routes import Connection
-from revconn.gateway.rpcs import Rpc
+from revconn.gateway.rpcs import COST_OF_RESET, NO_HASTE, Rpc
 from revconn.gateway.shared import Shared
 from revconn.http2 import streams as http2
 from revconn.http2.grpc import MessageTooLong
@@ -42,6 +44,11 @@ class StreamingCalls:
         self.shared = shared
         self.is_leaving = False
         self._open: dict[StreamingCall, None] = {}
+        # Who has far more than others loses some of them, where there is no room for these.
+        self._budget = Budget(shared.limits.max_streaming_calls, self._turn_away)
+        self._held: dict[StreamingCall, None] = {}  # whose service is expected back
+        shared.registry.on_change.append(self._resume)
+        shared.registry.on_absence_end.append(self._resume)
 
     def __len__(self) -> int:
         return len(self._open)
@@ -61,23 +68,52 @@ class StreamingCalls:
 
     def add(self, call: StreamingCall) -> None:
         """One more. Raises :class:`Refused`."""
-        limit = self.shared.limits.max_streaming_calls
-        if len(self._open) >= limit:
-            problem = f"{limit:,} streaming calls are open"
-            raise over_limit(self.shared.counters, "max_streaming_calls", problem)
+        owners = call.stream.owner.owners
+        if not self._budget.make_room(owners):
+            raise self._no_room()
+        self._budget.take(owners, call)
         self._open[call] = None
+
+    def _turn_away(self, call: StreamingCall) -> None:
+        call.turn_away(self._no_room())
+
+    def _no_room(self) -> Refused:
+        problem = f"{len(self._open):,} streaming calls are open"
+        return over_limit(self.shared.counters, "max_streaming_calls", problem)
+
+    def hold(self, call: StreamingCall) -> None:
+        """It waits for somebody to come. Raises :class:`Refused`."""
+        limit = self.shared.limits.max_pending
+        if len(self._held) >= limit:
+            problem = f"{limit:,} streaming calls wait for connectors to come back"
+            raise over_limit(self.shared.counters, "max_pending", problem)
+        self.shared.counters.calls_held += 1
+        self._held[call] = None
+
+    def is_held(self, call: StreamingCall) -> bool:
+        """Whether it waits for somebody to come."""
+        return call in self._held
+
+    def _resume(self) -> None:
+        for call in tuple(self._held):
+            if call in self._held and call.find():
+                self._held.pop(call, None)
 
     def discard(self, call: StreamingCall) -> None:
         """It is over, if it was there."""
-        if self._open.pop(call, 0) is None and self.shared.calls.on_settled is not None:
-            self.shared.calls.on_settled()
+        self._held.pop(call, None)
+        if self._open.pop(call, 0) is None:
+            self._budget.give_back(call)
+            if self.shared.calls.on_settled is not None:
+                self.shared.calls.on_settled()
 
 
 class StreamingCall(Rpc):
     """One call, from its opening to its end."""
 
     __slots__ = (
-        "_calls", "_connection", "_is_known", "_timer", "_tunnel", "_unread", "_wanted",
+        "_calls", "_came_at", "_connection", "_early", "_has_ended", "_timer", "_tunnel", "_unread",
+        "_wanted",
     )  # fmt: skip
 
     def __init__(
@@ -89,7 +125,9 @@ class StreamingCall(Rpc):
         self._tunnel: Stream | None = None
         self._unread = 0  # what the messages cost that the caller has not read
         self._timer: asyncio.TimerHandle | None = None
-        self._is_known = False
+        self._came_at = asyncio.get_running_loop().time()
+        self._early: list[Data] = []  # what came before there was somebody to tell
+        self._has_ended = False
         self._wanted: Wanted | None = None
 
     def start(self) -> None:
@@ -102,11 +140,29 @@ class StreamingCall(Rpc):
         calls.shared.calls.admit(self._wanted, head.size)
         calls.add(self)
         self._limit_time()
+        registry = calls.shared.registry
+        if not registry.serves(self._wanted) and registry.expects(self._wanted):
+            calls.hold(self)
         # Where it is not known whether the method streams, what comes together goes together: a
         # unary call is one frame then.
-        self._is_known = head.method_path in calls.shared.registry.streaming
-        if self._is_known:
+        elif head.method_path in registry.streaming:
             self._open()
+
+    def find(self) -> bool:
+        """Go on if somebody has come, or nobody comes; whether it need not wait any more."""
+        registry, wanted = self._calls.shared.registry, self._wanted
+        assert wanted is not None
+        if not registry.serves(wanted) and registry.expects(wanted):
+            return False
+        try:
+            tunnel = self._open()
+        except Refused as refused:
+            self.turn_away(refused)
+        else:
+            early, self._early = self._early, []
+            self._say(tunnel, early, ended=self._has_ended)
+            self.go_on()
+        return True
 
     def forward(self, connection: Connection, message: Data) -> None:
         """Have this connector answer; the one message has come, and nothing follows it."""
@@ -132,7 +188,8 @@ class StreamingCall(Rpc):
     def _open(self) -> Stream:
         shared = self._calls.shared
         assert self._wanted is not None
-        connection = shared.registry.take_turn_to_stream(self._wanted, self.head.method_path)
+        path, now = self.head.method_path, time.monotonic()
+        connection = shared.registry.take_turn_to_stream(self._wanted, path, now)
         if connection is None:
             raise self._nobody(self._wanted)
         return self._ask(connection)
@@ -179,13 +236,23 @@ class StreamingCall(Rpc):
             return
         if self.inflater is not None:
             self.inflater.renew()
+        # Small messages are no flood here: how many come is bounded by who reads them.
+        self.stream.owner.endpoint.charge(-len(messages))
         tunnel = self._tunnel
+        if tunnel is None and self._calls.is_held(self):
+            self._early += messages
+            self._has_ended |= ended
+            self.stream.hold()
+            return
         if tunnel is None:
             try:
                 tunnel = self._open()
             except Refused as refused:
                 self.turn_away(refused)
                 return
+        self._say(tunnel, messages, ended=ended)
+
+    def _say(self, tunnel: Stream, messages: list[Data], *, ended: bool) -> None:
         for message in messages:
             tunnel.send(message)
         if ended:
@@ -195,7 +262,7 @@ class StreamingCall(Rpc):
 
     def go_on(self) -> None:
         """What the caller said has room again."""
-        if self.stream.is_held:
+        if self.stream.is_held and self._tunnel is not None and self._tunnel.room > 0:
             self.stream.release()
 
     def refuse(self, error: ProtocolError) -> None:
@@ -207,6 +274,12 @@ class StreamingCall(Rpc):
             self.turn_away(over_limit(shared.counters, "max_message_bytes", problem))
         else:
             super().refuse(error)
+
+    def break_off(self, reason: str) -> None:
+        """The caller has gone."""
+        if asyncio.get_running_loop().time() - self._came_at >= NO_HASTE:
+            self.stream.owner.endpoint.charge(-COST_OF_RESET)
+        super().break_off(reason)
 
     def _expire(self) -> None:
         self._timer = None
@@ -240,7 +313,7 @@ class StreamingCall(Rpc):
     def take_initial(self, metadata: Metadata) -> None:
         """Metadata goes before all else."""
         if not self.is_over:
-            self.begin(bounded(metadata, self.header_list))
+            self.begin(bounded(legal_metadata(metadata), self.header_list))
 
     def pass_on(self, messages: list[bytes]) -> None:
         """Messages of the answer."""
@@ -266,17 +339,20 @@ class StreamingCall(Rpc):
         shared.counters.calls_answered += 1
         if _would_log(logging.DEBUG):
             logger.debug("%.200r from %s: %s", self.head.method_path, self.peer, code.name)
-        self._forget()
-        self.finish(code, message, bounded(trailing, self.header_list))
-        if self.stream.unsent_bytes:
-            # Nobody waits for ever for a caller that does not read.
-            deadline = asyncio.get_running_loop().time() + shared.request_timeout
-            shared.answers.add(self.stream, deadline)
+        self._end(code, message, bounded(legal_metadata(trailing), self.header_list))
 
     def lost(self, code: StatusCode, reason: str) -> None:
         """The tunnel's stream is over before its end."""
+        self._end(code, reason, ())
+
+    def _end(self, code: StatusCode, message: str, trailing: Metadata) -> None:
         self._forget()
-        self.finish(code, reason)
+        self.finish(code, message, trailing)
+        if self.stream.unsent_bytes:
+            # Nobody waits for ever for a caller that does not read.
+            shared = self._calls.shared
+            deadline = asyncio.get_running_loop().time() + shared.request_timeout
+            shared.answers.add(self.stream, deadline)
 
 
 class _Answer(Listener):

@@ -302,7 +302,7 @@ class Session:
         with self._lock:
             self._connection.agree(self.terms)
         if STREAMS in self.terms.features:
-            self._calls.streams.open_line(self._line)
+            self._calls.streams.open_line(self._line, self.terms.max_message_bytes)
 
     def _take_in_rare(self, inbound: FromGateway, now: float) -> None:
         """Act on what a batch brought besides requests for handlers."""

@@ -144,6 +144,8 @@ class SlowHandlers:
         }
         slow: dict[str, dict[int, Run]] = {}
         for thread, run in running.items():
+            if run.request._is_streaming:  # it may wait for its caller as long as that likes
+                continue
             if now - run.since > self._after and thread not in self._named:
                 self._named[thread] = run
                 slow.setdefault(run.request.method, {})[thread] = run

@@ -431,8 +431,9 @@ class Calls:
         cancelled = []
         with self._lock:
             for request_id in request_ids:
-                request = replies.in_flight.pop(request_id, None)
-                if request is not None:
+                request = replies.in_flight.get(request_id)
+                if request is not None and not request._is_streaming:
+                    del replies.in_flight[request_id]
                     self._bytes -= request._cost
                     cancelled.append(request)
             self._counts["cancelled"] += len(cancelled)
@@ -516,4 +517,5 @@ class Calls:
     def stats(self) -> dict[str, int]:
         """Counters since the start, and how much is in flight and waiting now."""
         with self._lock:
-            return {**self._counts, "in_flight": self._total, "waiting": len(self.workers.waiting)}
+            waiting = len(self.workers.waiting) + self.streams.waiting
+            return {**self._counts, "in_flight": self._total, "waiting": waiting}

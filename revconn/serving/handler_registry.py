@@ -102,6 +102,9 @@ class HandlerRegistry:
         streams = kind != "unary"
         if streams and inline:
             refuse("inline", inline, "not for a method that streams", "leave it out")
+        if streams and self._is_told() and key not in self._handlers.streaming_methods:
+            # Gateways are told as a connection begins: this one would not know.
+            refuse("path", path, "streams, and is new after the start", "add it before start()")
         serve: Any = StreamingHandler(handler, kind) if streams else handler
         add = partial(
             self._handlers.add_method, key, serve, inline=inline, replace=replace, streams=streams
@@ -127,6 +130,10 @@ class HandlerRegistry:
         with self._lock:
             self._require_known(service)
             add()
+
+    def _is_told(self) -> bool:
+        with self._lock:
+            return self._registered_services() is not None
 
     def _require_known(self, service: str) -> None:
         """Services are registered as a connection begins: a gateway would not hear of a new one."""
@@ -187,6 +194,14 @@ class HandlerRegistry:
                     path, servicers, inline=False, replace=False, streams=path in streaming
                 )
             servicers.add_methods(methods)
+
+    def _add_sidecar(self, service: str, sidecar: Any) -> None:
+        """Have another server answer all that is called of a service, of whatever kind."""
+        self._refuse_fork()
+        with self._lock:
+            self._require_known(service)
+            self._handlers.add_service(service, sidecar, replace=False)
+            self._handlers.mixed_services.add(service)
 
     def _make_servicers(self) -> Servicers:
         """All servicers' one handler. Requires the lock."""

@@ -42,6 +42,7 @@ __all__ = [
     "name_of",
     "require_handler",
     "require_method_path",
+    "run_frames",
 ]
 
 logger = get_logger(__name__)
@@ -426,6 +427,10 @@ class Runs:
         ]
 
 
+run_frames = {Answering.answer.__code__}
+"""The code that calls handlers."""
+
+
 def handler_stack(thread: int) -> str | None:
     """What a handler is doing in ``thread``, as a traceback shows it: code, and no values.
 
@@ -437,7 +442,7 @@ def handler_stack(thread: int) -> str | None:
     frame = sys._current_frames().get(thread)
     while frame is not None:
         frames.append((frame, frame.f_lineno))
-        if frame.f_code is Answering.answer.__code__:  # beneath it all is the library's
+        if frame.f_code in run_frames:  # beneath it all is the library's
             stack = traceback.StackSummary.extract(reversed(frames), limit=-_DEEPEST)
             return "Stack (most recent call last):\n" + "".join(stack.format()).rstrip()
         frame = frame.f_back

@@ -125,6 +125,7 @@ class Line(SenderQueue):
             self._closed = True
             if self.streams is not None:
                 self.streams.lose("the connection ended")
+                self.streams = None  # nor is another one heard of here
             self._control.clear()  # heartbeats and a goodbye say nothing on another stream
             doubtful = [] if settled else self._sent.take(clock.with_suspend())
             self._give_up_answers(doubtful, settled)
@@ -188,6 +189,12 @@ class Line(SenderQueue):
         self._sending, self._messages, self._messages_bytes = answers, messages, size
         self.batches += 1  # or answers that leave one by one would look like one that is stuck
         return True
+
+    def take_streams(self, streams: Streams) -> None:
+        """Its gateway knows streams."""
+        assert self._lock.locked()
+        if not self._closed:
+            self.streams = streams
 
     def block(self, blocked: bool) -> None:
         """Whether the peer should send no more; the sender has to notice when it may again."""

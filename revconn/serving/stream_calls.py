@@ -17,8 +17,9 @@ A call is in the table of calls like any other, and ends once::
 
 from __future__ import annotations
 
-import itertools
+import enum
 import time
+import uuid
 from collections import deque
 from collections.abc import Iterable, Iterator
 from contextvars import Context
@@ -32,7 +33,9 @@ from revconn.logger import get_logger
 from revconn.messages import Request
 from revconn.runtime import clock
 from revconn.runtime.threads import BinarySemaphore
+from revconn.serving.handlers import run_frames
 from revconn.serving.line import Line
+from revconn.serving.workers import Backlog
 
 if TYPE_CHECKING:
     from revconn.serving.calls import Calls
@@ -87,13 +90,21 @@ class Behavior(Protocol):
         """What is raised where the handler waits for a message of a call that is over."""
 
 
+class _Stopped(enum.Enum):
+    """Why a call goes on later."""
+
+    AWAITS = enum.auto()  # its one message has not come
+    ASIDE = enum.auto()  # it may not send more
+    HAD_ITS_TURN = enum.auto()  # others wait for a worker
+
+
 class StreamRequest(Request):
     """A streaming call. Its ``payload`` is the caller's one message, if its method takes one."""
 
     __slots__ = (
         "_awaits", "_behavior", "_context", "_decode", "_has_ended", "_inbox", "_is_aside",
         "_is_over", "_is_reading", "_owner", "_reader", "_responses", "_since",
-        "_stream", "_unreturned",
+        "_stream", "_unreturned", "_why",
     )  # fmt: skip
 
     _awaits: bool  # its one message
@@ -111,16 +122,18 @@ class StreamRequest(Request):
     _since: float  # that it waits for a worker
     _stream: Stream
     _unreturned: int
+    _why: tuple[StatusCode, str]  # it is over, unless it was answered
 
     _is_streaming = True
 
     def messages(self) -> Iterator[bytes]:
         """The caller's messages, one after the other; waits for each.
 
-        Ends when the caller sends no more. Raises :class:`RequestError` when the call is over: its
-        caller gave up, say.
+        Of a method that takes one message, that one. Ends when the caller sends no more. Raises
+        :class:`RequestError` when the call is over: its caller gave up, say.
         """
-        return self._read()
+        behavior = self._behavior
+        return self._read() if behavior is None or behavior.reads else iter((self.payload,))
 
     def _read(self) -> _Messages:
         return _Messages(self)
@@ -203,22 +216,23 @@ class StreamCalls:
         self._queue: deque[StreamRequest] = deque()  # that wait for one
         self._to_run: list[StreamRequest] = []
         self._ended: list[Request] = []  # whose callbacks are to be called
-        self._numbers = itertools.count(1)
 
     # What comes: the receiving threads
 
-    def open_line(self, line: Line) -> None:
-        """The gateway of a line knows streams."""
-        number = next(self._numbers)
+    def open_line(self, line: Line, frame_limit: int) -> None:
+        """The gateway of a line knows streams, and takes messages of so many bytes."""
+        # Whatever a gateway passes on of others' ids, none of theirs is one of ours.
+        token = uuid.uuid4().hex
         streams = Streams(
             line.unpark,
-            accept=lambda stream, opening: self._accept(line, number, stream, opening),
+            accept=lambda stream, opening: self._accept(line, token, stream, opening),
             message_limit=LARGEST_MESSAGE,
             most_streams=_MOST_OPEN,
             most_held=self._most_held,
+            frame_limit=frame_limit,
         )
         with self._lock:
-            line.streams = streams
+            line.take_streams(streams)
 
     def take_in(self, line: Line, frames: Iterable[StreamFrame]) -> None:
         """Take in what a gateway says of its streams."""
@@ -231,13 +245,13 @@ class StreamCalls:
         for problem in problems:
             logger.debug("ignored %s", problem)
 
-    def _accept(self, line: Line, number: int, stream: Stream, opening: StreamOpening) -> None:
+    def _accept(self, line: Line, token: str, stream: Stream, opening: StreamOpening) -> None:
         request: StreamRequest = object.__new__(StreamRequest)
         replies = line.replies
         now = clock.with_suspend()
         timeout = opening.timeout_microseconds
         message = ForwardRequest(peer=opening.peer, metadata=opening.metadata)
-        request.request_id = f"{stream.id}@{number}"
+        request.request_id = f"{stream.id}@{token}"
         request.method = opening.method_path
         request.framed = False
         request._replies = replies
@@ -255,6 +269,7 @@ class StreamCalls:
         request._inbox = deque()
         request._has_ended = request._is_reading = request._is_aside = request._awaits = False
         request._is_over = False
+        request._why = StatusCode.CANCELLED, "the call is over"
         request._unreturned = 0
         request._reader = BinarySemaphore()
         request._responses = None
@@ -294,8 +309,12 @@ class StreamCalls:
     def cut_short(self, request: Any, code: StatusCode, reason: str) -> None:
         """It is out of the table: answer it with that."""
         self._calls._exempt -= 1
-        request._is_over = True
-        request._stream.cut_short(code, reason)
+        request._is_over, request._why = True, (code, reason)
+        # What it said before goes first, unless its caller does not take it.
+        if request._stream.room > 0:
+            request._stream.finish(code, reason)
+        else:
+            request._stream.cut_short(code, reason)
         self.interrupt(request)
 
     def _schedule(self, request: StreamRequest) -> None:
@@ -323,6 +342,7 @@ class StreamCalls:
 
     def broken_off(self, request: StreamRequest, code: StatusCode, reason: str) -> None:
         """The stream of a call is over: whoever runs or reads it is to notice."""
+        request._why = code, reason
         if self._leave(request, "cancelled"):
             self._ended.append(request)
             logger.debug("%r: %s, %s", request, code.name, reason)
@@ -369,6 +389,19 @@ class StreamCalls:
         request._reader.acquire()
         return True
 
+    @property
+    def waiting(self) -> int:
+        """How many calls wait for a worker."""
+        return len(self._queue)
+
+    def backlog(self, now: float) -> Backlog | None:
+        """The calls that wait for a worker, though not all workers are busy; ``None`` if none."""
+        with self._lock:
+            first = next((each for each in self._queue if not each._is_over), None)
+            if first is None:
+                return None
+            return Backlog(len(self._queue), now - first._since, self._most, 0)
+
     def return_credit(self, request: StreamRequest) -> None:
         """The caller may send as much again as was read."""
         cost, request._unreturned = request._unreturned, 0
@@ -381,7 +414,9 @@ class StreamCalls:
         goes_on = False
         try:
             step = self._begin if request._responses is None else self._produce
-            goes_on = request._context.run(step, request)
+            stopped = request._context.run(step, request)
+            # Not before its context was left: another worker may enter that at once.
+            goes_on = stopped is not None and not self._put_aside(request, stopped)
         except EndCall as end:
             self._close(request)
             self._finish(request, end.ending)
@@ -393,7 +428,15 @@ class StreamCalls:
 
     def strand(self, request: StreamRequest) -> None:
         """There is no worker for a call that was given a place, and has failed for that."""
-        self._leave_worker(None)
+        # Nor is there one for those that wait for a place: nobody is hired here, where an executor
+        # may be that is just being shut down.
+        with self._lock:
+            self._running -= 1
+            queued, self._queue = self._queue, deque()
+        for each in queued:
+            self._calls._fail(
+                each, StatusCode.UNAVAILABLE, "the service has no thread to run it in"
+            )
 
     def _leave_worker(self, again: StreamRequest | None) -> None:
         with self._lock:
@@ -406,10 +449,10 @@ class StreamCalls:
                 self._to_run.append(self._queue.popleft())
         self.follow_up()
 
-    def _begin(self, request: StreamRequest) -> bool:
-        """Call its handler, once there is what that takes; whether it goes on after others."""
+    def _begin(self, request: StreamRequest) -> _Stopped | None:
+        """Call its handler, once there is what that takes; why it goes on later, if it does."""
         if request._is_over:
-            return False
+            return None
         behavior = request._behavior
         if behavior is None:
             behavior = request._behavior = self._open_behavior(request)
@@ -418,7 +461,7 @@ class StreamCalls:
         if not behavior.reads:
             message = self._only_message(request)
             if message is None:
-                return False
+                return _Stopped.AWAITS
             argument = behavior.decode(message)
         try:
             answer = behavior.invoke(argument)
@@ -428,7 +471,7 @@ class StreamCalls:
             raise
         except Exception as error:  # noqa: BLE001 - whatever the application's code raises
             self._finish(request, behavior.failed(error, "calling application"))
-            return False
+            return None
         if behavior.yields:
             return self._produce(request)
         data = _bounded(behavior.encode(answer))
@@ -436,7 +479,7 @@ class StreamCalls:
             if not request._is_over:
                 request._stream.send(data)
         self._finish(request, behavior.ended())
-        return False
+        return None
 
     def _only_message(self, request: StreamRequest) -> bytes | None:
         """The caller's one message; ``None`` if it has not come: this goes on when it has."""
@@ -446,48 +489,58 @@ class StreamCalls:
                 request._stream.consume(len(message) + OVERHEAD)
                 return message
             if not (request._has_ended or request._is_over):
-                request._awaits = True
                 return None
         problem = f'"{request.method}" requires exactly one request message.'
         raise EndCall((StatusCode.UNIMPLEMENTED, problem, ()))
 
-    def _produce(self, request: StreamRequest) -> bool:
-        """Have it answer until it has ended, or may not send more; whether others have a turn."""
+    def _produce(self, request: StreamRequest) -> _Stopped | None:
+        """Have it answer; why it goes on later, if it does."""
         stream, behavior, responses = request._stream, request._behavior, request._responses
         encode, put, queue = behavior.encode, stream.queue.append, self._queue
         until = time.monotonic() + _SLICE
         while True:
             if request._is_over:
                 self._close(request)
-                return False
-            if stream.put >= stream.granted and self._put_aside(request):
-                return False
+                return None
+            if stream.put >= stream.granted:
+                return _Stopped.ASIDE
             try:
                 answer = next(responses)
             except StopIteration:
                 self._finish(request, behavior.ended())
-                return False
+                return None
+            except EndCall:
+                raise
             except Exception as error:  # noqa: BLE001 - whatever the application's code raises
                 self._finish(request, behavior.failed(error, "iterating responses"))
-                return False
+                return None
             data = _bounded(encode(answer))
+            if request._is_over:  # it ended itself, say
+                continue
             put(data)
             stream.put += len(data) + OVERHEAD
             if not stream.is_listed:
                 self._announce(request)
             if queue and time.monotonic() > until:
-                return True
+                return _Stopped.HAD_ITS_TURN
 
     def _announce(self, request: StreamRequest) -> None:
         with self._lock:
             if not request._is_over:
                 request._stream._streams.enlist(request._stream)
 
-    def _put_aside(self, request: StreamRequest) -> bool:
-        """Whether it waits, without a thread, until it may send more or is over."""
+    def _put_aside(self, request: StreamRequest, why: _Stopped) -> bool:
+        """Whether it waits, without a thread, until something happens that it waits for."""
         with self._lock:
-            request._is_aside = request._stream.room <= 0 and not request._is_over
-            return request._is_aside
+            if request._is_over:
+                return False
+            if why is _Stopped.AWAITS:
+                request._awaits = not (request._inbox or request._has_ended)
+                return request._awaits
+            if why is _Stopped.ASIDE:
+                request._is_aside = request._stream.room <= 0
+                return request._is_aside
+            return False
 
     def _close(self, request: StreamRequest) -> None:
         """Its handler does not go on: what it holds open is closed now, not when it is found."""
@@ -506,6 +559,7 @@ class StreamCalls:
             if self._leave(request, "answered"):
                 request._stream.finish(*ending)
                 self._ended.append(request)
+                self.wake(request)  # a thread of the application's may be reading
 
     def send_initial(self, request: StreamRequest, metadata: Metadata) -> None:
         """Metadata that goes before the answer."""
@@ -519,3 +573,6 @@ def _bounded(data: bytes) -> bytes:
         problem = f"a message of {len(data):,} bytes exceeds the {LARGEST_MESSAGE:,} of any"
         raise EndCall((StatusCode.RESOURCE_EXHAUSTED, problem, ()))
     return data
+
+
+run_frames.add(StreamCalls.run.__code__)

@@ -133,7 +133,7 @@ class _Plain:
 
     def interrupted(self) -> Exception:
         """The call is over."""
-        return RequestError(StatusCode.CANCELLED, "the call is over")
+        return RequestError(*self._request._why)
 
 
 def _ending_of(response: Response) -> Ending:

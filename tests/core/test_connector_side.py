@@ -11,9 +11,10 @@ from revconn._proto.registry_pb2 import (
     ForwardRequest,
     ForwardResponse,
     Heartbeat,
+    StreamFrame,
 )
-from revconn.core.connection import Phase, Terms
-from revconn.core.connector_side import Due
+from revconn.core.connection import STREAMS, Phase, Terms
+from revconn.core.connector_side import ConnectorConnection, Due
 from revconn.core.liveness import Prober, Verdict
 from revconn.core.status import ProtocolError
 from tests.support.connections import (
@@ -433,3 +434,42 @@ def test_before_the_registration_and_after_the_end_nothing_is_due(made) -> None:
     connection = made()
     assert connection.due() is None
     assert connection.tick(1e9, 0.0) == Due()
+
+
+# Streams
+
+
+def test_frames_of_streams_are_heard_where_the_gateway_knows_streams() -> None:
+    frames = [StreamFrame(stream_id=number, messages=[b"x"]) for number in (1, 2)]
+    batch = [ConnectionMessage(stream=frame).SerializeToString() for frame in frames]
+    inbound = agreed(ready(), STREAMS).receive([batch[0], request(), batch[1]])
+    assert inbound.streams == frames
+    assert ids(inbound) == ["r1"]
+    assert said(ready().receive(batch)) == {}
+
+
+# What is worth a line
+
+
+def test_who_comes_to_log_while_another_does_leaves_the_lines_to_that_one(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connection = ready()
+    caplog.set_level(logging.DEBUG)
+    kinds = ConnectionMessage(register=ConnectionRegister()), ConnectionMessage()
+    batch = [each.SerializeToString() for each in kinds]
+    ConnectorConnection.receive(connection, batch, 0.0)
+    waiting = len(connection._lines)
+    assert waiting > 1
+    emit = caplog.handler.emit
+    emitted: list[logging.LogRecord] = []
+
+    def emits(record: logging.LogRecord) -> None:
+        connection.log()
+        emitted.append(record)
+        emit(record)
+
+    monkeypatch.setattr(caplog.handler, "emit", emits)
+    connection.log()
+    assert len(emitted) == waiting
+    assert not connection._lines

@@ -19,9 +19,10 @@ from revconn._proto.registry_pb2 import (
     ForwardResponse,
     Heartbeat,
     ResponseStreamInfo,
+    StreamFrame,
     SubscriptionRequest,
 )
-from revconn.core.connection import CANCEL, Phase
+from revconn.core.connection import CANCEL, STREAMS, Phase
 from revconn.core.gateway_side import (
     End,
     FromConnector,
@@ -29,6 +30,7 @@ from revconn.core.gateway_side import (
     GatewayLiveness,
     Goodbye,
 )
+from revconn.core.rope import Rope
 from revconn.core.status import ProtocolError, StatusCode
 from tests.support.connections import DISCONNECTED, ERROR, cancel, request, status
 
@@ -168,6 +170,24 @@ def test_what_others_act_on_keeps_its_order() -> None:
     ]
     inbound = ready(CANCEL).receive([each.SerializeToString() for _, each in said], 0.0)
     assert [(kind, message) for kind, message, _ in inbound.rest] == said
+
+
+def test_frames_of_streams_are_heard_of_who_knows_streams_in_their_order_with_the_rest() -> None:
+    frame = ConnectionMessage(stream=StreamFrame(stream_id=1, messages=[b"x"]))
+    call = ConnectionMessage(request=ForwardRequest(request_id="r1"))
+    batch = [each.SerializeToString() for each in (frame, call, frame)]
+    inbound = ready(STREAMS).receive(batch, 0.0)
+    assert [message for _, message, _ in inbound.rest] == [frame, call, frame]
+    inbound = ready().receive(batch, 0.0)
+    assert [message for _, message, _ in inbound.rest] == [call]
+    assert len(inbound.ignored) == 2
+
+
+def test_a_message_may_come_in_pieces() -> None:
+    frame = ConnectionMessage(stream=StreamFrame(stream_id=1, messages=[b"x"]))
+    data = frame.SerializeToString()
+    inbound = ready(STREAMS).receive([Rope([data[:3], data[3:]])], 0.0)
+    assert [message for _, message, _ in inbound.rest] == [frame]
 
 
 def test_before_the_first_heartbeat_nothing_is_like_the_last_one() -> None:

@@ -8,9 +8,11 @@ from hypothesis import strategies as st
 
 from revconn._proto.registry_pb2 import ForwardRequest, MetadataEntry
 from revconn.core.metadata import (
+    application_metadata,
     bounded,
     encode_extension,
     headers_from_metadata,
+    headers_size,
     invocation_metadata,
     metadata_from_entries,
     metadata_from_headers,
@@ -188,3 +190,19 @@ def test_entries_that_grpc_would_refuse_are_left_out() -> None:
         MetadataEntry(key="Kept", value=b" 1 "),
     ]
     assert metadata_from_entries(entries) == (("kept", "1"),)
+
+
+def test_a_calls_metadata_without_the_transports_own_is_the_applications() -> None:
+    metadata = [
+        ("te", "trailers"),
+        ("a", "1"),
+        ("grpc-timeout", "1S"),
+        ("b-bin", b"\0"),
+        ("a", "2"),
+    ]
+    assert application_metadata(metadata) == (("a", "1"), ("b-bin", b"\0"), ("a", "2"))
+
+
+def test_headers_are_as_large_as_http_2_counts_them() -> None:
+    assert headers_size({}) == 0
+    assert headers_size({"a": "123", "bc": ""}) == 4 + 32 + 2 + 32

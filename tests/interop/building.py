@@ -63,7 +63,8 @@ def build(what: Sources) -> None:
 
 
 def _make_go() -> None:
-    _go_build("client", "./client", HERE / "go")
+    for program in ("client", "streamclient", "streamconnector"):
+        _go_build(program, f"./{program}", HERE / "go")
     _go_build("connector", "./guideclient", BENCHMARKS)
     _go_build("thingateway", "./thingateway", BENCHMARKS)
 

@@ -36,6 +36,7 @@ class Scene:
         connector.add_method(DOWN, self.down)
         connector.add_method(UP, self.up, kind="client_streaming")
         connector.add_method(ECHO, self.echo, kind="bidirectional_streaming")
+        connector.add_method("/a.B/Slow", self.slow, kind="client_streaming")
         connector.add_method(SAY, lambda request: request.payload)
         stack.enter_context(connector)
         connector.wait_ready(TIMEOUT)
@@ -60,6 +61,11 @@ class Scene:
     def up(self, request: Request) -> bytes:
         """Count what comes."""
         return b"%d" % sum(1 for _ in self._read(request))
+
+    def slow(self, request: Request) -> bytes:
+        """Count what comes, but not before it may end."""
+        self.may_end.wait(TIMEOUT)
+        return b"%d" % sum(1 for _ in request.messages())
 
     def echo(self, request: Request) -> Iterator[bytes]:
         """Send back what comes."""
@@ -126,9 +132,12 @@ KINDS = ["down", "up", "echo"]
 HEARD = {"down": "closed", "up": "CANCELLED", "echo": "CANCELLED"}
 
 
-def assert_handler_ended(scene: Scene, kind: str) -> None:
+def assert_handler_ended(scene: Scene, kind: str, *others: str) -> None:
     assert scene.ended.acquire(timeout=TIMEOUT)
-    eventually(lambda: sorted(scene.ends) == sorted(["called back", HEARD[kind]]))
+    heard = {HEARD[kind], *others}
+    eventually(lambda: len(scene.ends) == 2)
+    assert "called back" in scene.ends
+    assert heard & {*scene.ends}
     eventually(lambda: scene.held == 0)
     assert scene.connector.stats()["in_flight"] == 0
     assert scene.say() == b"hi"
@@ -148,7 +157,8 @@ def test_a_deadline_ends_the_call_and_the_handler(scene: Callable[..., Scene], k
     here = scene()
     call = here.open(kind, timeout=0.5)
     assert outcome(call, kind)[0] is grpc.StatusCode.DEADLINE_EXCEEDED
-    assert_handler_ended(here, kind)
+    # Its own clock, or the gateway's word.
+    assert_handler_ended(here, kind, "DEADLINE_EXCEEDED")
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -263,14 +273,7 @@ def test_streams_that_wait_for_messages_leave_unary_calls_some_workers(
 
 def test_a_handler_that_does_not_read_holds_its_caller_back(scene: Callable[..., Scene]) -> None:
     here = scene()
-    release, read, sent = threading.Event(), [], 0
-
-    def slow(request: Request) -> bytes:
-        release.wait(TIMEOUT)
-        read.extend(map(len, request.messages()))
-        return b"%d" % len(read)
-
-    here.connector.add_method("/a.B/Slow", slow, kind="client_streaming")
+    sent = 0
 
     def requests() -> Iterator[bytes]:
         nonlocal sent
@@ -278,14 +281,9 @@ def test_a_handler_that_does_not_read_holds_its_caller_back(scene: Callable[...,
             sent += 1
             yield b"x" * 50_000
 
-    # Which methods stream a gateway is told with the connection: this one is new there.
-    (connection,) = here.gateway._thread._serving.registry.connections  # type: ignore[union-attr]
-    registry = here.gateway._thread._serving.registry  # type: ignore[union-attr]
-    registry.streaming["/a.B/Slow"] += 1
-    connection.streaming |= {"/a.B/Slow"}
     call = here.channel.stream_unary("/a.B/Slow").future(requests(), timeout=TIMEOUT)
     pause = threading.Event()
     pause.wait(1.0)  # nothing tells that nothing more is sent
     assert sent < 200
-    release.set()
+    here.may_end.set()
     assert call.result(TIMEOUT) == b"400"

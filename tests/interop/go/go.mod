@@ -6,7 +6,12 @@ require (
 	google.golang.org/genproto/googleapis/rpc v0.0.0-20260120221211-b8f7ae30c516
 	google.golang.org/grpc v1.80.0
 	google.golang.org/protobuf v1.36.11
+	revconn/benchmarks v0.0.0
 )
+
+// What protoc makes of protos/registry.proto. build/interop/grpcurl, into which this file is copied,
+// is as deep.
+replace revconn/benchmarks => ../../../benchmarks/go
 
 require (
 	github.com/BurntSushi/toml v1.1.0 // indirect

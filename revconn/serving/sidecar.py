@@ -1,0 +1,179 @@
+"""Calls passed on to a gRPC server beside this process, whatever it is written in.
+
+Nothing of a message is looked at: no schema is needed, and all four kinds of methods pass, with
+metadata, deadlines and statuses.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import grpc
+
+from revconn.core.metadata import Metadata, application_metadata
+from revconn.core.status import StatusCode, http_status
+from revconn.logger import get_logger
+from revconn.messages import Request, Response
+from revconn.serving.stream_calls import EndCall, Ending, StreamRequest
+from revconn.serving.streaming_handlers import Opener
+
+__all__ = ["Sidecar"]
+
+logger = get_logger(__name__)
+
+# A server that was restarted is found again within a second, not within grpc's two minutes.
+_OPTIONS = (
+    ("grpc.max_receive_message_length", -1),
+    ("grpc.max_send_message_length", -1),
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 1000),
+    ("grpc.max_metadata_size", 64 << 10),
+    ("grpc.use_local_subchannel_pool", 1),
+)
+
+
+class Sidecar(Opener):
+    """A handler that passes calls on to one ``target``. Thread-safe.
+
+    :param target: ``host:port`` or ``unix:path`` of a gRPC server.
+    :param credentials: for TLS; ``None`` is plaintext.
+    """
+
+    def __init__(self, target: str, credentials: grpc.ChannelCredentials | None = None) -> None:
+        self.target = target
+        # Not before the first call: a channel that was made before a fork is of no use after it.
+        self._credentials = credentials
+        self._channel: grpc.Channel | None = None
+
+    @property
+    def channel(self) -> grpc.Channel:
+        """To the target."""
+        if self._channel is None:  # of two threads that make one each, one is not used
+            if self._credentials is None:
+                self._channel = grpc.insecure_channel(self.target, _OPTIONS)
+            else:
+                self._channel = grpc.secure_channel(self.target, self._credentials, _OPTIONS)
+        return self._channel
+
+    def close(self) -> None:
+        """Close the connection to the target."""
+        if self._channel is not None:
+            self._channel.close()
+
+    def __call__(self, request: Request) -> Response:
+        """Pass on a call that came as one message."""
+        method: Any = self.channel.unary_unary(_path(request))
+        call = method.future(
+            request.payload, timeout=request.time_remaining(), metadata=_metadata(request)
+        )
+        request.add_callback(call.cancel)  # its caller gave up
+        error = call.exception()
+        code, message, trailing = self._ending(call)
+        if error is None:
+            response = Response(call.result())
+        else:
+            headers = {"grpc-status": str(int(code))}
+            response = Response(status=http_status(code), headers=headers, error=message)
+        initial = _carried(call.initial_metadata())
+        return response._with_metadata(initial, trailing, told=bool(request.peer))
+
+    def open(self, request: StreamRequest) -> _Forwarded:
+        """Pass on a streaming call."""
+        return _Forwarded(self, request)
+
+    def _ending(self, call: Any) -> Ending:
+        code, details = StatusCode(call.code().value[0]), call.details() or ""
+        if code is StatusCode.UNAVAILABLE:
+            logger.debug("%s: %s", self.target, details)
+        return code, details, _carried(call.trailing_metadata())
+
+
+class _Forwarded:
+    """One streaming call, of whatever kind: messages to the target, and messages back."""
+
+    reads = yields = True
+
+    def __init__(self, sidecar: Sidecar, request: StreamRequest) -> None:
+        self._sidecar = sidecar
+        self._request = request
+        self._ending: Ending = (StatusCode.OK, "", ())
+
+    def invoke(self, argument: Any) -> Iterator[bytes]:
+        """Begin the call at the target."""
+        request = self._request
+        method: Any = self._sidecar.channel.stream_stream(_path(request))
+        call = method(
+            _quietly(argument), timeout=request.time_remaining(), metadata=_metadata(request)
+        )
+        request.add_callback(call.cancel)
+        return self._answers(call)
+
+    def _answers(self, call: Any) -> Iterator[bytes]:
+        is_open = False
+        try:
+            for message in call:
+                if not is_open:
+                    is_open = True
+                    self._begin(call)
+                yield message
+        except grpc.RpcError:
+            pass  # the status says it
+        finally:
+            call.cancel()  # unless it has ended
+        if not is_open:
+            self._begin(call)
+        self._ending = self._sidecar._ending(call)
+        if self._ending[0] is not StatusCode.OK:
+            raise EndCall(self._ending)
+
+    def _begin(self, call: Any) -> None:
+        initial = _carried(call.initial_metadata())
+        if initial:
+            self._request._owner.send_initial(self._request, initial)
+
+    def decode(self, message: bytes) -> bytes:
+        """As it is."""
+        return message
+
+    def encode(self, answer: bytes) -> bytes:
+        """As it is."""
+        return answer
+
+    def ended(self) -> Ending:
+        """As the target has it."""
+        return self._ending
+
+    def failed(self, error: Exception, doing: str) -> Ending:
+        """The call could not be made."""
+        logger.exception("%r: it could not be passed on to %s", self._request, self._sidecar.target)
+        return StatusCode.INTERNAL, "the call could not be passed on", ()
+
+    def interrupted(self) -> Exception:
+        """Nobody waits for the rest."""
+        return EndCall((StatusCode.CANCELLED, "the call is over", ()))
+
+
+def _quietly(messages: Iterator[bytes]) -> Iterator[bytes]:
+    """What the caller sends. It ends where the call is over: grpc would log what is raised."""
+    try:
+        yield from messages
+    except EndCall:
+        return
+
+
+def _path(request: Request) -> str:
+    return f"/{request.method.removeprefix('/')}"
+
+
+def _metadata(request: Request) -> Metadata:
+    return application_metadata(request._metadata())
+
+
+def _carried(metadata: Any) -> Metadata:
+    return tuple(
+        (key, value)
+        for key, value in application_metadata(tuple(map(tuple, metadata or ())))
+        if isinstance(value, bytes) or value.isascii()
+    )
