@@ -513,6 +513,17 @@ def test_a_piece_follows_messages_in_their_frame_and_the_next_has_its_rest(pair:
     assert [frame.half_close for frame in rest if frame.stream_id == 1] == [True]
 
 
+def test_a_message_of_no_more_than_a_turn_goes_whole(pair: Pair) -> None:
+    asked, _ = pair.opened()
+    other, _ = pair.opened()
+    asked.send(b"x")
+    asked.send(b"y" * TURN)
+    asked.send(b"z")
+    other.send(b"z")
+    first, *_ = taken(pair.asking, 1 << 20)
+    assert list(map(len, first.messages)) == [1, TURN]
+
+
 def test_a_frame_that_is_full_begins_no_piece(pair: Pair) -> None:
     asked, _ = pair.opened()
     pair.ask()  # it is not alone
@@ -861,6 +872,7 @@ def test_large_messages_of_all_streams_are_held_within_one_budget(frame_limit: i
 
 def test_what_cannot_come_in_pieces_needs_no_room_beside_the_window() -> None:
     pair = Pair(reads=False, most_held=0)
+    pair.answering.grown = core._MOST_WINDOWS  # no window grows
     asked, _ = pair.opened()
     asked.send(b"x" * (WINDOW - 1000))
     asked.send(b"y" * min(TURN, 16_000))

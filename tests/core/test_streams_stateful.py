@@ -10,7 +10,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from revconn.core import streams as core
 from revconn.core.status import StatusCode
-from revconn.core.streams import OVERHEAD, TURN, WINDOW, Stream, Streams
+from revconn.core.streams import TURN, WINDOW, Stream, Streams
 from tests.core.test_streams import Heard, Pair, message_of
 
 SIZES = st.sampled_from([0, 1, 1000, 5000, 30_000, TURN + 1, 2 * WINDOW, 300_000])
@@ -26,7 +26,6 @@ class TwoEnds(RuleBasedStateMachine):
         self.pair = Pair(reads=False, frame_limit=frame_limit, most_streams=most)
         self.sent: defaultdict[tuple[bool, int], list[bytes]] = defaultdict(list)
         self.given_up: set[int] = set()
-        self.lost = False
 
     def ends(self, asks: bool) -> tuple[Streams, dict[int, Heard]]:
         if asks:
@@ -161,11 +160,6 @@ class TwoEnds(RuleBasedStateMachine):
             if number not in self.given_up:
                 assert caller.status is not None
                 assert caller.messages == self.sent[False, number]
-                assert cost_of(caller.messages) == cost_of(self.sent[False, number])
-
-
-def cost_of(messages: list[bytes]) -> int:
-    return sum(len(message) + OVERHEAD for message in messages)
 
 
 TestTwoEnds = TwoEnds.TestCase

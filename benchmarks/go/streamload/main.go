@@ -39,7 +39,7 @@ func (raw) Unmarshal(data mem.BufferSlice, v any) error {
 
 var (
 	target  = flag.String("target", "", "host:port")
-	mode    = flag.String("mode", "down", "down, up, echo, pingpong or unary")
+	mode    = flag.String("mode", "down", "down, up, echo, pingpong, unary or stall")
 	size    = flag.Int("size", 64, "bytes of a message")
 	streams = flag.Int("streams", 1, "at once")
 	seconds = flag.Float64("seconds", 1, "that it takes")
@@ -61,13 +61,20 @@ var (
 func main() {
 	flag.Parse()
 	encoding.RegisterCodecV2(raw{})
-	largest := grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(64<<20), grpc.MaxCallSendMsgSize(64<<20))
-	connection, err := grpc.NewClient(*target, grpc.WithTransportCredentials(insecure.NewCredentials()), largest)
+	options := []grpc.DialOption{
+		grpc.WithTransportCredentials(insecure.NewCredentials()),
+		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(64<<20), grpc.MaxCallSendMsgSize(64<<20)),
+	}
+	if *mode == "stall" {
+		// Windows that do not grow: what nobody reads is not to fill this process instead.
+		options = append(options, grpc.WithInitialWindowSize(1<<16), grpc.WithInitialConnWindowSize(1<<28))
+	}
+	connection, err := grpc.NewClient(*target, options...)
 	if err != nil {
 		log.Fatal(err)
 	}
 	run := map[string]func(context.Context, *grpc.ClientConn) error{
-		"down": down, "up": up, "echo": echo, "pingpong": pingpong, "unary": unary,
+		"down": down, "up": up, "echo": echo, "pingpong": pingpong, "unary": unary, "stall": stall,
 	}[*mode]
 	if run == nil {
 		log.Fatalf("no mode %q", *mode)
@@ -129,6 +136,23 @@ func down(ctx context.Context, connection *grpc.ClientConn) error {
 		}
 		count.Add(1)
 	}
+}
+
+// stall asks for messages and reads none.
+func stall(ctx context.Context, connection *grpc.ClientConn) error {
+	stream, err := open(ctx, connection, "Down")
+	if err != nil {
+		return err
+	}
+	request := []byte(fmt.Sprint(*size))
+	if err := stream.SendMsg(&request); err != nil {
+		return err
+	}
+	if err := stream.CloseSend(); err != nil {
+		return err
+	}
+	<-ctx.Done()
+	return ctx.Err()
 }
 
 func up(ctx context.Context, connection *grpc.ClientConn) error {
