@@ -38,10 +38,10 @@ from revconn.core.connection import (
     no_message,
 )
 from revconn.core.liveness import PROBE_METHOD, ConnectorLiveness, Prober, Verdict
-from revconn.core.requests import REQUEST_TAG, split_request
+from revconn.core.requests import REQUEST_TAG, STREAM_TAG, split_frame, split_request
 from revconn.core.rope import ROPE_BYTES, Data
 from revconn.core.status import ProtocolError, is_success
-from revconn.core.streams import STREAM_TAG
+from revconn.core.streams import Large
 from revconn.logger import Mask, Reminders, SafeLogger, get_logger, presentable
 
 __all__ = ["Arrival", "ConnectorConnection", "Due", "FromGateway", "Probed", "Streaming"]
@@ -51,7 +51,7 @@ logger = get_logger(__name__)
 _LONGEST_QUOTE = 200  # characters of a gateway's words in one line of the log
 _MOST_ASKED = 10_000  # calls of its own that are remembered
 _PROBE_END = -len(PROBE_METHOD)
-_WORTH_SPLITTING = 1 << 17  # bytes: copying such a payload takes longer than finding it
+_WORTH_SPLITTING = 1 << 16  # bytes: copying such a payload takes longer than finding it
 
 # Compared by identity, which costs a batch no call: up to Python 3.10 it is one of Python's to look
 # a member of an Enum up, and its hash is one everywhere.
@@ -127,7 +127,7 @@ class FromGateway:
     answers: list[bytes]
     probed: list[Probed]
     probes: list[bytes]
-    streams: list[StreamFrame]
+    streams: list[tuple[StreamFrame, Large | None]]
     connection_id: str | None
     is_rare: bool
     end: ProtocolError | str | None
@@ -345,7 +345,7 @@ class ConnectorConnection(Connection):
         # is for what is rare. (A call of Python's would cost as much as decoding does.)
         for arrived in batch:
             size = len(arrived)
-            if size > _WORTH_SPLITTING and self._receive_large(arrived, requests):
+            if size > _WORTH_SPLITTING and self._receive_large(arrived, inbound):
                 continue
             # Below that none is a rope, and bytes() would be one more call.
             data: bytes = arrived if size < ROPE_BYTES else bytes(arrived)  # type: ignore[assignment]
@@ -369,7 +369,7 @@ class ConnectorConnection(Connection):
                     requests.append((request, request_id, method, None, size))
                     continue
             elif data[:2] == STREAM_TAG and STREAMS in self.features:
-                streams.append(message.stream)
+                streams.append((message.stream, None))
                 continue
             try:
                 self._receive_rare(message, data, inbound)
@@ -387,8 +387,14 @@ class ConnectorConnection(Connection):
             self._liveness.prober.heard()
         return inbound
 
-    def _receive_large(self, data: Data, requests: list[Arrival]) -> bool:
-        """Take in a large request for a handler; false for all else."""
+    def _receive_large(self, data: Data, inbound: FromGateway) -> bool:
+        """Take in a large request for a handler, or a frame with a large message; or neither."""
+        if data[0] == STREAM_TAG[0]:
+            frame = split_frame(data) if STREAMS in self.features else None
+            if frame is not None:
+                inbound.streams.append((frame[0].stream, frame[1]))
+            return frame is not None
+        requests = inbound.requests
         apart = split_request(data)
         if apart is None or not _is_for_handler(apart[0]):
             return False

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 from revconn._proto.registry_pb2 import (
     CancelRequest,
@@ -25,7 +25,7 @@ from revconn.core.connection import (
     is_possible_id,
     no_message,
 )
-from revconn.core.requests import split_response
+from revconn.core.requests import STREAM_TAG, split_frame, split_response
 from revconn.core.rope import Data, Rope
 from revconn.core.status import StatusCode
 from revconn.logger import get_logger, level_check
@@ -71,6 +71,7 @@ class FromConnector:
     :ivar responses: to requests, or chunks of them, in the order in which they came; each with the
         message that it came in, and, if it is large, its payload: then it is not in the response.
     :ivar rest: all else that is for others to act on, in order: each with its kind, which is
+        ``stream`` (then its large message or piece follows, if that is apart),
         ``request``, ``cancel``, ``event`` or ``subscription``, and as it came.
     :ivar ignored: what was said in vain, for a log; what a peer can vary as it likes is the second.
     :ivar goodbye: it is leaving; heard once.
@@ -83,7 +84,7 @@ class FromConnector:
 
     registration: ConnectionRegister | None
     responses: list[tuple[ForwardResponse, Data, memoryview | Rope | None]]
-    rest: list[tuple[str, ConnectionMessage, bytes]]
+    rest: list[tuple[str, ConnectionMessage, Any]]
     ignored: list[tuple[str, str]]
     goodbye: Goodbye | None
     too_large: Data | None
@@ -280,6 +281,11 @@ class GatewayConnection(Connection):
                 self._take(Step.VIOLATE)
                 break
             if size > _LARGE and self.established:
+                if data[0] == STREAM_TAG[0] and STREAMS in self.features:
+                    frame = split_frame(data)
+                    if frame is not None:
+                        rest.append(("stream", *frame))
+                        continue
                 parts = split_response(data)
                 if parts is not None:
                     responses.append((parts[0], data, parts[1]))
@@ -301,7 +307,7 @@ class GatewayConnection(Connection):
             if kind == "response":
                 responses.append((message.response, data, None))
             elif kind == "stream" and STREAMS in self.features and self.established:
-                rest.append((kind, message, b""))
+                rest.append((kind, message, None))
             elif kind == "request" and is_possible_id(message.request.request_id):
                 rest.append((kind, message, data))
             else:

@@ -9,10 +9,12 @@ from revconn.core.rope import Data, Rope
 
 __all__ = [
     "REQUEST_TAG",
+    "STREAM_TAG",
     "cut_extension",
     "encode_request",
     "encode_varint",
     "forward_request",
+    "split_frame",
     "split_request",
     "split_response",
 ]
@@ -29,6 +31,10 @@ _OTHERS = {
 # Of the fields 101 and 102: what feature "metadata" adds to either, in tags of two bytes.
 _EXTENSIONS = (0xAA, 0xB2)
 _EXTENSION = 0x06
+STREAM_TAG = b"\xaa\x06"
+"""With which a ConnectionMessage begins that holds a frame of a stream, and no other."""
+
+_LEAST_LARGE = 16 << 10  # bytes of a message, or a piece, that is worth not to be copied
 _MOST_FIELDS = 100  # each is a few steps of Python: a message of nothing else would take seconds
 _LONGEST_VARINT = 5  # bytes
 
@@ -48,6 +54,82 @@ def split_response(data: Data) -> tuple[ForwardResponse, memoryview | Rope] | No
     """The same of a response that is one message, and no chunk; its payload is not even copied."""
     parts = _split(data, _RESPONSE_TAG)
     return None if parts is None else (parts[0].response, parts[1])
+
+
+def split_frame(data: Data) -> tuple[ConnectionMessage, memoryview | Rope] | None:
+    """The frame of a stream in a ``ConnectionMessage``, without its one message or piece, and that.
+
+    ``None`` for one with several of them, or none, or one that is unusual: protobuf decodes all
+    there are.
+    """
+    try:
+        size, start = _varint(data, len(STREAM_TAG))
+        if start + size != len(data):
+            return None
+        found = _find_large(data, start)
+        if found is None:
+            return None
+        field, begin, end, after, missing = found
+        if missing is None:
+            kept = b""
+        else:
+            piece = b"\x10" + encode_varint(missing)
+            kept = b"\x2a" + encode_varint(len(piece)) + piece
+        if isinstance(data, Rope):
+            rest = bytes(data.cut(start, field)) + kept + bytes(data.cut(after, len(data)))
+            large: memoryview | Rope = data.cut(begin, end)
+        else:
+            rest = data[start:field] + kept + data[after:]
+            large = memoryview(data)[begin:end]
+        if end - begin < len(data) // 2:
+            large = memoryview(bytes(large))
+        return ConnectionMessage.FromString(STREAM_TAG + encode_varint(len(rest)) + rest), large
+    except Exception:  # noqa: BLE001 - cut short, or what protobuf raises, which will tell
+        return None
+
+
+def _find_large(data: Data, at: int) -> tuple[int, int, int, int, int | None] | None:
+    """Where the only field begins that is large, its bytes, and where it ends; and what is missing.
+
+    That is a number for a piece, ``None`` for a message.
+    """
+    found: tuple[int, int, int, int, int | None] | None = None
+    for _ in range(_MOST_FIELDS):
+        if at == len(data):
+            return found
+        field, tag = at, data[at]
+        size, begin = _varint(data, at + 1)
+        if tag in (0x08, 0x30, 0x48):  # stream_id, half_close, credit
+            at = begin
+            continue
+        at = begin + size
+        if at > len(data):
+            return None
+        if tag == 0x22 or (tag == 0x2A and size):
+            if found is not None or size < _LEAST_LARGE:
+                return None
+            found = _find_piece(data, field, begin, at) if tag == 0x2A else (
+                field, begin, at, at, None
+            )  # fmt: skip
+            if found is None:
+                return None
+    return None
+
+
+def _find_piece(
+    data: Data, field: int, at: int, end: int
+) -> tuple[int, int, int, int, int | None] | None:
+    """The same, of a piece between ``at`` and ``end``: its data first, as we write it."""
+    if data[at] != 0x0A:
+        return None
+    size, begin = _varint(data, at + 1)
+    last = begin + size
+    if last == end:
+        return field, begin, last, end, 0
+    if last > end or data[last] != 0x10:
+        return None
+    missing, stop = _varint(data, last + 1)
+    return (field, begin, last, end, missing) if stop == end else None
 
 
 def _split(data: Data, tag: int) -> tuple[ConnectionMessage, memoryview | Rope] | None:

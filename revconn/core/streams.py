@@ -20,7 +20,8 @@ messages into a stream's ``queue`` without that guard, as long as nobody else do
 from __future__ import annotations
 
 from collections import deque
-from typing import Callable
+from collections.abc import Sequence
+from typing import Callable, Union
 
 from google.protobuf.message import Message
 
@@ -29,21 +30,21 @@ from revconn._proto.registry_pb2 import (
     StreamFrame,
     StreamMetadata,
     StreamOpening,
-    StreamPiece,
     StreamStatus,
 )
 from revconn.core.metadata import Metadata, entries_of, pairs_of
-from revconn.core.requests import encode_varint
-from revconn.core.rope import Data, Piece, Rope
+from revconn.core.requests import STREAM_TAG, encode_varint
+from revconn.core.rope import ROPE_BYTES, Data, Piece, Rope
 from revconn.core.status import StatusCode
 from revconn.logger import encodable
 
 __all__ = [
     "OVERHEAD",
-    "STREAM_TAG",
     "WINDOW",
     "Answered",
+    "Large",
     "Listener",
+    "Received",
     "Stream",
     "Streams",
 ]
@@ -69,11 +70,14 @@ _OVERDRAWN = "sent more than it was allowed"
 _TRUNCATED = "ended in the middle of a message"
 
 # Tags of registry.proto: ConnectionMessage.stream, and of StreamFrame what is encoded by hand.
-STREAM_TAG = b"\xaa\x06"
-"""With which a ConnectionMessage begins that holds a frame of a stream, and no other."""
 _ID, _OPENING, _INITIAL, _MESSAGE, _PIECE = b"\x08", b"\x12", b"\x1a", b"\x22", b"\x2a"
 _HALF_CLOSE, _STATUS, _CANCEL, _CREDIT = b"\x30\x01", b"\x3a", b"\x42", b"\x48"
 _SHORT = [_MESSAGE + encode_varint(size) for size in range(1024)]
+
+
+Large = Union[memoryview, Rope]
+Received = Union[bytes, memoryview, Rope]
+"""A message that came; a large one in the pieces that it came in."""
 
 
 class Listener:
@@ -84,7 +88,7 @@ class Listener:
     def take_initial(self, metadata: Metadata) -> None:
         """The answer's initial metadata has come."""
 
-    def take(self, messages: list[bytes], *, ended: bool) -> None:
+    def take(self, messages: list[Received], *, ended: bool) -> None:
         """Messages have come; ``ended``: the caller sends no more."""
         raise NotImplementedError
 
@@ -140,7 +144,7 @@ class Stream:
         self.returned = 0  # consumed, and not given back yet
         self._credit = 0  # to be given back
         self.has_ended = False  # the other end says no more
-        self._parts: list[bytes] = []
+        self._parts: list[bytes | Large] = []
         self.missing = 0
 
     @property
@@ -233,12 +237,12 @@ class Stream:
 
     # One frame
 
-    def encode(self, most: int) -> bytes:
+    def encode(self, most: int) -> Data:
         """The next frame; its messages are about ``most`` bytes at most. Empty if there is none."""
         if self.is_over:
             word, self._last_word = self._last_word, None
             return self._framed(word) if word else b""
-        parts: list[Data] = []
+        parts: list[Data | memoryview] = []
         if self._opening is not None:
             parts += (_OPENING, *_sized(self._opening))
             self._opening = None
@@ -257,7 +261,7 @@ class Stream:
             self._credit = 0
         return self._framed(parts) if parts else b""
 
-    def _put_messages(self, parts: list[Data], most: int) -> int:
+    def _put_messages(self, parts: list[Data | memoryview], most: int) -> int:
         """Whole messages, the last of which may be too large; how many bytes are left."""
         queue, sent, granted, turn = self.queue, self._sent, self.granted, self._streams.turn
         while queue and sent < granted and most > 0:
@@ -275,10 +279,11 @@ class Stream:
         self._sent = sent
         return most
 
-    def _put_piece(self, parts: list[Data], message: Data, most: int) -> None:
+    def _put_piece(self, parts: list[Data | memoryview], message: Data, most: int) -> None:
         start, size = self._rest_at, len(message)
         end = min(start + most, size)
-        piece = message.cut(start, end) if isinstance(message, Rope) else message[start:end]
+        whole = message if isinstance(message, Rope) else Rope((message,))
+        piece = whole.cut(start, end)
         missing = size - end
         left = b"\x10" + encode_varint(missing) if missing else b""
         head = b"\x0a" + encode_varint(end - start)
@@ -288,7 +293,7 @@ class Stream:
         if not missing:
             self._rest = None
 
-    def _put_end(self, parts: list[Data]) -> None:
+    def _put_end(self, parts: list[Data | memoryview]) -> None:
         if self._half_close:
             self._half_close = False
             parts.append(_HALF_CLOSE)
@@ -296,7 +301,7 @@ class Stream:
             parts += (_STATUS, *_sized(self._status))
             self._streams.discard(self)
 
-    def _framed(self, parts: list[Data]) -> bytes:
+    def _framed(self, parts: Sequence[Data | memoryview]) -> Data:
         head = _ID + encode_varint(self.id)
         size = len(head) + sum(map(len, parts))
         flat: list[Piece] = [STREAM_TAG, encode_varint(size), head]
@@ -305,12 +310,15 @@ class Stream:
                 flat += part.parts
             else:
                 flat.append(part)
-        return b"".join(flat)
+        return b"".join(flat) if size < ROPE_BYTES else _rope(flat)
 
     # What comes
 
-    def receive(self, frame: StreamFrame, *, asks: bool) -> None:
-        """Take a frame in; ``asks``: this end opened the stream."""
+    def receive(self, frame: StreamFrame, large: Large | None, *, asks: bool) -> None:
+        """Take a frame in; ``asks``: this end opened the stream.
+
+        :param large: the frame's one message, or its piece, where that is not in it.
+        """
         listener = self.listener
         if frame.HasField("cancel"):
             self._streams.discard(self)
@@ -321,8 +329,11 @@ class Stream:
             listener.take_initial(pairs_of(frame.initial_metadata.entries))
         if self.is_over:  # whoever was told of something may have given the call up
             return
-        messages: list[bytes] = list(frame.messages)
-        problem = problem or self._count(messages, frame)
+        messages: list[Received] = list(frame.messages)
+        is_piece = frame.HasField("piece")
+        if large is not None and not is_piece:
+            messages.append(large)
+        problem = problem or self._count(messages, frame, large if is_piece else None)
         ended = frame.half_close and not (asks or self.has_ended)
         has_status = asks and frame.HasField("status")
         # An answer that failed may have been cut short; else nobody may take a part for all.
@@ -353,7 +364,7 @@ class Stream:
             self.listener.resume()
         return ""
 
-    def _count(self, messages: list[bytes], frame: StreamFrame) -> str:
+    def _count(self, messages: list[Received], frame: StreamFrame, large: Large | None) -> str:
         """Account for what came, and join a piece; why it may not have come, if so."""
         if not (messages or frame.HasField("piece")):
             return ""
@@ -370,7 +381,8 @@ class Stream:
             else:
                 return _OVERDRAWN
         if frame.HasField("piece"):
-            return self._join(frame.piece, messages)
+            data = frame.piece.data if large is None else large
+            return self._join(data, frame.piece.missing, messages)
         return ""
 
     def _take_cost(self, cost: int) -> None:
@@ -391,23 +403,23 @@ class Stream:
         self._grow(size)
         return ""
 
-    def _join(self, piece: StreamPiece, messages: list[bytes]) -> str:
-        data, parts = piece.data, self._parts
+    def _join(self, data: bytes | Large, missing: int, messages: list[Received]) -> str:
+        parts = self._parts
         size = len(data)
         if not parts:
-            if problem := self._begin_large(size + piece.missing):
+            if problem := self._begin_large(size + missing):
                 return problem
             parts.append(data)
-        elif self.missing - size != piece.missing:
+        elif self.missing - size != missing:
             return "sent pieces that do not make a message"
         elif len(parts[-1]) < _SMALL_PIECE:  # many of them would cost far more than they count for
-            parts[-1] += data
+            parts[-1] = bytes(parts[-1]) + bytes(data)
         else:
             parts.append(data)
-        self.missing = piece.missing
-        if not self.missing:
-            messages.append(b"".join(parts))
-            parts.clear()
+        self.missing = missing
+        if not missing:
+            messages.append(_joined(parts))
+            self._parts = []
         return ""
 
     def _grow(self, size: int) -> None:
@@ -432,6 +444,16 @@ class Stream:
         """What the other end is told first."""
         self._opening = opening
         self._streams.enlist(self)
+
+
+def _joined(parts: list[bytes | Large]) -> Received:
+    pieces: list[Piece] = []
+    for part in parts:
+        if isinstance(part, Rope):
+            pieces += part.parts
+        else:
+            pieces.append(part)
+    return Rope(pieces) if sum(map(len, pieces)) >= ROPE_BYTES else b"".join(pieces)
 
 
 Answered = Callable[[Stream, StreamOpening], object]
@@ -497,13 +519,16 @@ class Streams:
         stream.open_with(opening)
         return stream
 
-    def receive(self, frame: StreamFrame) -> str:
-        """Take in what the other end says; what was wrong with it, for a log, if anything was."""
+    def receive(self, frame: StreamFrame, large: Large | None = None) -> str:
+        """Take in what the other end says; what was wrong with it, for a log, if anything was.
+
+        :param large: see :func:`revconn.core.requests.split_frame`.
+        """
         stream = self.open.get(frame.stream_id)
         if stream is not None:
             if frame.HasField("opening"):
                 return "a second opening of a stream"
-            stream.receive(frame, asks=self._accept is None)
+            stream.receive(frame, large, asks=self._accept is None)
             return ""
         if frame.stream_id <= self._last_id:  # it is over; this met its end on the way
             return ""
@@ -518,7 +543,7 @@ class Streams:
         self.open[frame.stream_id] = stream
         self._accept(stream, frame.opening)
         frame.ClearField("opening")
-        stream.receive(frame, asks=False)
+        stream.receive(frame, large, asks=False)
         return ""
 
     def has_room_for(self, stream: Stream, size: int) -> bool:
@@ -580,7 +605,7 @@ class _Nobody(Listener):
 
     __slots__ = ()
 
-    def take(self, messages: list[bytes], *, ended: bool) -> None:
+    def take(self, messages: list[Received], *, ended: bool) -> None:
         """Nobody is there to take it."""
 
     def break_off(self, code: StatusCode, reason: str) -> None:
@@ -588,6 +613,19 @@ class _Nobody(Listener):
 
 
 _NOBODY = _Nobody()
+
+
+def _rope(pieces: list[Piece]) -> Rope:
+    """The same bytes; what is large is not copied, what is small goes together."""
+    parts: list[Piece] = []
+    run: list[Piece] = []
+    for piece in pieces:
+        if len(piece) < _LARGE:
+            run.append(piece)
+            continue
+        parts += (b"".join(run), piece)
+        run = []
+    return Rope((*parts, b"".join(run)))
 
 
 def _sized(message: Message) -> tuple[bytes, bytes]:

@@ -22,7 +22,7 @@ from revconn.core.connection import FEATURES_HEADER, STREAMS, SUPPORTED, Announc
 from revconn.core.gateway_side import End, FromConnector, GatewayConnection, GatewayLiveness
 from revconn.core.rope import Data
 from revconn.core.status import ProtocolError, StatusCode
-from revconn.core.streams import Streams
+from revconn.core.streams import Large, Streams
 from revconn.gateway.deadlines import Timeouts
 from revconn.gateway.keys import INTROSPECTION, ApiKeys
 from revconn.gateway.refusals import STOPPING, Refused, over_limit
@@ -365,7 +365,7 @@ class ConnectorStream(Rpc):
             if kind == "request":
                 self._wishes.forward(message, data)
             elif kind == "stream":
-                self._hear_stream(message.stream)
+                self._hear_stream(message.stream, data)
             else:
                 self._wishes.hear(kind, message)
         for what, detail in inbound.ignored:
@@ -383,9 +383,9 @@ class ConnectorStream(Rpc):
             self._behind = []
             self.stream.hold()
 
-    def _hear_stream(self, frame: StreamFrame) -> None:
+    def _hear_stream(self, frame: StreamFrame, large: Large | None) -> None:
         streams = self._connection.streams
-        if streams is not None and (problem := streams.receive(frame)):
+        if streams is not None and (problem := streams.receive(frame, large)):
             self._connection.note(problem, f": {frame.stream_id}")
 
     def refuse(self, error: ProtocolError) -> None:

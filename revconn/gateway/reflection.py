@@ -22,7 +22,7 @@ from revconn.core.connection import decode
 from revconn.core.metadata import Metadata
 from revconn.core.rope import Data
 from revconn.core.status import ProtocolError, StatusCode
-from revconn.core.streams import OVERHEAD, Listener, Stream
+from revconn.core.streams import OVERHEAD, Listener, Received, Stream
 from revconn.gateway.budgets import Budget
 from revconn.gateway.refusals import STOPPING, Refused, over_limit
 from revconn.gateway.routes import Connection
@@ -158,7 +158,7 @@ class Reflection(Rpc):
             self._relays[connection] = relay
         return relay
 
-    def relayed(self, connection: Connection, messages: list[bytes]) -> None:
+    def relayed(self, connection: Connection, messages: list[Received]) -> None:
         """A connector has answered."""
         relay = self._relays.get(connection)
         if relay is not None:
@@ -203,7 +203,7 @@ class _Relay(Listener):
         self._rpc = rpc
         self._connection = connection
 
-    def take(self, messages: list[bytes], *, ended: bool) -> None:
+    def take(self, messages: list[Received], *, ended: bool) -> None:
         """An answer has come."""
         self._rpc.relayed(self._connection, messages)
 

@@ -85,7 +85,7 @@ class Rpc(Receiver):
         if not self.stream.is_open:
             self.stream.open(opening_block(metadata))
 
-    def send(self, messages: Sequence[Data]) -> None:
+    def send(self, messages: Sequence[Sendable]) -> None:
         """Send messages of a streaming answer."""
         self.begin()
         self.stream.send(messages)

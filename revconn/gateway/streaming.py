@@ -17,7 +17,7 @@ from revconn.core.metadata import Metadata, bounded, entries_of, legal_metadata
 from revconn.core.rope import Data
 from revconn.core.routing import Wanted, split_method_path
 from revconn.core.status import ProtocolError, StatusCode
-from revconn.core.streams import OVERHEAD, Listener, Stream
+from revconn.core.streams import OVERHEAD, Listener, Received, Stream
 from revconn.gateway.budgets import Budget
 from revconn.gateway.refusals import STOPPING, NobodyServes, Refused, over_limit
 from revconn.gateway.routes import Connection
@@ -315,7 +315,7 @@ class StreamingCall(Rpc):
         if not self.is_over:
             self.begin(bounded(legal_metadata(metadata), self.header_list))
 
-    def pass_on(self, messages: list[bytes]) -> None:
+    def pass_on(self, messages: list[Received]) -> None:
         """Messages of the answer."""
         stream, tunnel = self.stream, self._tunnel
         assert tunnel is not None
@@ -367,7 +367,7 @@ class _Answer(Listener):
         """The answer's initial metadata has come."""
         self._call.take_initial(metadata)
 
-    def take(self, messages: list[bytes], *, ended: bool) -> None:
+    def take(self, messages: list[Received], *, ended: bool) -> None:
         """Messages have come."""
         if not self._call.is_over:
             self._call.pass_on(messages)

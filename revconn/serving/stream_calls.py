@@ -28,7 +28,15 @@ from typing import TYPE_CHECKING, Any, Callable, Protocol
 from revconn._proto.registry_pb2 import ForwardRequest, StreamFrame, StreamOpening
 from revconn.core.metadata import Metadata, headers_from_metadata, pairs_of
 from revconn.core.status import StatusCode
-from revconn.core.streams import OVERHEAD, WINDOW, Listener, Stream, Streams
+from revconn.core.streams import (
+    OVERHEAD,
+    WINDOW,
+    Large,
+    Listener,
+    Received,
+    Stream,
+    Streams,
+)
 from revconn.logger import get_logger
 from revconn.messages import Request
 from revconn.runtime import clock
@@ -176,10 +184,10 @@ class _Heard(Listener):
         self._calls = calls
         self._request = request
 
-    def take(self, messages: list[bytes], *, ended: bool) -> None:
+    def take(self, messages: list[Received], *, ended: bool) -> None:
         """Messages have come."""
         request = self._request
-        request._inbox.extend(messages)
+        request._inbox.extend(map(bytes, messages))  # which copies none that are that already
         request._has_ended |= ended
         self._calls.wake(request)
 
@@ -234,12 +242,12 @@ class StreamCalls:
         with self._lock:
             line.take_streams(streams)
 
-    def take_in(self, line: Line, frames: Iterable[StreamFrame]) -> None:
+    def take_in(self, line: Line, frames: Iterable[tuple[StreamFrame, Large | None]]) -> None:
         """Take in what a gateway says of its streams."""
         problems = []
         with self._lock:
-            for frame in frames:
-                if line.streams is not None and (problem := line.streams.receive(frame)):
+            for frame, large in frames:
+                if line.streams is not None and (problem := line.streams.receive(frame, large)):
                     problems.append(problem)
         self.follow_up()
         for problem in problems:

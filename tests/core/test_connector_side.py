@@ -443,7 +443,7 @@ def test_frames_of_streams_are_heard_where_the_gateway_knows_streams() -> None:
     frames = [StreamFrame(stream_id=number, messages=[b"x"]) for number in (1, 2)]
     batch = [ConnectionMessage(stream=frame).SerializeToString() for frame in frames]
     inbound = agreed(ready(), STREAMS).receive([batch[0], request(), batch[1]])
-    assert inbound.streams == frames
+    assert inbound.streams == [(frame, None) for frame in frames]
     assert ids(inbound) == ["r1"]
     assert said(ready().receive(batch)) == {}
 

@@ -13,15 +13,22 @@ from revconn._proto.registry_pb2 import (
     Heartbeat,
     MetadataEntry,
     ResponseStreamInfo,
+    StreamFrame,
     StreamingInfo,
+    StreamMetadata,
+    StreamPiece,
+    StreamStatus,
 )
 from revconn.core.connector_side import ConnectorConnection
 from revconn.core.liveness import ConnectorLiveness
 from revconn.core.metadata import encode_header
 from revconn.core.requests import (
+    STREAM_TAG,
     cut_extension,
     encode_request,
+    encode_varint,
     forward_request,
+    split_frame,
     split_request,
     split_response,
 )
@@ -255,3 +262,76 @@ def test_what_feature_metadata_adds_is_read_too_and_cut_off(
     large = encode_request(*parts[:3], Rope((payload, payload)), 7, extension)
     plain = encode_request(*parts[:3], Rope((payload, payload)), 7)
     assert bytes(cut_extension(large, len(extension))) == bytes(plain)
+
+
+LARGE = 16 << 10
+FRAMES = st.builds(
+    StreamFrame,
+    stream_id=st.integers(1, 2**32 - 1),
+    initial_metadata=st.none() | st.just(StreamMetadata(entries=[MetadataEntry(key="a")])),
+    messages=st.lists(st.sampled_from([b"", b"x" * LARGE, b"y" * (LARGE + 7)]), max_size=2),
+    piece=st.none()
+    | st.builds(
+        StreamPiece,
+        data=st.sampled_from([b"", b"p", b"p" * LARGE, b"q" * 100_000]),
+        missing=st.sampled_from([0, 1, 100_000]),
+    ),
+    half_close=st.booleans(),
+    status=st.none() | st.just(StreamStatus(code=5, message="m")),
+    credit=st.sampled_from([0, 7, 1 << 20]),
+)
+
+
+def put_together(data: bytes | Rope) -> StreamFrame | None:
+    """The frame of which :func:`split_frame` has taken the large part."""
+    apart = split_frame(data)
+    if apart is None:
+        return None
+    frame, large = apart[0].stream, bytes(apart[1])
+    if frame.HasField("piece"):
+        assert not frame.piece.data
+        frame.piece.data = large
+    else:
+        assert not frame.messages
+        frame.messages.append(large)
+    return frame
+
+
+@given(FRAMES, st.integers(1, 70_000))
+@example(StreamFrame(stream_id=1, messages=[b"x" * LARGE]), 100)
+@example(StreamFrame(stream_id=1, piece=StreamPiece(data=b"x" * LARGE, missing=3)), 20_000)
+@example(StreamFrame(stream_id=1, piece=StreamPiece(data=b"x" * LARGE)), 20_000)
+@example(StreamFrame(stream_id=1, piece=StreamPiece(missing=3)), 20_000)
+def test_a_frame_with_one_large_part_is_taken_apart_and_no_other(
+    frame: StreamFrame, cut: int
+) -> None:
+    data = ConnectionMessage(stream=frame).SerializeToString()
+    parts = [*frame.messages, *([frame.piece.data] if frame.HasField("piece") else [])]
+    together = put_together(data)
+    if len(parts) == 1 and len(parts[0]) >= LARGE:
+        assert together == frame
+        assert put_together(Rope((data[:cut], data[cut:]))) == frame
+    else:
+        assert together is None
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"\x08",
+        b"\x22\x80",
+        b"\x22\x80\x80\x01" + b"x",
+        b"\x2a\x80\x80\x01" + b"\x10\x01" * 8192,
+        b"\x2a\x80\x80\x01\x0a\x80\x90\x01" + b"x" * 16379,
+        b"\x2a\x83\x80\x01\x0a\xfc\xff\x00" + b"x" * 16380 + b"\x18\x01"[:1] * 0 + b"\x18\x01",
+        b"\x08\x01" * 101,
+        b"\x0a\x01x" + b"\x22\x80\x80\x01" + b"\xff" * LARGE,
+    ],
+)
+def test_a_frame_that_is_broken_or_unusual_is_left_to_protobuf(body: bytes) -> None:
+    data = STREAM_TAG + encode_varint(len(body)) + body
+    together = put_together(data)
+    if together is not None:
+        assert together == ConnectionMessage.FromString(data).stream
+    assert split_frame(data[:-1]) is None
+    assert split_frame(STREAM_TAG + encode_varint(len(body) + 1) + body) is None

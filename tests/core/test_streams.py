@@ -28,6 +28,7 @@ from revconn.core.streams import (
     TURN,
     WINDOW,
     Listener,
+    Received,
     Stream,
     Streams,
 )
@@ -58,8 +59,8 @@ class Heard(Listener):
         self.initial = metadata
         self._note("initial")
 
-    def take(self, messages: list[bytes], *, ended: bool) -> None:
-        self.messages += messages
+    def take(self, messages: list[Received], *, ended: bool) -> None:
+        self.messages += map(bytes, messages)
         self.unread += sum(len(message) + OVERHEAD for message in messages)
         if messages:
             self._note("messages")
@@ -167,7 +168,7 @@ def taken(source: Streams, most: int = 1) -> list[StreamFrame]:
     for data in source.take(most):
         assert bytes(data).startswith(STREAM_TAG)
         message = ConnectionMessage.FromString(bytes(data))
-        assert message.SerializeToString() == data, "as protobuf writes it"
+        assert message.SerializeToString() == bytes(data), "as protobuf writes it"
         frames.append(message.stream)
     return frames
 

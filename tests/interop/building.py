@@ -18,9 +18,13 @@ from pathlib import Path
 __all__ = [
     "BUILD",
     "GO",
+    "GO_PROGRAMS",
     "GRPCURL",
+    "GRPC_INTEROP_GO",
+    "GRPC_INTEROP_JAVA",
     "H2SPEC",
     "JAVA",
+    "JAVA_PROGRAMS",
     "NODE",
     "PROTOS",
     "TOOLS",
@@ -95,6 +99,10 @@ def _make_h2spec() -> None:
     _go_build("h2spec", "github.com/summerwind/h2spec/cmd/h2spec", HERE / "go")
 
 
+def _make_grpc_interop_go() -> None:
+    _go_build("grpc-interop", "google.golang.org/grpc/interop/client", HERE / "go")
+
+
 def _go_build(name: str, package: str, directory: Path) -> None:
     # Neither optimized nor to be debugged nor with C: that takes half as long, and nobody measures.
     flags = ["-gcflags=all=-N -l -dwarf=false", "-ldflags=-s -w", "-o", f"{BUILD}/go/{name}"]
@@ -107,9 +115,17 @@ def _make_node() -> None:
 
 
 def _make_java() -> None:
+    _maven("compile", HERE / "java")
+
+
+def _make_grpc_interop_java() -> None:
+    _maven("initialize", HERE / "java-grpc-interop")
+
+
+def _maven(phase: str, directory: Path) -> None:
     given = os.environ.get("MAVEN_OPTS", "")
     soon_ready = f"-XX:TieredStopAtLevel=1 -XX:+UseSerialGC {given}"
-    _run(["mvn", "--quiet", "--batch-mode", "compile"], HERE / "java", MAVEN_OPTS=soon_ready)
+    _run(["mvn", "--quiet", "--batch-mode", phase], directory, MAVEN_OPTS=soon_ready)
 
 
 def _run(command: list[str], directory: Path, **environment: str) -> str:
@@ -156,11 +172,22 @@ GO = Sources("go", ("go",), (HERE / "go", BENCHMARKS), _make_go)
 GRPCURL = Sources("grpcurl", ("go",), _GO_MODULE, _make_grpcurl)
 TOOLS = Sources("tools", ("go",), _GO_MODULE, _make_tools)
 H2SPEC = Sources("h2spec", ("go",), _GO_MODULE, _make_h2spec)
+GRPC_INTEROP_GO = Sources("grpc-interop-go", ("go",), _GO_MODULE, _make_grpc_interop_go)
 NODE = Sources("node", ("node", "npm"), (HERE / "node", PROTOS), _make_node)
 JAVA = Sources("java", ("java", "javac", "mvn"), (HERE / "java", PROTOS), _make_java)
+GRPC_INTEROP_JAVA = Sources(
+    "grpc-interop-java",
+    ("java", "mvn"),
+    (HERE / "java-grpc-interop",),
+    _make_grpc_interop_java,
+)
+
+# What is built one after the other: what all of Go's import is compiled by the first.
+GO_PROGRAMS = (GO, GRPCURL, TOOLS, H2SPEC, GRPC_INTEROP_GO)
+JAVA_PROGRAMS = (JAVA, GRPC_INTEROP_JAVA)
 
 
 if __name__ == "__main__":
-    for each in (GO, GRPCURL, TOOLS, H2SPEC, NODE, JAVA):
+    for each in GO_PROGRAMS + (NODE,) + JAVA_PROGRAMS:
         if not each.missing():
             build(each)

@@ -16,7 +16,7 @@ from typing import NoReturn
 import pytest
 
 from revconn.gateway import Gateway
-from tests.interop.building import GO, GRPCURL, H2SPEC, JAVA, NODE, TOOLS, Sources, build
+from tests.interop.building import GO_PROGRAMS, JAVA_PROGRAMS, NODE, Sources, build
 from tests.interop.peers import CONNECTORS, KEY, TRIES, client_command, connector_command, needed
 from tests.support.apps import TIMEOUT, App
 from tests.support.waiting import eventually
@@ -60,10 +60,7 @@ class Workshop:
     def _problem(self, sources: Sources) -> str:
         if self._problems is None:
             with ThreadPoolExecutor() as builders:
-                # What all of Go's import is compiled by the first.
-                tried = builders.map(
-                    _try_to_build, ((GO, GRPCURL, TOOLS, H2SPEC), (NODE,), (JAVA,))
-                )
+                tried = builders.map(_try_to_build, (GO_PROGRAMS, (NODE,), JAVA_PROGRAMS))
                 self._problems = dict(chain.from_iterable(tried))
         return self._problems[sources.name]
 
