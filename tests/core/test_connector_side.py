@@ -473,3 +473,15 @@ def test_who_comes_to_log_while_another_does_leaves_the_lines_to_that_one(
     connection.log()
     assert len(emitted) == waiting
     assert not connection._lines
+
+
+def test_a_large_message_of_a_stream_is_beside_its_frame() -> None:
+    frame = StreamFrame(stream_id=1, messages=[b"x" * 100_000])
+    several = StreamFrame(stream_id=1, messages=[b"x" * 100_000] * 2)
+    batch = [ConnectionMessage(stream=each).SerializeToString() for each in (frame, several)]
+    (apart, whole) = agreed(ready(), STREAMS).receive(batch).streams
+    assert (apart[0].stream_id, len(apart[0].messages)) == (1, 0)
+    assert apart[1] is not None
+    assert bytes(apart[1]) == b"x" * 100_000
+    assert whole == (several, None)
+    assert said(ready().receive(batch)) == {}

@@ -465,3 +465,13 @@ def test_a_large_chunk_is_left_as_it_is(monkeypatch) -> None:
     data = ConnectionMessage(response=chunk).SerializeToString()
     ((response, _, large),) = ready().receive([data], 0.0).responses
     assert (response, large) == (chunk, None)
+
+
+def test_a_large_message_of_a_stream_is_beside_its_frame() -> None:
+    frame = ConnectionMessage(stream=StreamFrame(stream_id=1, messages=[b"x" * 100_000]))
+    several = ConnectionMessage(stream=StreamFrame(stream_id=1, messages=[b"x" * 100_000] * 2))
+    batch = [frame.SerializeToString(), several.SerializeToString()]
+    (kind, apart, large), (_, whole, nothing) = ready(STREAMS).receive(batch, 0.0).rest
+    assert (kind, apart.stream.stream_id, len(apart.stream.messages)) == ("stream", 1, 0)
+    assert bytes(large) == b"x" * 100_000
+    assert (whole, nothing) == (several, None)

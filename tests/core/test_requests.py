@@ -315,6 +315,17 @@ def test_a_frame_with_one_large_part_is_taken_apart_and_no_other(
         assert together is None
 
 
+def test_a_large_message_does_not_keep_all_else_that_came_with_it() -> None:
+    entries = [MetadataEntry(key="a", value=b"v" * 100_000)]
+    frame = StreamFrame(
+        stream_id=1, initial_metadata=StreamMetadata(entries=entries), messages=[b"x" * LARGE]
+    )
+    apart = split_frame(ConnectionMessage(stream=frame).SerializeToString())
+    assert apart is not None
+    assert isinstance(apart[1], memoryview)
+    assert len(apart[1].obj) == LARGE
+
+
 @pytest.mark.parametrize(
     "body",
     [
@@ -324,6 +335,10 @@ def test_a_frame_with_one_large_part_is_taken_apart_and_no_other(
         b"\x2a\x80\x80\x01" + b"\x10\x01" * 8192,
         b"\x2a\x80\x80\x01\x0a\x80\x90\x01" + b"x" * 16379,
         b"\x2a\x83\x80\x01\x0a\xfc\xff\x00" + b"x" * 16380 + b"\x18\x01"[:1] * 0 + b"\x18\x01",
+        b"\x2a\x84\x80\x01\x0a\x80\x80\x01" + b"x" * LARGE,
+        b"\x2a\x86\x80\x01\x0a\x80\x80\x01" + b"x" * LARGE + b"\x18\x01",
+        b"\x2a\x87\x80\x01\x0a\x80\x80\x01" + b"x" * LARGE + b"\x10\x81\x01",
+        b"\x2a\x88\x80\x01\x0a\x80\x80\x01" + b"x" * LARGE + b"\x10\x01\x10\x01",
         b"\x08\x01" * 101,
         b"\x0a\x01x" + b"\x22\x80\x80\x01" + b"\xff" * LARGE,
     ],

@@ -20,6 +20,7 @@ from revconn._proto.registry_pb2 import (
 )
 from revconn.core import streams as core
 from revconn.core.metadata import Metadata, entries_of
+from revconn.core.requests import split_frame
 from revconn.core.rope import Data, Rope
 from revconn.core.status import StatusCode
 from revconn.core.streams import (
@@ -149,9 +150,13 @@ class Pair:
     def move(self, source: Streams, most: int = 1) -> list[StreamFrame]:
         """Have the other end hear a batch of what one says."""
         other = self.answering if source is self.asking else self.asking
-        frames = taken(source, most)
-        for frame in frames:
-            assert other.receive(heard_as(frame)) == ""
+        frames = []
+        for data in source.take(most):
+            frame = checked(data)
+            apart = split_frame(data)  # as both ends do with what is large
+            heard = (heard_as(frame), None) if apart is None else (apart[0].stream, apart[1])
+            assert other.receive(*heard) == ""
+            frames.append(frame)
         return frames
 
     def settle(self) -> list[StreamFrame]:
@@ -164,13 +169,14 @@ class Pair:
 
 
 def taken(source: Streams, most: int = 1) -> list[StreamFrame]:
-    frames = []
-    for data in source.take(most):
-        assert bytes(data).startswith(STREAM_TAG)
-        message = ConnectionMessage.FromString(bytes(data))
-        assert message.SerializeToString() == bytes(data), "as protobuf writes it"
-        frames.append(message.stream)
-    return frames
+    return [checked(data) for data in source.take(most)]
+
+
+def checked(data: Data) -> StreamFrame:
+    assert bytes(data).startswith(STREAM_TAG)
+    message = ConnectionMessage.FromString(bytes(data))
+    assert message.SerializeToString() == bytes(data), "as protobuf writes it"
+    return message.stream
 
 
 def heard_as(frame: StreamFrame) -> StreamFrame:
