@@ -471,7 +471,12 @@ def test_a_large_message_of_a_stream_is_beside_its_frame() -> None:
     frame = ConnectionMessage(stream=StreamFrame(stream_id=1, messages=[b"x" * 100_000]))
     several = ConnectionMessage(stream=StreamFrame(stream_id=1, messages=[b"x" * 100_000] * 2))
     batch = [frame.SerializeToString(), several.SerializeToString()]
-    (kind, apart, large), (_, whole, nothing) = ready(STREAMS).receive(batch, 0.0).rest
+    liveness = GatewayLiveness(0.0, 10.0, 120.0)
+    features = frozenset({STREAMS})
+    connection = GatewayConnection(liveness, features=features, max_message_bytes=1 << 20)
+    connection.receive([REGISTER.SerializeToString()], 0.0)
+    connection.accept("id-1", 0.0)
+    (kind, apart, large), (_, whole, nothing) = connection.receive(batch, 0.0).rest
     assert (kind, apart.stream.stream_id, len(apart.stream.messages)) == ("stream", 1, 0)
     assert bytes(large) == b"x" * 100_000
     assert (whole, nothing) == (several, None)
