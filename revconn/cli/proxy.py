@@ -24,6 +24,7 @@ __all__ = ["add_parser", "run"]
 logger = get_logger(__name__)
 
 _WORKERS = 64
+_OF_EACH = ("grpc.health.", "grpc.reflection.")  # what servers have beside what they serve
 _DISCOVERY_TIMEOUT = 30.0  # seconds, for a target that is just starting
 
 
@@ -104,12 +105,16 @@ def run(arguments: argparse.Namespace) -> int:
 def _connector(arguments: argparse.Namespace) -> Connector:
     credentials = _credentials(arguments)
     overrides: dict[str, Any] = {}
-    if "REVCONN_MAX_WORKERS" not in os.environ:
-        # Each call waits for the server, and holds a worker meanwhile.
-        overrides = {"max_workers": _WORKERS, "max_streams": _WORKERS - _WORKERS // 8}
+    # Each call waits for the server, and holds a worker meanwhile; and most come as streams.
+    given = os.environ.get("REVCONN_MAX_WORKERS", str(_WORKERS))
+    if given == str(_WORKERS):
+        overrides["max_workers"] = _WORKERS
+    if "REVCONN_MAX_STREAMS" not in os.environ and given.isdigit():
+        overrides["max_streams"] = int(given)
     if arguments.gateway:
         overrides["targets"] = arguments.gateway
     connector = Connector.from_env(**overrides)
+    added: set[str] = set()
     for target in arguments.targets:
         sidecar = Sidecar(target.address, credentials)
         services = target.services
@@ -120,7 +125,14 @@ def _connector(arguments: argparse.Namespace) -> Connector:
             services = _discover(sidecar)
             logger.info("%s serves %s", target.address, ", ".join(services))
         for service in services:
-            connector._add_sidecar(require_service_name("--service", service), sidecar)
+            name = require_service_name("--service", service)
+            if name in added and name.startswith(_OF_EACH):
+                logger.warning("%s of %s is not asked: the one before it is", name, target.address)
+            elif name in added:
+                refuse("--service", name, "given twice", "name each service once")
+            else:
+                added.add(name)
+                connector._add_sidecar(name, sidecar)
     return connector
 
 

@@ -411,8 +411,11 @@ class Registry:
             return connection
         package = symbol.rpartition(".")[0] + "."
         for service, ring in self._rings.items():
-            if service.startswith(package) and not ring[0].introspection.isdisjoint(names):
-                return ring[0]
+            if service.startswith(package):
+                for each in ring:
+                    is_able = each.streams is not None and not each.streams.is_full
+                    if is_able and not each.introspection.isdisjoint(names):
+                        return each
         return None
 
     def no_room(self, wanted: Wanted, counters: Counters) -> Refused:

@@ -114,30 +114,70 @@ def test_services_are_discovered_and_health_and_reflection_pass(
     assert raised.value.code() is grpc.StatusCode.NOT_FOUND
 
 
+@pytest.fixture
+def serve_apart(resources: ExitStack) -> Callable[[int], tuple[subprocess.Popen[str], str]]:
+    """A server in a process of its own: whoever ends that, closes its port for sure."""
+
+    def start(port: int = 0) -> tuple[subprocess.Popen[str], str]:
+        program = (
+            "from tests.cli.test_proxy import *; print(serve(%d)[1], flush=True); signal.pause()"
+        )
+        process = subprocess.Popen(
+            [sys.executable, "-c", program % port],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
+        resources.enter_context(process)
+        resources.callback(process.kill)
+        assert process.stdout is not None
+        return process, process.stdout.readline().strip()
+
+    return start
+
+
 def test_a_server_that_is_gone_is_unavailable_and_found_when_it_is_back(
-    resources: ExitStack, gateway: Gateway, proxy: Proxy
+    resources: ExitStack, gateway: Gateway, proxy: Proxy, serve_apart: Any
 ) -> None:
-    server, address = serve()
+    server, address = serve_apart()
     proxy("--to", address, "--service", UNARY)
     channel = resources.enter_context(grpc.insecure_channel(gateway.address))
     assert call_unary(channel, "said").response == b"hi"
-    server.stop(0).wait()
-    assert call_unary(channel, "said").code is grpc.StatusCode.UNAVAILABLE
-    again, _ = serve(int(address.rpartition(":")[2]))
-    resources.callback(again.stop, 0)
+    server.kill()
+    server.wait()
+    eventually(lambda: call_unary(channel, "said").code is grpc.StatusCode.UNAVAILABLE)
+    serve_apart(int(address.rpartition(":")[2]))
     eventually(lambda: call_unary(channel, "said").response == b"hi")
 
 
-def test_several_servers_have_each_their_services(
+def test_of_two_discovered_servers_one_tells_of_its_health(
     resources: ExitStack, gateway: Gateway, target: str, proxy: Proxy
 ) -> None:
-    server, other = serve()
+    server = grpc.server(ThreadPoolExecutor(2))
+    health_pb2_grpc.add_HealthServicer_to_server(health.HealthServicer(), server)
+    methods = {"Say": grpc.unary_unary_rpc_method_handler(lambda request, context: request)}
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("other.Other", methods),))
+    names = ["other.Other", "grpc.health.v1.Health", reflection.SERVICE_NAME]
+    reflection.enable_server_reflection(names, server)
+    other = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
+    server.start()
     resources.callback(server.stop, 0)
+    proxy("--to", target, "--to", other, "--discover")
+    assert sorted(gateway.connections()[0].services) == ["other.Other", SERVICE, UNARY]
+
+
+def test_several_servers_have_each_their_services(
+    resources: ExitStack, gateway: Gateway, target: str, proxy: Proxy, serve_apart: Any
+) -> None:
+    server, other = serve_apart()
     proxy("--to", target, "--service", UNARY, "--to", other, "--service", SERVICE)
     channel = resources.enter_context(grpc.insecure_channel(gateway.address))
     assert call_unary(channel, "said").response == b"hi"
-    server.stop(0).wait()
-    assert call(channel, "stream_unary", "joins", [b"a"]).code is grpc.StatusCode.UNAVAILABLE
+    assert call(channel, "stream_unary", "joins", [b"a"]).code is grpc.StatusCode.OK
+    server.kill()
+    server.wait()
+    code = grpc.StatusCode.UNAVAILABLE
+    eventually(lambda: call(channel, "stream_unary", "joins", [b"a"]).code is code)
     assert call_unary(channel, "said").response == b"hi"
 
 
@@ -155,7 +195,7 @@ def test_it_ends_as_serve_does(target: str, proxy: Proxy) -> None:
         (["--service", "a.B"], "comes behind the --to of its server"),
         (["--to", "127.0.0.1:1", "--service", "a B"], "--service"),
         (["--to", "127.0.0.1:1", "--service", "a.B", "--ca", "/missing"], "--ca: cannot be read"),
-        (["--to", "127.0.0.1:1", "--service", "a.B", "--service", "a.B"], "there is one already"),
+        (["--to", "127.0.0.1:1", "--service", "a.B", "--service", "a.B"], "--service: given twice"),
     ],
 )
 def test_what_cannot_be_is_said_in_one_line(proxy: Any, arguments: list[str], said: str) -> None:

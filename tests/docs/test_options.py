@@ -14,12 +14,12 @@ import pytest
 import revconn
 import revconn.gateway
 import revconn.testing
-from revconn.cli import demo, gateway, serve
+from revconn.cli import demo, gateway, proxy, serve
 from tests.docs.markdown import read_blocks
 from tests.docs.test_examples import PAGES, ROOT
 
 _SPAN = re.compile(r"`([^`\n]+)`")
-_COMMAND = re.compile(r"revconn (demo|gateway|serve)\b([^`\n]*)")
+_COMMAND = re.compile(r"revconn (demo|gateway|proxy|serve)\b([^`\n]*)")
 _OPTION = re.compile(r"(?<![\w-])--[a-z][a-z-]*")
 _KEYWORD = re.compile(r"\b([a-z_]+)=(?!=)")
 # Pages on other programs, which have options of their own, like those of most of howto/.
@@ -33,7 +33,7 @@ _OPTIONS_OF_OTHERS = ("--stop-timeout",)  # docker's
 def offered() -> dict[str, set[str]]:
     """The options of each command."""
     commands = argparse.ArgumentParser().add_subparsers()
-    for command in (demo, gateway, serve):
+    for command in (demo, gateway, proxy, serve):
         command.add_parser(commands)
     return {name: set(parser._option_string_actions) for name, parser in commands.choices.items()}
 

@@ -157,7 +157,7 @@ def test_every_variable_of_the_environment_is_listed_with_its_option() -> None:
 class TestTheCommands:
     page = ROOT / "docs" / "reference" / "commands.md"
 
-    @pytest.mark.parametrize("command", ["demo", "serve", "gateway"])
+    @pytest.mark.parametrize("command", ["demo", "serve", "proxy", "gateway"])
     def test_have_every_option_listed_with_its_default(
         self, command: str, capsys: pytest.CaptureFixture[str]
     ) -> None:

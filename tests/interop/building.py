@@ -115,17 +115,17 @@ def _make_node() -> None:
 
 
 def _make_java() -> None:
-    _maven("compile", HERE / "java")
+    _maven(HERE / "java")
 
 
 def _make_grpc_interop_java() -> None:
-    _maven("initialize", HERE / "java-grpc-interop")
+    _maven(HERE / "java-grpc-interop")
 
 
-def _maven(phase: str, directory: Path) -> None:
+def _maven(directory: Path) -> None:
     given = os.environ.get("MAVEN_OPTS", "")
     soon_ready = f"-XX:TieredStopAtLevel=1 -XX:+UseSerialGC {given}"
-    _run(["mvn", "--quiet", "--batch-mode", phase], directory, MAVEN_OPTS=soon_ready)
+    _run(["mvn", "--quiet", "--batch-mode", "compile"], directory, MAVEN_OPTS=soon_ready)
 
 
 def _run(command: list[str], directory: Path, **environment: str) -> str:
@@ -177,7 +177,7 @@ NODE = Sources("node", ("node", "npm"), (HERE / "node", PROTOS), _make_node)
 JAVA = Sources("java", ("java", "javac", "mvn"), (HERE / "java", PROTOS), _make_java)
 GRPC_INTEROP_JAVA = Sources(
     "grpc-interop-java",
-    ("java", "mvn"),
+    ("java", "javac", "mvn"),
     (HERE / "java-grpc-interop",),
     _make_grpc_interop_java,
 )
@@ -188,6 +188,6 @@ JAVA_PROGRAMS = (JAVA, GRPC_INTEROP_JAVA)
 
 
 if __name__ == "__main__":
-    for each in GO_PROGRAMS + (NODE,) + JAVA_PROGRAMS:
+    for each in (*GO_PROGRAMS, NODE, *JAVA_PROGRAMS):
         if not each.missing():
             build(each)

@@ -1,9 +1,9 @@
 """A connector: gRPC's own test service, written for ``grpc.server``, on a connector as it is.
 
-usage: grpc_interop_connector.py GATEWAY-ADDRESS API-KEY TRANSPORT
+usage: grpc_interop_connector.py GATEWAY-ADDRESS API-KEY TRANSPORT MAX-MESSAGE-BYTES
 
-What the service has to do is said in grpc's doc/interop-test-descriptions.md. What nobody can do who
-is written for grpcio: to learn whether a message came compressed (``expect_compressed``).
+What the service has to do is said in grpc's doc/interop-test-descriptions.md. One thing no servicer
+for grpcio can do: learn whether a message came compressed (``expect_compressed``).
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from revconn import Connector
 
 ECHO_INITIAL = "x-grpc-test-echo-initial"
 ECHO_TRAILING = "x-grpc-test-echo-trailing-bin"
+ECHO_BOTH = "google.protobuf.stringvalue-bin"  # of grpc-java's tests
 STATUSES = {status.value[0]: status for status in grpc.StatusCode}
 
 WithStatus = Union[pb.SimpleRequest, pb.StreamingOutputCallRequest]
@@ -33,6 +34,7 @@ class TestService(pb_grpc.TestServiceServicer):
     """What gRPC's interop clients call."""
 
     def EmptyCall(self, request: pb.Empty, context: grpc.ServicerContext) -> pb.Empty:
+        echo_metadata(context)
         return pb.Empty()
 
     def UnaryCall(
@@ -50,11 +52,14 @@ class TestService(pb_grpc.TestServiceServicer):
     def StreamingOutputCall(
         self, request: pb.StreamingOutputCallRequest, context: grpc.ServicerContext
     ) -> Iterator[pb.StreamingOutputCallResponse]:
+        echo_metadata(context)
         end_as_asked(request, context)
         yield from answers(request, context)
 
     def StreamingInputCall(
-        self, request_iterator: Iterable[pb.StreamingInputCallRequest], context: grpc.ServicerContext
+        self,
+        request_iterator: Iterable[pb.StreamingInputCallRequest],
+        context: grpc.ServicerContext,
     ) -> pb.StreamingInputCallResponse:
         size = sum(len(request.payload.body) for request in request_iterator)
         return pb.StreamingInputCallResponse(aggregated_payload_size=size)
@@ -69,11 +74,19 @@ class TestService(pb_grpc.TestServiceServicer):
             end_as_asked(request, context)
             yield from answers(request, context)
 
+    def HalfDuplexCall(
+        self,
+        request_iterator: Iterable[pb.StreamingOutputCallRequest],
+        context: grpc.ServicerContext,
+    ) -> Iterator[pb.StreamingOutputCallResponse]:
+        for request in list(request_iterator):
+            yield from answers(request, context)
+
 
 def echo_metadata(context: grpc.ServicerContext) -> None:
     came = context.invocation_metadata()
-    initial = tuple((name, value) for name, value in came if name == ECHO_INITIAL)
-    trailing = tuple((name, value) for name, value in came if name == ECHO_TRAILING)
+    initial = tuple((name, value) for name, value in came if name in (ECHO_INITIAL, ECHO_BOTH))
+    trailing = tuple((name, value) for name, value in came if name in (ECHO_TRAILING, ECHO_BOTH))
     if initial:
         context.send_initial_metadata(initial)
     if trailing:
@@ -107,8 +120,10 @@ def payload(kind: pb.PayloadType, size: int) -> pb.Payload:
 
 
 def main() -> None:
-    address, api_key, transport = sys.argv[1:]
-    connector = Connector(address, api_key=api_key, transport=transport)
+    address, api_key, transport, limit = sys.argv[1:]
+    connector = Connector(
+        address, api_key=api_key, transport=transport, max_message_bytes=int(limit)
+    )
     pb_grpc.add_TestServiceServicer_to_server(TestService(), connector)
     connector.start()
 

@@ -39,6 +39,11 @@ class TestServiceStub(object):
                 request_serializer=grpc__interop__pb2.StreamingOutputCallRequest.SerializeToString,
                 response_deserializer=grpc__interop__pb2.StreamingOutputCallResponse.FromString,
                 )
+        self.HalfDuplexCall = channel.stream_stream(
+                '/grpc.testing.TestService/HalfDuplexCall',
+                request_serializer=grpc__interop__pb2.StreamingOutputCallRequest.SerializeToString,
+                response_deserializer=grpc__interop__pb2.StreamingOutputCallResponse.FromString,
+                )
 
 
 class TestServiceServicer(object):
@@ -74,6 +79,12 @@ class TestServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def HalfDuplexCall(self, request_iterator, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_TestServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -99,6 +110,11 @@ def add_TestServiceServicer_to_server(servicer, server):
             ),
             'FullDuplexCall': grpc.stream_stream_rpc_method_handler(
                     servicer.FullDuplexCall,
+                    request_deserializer=grpc__interop__pb2.StreamingOutputCallRequest.FromString,
+                    response_serializer=grpc__interop__pb2.StreamingOutputCallResponse.SerializeToString,
+            ),
+            'HalfDuplexCall': grpc.stream_stream_rpc_method_handler(
+                    servicer.HalfDuplexCall,
                     request_deserializer=grpc__interop__pb2.StreamingOutputCallRequest.FromString,
                     response_serializer=grpc__interop__pb2.StreamingOutputCallResponse.SerializeToString,
             ),
@@ -192,6 +208,23 @@ class TestService(object):
             timeout=None,
             metadata=None):
         return grpc.experimental.stream_stream(request_iterator, target, '/grpc.testing.TestService/FullDuplexCall',
+            grpc__interop__pb2.StreamingOutputCallRequest.SerializeToString,
+            grpc__interop__pb2.StreamingOutputCallResponse.FromString,
+            options, channel_credentials,
+            insecure, call_credentials, compression, wait_for_ready, timeout, metadata)
+
+    @staticmethod
+    def HalfDuplexCall(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(request_iterator, target, '/grpc.testing.TestService/HalfDuplexCall',
             grpc__interop__pb2.StreamingOutputCallRequest.SerializeToString,
             grpc__interop__pb2.StreamingOutputCallResponse.FromString,
             options, channel_credentials,
