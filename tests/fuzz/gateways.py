@@ -21,9 +21,15 @@ from revconn._proto.registry_pb2 import (
     ForwardRequest,
     ForwardResponse,
     Heartbeat,
+    MetadataEntry,
     RegisterRequest,
     ResponseStreamInfo,
+    StreamCancel,
+    StreamFrame,
     StreamingInfo,
+    StreamMetadata,
+    StreamPiece,
+    StreamStatus,
     SubscriptionRequest,
 )
 from revconn.core.framing import frame as prefix
@@ -156,18 +162,21 @@ class Gateways:
         said = Said(tape, lambda: self._message(tape))
         self._serving.listener._take_in(sock)  # type: ignore[arg-type]
         if number == 0:
-            sock.sent = self._registered()
+            sock.sent = self._registered(tape)
             said.opened = 1
         else:
             sock.sent = said.begin()
         return _Peer(sock, said)
 
     @staticmethod
-    def _registered() -> bytes:
+    def _registered(tape: Tape) -> bytes:
         path = "/registry.RegistryService/EstablishConnection"
         features = {"revconn-features": "cancel,chunks,drain,metadata,streams"}
         head = encode_fields(request_headers("http", "gateway", path, features))
-        register = ConnectionRegister(api_key=_KEY, services=[_SERVICE])
+        streaming = ["/echo.Echo/Say"] if tape.one_in(2) else []
+        register = ConnectionRegister(
+            api_key=_KEY, services=[_SERVICE], streaming_methods=streaming
+        )
         said = prefix(ConnectionMessage(register=register).SerializeToString())
         return b"".join(
             (
@@ -227,7 +236,8 @@ class Gateways:
             "handshakes": shared.handshakes,
             "questions": introspection._waiting,
             "watching": introspection._watching,
-            "asking": introspection._asking,
+            "asking": introspection._reflections._budget,
+            "streaming calls": serving._callers.streaming._budget,
             "answers": shared.answers._budget,
             "joining": shared.calls.joining._budget,
         }
@@ -264,7 +274,9 @@ class Gateways:
         return message
 
     def _connection_message(self, tape: Tape) -> ConnectionMessage:
-        choice = tape.number(10)
+        choice = tape.number(12)
+        if choice > 10:
+            return ConnectionMessage(stream=self._stream_frame(tape))
         if choice < 4:
             return ConnectionMessage(response=self._response(tape))
         if choice == 4:
@@ -290,6 +302,32 @@ class Gateways:
         return ConnectionMessage(
             heartbeat=Heartbeat(timestamp=tape.of(_NUMBERS), connection_id=tape.of(_TEXTS))
         )
+
+    @staticmethod
+    def _stream_frame(tape: Tape) -> StreamFrame:
+        """Of one of the first streams, which is there or not."""
+        said = StreamFrame(stream_id=tape.of((1, 1, 2, 3, 0, 2**32 - 1)))
+        entries = [MetadataEntry(key=tape.of(_TEXTS), value=tape.bytes(3))]
+        if tape.one_in(4):
+            said.initial_metadata.CopyFrom(StreamMetadata(entries=entries))
+        if tape.one_in(2):
+            sizes = [tape.of((0, 1, 64, 40_000)) for _ in range(tape.number(3))]
+            said.messages.extend(bytes(size) for size in sizes)
+        if tape.one_in(4):
+            data, missing = bytes(tape.of((0, 1, 20_000))), tape.of((0, 1, 20_000, 2**32 - 1))
+            said.piece.CopyFrom(StreamPiece(data=data, missing=missing))
+        if tape.one_in(4):
+            said.credit = tape.of((1, 40_000, 2**32 - 1))
+        if tape.one_in(8):
+            said.half_close = True
+        if tape.one_in(4):
+            status = StreamStatus(
+                code=tape.of((0, 5, 99, -1)), message=tape.of(_TEXTS), trailing_metadata=entries
+            )
+            said.status.CopyFrom(status)
+        if tape.one_in(8):
+            said.cancel.CopyFrom(StreamCancel(reason=tape.of(_TEXTS)))
+        return said
 
     def _id(self, tape: Tape) -> str:
         """Of a call that waits, as a rule."""

@@ -333,7 +333,7 @@ def test_streams_that_wait_leave_room_for_those_of_others_however_they_come(
     introspection = serving._introspection
     assert introspection is not None
     budgets = (shared.handshakes, serving._callers._budget, introspection._watching,
-               introspection._asking, introspection._waiting)  # fmt: skip
+               introspection._reflections._budget, introspection._waiting)  # fmt: skip
     for budget in budgets:
         budget.most = 100
     # One after the other, each as much as it can have: they would halve what is left, and the
