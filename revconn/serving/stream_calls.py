@@ -221,7 +221,7 @@ class StreamCalls:
         self._most = most
         self._most_held = most_held
         self._running = 0  # workers that are held, or will be
-        self._queue: deque[StreamRequest] = deque()  # that wait for one
+        self._queue: dict[StreamRequest, None] = {}  # that wait for one
         self._to_run: list[StreamRequest] = []
         self._ended: list[Request] = []  # whose callbacks are to be called
 
@@ -331,7 +331,7 @@ class StreamCalls:
             self._running += 1
             self._to_run.append(request)
         else:
-            self._queue.append(request)
+            self._queue[request] = None
 
     def wake(self, request: StreamRequest) -> None:
         """Something has come that a call may wait for, or its end."""
@@ -359,6 +359,9 @@ class StreamCalls:
     def interrupt(self, request: StreamRequest) -> None:
         """A call is over, and out of the table; its handler may not know yet."""
         request._is_over = True  # a table that was closed forgets all that is in it
+        if request in self._queue and request._responses is None:  # nothing is to be closed
+            del self._queue[request]
+            request._inbox.clear()
         self.wake(request)
         if request._is_aside:  # what it holds open is to be closed
             self.resume(request)
@@ -440,7 +443,8 @@ class StreamCalls:
         # may be that is just being shut down.
         with self._lock:
             self._running -= 1
-            queued, self._queue = self._queue, deque()
+            queued = tuple(self._queue)
+            self._queue.clear()
         for each in queued:
             self._calls._fail(
                 each, StatusCode.UNAVAILABLE, "the service has no thread to run it in"
@@ -451,10 +455,12 @@ class StreamCalls:
             self._running -= 1
             if again is not None:
                 again._since = time.monotonic()
-                self._queue.append(again)
+                self._queue[again] = None
             while self._queue and self._running < self._most:
                 self._running += 1
-                self._to_run.append(self._queue.popleft())
+                following = next(iter(self._queue))
+                del self._queue[following]
+                self._to_run.append(following)
         self.follow_up()
 
     def _begin(self, request: StreamRequest) -> _Stopped | None:
