@@ -6,7 +6,9 @@ import argparse
 import json
 import pathlib
 import statistics
+import subprocess
 import sys
+import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Callable
@@ -21,6 +23,7 @@ _OURS, _DIRECT = "revconn", "grpc.server"
 
 # What jhump/grpctunnel (Go) was measured to take, µs of CPU for each message of 64 bytes at the end
 # that serves: its module cannot be had everywhere.
+_TO_FILL = 10.0  # seconds
 _GRPCTUNNEL = {"down": 7.7, "echo": 14.6, "up": 7.6}
 
 
@@ -43,6 +46,10 @@ DOWN, DOWN_16 = Stream("down"), Stream("down", streams=16)
 UP, ECHO, PING_PONG, UNARY = (Stream(mode) for mode in ("up", "echo", "pingpong", "unary"))
 KIB_64, KIB_64_16 = Stream("down", 64 << 10), Stream("down", 64 << 10, 16)
 MIB = Stream("down", 1 << 20)
+# Beside so many that nobody reads; of the connector alone.
+STALLED = 1_000
+BESIDE = Stream(f"down beside {STALLED:,} that nobody reads")
+_STALLED_BY = 4  # callers, each on a connection of its own
 STREAMS = (DOWN, DOWN_16, UP, ECHO, PING_PONG, UNARY, KIB_64, KIB_64_16, MIB)
 
 
@@ -56,6 +63,7 @@ class Measured:
     p50: float
 
 
+Start = Callable[..., "subprocess.Popen[str]"]
 Rounds = dict[tuple[Stream, str], list[Measured]]
 
 
@@ -99,24 +107,46 @@ def measure(rounds: int, seconds: float) -> Rounds:
                     (_OURS, address, (connector.pid, through.pid)),
                     (_DIRECT, direct, (server.pid, server.pid)),
                 ):
-                    caller = start(
-                        str(golang.STREAM_LOAD),
-                        f"-target={target}",
-                        f"-mode={load.mode}",
-                        f"-size={load.size}",
-                        f"-streams={load.streams}",
-                        f"-seconds={seconds:g}",
-                    )
-                    event(caller, "begun")
-                    began = [cpu_seconds(pid) for pid in pids]
-                    told = json.loads(line(caller))
-                    took = [cpu_seconds(pid) - then for pid, then in zip(pids, began)]
-                    caller.wait()
-                    count = max(1, told["messages"])
-                    cpu, gateway_cpu = (1e6 * each / count for each in took)
-                    figures = Measured(count / told["seconds"], cpu, gateway_cpu, told["p50_ms"])
+                    figures = _measured(start, load, target, pids, seconds)
                     measured.setdefault((load, peer), []).append(figures)
+        stalled = STALLED // _STALLED_BY
+        for _ in range(_STALLED_BY):
+            lasting = 60 + 2 * rounds * seconds
+            caller = start(
+                str(golang.STREAM_LOAD),
+                f"-target={address}",
+                "-mode=stall",
+                f"-streams={stalled}",
+                f"-seconds={lasting:g}",
+            )
+            event(caller, "begun")
+        time.sleep(_TO_FILL)  # windows: nothing tells that they are
+        for _ in range(rounds):
+            figures = _measured(start, DOWN, address, (connector.pid, through.pid), seconds)
+            measured.setdefault((BESIDE, _OURS), []).append(figures)
     return measured
+
+
+def _measured(
+    start: Start, load: Stream, target: str, pids: tuple[int, int], seconds: float
+) -> Measured:
+    """One round of one load. ``pids``: who serves, and what is between."""
+    caller = start(
+        str(golang.STREAM_LOAD),
+        f"-target={target}",
+        f"-mode={load.mode}",
+        f"-size={load.size}",
+        f"-streams={load.streams}",
+        f"-seconds={seconds:g}",
+    )
+    event(caller, "begun")
+    began = [cpu_seconds(pid) for pid in pids]
+    told = json.loads(line(caller))
+    took = [cpu_seconds(pid) - then for pid, then in zip(pids, began)]
+    caller.wait()
+    count = max(1, told["messages"])
+    cpu, gateway_cpu = (1e6 * each / count for each in took)
+    return Measured(count / told["seconds"], cpu, gateway_cpu, told["p50_ms"])
 
 
 Value = Callable[[Measured], float]
@@ -155,6 +185,11 @@ def judge(measured: Rounds) -> Iterable[Verdict]:
     )
     found = ping / unary
     yield Verdict("p50 of a ping-pong ≤ 1.5 × a unary call's", f"{found:.3g}", found <= 1.5)
+    alone, beside = (
+        _median(measured, load, _OURS, lambda each: each.rate) for load in (DOWN, BESIDE)
+    )
+    found = beside / alone
+    yield Verdict(f"messages/s, {BESIDE.title} ≥ 0.8 × alone", f"{found:.3g}", found >= 0.8)
 
 
 def _facts(facts: dict[str, str]) -> list[str]:

@@ -5,6 +5,7 @@ Where an error has to be found it is expected by its code; one that is not found
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Callable
 
 from revconn import Connector, Handler, Request, Response
@@ -62,3 +63,33 @@ connector.add_method("/echo.Echo/Nothing", nothing)  # type: ignore[arg-type]
 connector.add_service("later.Later", later)  # type: ignore[arg-type]
 connector.method("/echo.Echo/Text")(text)  # type: ignore[type-var]
 connector.method("/echo.Echo/Later")(later)  # type: ignore[type-var]
+
+
+# Methods that stream.
+
+
+@connector.method("/echo.Echo/Down")
+def down(request: Request) -> Iterator[bytes]:
+    yield request.payload
+
+
+@connector.method("/echo.Echo/Up", kind="client_streaming")
+def up(request: Request) -> bytes:
+    return b"".join(request.messages())
+
+
+@connector.method("/echo.Echo/Both", kind="bidirectional_streaming")
+def both(request: Request) -> Iterator[Heartbeat]:
+    for message in request.messages():
+        yield Heartbeat.FromString(message)
+
+
+downs: Callable[[Request], Iterator[bytes]] = down
+
+
+def letters(request: Request) -> Iterator[int]:
+    yield 1
+
+
+connector.add_method("/echo.Echo/Letters", letters)  # type: ignore[arg-type]
+connector.add_method("/echo.Echo/Kind", up, kind="streaming")  # type: ignore[arg-type]

@@ -205,6 +205,9 @@ class StreamingCall(Rpc):
         shared = self._calls.shared
         if not shared.registry.serves(wanted):
             return NobodyServes(wanted.service)
+        if not shared.registry.streams(self.head.method_path, wanted.names):
+            problem = f"{self.head.method_path[:200]}: no connector of the service streams that"
+            return Refused(StatusCode.UNIMPLEMENTED, problem)
         limit = shared.limits.max_streaming_calls_per_connection
         problem = f"the connectors of the service have {limit:,} streaming calls each"
         return over_limit(shared.counters, "max_streaming_calls_per_connection", problem)

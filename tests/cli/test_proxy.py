@@ -119,11 +119,13 @@ def serve_apart(resources: ExitStack) -> Callable[[int], tuple[subprocess.Popen[
     """A server in a process of its own: whoever ends that, closes its port for sure."""
 
     def start(port: int = 0) -> tuple[subprocess.Popen[str], str]:
+        # Kept: grpc ends a server that nobody holds, a second later.
         program = (
-            "from tests.cli.test_proxy import *; print(serve(%d)[1], flush=True); signal.pause()"
+            "import signal; from tests.cli.test_proxy import serve;"
+            f"server, address = serve({port}); print(address, flush=True); signal.pause()"
         )
         process = subprocess.Popen(
-            [sys.executable, "-c", program % port],
+            [sys.executable, "-c", program],
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             text=True,

@@ -263,3 +263,50 @@ def test_a_conversation_goes_to_and_fro(channels: list[grpc.Channel]) -> None:
         assert response == str(number).encode()
         said.release()
     assert number == 199
+
+
+class Shouting(grpc.ServerInterceptor):
+    """Puts another method in the place of each, of the same kind."""
+
+    def __init__(self, seen: list[str]) -> None:
+        self.seen = seen
+
+    def intercept_service(self, continuation: Any, details: Any) -> Any:
+        self.seen.append(details.method)
+        handler = continuation(details)
+        if handler is None:
+            return None
+        given = {
+            "request_deserializer": handler.request_deserializer,
+            "response_serializer": handler.response_serializer,
+        }
+        if handler.unary_stream:
+
+            def down(request: str, context: Any) -> Iterator[str]:
+                return (f"{answer}!" for answer in handler.unary_stream(request, context))
+
+            return grpc.unary_stream_rpc_method_handler(down, **given)
+        if handler.stream_unary:
+
+            def up(requests: Iterator[str], context: Any) -> str:
+                return f"{handler.stream_unary((f'{each}?' for each in requests), context)}!"
+
+            return grpc.stream_unary_rpc_method_handler(up, **given)
+
+        def both(requests: Iterator[str], context: Any) -> Iterator[str]:
+            return (f"{answer}!" for answer in handler.stream_stream(requests, context))
+
+        return grpc.stream_stream_rpc_method_handler(both, **given)
+
+
+def test_interceptors_stand_around_streaming_methods() -> None:
+    seen: list[str] = []
+    with Gateway(api_keys="key") as gateway:
+        connector = Connector(gateway.address, api_key="key", interceptors=[Shouting(seen)])
+        connector.add_generic_rpc_handlers((handlers(),))
+        with connector, grpc.insecure_channel(gateway.address) as channel:
+            connector.wait_ready(TIMEOUT)
+            assert call(channel, "unary_stream", "counts", [b"2"]).responses == [b"0!", b"1!"]
+            assert call(channel, "stream_unary", "joins", [b"a", b"b"]).responses == [b"a?,b?!"]
+            assert call(channel, "stream_stream", "echoes", [b"a"]).responses == [b"a!"]
+    assert seen == [f"/{SERVICE}/{name}" for name in ("counts", "joins", "echoes")]
