@@ -76,6 +76,9 @@ class Scene:
         self.began.release()
         try:
             yield from request.messages()
+        except GeneratorExit:  # it was not waiting for a message just then
+            self.ends.append("CANCELLED")
+            raise
         except RequestError as error:
             self.ends.append(error.code.name)
             raise
