@@ -58,8 +58,10 @@ class StreamingCalls:
         return StreamingCall(stream, head, peer, self)
 
     def leave(self) -> None:
-        """Refuse every call from now on. Those inside go on."""
+        """Refuse every call from now on, and those that wait for somebody to come."""
         self.is_leaving = True
+        for call in tuple(self._held):
+            call.turn_away(Refused(StatusCode.UNAVAILABLE, STOPPING))
 
     def end(self, code: StatusCode, problem: str) -> None:
         """End those that there are."""

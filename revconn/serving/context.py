@@ -165,10 +165,7 @@ class Context(grpc.ServicerContext):
 
     def fail(self, code: StatusCode, problem: str) -> Response:
         """What answers a call that failed; what its method had set itself stays, as in grpcio."""
-        if self._code is None:
-            self._code = _CODES[code]
-        if self._details is None:
-            self._details = problem.encode("utf-8", "replace")
+        self._default_to(code, problem)
         return self.response(b"")
 
     def response(self, payload: bytes) -> Response:
@@ -181,6 +178,12 @@ class Context(grpc.ServicerContext):
             response = Response(status=http_status(code), headers=headers, error=message)
         told = bool(self.request.peer)  # a gateway that says who calls knows feature "metadata"
         return response._with_metadata(self.initial or (), self._trailing, told=told)
+
+    def _default_to(self, code: StatusCode, problem: str) -> None:
+        if self._code is None:
+            self._code = _CODES[code]
+        if self._details is None:
+            self._details = problem.encode("utf-8", "replace")
 
 
 class StreamContext(Context):
@@ -201,7 +204,7 @@ class StreamContext(Context):
 
     def fail_with(self, code: StatusCode, problem: str) -> Ending:
         """The same of a call that failed; what its method had set itself stays."""
-        self.fail(code, problem)
+        self._default_to(code, problem)
         return self.ending()
 
 

@@ -102,13 +102,15 @@ class HandlerRegistry:
         streams = kind != "unary"
         if streams and inline:
             refuse("inline", inline, "not for a method that streams", "leave it out")
-        if streams and self._is_told() and key not in self._handlers.streaming_methods:
-            # Gateways are told as a connection begins: this one would not know.
-            refuse("path", path, "streams, and is new after the start", "add it before start()")
         serve: Any = StreamingHandler(handler, kind) if streams else handler
-        add = partial(
-            self._handlers.add_method, key, serve, inline=inline, replace=replace, streams=streams
-        )
+
+        def add() -> None:
+            is_new = key not in self._handlers.streaming_methods
+            if streams and is_new and self._registered_services() is not None:
+                # Gateways are told as a connection begins: this one would not know.
+                refuse("path", path, "streams, and is new after the start", "add it before start()")
+            self._handlers.add_method(key, serve, inline=inline, replace=replace, streams=streams)
+
         self._add(service, add)
 
     def add_service(self, name: str, handler: Handler, *, replace: bool = False) -> None:
@@ -130,10 +132,6 @@ class HandlerRegistry:
         with self._lock:
             self._require_known(service)
             add()
-
-    def _is_told(self) -> bool:
-        with self._lock:
-            return self._registered_services() is not None
 
     def _require_known(self, service: str) -> None:
         """Services are registered as a connection begins: a gateway would not hear of a new one."""
@@ -159,7 +157,8 @@ class HandlerRegistry:
             self._refuse_fork()
             with self._lock:
                 servicers = self._make_servicers()
-                name = servicers.require_generic(handler)
+            name = servicers.require_generic(handler)  # asks the handler: not under the lock
+            with self._lock:
                 if name:
                     self._require_known(name)
                     self._handlers.add_service(name, servicers, replace=False)

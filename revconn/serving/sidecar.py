@@ -57,11 +57,6 @@ class Sidecar(Opener):
                 self._channel = grpc.secure_channel(self.target, self._credentials, _OPTIONS)
         return self._channel
 
-    def close(self) -> None:
-        """Close the connection to the target."""
-        if self._channel is not None:
-            self._channel.close()
-
     def __call__(self, request: Request) -> Response:
         """Pass on a call that came as one message."""
         method: Any = self.channel.unary_unary(_path(request))

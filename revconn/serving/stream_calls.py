@@ -429,11 +429,11 @@ class StreamCalls:
             # Not before its context was left: another worker may enter that at once.
             goes_on = stopped is not None and not self._put_aside(request, stopped)
         except EndCall as end:
-            self._close(request)
+            request._context.run(self._close, request)
             self._finish(request, end.ending)
         except BaseException:
             logger.exception("%r: serving it failed", request)
-            self._close(request)
+            request._context.run(self._close, request)
             self._finish(request, (StatusCode.INTERNAL, "internal error", ()))
         self._leave_worker(request if goes_on else None)
 

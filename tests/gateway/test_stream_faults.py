@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import threading
+import time
 from collections.abc import Iterable, Iterator
 from typing import Any, Callable
 
@@ -297,6 +298,20 @@ def test_streaming_calls_wait_for_a_connector_that_comes_back(
         assert list(stream) == [*said]
     for joined, answer in answers.items():
         assert answer.result(TIMEOUT) == joined
+
+
+def test_a_stopping_gateway_lets_no_streaming_call_wait_for_a_connector(
+    gateway: Gateway, serve: Serve, channel
+) -> None:
+    serve(gateway, METHODS).stop()
+    eventually(lambda: not gateway.connections())
+    waiting = channel(gateway).stream_unary(UP).future(iter([b"a"]), timeout=2 * TIMEOUT)
+    eventually(lambda: gateway.stats()["calls_held"] == 1, TIMEOUT)
+    started = time.monotonic()
+    gateway.stop(grace=TIMEOUT)
+    assert time.monotonic() - started < TIMEOUT / 2
+    assert waiting.code() is grpc.StatusCode.UNAVAILABLE
+    assert waiting.details() == "the gateway is stopping"
 
 
 # Many messages, and large ones
