@@ -15,6 +15,7 @@ PACKAGE = "revconn._proto"
 
 def main():
     compile_messages("registry")
+    compile_messages("web")
     compile_messages("demo")
     compile_stubs("demo")
 

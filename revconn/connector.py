@@ -302,6 +302,7 @@ class Connector(HandlerRegistry):
                 supervisor.begin_drain(seconds)
             elif supervisor is not None:
                 supervisor.stop(seconds)
+                self._stop_applications()
 
         # It takes locks. In a signal handler the main thread may hold one of them already.
         aside(stop, _HELD_UP if at_once else seconds + _HELD_UP)
@@ -414,10 +415,21 @@ class Connector(HandlerRegistry):
         # Outside of the lock: it may warn, and logging runs the application's handlers.
         _claims.claim(self, self._options.targets, services)
         atexit.register(self._stop_at_exit)
+        try:
+            for handler in self._asgi:
+                handler.start()
+        except BaseException:
+            self.abort()
+            raise
         return self._supervisor
+
+    def _stop_applications(self) -> None:
+        for handler in self._asgi:
+            handler.stop()
 
     def _end(self) -> None:
         """All has ended: in whichever thread ended it. Whoever waits for signals goes on."""
+        self._stop_applications()
         atexit.unregister(self._stop_at_exit)
         _claims.release(self)
         self._wakeups.put(None)

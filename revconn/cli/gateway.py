@@ -6,6 +6,7 @@ import argparse
 import inspect
 import os
 import signal
+from collections.abc import Sequence
 from types import FrameType
 from typing import Any
 
@@ -142,6 +143,14 @@ def add_parser(subparsers: Any) -> None:
         "--dial-private",
         action="store_true",
         help="dial those on loopback and link-local addresses, too, and clouds' metadata services",
+    )
+    parser.add_argument(
+        "--http",
+        action="append",
+        default=[],
+        metavar="[HOST=]SERVICE",
+        help="have a service answer plain HTTP on the same port, or what is asked for on one host;"
+        " may be given several times; needs revconn[http]",
     )
     _add_keys(parser.add_argument_group("API keys", _KEYS))
     _add_tls(parser.add_argument_group("TLS", _TLS))
@@ -306,6 +315,7 @@ def _make_gateway(arguments: argparse.Namespace, sources: KeySources) -> Gateway
             arguments.address,
             api_keys=sources.read(),
             tls=_tls(arguments),
+            http=_http(arguments.http),
             dial_backends=arguments.dial_backends,
             dial_private=arguments.dial_private,
             **{name: getattr(arguments, name) for name in _LIMITS},
@@ -327,6 +337,17 @@ def _tls(arguments: argparse.Namespace) -> ServerTLS | None:
         if value is None:
             raise ConfigurationError(option, None, "is missing", "TLS needs certificate and key")
     return ServerTLS(*given)
+
+
+def _http(given: Sequence[str]) -> dict[str, str] | None:
+    hosts: dict[str, str] = {}
+    for each in given:
+        host, _, service = each.rpartition("=")
+        host = host or "*"
+        if host in hosts:
+            raise ConfigurationError("--http", each, "is a second one", "give each host once")
+        hosts[host] = service
+    return hosts or None
 
 
 def _reload_keys(gateway: Gateway, sources: KeySources) -> None:

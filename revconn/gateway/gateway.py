@@ -8,6 +8,7 @@ import re
 import socket
 import ssl
 import threading
+from collections.abc import Mapping
 from types import TracebackType
 from typing import Any
 
@@ -17,6 +18,7 @@ from revconn.gateway.report import ConnectionInfo
 from revconn.gateway.shared import Settings, Shared, stats_of
 from revconn.gateway.thread import GatewayThread
 from revconn.gateway.tls import ServerTLS
+from revconn.gateway.web import parse_hosts
 from revconn.logger import get_logger
 from revconn.settings.checks import (
     refuse,
@@ -58,6 +60,10 @@ class Gateway:
         is shown is taken, on a loopback address only.
     :param tls: :class:`ServerTLS`, or an :class:`ssl.SSLContext` of your own (for servers, and with
         ``set_alpn_protocols(["h2"])``); ``None`` for plaintext.
+    :param http: the service that answers plain HTTP, on the same port, HTTP/1.1 and HTTP/2: one
+        that a connector serves with :meth:`Connector.add_wsgi` or :meth:`Connector.add_asgi`. Or a
+        dict of such services by the host that is asked for, ``"*"`` being any other. ``None``: what
+        is not gRPC is refused. Needs ``revconn[http]``.
     :param heartbeat_timeout: seconds without a heartbeat after which a connection is ended.
     :param request_timeout: seconds a call may take at most, whatever its caller would allow.
     :param reconnect_grace: seconds that a call waits at most, within its deadline, for a service
@@ -137,6 +143,7 @@ class Gateway:
         *,
         api_keys: ApiKeysGiven = None,
         tls: ServerTLS | ssl.SSLContext | None = None,
+        http: str | Mapping[str, str] | None = None,
         heartbeat_timeout: float = 120.0,
         request_timeout: float = 30.0,
         reconnect_grace: float = 2.0,
@@ -184,6 +191,7 @@ class Gateway:
             path=path,
             keys=self._keys,
             tls=tls,
+            http=parse_hosts(http),
             heartbeat_timeout=require_seconds("heartbeat_timeout", heartbeat_timeout),
             request_timeout=require_seconds("request_timeout", request_timeout),
             reconnect_grace=require_seconds("reconnect_grace", reconnect_grace, zero=True),

@@ -20,7 +20,7 @@ from typing import Callable
 from revconn.core.status import StatusCode
 from revconn.gateway.addresses import network_of
 from revconn.gateway.limits import SHARE, Counters
-from revconn.gateway.peers import Peer, address_of
+from revconn.gateway.peers import Exchange, Peer, address_of
 from revconn.gateway.receiving import Receiving
 from revconn.gateway.refusals import STOPPING
 from revconn.gateway.report import Journal
@@ -58,16 +58,24 @@ _SPACING = 3.0
 _LOOKS = 4
 
 Serve = Callable[[Stream, RequestHead, Peer], None]
+ServeHttp = Callable[[Exchange, RequestHead, Peer], None]
 
 
 class Listener:
     """Accepts connections, and owns them until they end.
 
     :param serve: who takes the calls that come.
+    :param serve_http: who takes the requests that are no calls; ``None``: they are refused.
     :ivar turn: what is done at the end of a turn of the loop.
     """
 
-    def __init__(self, settings: Settings, shared: Shared, serve: Serve) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        shared: Shared,
+        serve: Serve,
+        serve_http: ServeHttp | None = None,
+    ) -> None:
         limits = settings.limits
         self._limits = limits
         self._counters: Counters = shared.counters
@@ -77,7 +85,11 @@ class Listener:
         self._loop = asyncio.get_running_loop()
         self.turn = Turn(self._loop)
         self._serve = serve
-        self._contexts = None if settings.tls is None else Contexts(settings.tls)
+        self._serve_http = serve_http
+        self.takes_http = serve_http is not None
+        self._contexts = None
+        if settings.tls is not None:
+            self._contexts = Contexts(settings.tls, http1=self.takes_http)
         self._http2 = Http2Settings(
             max_streams=limits.max_streams,
             message_limit=limits.max_message_bytes,
@@ -228,7 +240,9 @@ class Listener:
         sock.setblocking(False)
         if sock.family != getattr(socket, "AF_UNIX", None):
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        tls = None if self._contexts is None else TLSFilter(self._contexts.current())
+        tls = None
+        if self._contexts is not None:
+            tls = TLSFilter(self._contexts.current(), http1=self.takes_http)
         return Peer(sock, address, self._http2, self, self._loop, tls)
 
     def _make_room(self) -> int:
@@ -253,6 +267,11 @@ class Listener:
     def serve(self, stream: Stream, head: RequestHead, peer: Peer) -> None:
         """A call has come."""
         self._serve(stream, head, peer)
+
+    def serve_http(self, stream: Exchange, head: RequestHead, peer: Peer) -> None:
+        """A request of HTTP's has come."""
+        assert self._serve_http is not None
+        self._serve_http(stream, head, peer)
 
     def refused_headers(self, stream: Stream, size: int) -> None:
         """A call's headers are far larger than is taken."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import time
-from typing import Protocol
+from typing import TYPE_CHECKING, Any, Protocol, Union
 
 from revconn.core.rope import Data
 from revconn.core.status import ProtocolError
@@ -16,20 +16,36 @@ from revconn.gateway.addresses import networks_of
 from revconn.gateway.budgets import Owners
 from revconn.gateway.tls import TLSFilter
 from revconn.gateway.wires import Turn, Wire
+from revconn.http2.bytestreams import ByteStream
+from revconn.http2.endpoint import Endpoint
+from revconn.http2.frames import PREFACE
 from revconn.http2.headers import Field
 from revconn.http2.requests import RequestHead, RequestHeads, not_grpc
 from revconn.http2.streams import ErrorCode, Receiver, Stream
 from revconn.http2.writing import Settings
 
-__all__ = ["Peer", "PeerOwner", "address_of"]
+if TYPE_CHECKING:
+    from revconn.gateway.http1 import Http1Stream
 
+__all__ = ["Exchange", "Peer", "PeerOwner", "address_of"]
+
+_TELLING = PREFACE[:3]  # with which no request of HTTP/1.1 begins
 _PLAIN_TIMEOUT = 10.0  # seconds that a request may take which is no call
+
+
+Exchange = Union[ByteStream, "Http1Stream"]
+"""A request of HTTP's, and its response."""
 
 
 class PeerOwner(Protocol):
     """Who has a peer: it serves its calls, and is told of its end."""
 
     turn: Turn
+    takes_http: bool
+    """Whether what is no call is a request of HTTP's, in HTTP/1.1, too."""
+
+    def serve_http(self, stream: Exchange, head: RequestHead, peer: Peer) -> None:
+        """A request of HTTP's has come."""
 
     def serve(self, stream: Stream, head: RequestHead, peer: Peer) -> None:
         """A call has come."""
@@ -105,7 +121,7 @@ class Peer(Wire):
     :ivar idle_since: since when it has no stream, as long as it has none.
     """
 
-    __slots__ = ("_heads", "_owner", "idle_since", "network", "owners", "served")
+    __slots__ = ("_first", "_heads", "_owner", "idle_since", "network", "owners", "served")
 
     def __init__(
         self,
@@ -117,6 +133,8 @@ class Peer(Wire):
         tls: TLSFilter | None,
     ) -> None:
         self._owner = owner
+        # What tells HTTP/2 from HTTP/1.1, where either may come; ``None`` once that is known.
+        self._first = b"" if owner.takes_http else None
         self._heads = RequestHeads()
         self.served = 0
         networks = networks_of(address)
@@ -133,6 +151,39 @@ class Peer(Wire):
     def over(self, reason: str) -> None:
         """The connection is over."""
         self._owner.lost(self, reason)
+
+    # HTTP/1.1, or HTTP/2
+
+    def _take(self, data: bytes, now: float) -> bytes:
+        if self._first is not None:
+            data = self._first + data
+            if len(data) < len(_TELLING) and _TELLING.startswith(data):
+                self._first = data
+                return b""
+            self._first = None
+            if not data.startswith(_TELLING):
+                from revconn.gateway.http1 import Http1Endpoint
+
+                scheme = b"http" if self._tls is None else b"https"
+                http1: Any = Http1Endpoint(self.endpoint.settings, self, scheme)
+                self.endpoint = http1
+            self.wake()
+        return super()._take(data, now)
+
+    def _flush(self) -> None:
+        if self._first is None:
+            super()._flush()
+            return
+        self._is_woken = False  # what there is to say waits until it is known how to say it
+        if self.endpoint.is_ended:
+            self.close(self.endpoint.end_reason)
+
+    def ping(self, now: float) -> None:
+        """Ask for a sign of life, where there is a way to."""
+        if isinstance(self.endpoint, Endpoint):
+            super().ping(now)
+        else:
+            self.heard_at = now
 
     # What the endpoint asks for
 
@@ -151,16 +202,26 @@ class Peer(Wire):
         stream.content_left = head.content_length
         if ended and head.content_length > 0:
             stream.reset(ErrorCode.PROTOCOL_ERROR)
-        elif head.is_grpc:
+        elif head.is_grpc and type(stream) is Stream:
             self._owner.serve(stream, head, self)
             if ended and stream.receiver is not _IGNORED:
                 stream.receiver.take([], ended=True)
+        elif self._owner.takes_http:
+            self._accept_http(stream, head, ended=ended)
         else:
             plain = _PlainRequest(self, stream, head)
             if ended:
                 plain.take([], ended=True)
             if not stream.is_local_closed:  # it may have no window for the answer, too
                 self._loop.call_later(_PLAIN_TIMEOUT, plain.expire)
+
+    def _accept_http(self, stream: Any, head: RequestHead, *, ended: bool) -> None:
+        if type(stream) is Stream:
+            stream = ByteStream.in_place_of(stream, self.endpoint)
+            stream.receiver = _IGNORED
+        self._owner.serve_http(stream, head, self)
+        if ended and stream.receiver is not _IGNORED:
+            stream.receiver.take([], ended=True)
 
     def refuse_stream(self) -> None:
         """The peer has as many streams as it may."""

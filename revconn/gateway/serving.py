@@ -47,8 +47,13 @@ class Serving:
         self._settings = settings
         self.shared = shared = Shared(settings)
         self.registry = shared.registry
-        self.listener = Listener(settings, shared, self._serve)
         streaming = StreamingCalls(shared)
+        serve_http = None
+        if settings.http:
+            from revconn.gateway.web import WebCalls
+
+            serve_http = WebCalls(shared, streaming, settings.http).serve
+        self.listener = Listener(settings, shared, self._serve, serve_http)
         self._callers = Callers(shared, self.listener.turn, streaming)
         self._connectors = ConnectorStreams(shared, self.listener.turn)
         self._registrations = Registrations(shared)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import ssl
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from revconn.gateway.backends import Backends
 from revconn.gateway.budgets import Budget
@@ -60,6 +61,7 @@ class Settings:
     idle_timeout: float | None = 300.0
     max_connection_age: float | None = None
     max_connection_age_grace: float = 30.0
+    http: Mapping[str, str] = field(default_factory=dict)  # the service that answers each host
     hooks: Hooks | None = None
 
 

@@ -58,15 +58,18 @@ class ServerTLS:
 class Contexts:
     """What each new connection is spoken TLS with. It belongs to the gateway's thread.
 
+    :param http1: whether peers may choose HTTP/1.1.
+
     Raises as :class:`ServerTLS` does.
     """
 
-    def __init__(self, tls: ServerTLS | ssl.SSLContext) -> None:
+    def __init__(self, tls: ServerTLS | ssl.SSLContext, *, http1: bool = False) -> None:
+        self._protocols = ["h2", "http/1.1"] if http1 else ["h2"]
         self._tls = tls if isinstance(tls, ServerTLS) else None
         # Before the files are read: one that changes in between is read again at the next
         # handshake, in the other order it would pass for seen.
         self._seen = None if self._tls is None else self._tls._signature()
-        self._context = _load(tls) if isinstance(tls, ServerTLS) else tls
+        self._context = _load(tls, self._protocols) if isinstance(tls, ServerTLS) else tls
 
     def current(self) -> ssl.SSLContext:
         """The context to use from now on."""
@@ -78,7 +81,7 @@ class Contexts:
         # Even of files that cannot be used: they are complained of once, not with every handshake.
         self._seen = signature
         try:
-            self._context = _load(self._tls)
+            self._context = _load(self._tls, self._protocols)
         except ConfigurationError as error:
             logger.error("the TLS files have changed and cannot be used: %s", error)
         else:
@@ -91,11 +94,14 @@ class TLSFilter:
 
     :param server_name: of a client's side: whose certificate it has to be. Raises
         :class:`ValueError` for what no certificate could name.
+    :param http1: of a server's side: whether the peer may choose HTTP/1.1.
     :ivar is_shaking_hands: whether the handshake goes on still.
     :ivar is_over: whether the peer has said that it sends nothing more.
     """
 
-    def __init__(self, context: ssl.SSLContext, server_name: str | None = None) -> None:
+    def __init__(
+        self, context: ssl.SSLContext, server_name: str | None = None, *, http1: bool = False
+    ) -> None:
         self._incoming = ssl.MemoryBIO()
         self._outgoing = ssl.MemoryBIO()
         is_server = server_name is None
@@ -104,7 +110,9 @@ class TLSFilter:
         )
         # A client has nothing else to learn by it that the other end speaks HTTP/2 (RFC 9113,
         # section 3.2).
-        self._protocols = ("h2", None) if is_server else ("h2",)
+        self._protocols: tuple[str | None, ...] = ("h2", None) if is_server else ("h2",)
+        if http1:
+            self._protocols += ("http/1.1",)
         self.is_shaking_hands = True
         self.is_over = False
 
@@ -152,14 +160,14 @@ class TLSFilter:
         return self._outgoing.read()
 
 
-def _load(tls: ServerTLS) -> ssl.SSLContext:
+def _load(tls: ServerTLS, protocols: Sequence[str] = ("h2",)) -> ssl.SSLContext:
     for name, path in (("cert", tls.cert), ("key", tls.key), ("client_ca", tls.client_ca)):
         if path is not None or name != "client_ca":
             _read(name, path)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.options |= getattr(ssl, "OP_NO_RENEGOTIATION", 0)  # HTTP/2 forbids it
-    context.set_alpn_protocols(["h2"])
+    context.set_alpn_protocols(list(protocols))
     try:
         context.load_cert_chain(tls.cert, tls.key, password=_refuse_passphrase)
     except ssl.SSLError as error:

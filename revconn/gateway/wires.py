@@ -135,9 +135,11 @@ class Wire(Acceptor):
     __slots__ = (
         "_farewell",
         "_fd",
+        "_is_held",
         "_is_last",
         "_is_lingering",
         "_is_paused",
+        "_is_put_off",
         "_is_woken",
         "_left",
         "_loop",
@@ -173,6 +175,7 @@ class Wire(Acceptor):
         self._read_bytes = _READ_BYTES
         self._left: list[Output] | None = None  # what the network did not take yet
         self._is_paused = self._is_woken = self._is_lingering = self._is_last = False
+        self._is_held = self._is_put_off = False
         self._farewell: asyncio.TimerHandle | None = None  # when it is closed, come what may
         self.is_closed = False
         self.opened_at = self.heard_at = time.monotonic()
@@ -243,6 +246,7 @@ class Wire(Acceptor):
         is_put_off = len(data) > _SHORT_READ and turn.is_crowded
         rest = data if is_put_off else self._take(data, self.heard_at)
         if rest:
+            self._is_put_off = True
             self._stop_reading()
             # Nor is more read at once than that: it would wait here, and be cut again and again.
             self._read_bytes = _READ_BYTES
@@ -263,7 +267,7 @@ class Wire(Acceptor):
         if not _WORTHY < endpoint.cost < _COSTLY:
             endpoint.settle(now)
         if endpoint.is_ended and not self.is_closed:
-            self._end_soon()
+            self.end_soon()
         return rest
 
     def _hang_up(self) -> None:
@@ -283,6 +287,23 @@ class Wire(Acceptor):
         if rest:
             self._turn.later(partial(self._go_on, rest))
             return
+        self._is_put_off = False
+        if not self._is_held:
+            self._start_reading()
+
+    def hold_reading(self) -> None:
+        """Read nothing more, until :meth:`go_on_reading`: nobody takes it."""
+        self._is_held = True
+        self._stop_reading()
+
+    def go_on_reading(self) -> None:
+        """Read again, if that was held."""
+        if self._is_held:
+            self._is_held = False
+            if not (self._is_put_off or self.is_closed or self.endpoint.is_ended):
+                self._start_reading()
+
+    def _start_reading(self) -> None:
         self._is_paused = False
         self._loop.add_reader(self._fd, self._readable)
         if self._is_last:
@@ -390,10 +411,10 @@ class Wire(Acceptor):
         """End it, with all its streams, once what was said is written."""
         if not (self.is_closed or self.endpoint.is_ended):
             self.endpoint.end(reason=reason)
-            self._end_soon()
+            self.end_soon()
 
-    def _end_soon(self) -> None:
-        """GOAWAY is the last that is written, if the peer takes it."""
+    def end_soon(self) -> None:
+        """The endpoint has ended: what it said last is written, if the peer takes it."""
         self._stop_reading()
         self.wake()
         # Who does not read would keep the socket, and what is to be written, for ever.

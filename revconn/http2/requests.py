@@ -30,6 +30,8 @@ class RequestHead:
     """What a caller says before its messages. Immutable, but for what is found out about it later.
 
     :ivar path: the method that it calls, as it was sent.
+    :ivar scheme: ``http`` or ``https``, as it was sent.
+    :ivar authority: the host that it names, and its port; empty if it does not.
     :ivar method_path: the same as text.
     :ivar fields: all headers but pseudo-headers, and but those that say how the message travels.
     :ivar size: of all headers, as HTTP/2 counts them, in bytes.
@@ -41,8 +43,8 @@ class RequestHead:
     """
 
     __slots__ = (
-        "_extension", "_forwarded", "content_length", "encoding", "fields", "is_grpc", "method",
-        "method_path", "path", "problem", "size", "timeout",
+        "_extension", "_forwarded", "authority", "content_length", "encoding", "fields", "is_grpc",
+        "method", "method_path", "path", "problem", "scheme", "size", "timeout",
     )  # fmt: skip
 
     def __init__(self, fields: Iterable[Field], size: int) -> None:
@@ -73,6 +75,8 @@ class RequestHead:
                 self._take_special(each.name, each.value)
         self.method = pseudo.get(b":method", b"")
         self.path = pseudo.get(b":path", b"")
+        self.scheme = pseudo.get(b":scheme", b"")
+        self.authority = pseudo.get(b":authority", b"")
         self.method_path = self.path.decode("utf-8", "replace")
         if not (self.method and self.path and b":scheme" in pseudo):
             self.problem = self.problem or "no :method, :scheme or :path"
@@ -98,6 +102,8 @@ class RequestHead:
         head.problem = self.problem
         head.method = self.method
         head.path = self.path
+        head.scheme = self.scheme
+        head.authority = self.authority
         head.method_path = self.method_path
         head.is_grpc = self.is_grpc
         head._forwarded = self.forwarded

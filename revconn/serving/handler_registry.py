@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import inspect
 import threading
 from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any, Callable, NoReturn, TypeVar, Union
 
+from revconn.core.web import SERVE
 from revconn.serving.handlers import Handler, Handlers, require_handler, require_method_path
 from revconn.serving.streaming_handlers import Kind, StreamHandler, StreamingHandler, kind_of
 from revconn.settings.checks import refuse, require_service_name
 
 if TYPE_CHECKING:
     import grpc
+    from _typeshed.wsgi import WSGIApplication
 
+    from revconn.serving.asgi import ASGIApplication, ASGIHandler
     from revconn.serving.servicers import Servicers
 
 __all__ = ["HandlerRegistry"]
@@ -33,6 +37,7 @@ class HandlerRegistry:
         self._handlers = Handlers()
         self._interceptors: tuple[Any, ...] = ()
         self._servicers: Servicers | None = None
+        self._asgi: list[ASGIHandler] = []
         self._has_nameless = False  # a generic handler that does not tell its service
         # Most have none: then grpc is not even imported.
         if interceptors != ():
@@ -194,6 +199,52 @@ class HandlerRegistry:
                 )
             servicers.add_methods(methods)
 
+    # Web applications
+
+    def add_wsgi(self, app: WSGIApplication, *, service: str) -> None:
+        """Have a WSGI application, of Flask's or Django's, answer HTTP requests as a service.
+
+        A gateway that was told so (``Gateway(http=)``, ``revconn gateway --http``) passes plain
+        HTTP on to the ``service``: any name such as ``"web.Shop"``. The application runs in worker
+        threads, ``max_streams`` of them at most, one for each request that is under way.
+
+        Raises :class:`ConfigurationError` for what is no WSGI application, a second one of the same
+        service, or a new service after the start.
+        """
+        from revconn.serving.wsgi import WSGIHandler
+
+        _require_app(app, "give a WSGI application")
+        if inspect.iscoroutinefunction(app) or inspect.iscoroutinefunction(type(app).__call__):
+            refuse("app", app, "is asynchronous (ASGI)", "give it to add_asgi()")
+        self._add_web(service, WSGIHandler(app))
+
+    def add_asgi(self, app: ASGIApplication, *, service: str) -> None:
+        """Have an ASGI application, of FastAPI's or Django's, answer HTTP requests as a service.
+
+        As :meth:`add_wsgi`; but all requests run on one event loop, in a thread of its own, and
+        hold no worker. Its lifespan begins with :meth:`start`, which raises :class:`RevconnError`
+        where the application says that it cannot start up, and ends with the connector. WebSockets
+        do not travel.
+
+        Raises :class:`ConfigurationError` as :meth:`add_wsgi` does.
+        """
+        from revconn.serving.asgi import ASGIHandler
+
+        _require_app(app, "give an ASGI application")
+        handler = ASGIHandler(app)
+        self._add_web(service, handler)
+        self._asgi.append(handler)
+
+    def _add_web(self, service: str, handler: Any) -> None:
+        def add() -> None:
+            if self._registered_services() is not None:
+                refuse("service", service, "is new after the start", "add it before start()")
+            self._handlers.add_method(
+                f"/{service}/{SERVE}", handler, inline=False, replace=False, streams=True
+            )
+
+        self._add(service, add)
+
     def _add_sidecar(self, service: str, sidecar: Any) -> None:
         """Have another server answer all that is called of a service, of whatever kind."""
         self._refuse_fork()
@@ -230,3 +281,8 @@ class HandlerRegistry:
                     self._handlers.mixed_services.add(service)
         served = (name for name in self._handlers.services() if not name.startswith(_GATEWAYS_OWN))
         return tuple(dict.fromkeys((*named, *served)))
+
+
+def _require_app(app: object, remedy: str) -> None:
+    if not callable(app):
+        refuse("app", app, "not callable", remedy)

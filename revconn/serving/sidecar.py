@@ -15,7 +15,7 @@ from revconn.core.metadata import Metadata, application_metadata
 from revconn.core.status import StatusCode, http_status
 from revconn.logger import get_logger
 from revconn.messages import Request, Response
-from revconn.serving.stream_calls import EndCall, Ending, StreamRequest
+from revconn.serving.stream_calls import Behavior, EndCall, Ending, StreamRequest
 from revconn.serving.streaming_handlers import Opener
 
 __all__ = ["Sidecar"]
@@ -85,7 +85,7 @@ class Sidecar(Opener):
         return code, details, _carried(call.trailing_metadata())
 
 
-class _Forwarded:
+class _Forwarded(Behavior):
     """One streaming call, of whatever kind: messages to the target, and messages back."""
 
     reads = yields = True
@@ -127,14 +127,6 @@ class _Forwarded:
         initial = _carried(call.initial_metadata())
         if initial:
             self._request._owner.send_initial(self._request, initial)
-
-    def decode(self, message: bytes) -> bytes:
-        """As it is."""
-        return message
-
-    def encode(self, answer: bytes) -> bytes:
-        """As it is."""
-        return answer
 
     def ended(self) -> Ending:
         """As the target has it."""

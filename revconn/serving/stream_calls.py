@@ -23,7 +23,7 @@ import uuid
 from collections import deque
 from collections.abc import Iterable, Iterator
 from contextvars import Context
-from typing import TYPE_CHECKING, Any, Callable, Protocol
+from typing import TYPE_CHECKING, Any, Callable
 
 from revconn._proto.registry_pb2 import ForwardRequest, StreamFrame, StreamOpening
 from revconn.core.metadata import Metadata, headers_from_metadata, pairs_of
@@ -69,33 +69,54 @@ class EndCall(Exception):
         self.ending = ending
 
 
-class Behavior(Protocol):
+class Behavior:
     """What a handler is, for one call.
 
     :ivar reads: whether it iterates over the caller's messages; else there is to be one.
     :ivar yields: whether what :meth:`invoke` returns is an iterator of answers.
+    :ivar is_bound: whether that has to be iterated in one thread, which waits while the caller does
+        not read.
+    :ivar is_detached: whether it runs elsewhere: :meth:`begin` begins it, and it says and ends by
+        :meth:`StreamCalls.write` and its like what others are asked for.
     """
 
     reads: bool
     yields: bool
+    is_bound = False
+    is_detached = False
+
+    def begin(self) -> None:
+        """Begin, if it is detached."""
+        raise NotImplementedError
+
+    def notify(self) -> None:
+        """Something has come, may be said again, or is over. Called with the lock held."""
+        raise NotImplementedError
 
     def invoke(self, argument: Any) -> Any:
         """Call it, with the one message or an iterator of them, each as :meth:`decode` made it."""
+        raise NotImplementedError
 
     def decode(self, message: bytes) -> Any:
         """What it is given of a message. Raises :class:`EndCall`."""
+        return message
 
     def encode(self, answer: Any) -> bytes:
         """A message of its answer. Raises :class:`EndCall`."""
+        data: bytes = answer
+        return data
 
     def ended(self) -> Ending:
         """With what a call ends that went well."""
+        return StatusCode.OK, "", ()
 
     def failed(self, error: Exception, doing: str) -> Ending:
         """With what a call ends whose handler raised; called while that is being handled."""
+        raise NotImplementedError
 
     def interrupted(self) -> Exception:
         """What is raised where the handler waits for a message of a call that is over."""
+        raise NotImplementedError
 
 
 class _Stopped(enum.Enum):
@@ -111,7 +132,7 @@ class StreamRequest(Request):
 
     __slots__ = (
         "_awaits", "_behavior", "_context", "_decode", "_has_ended", "_inbox", "_is_aside",
-        "_is_over", "_is_reading", "_owner", "_reader", "_responses", "_since",
+        "_is_over", "_is_reading", "_owner", "_reader", "_responses", "_room", "_since",
         "_stream", "_unreturned", "_why",
     )  # fmt: skip
 
@@ -127,6 +148,7 @@ class StreamRequest(Request):
     _owner: StreamCalls
     _reader: BinarySemaphore
     _responses: Any
+    _room: BinarySemaphore | None  # of a thread that waits until it may say more
     _since: float  # that it waits for a worker
     _stream: Stream
     _unreturned: int
@@ -280,7 +302,7 @@ class StreamCalls:
         request._why = StatusCode.CANCELLED, "the call is over"
         request._unreturned = 0
         request._reader = BinarySemaphore()
-        request._responses = None
+        request._responses = request._room = None
         request._behavior = None
         request._decode = bytes
         request._context = Context()
@@ -338,6 +360,8 @@ class StreamCalls:
         if request._is_reading:
             request._is_reading = False
             request._reader.release()
+        elif request._behavior is not None and request._behavior.is_detached:
+            request._behavior.notify()
         elif request._awaits:
             request._awaits = False
             self._schedule(request)
@@ -346,7 +370,13 @@ class StreamCalls:
         """A call that was put aside may send again."""
         if request._is_aside:
             request._is_aside = False
-            self._schedule(request)
+            if request._behavior.is_detached:
+                request._behavior.notify()
+            elif request._room is not None:
+                request._room.release()
+                request._room = None
+            else:
+                self._schedule(request)
 
     def broken_off(self, request: StreamRequest, code: StatusCode, reason: str) -> None:
         """The stream of a call is over: whoever runs or reads it is to notice."""
@@ -471,6 +501,9 @@ class StreamCalls:
         if behavior is None:
             behavior = request._behavior = self._open_behavior(request)
             request._decode = behavior.decode
+        if behavior.is_detached:
+            behavior.begin()
+            return None
         argument: Any = request._read()
         if not behavior.reads:
             message = self._only_message(request)
@@ -517,7 +550,10 @@ class StreamCalls:
                 self._close(request)
                 return None
             if stream.put >= stream.granted:
-                return _Stopped.ASIDE
+                if not behavior.is_bound:
+                    return _Stopped.ASIDE
+                self._wait_for_room(request)
+                continue
             try:
                 answer = next(responses)
             except StopIteration:
@@ -535,8 +571,16 @@ class StreamCalls:
             stream.put += len(data) + OVERHEAD
             if not stream.is_listed:
                 self._announce(request)
-            if queue and time.monotonic() > until:
+            if queue and time.monotonic() > until and not behavior.is_bound:
                 return _Stopped.HAD_ITS_TURN
+
+    def _wait_for_room(self, request: StreamRequest) -> None:
+        with self._lock:
+            if request._is_over or request._stream.room > 0:
+                return
+            request._is_aside = True
+            room = request._room = BinarySemaphore()
+        room.acquire()
 
     def _announce(self, request: StreamRequest) -> None:
         with self._lock:
@@ -574,6 +618,41 @@ class StreamCalls:
                 request._stream.finish(*ending)
                 self._ended.append(request)
                 self.wake(request)  # a thread of the application's may be reading
+
+    # Where the handler runs elsewhere: whichever thread that is, one at a time
+
+    def read(self, request: StreamRequest) -> bytes | None:
+        """The next message, if one has come."""
+        try:
+            message = request._inbox.popleft()
+        except IndexError:
+            self.return_credit(request)
+            return None
+        request._unreturned += len(message) + OVERHEAD
+        if request._unreturned >= _RETURNED:
+            self.return_credit(request)
+        return message
+
+    def expects_more(self, request: StreamRequest) -> bool:
+        """Whether there is a message, or may still be one."""
+        return bool(request._inbox) or not request._has_ended
+
+    def write(self, request: StreamRequest, message: bytes) -> None:
+        """Say a message, if the call is not over."""
+        with self._lock:
+            if not request._is_over:
+                request._stream.send(message)
+
+    def is_full(self, request: StreamRequest) -> bool:
+        """Whether nothing more should be said now; then the behavior is told when it may be."""
+        with self._lock:
+            request._is_aside = not request._is_over and request._stream.room <= 0
+            return request._is_aside
+
+    def end(self, request: StreamRequest, ending: Ending) -> None:
+        """The call is answered, unless it is over."""
+        self._finish(request, ending)
+        self.follow_up()
 
     def send_initial(self, request: StreamRequest, metadata: Metadata) -> None:
         """Metadata that goes before the answer."""

@@ -81,7 +81,7 @@ class StreamingHandler(Opener):
         return _Plain(self.handler, request, self.kind)
 
 
-class _Plain:
+class _Plain(Behavior):
     """A function of the request, for one call."""
 
     def __init__(self, handler: Callable[[Any], Any], request: StreamRequest, kind: Kind) -> None:
@@ -95,10 +95,6 @@ class _Plain:
     def invoke(self, argument: object) -> Any:
         """Call it with the request, which has the messages."""
         return self._handler(self._request)
-
-    def decode(self, message: bytes) -> bytes:
-        """As it is."""
-        return message
 
     def encode(self, answer: Any) -> bytes:
         """Bytes, or what a message encodes itself to. Raises :class:`EndCall`."""

@@ -1,0 +1,318 @@
+"""ASGI applications (FastAPI, …) as a handler: an HTTP request is a streaming call.
+
+What travels is written down in ``protos/web.proto``. All requests of an application run on one
+event loop, in a thread of its own, and hold no worker.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+from collections.abc import Awaitable, Iterable, Iterator, MutableMapping
+from typing import Any, Callable
+from urllib.parse import unquote
+
+from revconn._proto.web_pb2 import RequestHead
+from revconn.core.status import ProtocolError, StatusCode
+from revconn.core.web import body_parts, read_request_part, response_part
+from revconn.exceptions import RequestError, RevconnError
+from revconn.logger import get_logger
+from revconn.messages import Request
+from revconn.runtime.threads import guarded_thread, own_thread
+from revconn.serving.handlers import HandlerResult
+from revconn.serving.stream_calls import Behavior, Ending, StreamRequest
+from revconn.serving.streaming_handlers import Opener
+from revconn.serving.wsgi import peer_of, split_authority
+
+__all__ = ["ASGIApplication", "ASGIHandler"]
+
+logger = get_logger(__name__)
+
+Event = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Event]]
+Send = Callable[[Event], Awaitable[None]]
+ASGIApplication = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
+
+_VERSION = {"version": "3.0", "spec_version": "2.3"}
+_SHUTDOWN_TIMEOUT = 5.0  # seconds that an application has to end
+
+
+class ASGIHandler(Opener):
+    """A handler that has an ASGI application answer, between :meth:`start` and :meth:`stop`."""
+
+    def __init__(self, app: ASGIApplication) -> None:
+        self._app = app
+        self._lock = threading.Lock()  # guards _thread
+        self._thread: threading.Thread | None = None
+        self._started = threading.Event()
+        self._ended = threading.Event()
+        self._failure: BaseException | str | None = None
+        # The loop's thread owns what follows.
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._leaving: asyncio.Event | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._state: dict[str, Any] = {}
+
+    # The application
+
+    def start(self) -> None:
+        """Have the application start up. Raises :class:`RevconnError` when it says it failed."""
+        with self._lock:
+            if self._thread is None:
+                self._thread = guarded_thread("revconn-asgi", self._run)
+                self._thread.start()
+        self._started.wait()
+        if self._failure is not None:
+            raise RevconnError(f"the ASGI application failed to start: {self._failure}")
+
+    def stop(self) -> None:
+        """Have it shut down; waits for that, a few seconds at most. Idempotent."""
+        with self._lock:
+            thread, loop = self._thread, self._loop
+        if thread is None or loop is None:
+            return
+        with contextlib.suppress(RuntimeError):  # it has ended
+            loop.call_soon_threadsafe(self._leave)
+        if thread is not threading.current_thread():
+            self._ended.wait(2 * _SHUTDOWN_TIMEOUT)
+
+    def _leave(self) -> None:
+        assert self._leaving is not None
+        self._leaving.set()
+
+    def _run(self) -> None:
+        try:
+            with own_thread():
+                asyncio.run(self._serve())
+        except BaseException as error:
+            self._failure = error
+            raise
+        finally:
+            self._started.set()
+            self._ended.set()
+
+    async def _serve(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._leaving = asyncio.Event()
+        lifespan = _Lifespan(self._app, self._state)
+        self._failure = await lifespan.start_up()
+        self._started.set()
+        if self._failure is None:
+            await self._leaving.wait()
+            if self._tasks:
+                await asyncio.wait(self._tasks, timeout=_SHUTDOWN_TIMEOUT)
+            await lifespan.shut_down()
+
+    # Its requests
+
+    def __call__(self, request: Request) -> HandlerResult:
+        """Refuse a call that came as one message, from a gateway that does not know streams."""
+        raise RequestError(StatusCode.UNIMPLEMENTED, "the gateway carries no streams")
+
+    def open(self, request: StreamRequest) -> Behavior:
+        """What answers one request."""
+        return _Exchange(self, request)
+
+    def spawn(self, exchange: _Exchange) -> None:
+        """Have a request answered. Thread-safe; raises :class:`RuntimeError` once it has ended."""
+        assert self._loop is not None
+        self._loop.call_soon_threadsafe(self._begin, exchange)
+
+    def _begin(self, exchange: _Exchange) -> None:
+        assert self._loop is not None
+        task = self._loop.create_task(exchange.serve(self._app, dict(self._state)))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def call_soon(self, callback: Callable[[], object]) -> None:
+        """Call it on the loop, unless that has ended. Thread-safe."""
+        assert self._loop is not None
+        with contextlib.suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(callback)
+
+
+class _Lifespan:
+    """ASGI's own protocol of start and end, which an application need not know."""
+
+    def __init__(self, app: ASGIApplication, state: dict[str, Any]) -> None:
+        self._app = app
+        self._state = state
+        self._said: asyncio.Queue[Event] = asyncio.Queue()
+        self._heard: asyncio.Queue[Event] = asyncio.Queue()
+        self._task: asyncio.Task[None] | None = None
+
+    async def start_up(self) -> str | None:
+        """Why the application cannot serve, if it says so."""
+        scope = {"type": "lifespan", "asgi": dict(_VERSION), "state": self._state}
+        self._task = asyncio.ensure_future(self._call(scope))
+        event = await self._ask("lifespan.startup")
+        if event is None:
+            error = self._task.exception()
+            logger.debug("the ASGI application has no lifespan: %r", error)
+            self._task = None
+        elif event["type"] == "lifespan.startup.failed":
+            return str(event.get("message") or "it does not say why")
+        return None
+
+    async def shut_down(self) -> None:
+        """Have the application end what it began."""
+        if self._task is None:
+            return
+        try:
+            event = await asyncio.wait_for(self._ask("lifespan.shutdown"), _SHUTDOWN_TIMEOUT)
+        except asyncio.TimeoutError:
+            logger.warning("the ASGI application did not shut down in %g s", _SHUTDOWN_TIMEOUT)
+            return
+        if event is not None and event["type"] == "lifespan.shutdown.failed":
+            logger.error("the ASGI application failed to shut down: %s", event.get("message"))
+
+    async def _call(self, scope: dict[str, Any]) -> None:
+        await self._app(scope, self._said.get, self._heard.put)
+
+    async def _ask(self, event: str) -> Event | None:
+        """What it answers; ``None`` if it ends instead."""
+        assert self._task is not None
+        await self._said.put({"type": event})
+        answer = asyncio.ensure_future(self._heard.get())
+        await asyncio.wait((answer, self._task), return_when=asyncio.FIRST_COMPLETED)
+        if answer.done():
+            return answer.result()
+        answer.cancel()
+        return None
+
+
+class _Exchange(Behavior):
+    """One request and its response. All but :meth:`begin` and :meth:`notify` runs on the loop."""
+
+    reads = yields = is_detached = True
+
+    def __init__(self, handler: ASGIHandler, request: StreamRequest) -> None:
+        self._handler = handler
+        self._request = request
+        self._calls = request._owner
+        self._changed: asyncio.Event  # made on the loop: before Python 3.10 it is bound to one
+        self._is_begun = self._body_has_ended = False
+        self._head: bytes | None = None  # of the response
+        self._has_ended = False  # all of the response was said
+
+    def begin(self) -> None:
+        """Have it answered."""
+        self._handler.spawn(self)
+
+    def notify(self) -> None:
+        """Something has come, or may be said, or the call is over."""
+        self._handler.call_soon(self._wake)
+
+    def _wake(self) -> None:
+        if self._is_begun:
+            self._changed.set()
+
+    async def serve(self, app: ASGIApplication, state: dict[str, Any]) -> None:
+        """Call the application, and end the call."""
+        self._changed = asyncio.Event()
+        self._is_begun = True
+        ending: Ending = (StatusCode.INTERNAL, "internal error", ())
+        try:
+            head = await self._next_part()
+            if isinstance(head, RequestHead):
+                await app(self._scope(head, state), self._receive, self._send)
+                if self._request.is_active():
+                    logger.error("%r: the ASGI application ended before its answer", self._request)
+            else:
+                ending = (StatusCode.INVALID_ARGUMENT, "the first part is no request's head", ())
+        except Exception as error:
+            if self._has_ended or self._request.is_active():
+                logger.exception("%r: the ASGI application failed", self._request)
+            else:
+                logger.debug("%r: it was given up: %s", self._request, error)
+        finally:
+            self._calls.end(self._request, ending)
+
+    def _scope(self, head: RequestHead, state: dict[str, Any]) -> dict[str, Any]:
+        path, _, query = head.target.partition(b"?")
+        server, port = split_authority(head.authority, head.scheme)
+        client, client_port = peer_of(self._request.peer)
+        headers = [(header.name, header.value) for header in head.headers]
+        if head.authority:
+            headers.insert(0, (b"host", head.authority.encode("latin-1")))
+        return {
+            "type": "http",
+            "asgi": dict(_VERSION),
+            "http_version": head.version,
+            "method": head.method.upper(),
+            "scheme": head.scheme,
+            "path": unquote(path.decode("latin-1")),
+            "raw_path": path,
+            "query_string": query,
+            "root_path": "",
+            "headers": headers,
+            "client": (client, int(client_port)) if client else None,
+            "server": (server, int(port)) if port else None,
+            "state": state,
+        }
+
+    async def _receive(self) -> Event:
+        if not self._body_has_ended:
+            part = await self._next_part()
+            if isinstance(part, RequestHead):
+                raise ProtocolError("a second head")
+            if part is not None or self._request.is_active():
+                self._body_has_ended = part is None or not self._calls.expects_more(self._request)
+                more = not self._body_has_ended
+                return {"type": "http.request", "body": bytes(part or b""), "more_body": more}
+        while self._request.is_active() and not self._has_ended:
+            await self._change()
+        return {"type": "http.disconnect"}
+
+    async def _next_part(self) -> Any:
+        """The next part that the caller sends; ``None`` where nothing follows."""
+        while True:
+            self._changed.clear()
+            message = self._calls.read(self._request)
+            if message is not None:
+                return read_request_part(message)
+            if not (self._request.is_active() and self._calls.expects_more(self._request)):
+                return None
+            await self._changed.wait()
+
+    async def _change(self) -> None:
+        self._changed.clear()
+        if self._request.is_active():
+            await self._changed.wait()
+
+    async def _send(self, event: Event) -> None:
+        kind = event["type"]
+        if kind == "http.response.start":
+            if self._head is not None:
+                raise RuntimeError("the response was begun already")
+            status = int(event["status"])
+            self._head = response_part(status, _lines(event.get("headers", ())))
+        elif kind == "http.response.body":
+            await self._send_body(event.get("body", b""), bool(event.get("more_body", False)))
+        # Else it is of an extension that was not offered: a hint, say.
+
+    async def _send_body(self, body: bytes, more: bool) -> None:
+        if self._head is None or self._has_ended:
+            raise RuntimeError("a body where there is no response")
+        for part in self._parts(body):
+            while self._calls.is_full(self._request):
+                await self._change()
+            self._calls.write(self._request, part)
+        if not more:
+            self._has_ended = True
+            # Now, and not as the application returns: it may go on with work in the background.
+            self._calls.end(self._request, (StatusCode.OK, "", ()))
+        elif not self._request.is_active():
+            raise ConnectionResetError(self._request._why[1])
+
+    def _parts(self, body: bytes) -> Iterator[bytes]:
+        if self._head:
+            yield self._head
+            self._head = b""
+        yield from body_parts(body)
+
+
+def _lines(headers: Iterable[Iterable[bytes]]) -> Iterable[tuple[bytes, bytes]]:
+    for name, value in headers:
+        yield bytes(name).lower(), bytes(value)
