@@ -48,6 +48,7 @@ ELSEWHERE = [
     "support",
     "test_packaging.py",
     "testing/test_plugin.py",
+    "web/test_browser.py",
 ]
 
 
