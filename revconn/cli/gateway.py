@@ -147,7 +147,6 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument(
         "--http",
         action="append",
-        default=[],
         metavar="[HOST=]SERVICE",
         help="have a service answer plain HTTP on the same port, or what is asked for on one host;"
         " may be given several times; needs revconn[http]",
@@ -339,9 +338,9 @@ def _tls(arguments: argparse.Namespace) -> ServerTLS | None:
     return ServerTLS(*given)
 
 
-def _http(given: Sequence[str]) -> dict[str, str] | None:
+def _http(given: Sequence[str] | None) -> dict[str, str] | None:
     hosts: dict[str, str] = {}
-    for each in given:
+    for each in given or ():
         host, _, service = each.rpartition("=")
         host = host or "*"
         if host in hosts:

@@ -213,7 +213,7 @@ def test_each_path_that_needs_no_go_is_called_and_a_fleet_comes_back(
 ) -> None:
     report = tmp_path / "report.md"
     command = [sys.executable, "-m", "benchmarks.gateway", "--loadgen=python", "--rounds=1"]
-    command += ["--seconds=0.5", "--connectors=5", "--idle=0.6", f"--report={report}"]
+    command += ["--seconds=0.1", "--connectors=5", "--idle=0.6", f"--report={report}"]
     run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
 
     assert run.returncode == 0, run.stderr
