@@ -9,8 +9,8 @@ import asyncio
 import time
 import uuid
 from collections import Counter, deque
-from collections.abc import Iterable
-from typing import Callable, NamedTuple
+from collections.abc import Iterable, Sequence
+from typing import Callable, NamedTuple, Union
 
 from revconn._proto.registry_pb2 import (
     ForwardRequest,
@@ -23,26 +23,31 @@ from revconn.core.metadata import Metadata, headers_from_metadata
 from revconn.core.routing import Wanted
 from revconn.core.status import StatusCode, encode_message, http_status
 from revconn.gateway.addresses import Address, quoted
-from revconn.gateway.client import Answer, Client, ClientCall, Lost
+from revconn.gateway.backend_streams import (
+    MOST_ATTEMPTS,
+    UNREACHABLE,
+    BackendListener,
+    BackendStream,
+)
+from revconn.gateway.client import Client
+from revconn.gateway.client_calls import Lost, UnaryAsker
 from revconn.gateway.dialling import Dialled, Dialler
 from revconn.gateway.keys import ApiKeys
-from revconn.gateway.limits import Counters, Limits, Watch
+from revconn.gateway.limits import Counters, Limits
 from revconn.gateway.refusals import NobodyServes, Refused, over_limit
 from revconn.gateway.report import Journal
 from revconn.gateway.tenants import Tenants
 from revconn.logger import get_logger
 
-__all__ = ["BackendRequest", "Backends", "Reply", "Unreachable"]
+__all__ = ["BackendRequest", "Backends", "Outcome", "Reply", "Unreachable"]
 
 # Its name is what applications configure: it stays, whatever the file is called.
 logger = get_logger("revconn.gateway.dialling")
 
-# Seconds from the first message of a backend's answer to its end. A unary method sends them
-# together: for it this is no limit.
+# Seconds from the beginning of a backend's answer to its end, where the answer has to be unary; and
+# those that it waits for the rest of itself where it may stream.
 _END_TIMEOUT = 1.0
-# What a backend surely did nothing for, because its connection was about to end, goes to the next
-# connection; another time, and whoever calls is told.
-_MOST_ATTEMPTS = 2
+_SOON = 0.02
 
 
 class Reply(NamedTuple):
@@ -70,11 +75,17 @@ class Reply(NamedTuple):
 
 
 class BackendRequest(NamedTuple):
-    """What a backend is sent: one message, metadata, and how many seconds it may take."""
+    """What a backend is sent: one message, metadata, and how many seconds a unary answer may take.
+
+    ``may_stream``: so may the answer. The backend is then told of the caller's ``own_timeout``
+    alone: nobody tells in advance which methods stream, and the other is not for those.
+    """
 
     payload: bytes
     metadata: Metadata
     timeout: float
+    may_stream: bool = False
+    own_timeout: float | None = None
 
 
 # Told apart from other refusals because a connector that comes back may take such a call over, but
@@ -83,15 +94,19 @@ class Unreachable(Refused):
     """A call that did not get to the backend; ``is_unsent``: for sure, nothing of it was sent."""
 
     def __init__(self, *, is_unsent: bool) -> None:
-        problem = "the backend of the service cannot be reached"
-        super().__init__(StatusCode.UNAVAILABLE, problem)
+        super().__init__(StatusCode.UNAVAILABLE, UNREACHABLE)
         self.is_unsent = is_unsent
+
+
+Outcome = Union[Reply, Refused, BackendStream]
+"""What came of a call; an answer that streams has just begun."""
 
 
 class _Backend:
     """One address that the holder of one key registered.
 
     :ivar pending: calls that wait for its answer.
+    :ivar streaming: calls that stream.
     :ivar is_forgotten: whether it is to be closed with the last of them.
     """
 
@@ -100,7 +115,7 @@ class _Backend:
         self.address = address
         self.services: tuple[str, ...] = ()
         self.last_heartbeat = time.monotonic()
-        self.pending = 0
+        self.pending = self.streaming = 0
         self.is_forgotten = False
         self._journal = journal
         self._dialled = Dialled(address, dialler)
@@ -120,53 +135,104 @@ class _Backend:
         self.services = services
 
     def forget(self) -> None:
-        """The backend is not dialled any more."""
+        """The backend is not dialled any more; its connection goes with its last call."""
         self.is_forgotten = True
+        self._close_if_done()
 
-    async def call(self, path: str, payload: bytes, metadata: Metadata, timeout: float) -> Reply:
-        """Make a unary call; cancelling this cancels it. Raises :class:`Refused`."""
+    def _close_if_done(self) -> None:
+        if self.is_forgotten and not (self.pending or self.streaming):
+            self.close()
+
+    async def call(self, path: str, request: BackendRequest) -> Reply | BackendStream:
+        """Make a call; cancelling this cancels it. Raises :class:`Refused`."""
         self.pending += 1
         try:
-            return await self._call(path, payload, metadata, timeout)
+            return await self._call(path, request)
         finally:
             self.pending -= 1
+            self._close_if_done()
 
-    async def _call(self, path: str, payload: bytes, metadata: Metadata, timeout: float) -> Reply:
+    async def _call(self, path: str, request: BackendRequest) -> Reply | BackendStream:
         loop = asyncio.get_running_loop()
-        deadline = loop.time() + timeout
+        now = loop.time()
+        deadline = now + request.timeout
+        told = request.own_timeout if request.may_stream else request.timeout
+        own_deadline = None if told is None else now + told
         attempt = 0
         while True:
             attempt += 1
             try:
                 client = await self._dialled.connect(deadline - loop.time())
-                answer = await self._ask(client, path, payload, metadata, deadline)
+                return await self._ask(client, path, request, deadline, own_deadline)
             except OSError as error:
                 raise self._unreachable(str(error), is_unsent=True) from None
             except Lost as lost:
-                if lost.is_unsent and attempt < _MOST_ATTEMPTS:
+                if lost.is_unsent and attempt < MOST_ATTEMPTS:
                     continue
                 raise self._unreachable(str(lost), is_unsent=lost.is_unsent) from None
-            return Reply(*answer)
 
-    @staticmethod
     async def _ask(
-        client: Client, path: str, payload: bytes, metadata: Metadata, deadline: float
-    ) -> Answer:
-        call = client.call(path, payload, metadata, deadline)
+        self,
+        client: Client,
+        path: str,
+        request: BackendRequest,
+        deadline: float,
+        own_deadline: float | None,
+    ) -> Reply | BackendStream:
+        may_stream = request.may_stream
+        patience = _SOON if may_stream else _END_TIMEOUT
+        asker = UnaryAsker(request.payload, deadline, patience, may_stream=may_stream)
+        call = asker.ask(client, path, request.metadata, own_deadline)
+        is_streamed = False
         try:
-            outcome = await _only_answer(call)
+            outcome = await asker.answer
+            is_streamed = outcome is None and may_stream
         finally:
-            call.cancel()  # unless it is over
+            if not is_streamed:
+                asker.stop()
+                call.cancel()  # unless it is over
+        if isinstance(outcome, Lost):
+            raise outcome
+        if outcome is not None:
+            return Reply(*outcome)
+        if is_streamed:
+            self.streaming += 1
+            return BackendStream.of(self, asker)
         # There is no telling in advance: gRPC does not say which methods stream.
-        if outcome is None:
-            problem = f"{path[:200]} does not answer with one message: only unary calls work here"
-            raise Refused(StatusCode.UNIMPLEMENTED, problem)
-        return outcome
+        problem = f"{path[:200]} does not answer with one message: only unary calls work here"
+        raise Refused(StatusCode.UNIMPLEMENTED, problem)
+
+    def stream(
+        self,
+        path: str,
+        metadata: Metadata,
+        deadline: float | None,
+        timeout: float,
+        listener: BackendListener,
+    ) -> BackendStream:
+        """Begin a streaming call, which the backend has to take within ``timeout`` seconds."""
+        self.streaming += 1
+        stream = BackendStream(self, path, metadata, deadline)
+        stream.dial(listener, timeout)
+        return stream
+
+    async def connect(self, timeout: float) -> Client:
+        """A connection on which a call may be made. Raises :class:`OSError`."""
+        return await self._dialled.connect(timeout)
+
+    def stream_ended(self) -> None:
+        """One streaming call less."""
+        self.streaming -= 1
+        self._close_if_done()
 
     def _unreachable(self, details: str, *, is_unsent: bool) -> Unreachable:
+        self.log_lost(details)
+        return Unreachable(is_unsent=is_unsent)
+
+    def log_lost(self, details: str) -> None:
+        """A call did not get there, or lost its connection."""
         # For the log alone: it tells which ports are open where the gateway is.
         self._journal.unreachable(str(self.address), details)
-        return Unreachable(is_unsent=is_unsent)
 
     def look(self) -> None:
         """See whether the backend is still there, while calls wait for it."""
@@ -274,47 +340,69 @@ class Backends:
         return any(name in self._rings for name in wanted.names)
 
     async def call(
-        self, wanted: Wanted, path: str, payload: bytes, metadata: Metadata, timeout: float
-    ) -> Reply:
-        """Call the backend whose turn it is; ``timeout`` in seconds. Raises :class:`Refused`."""
+        self, wanted: Wanted, path: str, request: BackendRequest
+    ) -> Reply | BackendStream:
+        """Call the backend whose turn it is. Raises :class:`Refused`."""
+        metadata = self._passed_on(wanted, request.metadata)
+        backend = self._take_turn(wanted)
+        self._counters.calls += 1
+        try:
+            reply = await backend.call(path, request._replace(metadata=metadata))
+        # The caller gave up, or its time is up: a backend is told so by the cancellation alone, and
+        # nobody is left to be told anything.
+        except asyncio.CancelledError:
+            self._counters.calls_given_up += 1
+            raise
+        if isinstance(reply, Reply):
+            self._counters.calls_answered += 1
+        elif backend.streaming > self._limits.max_streaming_calls_per_connection:
+            reply.cancel("there is no room for it")
+            raise self._no_room_to_stream()
+        return reply
+
+    def stream(
+        self,
+        wanted: Wanted,
+        path: str,
+        metadata: Metadata,
+        deadline: float | None,
+        timeout: float,
+        listener: BackendListener,
+    ) -> BackendStream:
+        """Begin a streaming call at the backend whose turn it is. Raises :class:`Refused`.
+
+        :param deadline: of the caller's own, on the loop's clock.
+        :param timeout: seconds in which the backend has to take the call.
+        """
+        metadata = self._passed_on(wanted, metadata)
+        backend = self._take_turn_to_stream(wanted)
+        self._counters.calls += 1
+        return backend.stream(path, metadata, deadline, timeout, listener)
+
+    def _passed_on(self, wanted: Wanted, metadata: Metadata) -> Metadata:
         # A backend may be another gateway, whose backend may be this one: without the names of all
         # that a call went through it would go round until its deadline, and pend in each of them.
         via = ",".join(str(value) for name, value in metadata if name == VIA_HEADER)
         if self._name in via.split(","):
             problem = f"a backend of {wanted.service[:200]} leads back to this gateway"
             raise Refused(StatusCode.FAILED_PRECONDITION, problem)
-        backend = self._take_turn(wanted)
-        self._counters.calls += 1
-        try:
-            reply = await backend.call(
-                path, payload, (*metadata, (VIA_HEADER, self._name)), timeout
-            )
-        # The caller gave up, or its time is up: a backend is told so by the cancellation alone, and
-        # nobody is left to be told anything.
-        except asyncio.CancelledError:
-            self._counters.calls_given_up += 1
-            raise
-        finally:
-            self._close_if_done(backend)
-        self._counters.calls_answered += 1
-        return reply
+        return (*metadata, (VIA_HEADER, self._name))
 
     async def exchange(
         self,
         wanted: Wanted,
         request: ForwardRequest,
         prepare: Callable[[ForwardRequest], BackendRequest],
-        tell: Callable[[Reply | Refused], None],
+        tell: Callable[[Outcome], None],
     ) -> None:
         """Call a backend with what ``prepare`` makes of a request, and tell what came of it.
 
         Cancelling this cancels the call, and nothing is told.
         """
-        outcome: Reply | Refused
+        outcome: Outcome
         path = request.method_path
         try:
-            payload, metadata, timeout = prepare(request)
-            outcome = await self.call(wanted, path, payload, metadata, timeout)
+            outcome = await self.call(wanted, path, prepare(request))
         except Refused as refused:
             outcome = refused
         except asyncio.CancelledError:
@@ -325,20 +413,34 @@ class Backends:
             outcome = Refused(StatusCode.INTERNAL, problem)
         tell(outcome)
 
-    def _take_turn(self, wanted: Wanted) -> _Backend:
+    def _turns(self, wanted: Wanted) -> deque[_Backend]:
+        """The backends that serve that, whose turn it is first."""
         found = (self._rings[name] for name in wanted.names if name in self._rings)
         ring = next(found, None)
         if ring is None:
             self._counters.calls_unserved += 1
             raise NobodyServes(wanted.service)
         ring.rotate(-1)
-        # Where all are out of reach the next in turn is called all the same: it may be there again,
-        # and if not, the log says why.
-        backend = next((each for each in ring if each.is_ready), ring[0])
+        return ring
+
+    def _take_turn(self, wanted: Wanted) -> _Backend:
+        backend = _first_ready(self._turns(wanted))
         if backend.pending >= self._limits.max_pending_per_connection:
             problem = f"{backend.pending:,} calls wait for the backend's answer"
             raise over_limit(self._counters, "max_pending_per_connection", problem)
         return backend
+
+    def _take_turn_to_stream(self, wanted: Wanted) -> _Backend:
+        limit = self._limits.max_streaming_calls_per_connection
+        able = [each for each in self._turns(wanted) if each.streaming < limit]
+        if not able:
+            raise self._no_room_to_stream()
+        return _first_ready(able)
+
+    def _no_room_to_stream(self) -> Refused:
+        limit = self._limits.max_streaming_calls_per_connection
+        problem = f"the backends of the service have {limit:,} streaming calls each"
+        return over_limit(self._counters, "max_streaming_calls_per_connection", problem)
 
     def expire(self, now: float, heartbeat_timeout: float) -> None:
         """Forget those that did not register again in time, or whose key was withdrawn."""
@@ -358,9 +460,7 @@ class Backends:
         self._per_key[backend.key] -= 1
         self._unroute(backend)
         self._tell_change()
-        # Its connection goes with the last call that it still answers: those were accepted.
         backend.forget()
-        self._close_if_done(backend)
 
     def _unroute(self, backend: _Backend) -> None:
         self._tenants.leave(backend.key, backend.services)
@@ -374,10 +474,6 @@ class Backends:
         for listener in self.on_change:
             listener()
 
-    def _close_if_done(self, backend: _Backend) -> None:
-        if backend.is_forgotten and not backend.pending:
-            backend.close()
-
     def close(self) -> None:
         """Close every connection, and with it what is under way."""
         for backend in tuple(self._backends.values()):
@@ -386,21 +482,7 @@ class Backends:
         self._dialler.close()
 
 
-async def _only_answer(call: ClientCall) -> Answer | None:
-    """The answer of a unary method; ``None`` for one with no message, or more, or no end.
-
-    Raises :class:`Lost`.
-    """
-    await call.begun
-    watch = Watch(_END_TIMEOUT)
-    try:
-        outcome = await call.ended
-    except asyncio.CancelledError:
-        if watch.ran_out:
-            return None
-        raise
-    finally:
-        watch.stop()
-    if isinstance(outcome, Lost):
-        raise outcome
-    return outcome
+def _first_ready(backends: Sequence[_Backend]) -> _Backend:
+    # Where all are out of reach the next in turn is called all the same: it may be there again, and
+    # if not, the log says why.
+    return next((each for each in backends if each.is_ready), backends[0])

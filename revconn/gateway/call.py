@@ -16,6 +16,7 @@ connector or a backend. Whoever the two are, its way is this one::
 
     SENT --answered, whole or by the final chunk--------------> SETTLED
     DIALLED --the backend replied, or failed------------------> SETTLED
+    DIALLED --the backend's answer streams--> SETTLED here: it is a streaming call from then on
     every state --its time is up, its asker gave up or is gone,
                   the gateway stops---------------------------> SETTLED
 
@@ -41,6 +42,7 @@ from revconn.core.connection import METADATA
 from revconn.core.requests import cut_extension
 from revconn.core.rope import Data, Rope
 from revconn.core.routing import Wanted
+from revconn.gateway.backend_streams import BackendStream
 from revconn.gateway.backends import BackendRequest, Reply
 from revconn.gateway.holding import Joiners
 from revconn.gateway.outbound import Outgoing
@@ -129,6 +131,10 @@ class Call(ABC):
     @abstractmethod
     def relay(self, reply: Reply) -> None:
         """Give the asker what a backend answered."""
+
+    def stream(self, answer: BackendStream) -> None:
+        """Give the asker what a backend answers as it comes, if ``for_backend`` says it may."""
+        raise NotImplementedError
 
     @abstractmethod
     def for_backend(self, request: ForwardRequest) -> BackendRequest:

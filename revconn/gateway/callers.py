@@ -1,4 +1,7 @@
-"""Any unary gRPC call from outside, as a call that a connector or a backend answers.
+"""Any gRPC call from outside, as a call that a connector or a backend answers.
+
+A unary one is a call of the table; what is not, or is no longer, :mod:`revconn.gateway.streaming`
+takes.
 
 Everything here belongs to the gateway's thread.
 """
@@ -26,6 +29,7 @@ from revconn.core.requests import encode_request
 from revconn.core.rope import Data, Rope
 from revconn.core.routing import Wanted
 from revconn.core.status import ProtocolError, StatusCode, decode_message, response_code
+from revconn.gateway.backend_streams import BackendStream
 from revconn.gateway.backends import BackendRequest, Reply
 from revconn.gateway.budgets import Budget, Owners
 from revconn.gateway.call import Call
@@ -50,8 +54,12 @@ _would_log = level_check("revconn.gateway.proxy")  # asked for every call
 # sends them together: for it this is no limit. Looks, and not seconds: after a stall of the process
 # what has come meanwhile is seen to first. A starved gateway took unary calls for streaming ones.
 _MOST_LOOKS = 5
+_NOTHING = Wanted.by_outsider("")
 _WORTH_OF_ANSWER = 2  # frames, beside those that bring it: what callers say about it
 _SOON = 0.001  # seconds: what a request takes that comes at once
+# Seconds that the rest of a unary request may be behind its beginning. Where a backend answers,
+# which may stream, the call is taken for one that does from then on.
+_PATIENCE = 0.02
 
 
 class Callers:
@@ -112,8 +120,19 @@ class Callers:
             if budget.make_room(owners):
                 budget.take(owners, incoming)
                 self._incoming[incoming] = None
+                self.watch(incoming)
             else:
                 self._turn_away(incoming)
+
+    def watch(self, incoming: _Incoming) -> None:
+        """See in a moment whether the rest of a request has come, if its method may stream."""
+        if self.may_stream(incoming.wanted):
+            self._loop.call_later(_PATIENCE, incoming.consider)
+
+    def may_stream(self, wanted: Wanted) -> bool:
+        """Whether a backend answers that, which may stream: it has not said what does."""
+        shared = self.shared
+        return not shared.registry.serves(wanted) and shared.backends.serves(wanted)
 
     def _turn_away(self, incoming: _Incoming) -> None:
         problem = f"the requests of {self._budget.used:,} calls are still on their way"
@@ -136,12 +155,12 @@ class Callers:
 class _Incoming(UnaryRpc):
     """A call whose request is on its way; from then on it is an :class:`OutsideCall`."""
 
-    __slots__ = ("_call", "_callers", "_looks", "_wanted", "came_at", "is_receiving", "seconds")
+    __slots__ = ("_call", "_callers", "_looks", "came_at", "is_receiving", "seconds", "wanted")
 
     def __init__(self, stream: Stream, head: RequestHead, peer: str, callers: Callers) -> None:
         super().__init__(stream, head, peer)
         self._callers = callers
-        self._wanted: Wanted | None = None
+        self.wanted = _NOTHING
         self._call: OutsideCall | None = None
         self._looks = 0
         self.is_receiving = False  # whether its request has yet to come
@@ -156,8 +175,8 @@ class _Incoming(UnaryRpc):
         super().start()
         if self._callers.is_leaving:
             raise Refused(StatusCode.UNAVAILABLE, STOPPING)
-        self._wanted = wanted_of(self.head.path)
-        self._callers.shared.calls.admit(self._wanted, self.head.size)
+        self.wanted = wanted_of(self.head.path)
+        self._callers.shared.calls.admit(self.wanted, self.head.size)
         self.is_receiving = True
         self._callers.add(self)
 
@@ -172,6 +191,9 @@ class _Incoming(UnaryRpc):
 
     def look(self, now: float) -> None:
         """See whether the request takes too long."""
+        self.consider()
+        if not self.is_receiving:
+            return
         if self.has_message:
             self._looks += 1
             if self._looks >= _MOST_LOOKS:  # a stream that is held open behind its first message
@@ -179,6 +201,37 @@ class _Incoming(UnaryRpc):
         elif now - self.came_at > self.seconds:
             problem = f"the request did not end within {self.seconds:g} seconds"
             self.end(StatusCode.DEADLINE_EXCEEDED, f"{problem}; only unary calls work")
+
+    def await_end(self) -> None:
+        """The message has come, and nothing behind it."""
+        self._callers.watch(self)
+
+    def consider(self) -> None:
+        """What is not unary streams, if it may."""
+        is_waiting = self.is_receiving and not (self.is_over or self.stream.is_mid_message)
+        if is_waiting and self._callers.may_stream(self.wanted):
+            self._stream(self.take_back(), ended=False)
+
+    def receive_stream(self, messages: list[Data], *, ended: bool) -> None:
+        """The call is not unary. Raises :class:`Refused` if it has to be."""
+        if not self._callers.may_stream(self.wanted):
+            super().receive_stream(messages, ended=ended)
+        self._stream(messages, ended=ended)
+
+    def _stream(self, messages: list[Data], *, ended: bool) -> None:
+        self._leave()
+        self._callers.streaming.take_over(self, self.came_at, messages, ended=ended)
+
+    def _leave(self) -> None:
+        """Somebody else takes what comes of the call."""
+        self.is_over, self.is_receiving = True, False
+        self._callers.discard(self)
+
+    def stream_answer(self, answer: BackendStream) -> None:
+        """The call is out of the table, and its answer streams."""
+        self.settled()
+        self._leave()
+        self._callers.streaming.take_over_answer(self, self.came_at, answer)
 
     def end(self, code: StatusCode, problem: str) -> None:
         """Refuse it."""
@@ -191,8 +244,7 @@ class _Incoming(UnaryRpc):
         self.is_receiving = False
         callers.discard(self)
         shared = callers.shared
-        assert self._wanted is not None
-        call = OutsideCall(self, callers.next_id(), self._wanted, shared)
+        call = OutsideCall(self, callers.next_id(), self.wanted, shared)
         # Not earlier: one that is refused is not in the table, and not to be given up.
         shared.calls.submit(call, call.encode(message))
         if not self.is_over:
@@ -280,7 +332,10 @@ class OutsideCall(Call):
         """The caller's message and metadata as they came, and what is left of its time."""
         payload = unframe(request.payload) if is_framed(request.payload) else request.payload
         metadata = application_metadata(self._rpc.head.metadata())
-        return BackendRequest(payload, metadata, self._remaining())
+        remaining, own = self._remaining(), self._rpc.head.seconds
+        if own is not None:
+            own += remaining - self._rpc.seconds
+        return BackendRequest(payload, metadata, remaining, True, own)
 
     # What is answered
 
@@ -349,6 +404,10 @@ class OutsideCall(Call):
             self._reply(reply.payload, trailing, initial)
         else:
             rpc.fail(reply.code, reply.message, trailing, initial)
+
+    def stream(self, answer: BackendStream) -> None:
+        """Tell the caller what a backend answers as it comes."""
+        self._rpc.stream_answer(answer)
 
     def _reply(self, payload: Sendable, trailing: Metadata, initial: Metadata) -> None:
         rpc = self._rpc

@@ -19,7 +19,7 @@ from revconn._proto.registry_pb2 import (
 from revconn.core.rope import Data, Rope
 from revconn.core.routing import Wanted
 from revconn.core.status import StatusCode
-from revconn.gateway.backends import Backends, Reply, Unreachable
+from revconn.gateway.backends import Backends, Outcome, Reply, Unreachable
 from revconn.gateway.budgets import Owners
 from revconn.gateway.call import UNARY, Call, State
 from revconn.gateway.deadlines import Deadlines
@@ -367,7 +367,7 @@ class Calls:
         exchange = self._backends.exchange(call.wanted, request, call.for_backend, tell)
         call.dial(self._get_loop().create_task(exchange))
 
-    def _take_outcome(self, call: Call, request: ForwardRequest, outcome: Reply | Refused) -> None:
+    def _take_outcome(self, call: Call, request: ForwardRequest, outcome: Outcome) -> None:
         # What may have been sent goes nowhere else: a backend may have acted upon it.
         is_unsent = isinstance(outcome, Unreachable) and outcome.is_unsent
         is_for_connectors = is_unsent and self._registry.expects(call.wanted)
@@ -381,7 +381,10 @@ class Calls:
                 self.settle(call, outcome.response(call.id))
             else:
                 self._remove(call)
-                call.relay(outcome)
+                if isinstance(outcome, Reply):
+                    call.relay(outcome)
+                else:
+                    call.stream(outcome)
                 call.release_asker()
         except Refused as refused:  # by submit()
             self.settle(call, refused.response(call.id))

@@ -17,6 +17,7 @@ from revconn.gateway.budgets import Budget, Owners
 from revconn.gateway.limits import Counters, Limits
 from revconn.gateway.refusals import Refused, over_limit
 from revconn.gateway.routes import Connection
+from revconn.gateway.rpcs import Rpc
 from revconn.http2.requests import closing_block
 from revconn.http2.streams import ErrorCode, Stream
 
@@ -168,6 +169,7 @@ class UnreadAnswers:
 
     def add(self, stream: Stream, deadline: float) -> None:
         """An answer waits, until ``deadline`` on the loop's clock."""
+        self.discard(stream)
         owners, size = stream.owner.owners, stream.unsent_bytes
         if not self._budget.make_room(owners, size):
             self._take_back(stream)
@@ -179,8 +181,11 @@ class UnreadAnswers:
         problem = "too many answers wait that callers do not read"
         refused = over_limit(self._counters, "max_unread_bytes", problem)
         self._deadlines.pop(stream, None)
-        stream.drop_unsent()
-        stream.finish(closing_block(refused.code, refused.message))
+        if isinstance(stream.receiver, Rpc) and not stream.receiver.is_over:
+            stream.receiver.turn_away(refused)
+        else:
+            stream.drop_unsent()
+            stream.finish(closing_block(refused.code, refused.message))
 
     def discard(self, stream: Stream) -> None:
         """The stream is over."""

@@ -149,24 +149,39 @@ class UnaryRpc(Rpc):
         """The whole request has come. Raises :class:`Refused`."""
         raise NotImplementedError
 
+    def receive_stream(self, messages: list[Data], *, ended: bool) -> None:
+        """The call is not unary: this has come of it. Raises :class:`Refused`."""
+        self.stream.owner.endpoint.charge(len(messages))  # which are nothing to anybody
+        raise self.not_unary()
+
+    def await_end(self) -> None:
+        """The message has come, and nothing behind it."""
+
     @property
     def has_message(self) -> bool:
         """Whether the message is there, and the end is not."""
         return self._message is not None
+
+    def take_back(self) -> list[Data]:
+        """The message that has come, if it has, for somebody else to take."""
+        message, self._message = self._message, None
+        return [] if message is None else [message]
 
     def take(self, messages: list[Data], *, ended: bool) -> None:
         """A message has come, or the end, or both, as nearly always."""
         if self.is_over:
             return
         try:
-            if len(messages) + (self._message is not None) > 1:
-                self.stream.owner.endpoint.charge(len(messages))  # which are nothing to anybody
-                raise self.not_unary()
             if messages:
+                if len(messages) > 1 or self._message is not None:
+                    self.receive_stream([*self.take_back(), *messages], ended=ended)
+                    return
                 (self._message,) = messages
-            if ended:
-                if self._message is None:
-                    raise self.not_unary()
+            if not ended:
+                self.await_end()
+            elif self._message is None:
+                self.receive_stream([], ended=True)
+            else:
                 message, self._message = self._message, None
                 self.receive(message)
         except Refused as refused:

@@ -1,7 +1,11 @@
-"""Streaming calls from outside, each as a stream of the connector that answers it.
+"""Streaming calls from outside, each as a stream of the connector or backend that answers it.
 
-A call is two streams: one of HTTP/2, on which its caller speaks, and one of the tunnel. What comes
-on either is said on the other, as far as that one has room; until then its window stays shut.
+A call is two streams: one of HTTP/2, on which its caller speaks, and one of the tunnel, or of the
+connection to a backend. What comes on either is said on the other, as far as that one has room;
+until then its window stays shut.
+
+No backend says which of its methods stream. What may be unary counts as a unary call until it is
+seen to stream, or for its caller's request not to be there at once (:class:`Trial`).
 Everything here belongs to the gateway's thread.
 """
 
@@ -9,20 +13,29 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from functools import lru_cache
 
 from revconn._proto.registry_pb2 import StreamOpening
-from revconn.core.metadata import Metadata, bounded, entries_of, legal_metadata
+from revconn.core.metadata import (
+    Metadata,
+    application_metadata,
+    bounded,
+    entries_of,
+    legal_metadata,
+)
 from revconn.core.rope import Data
 from revconn.core.routing import Wanted, split_method_path
 from revconn.core.status import ProtocolError, StatusCode
 from revconn.core.streams import OVERHEAD, Listener, Received, Stream
+from revconn.gateway.backend_streams import UNREACHABLE, BackendListener, BackendStream
 from revconn.gateway.budgets import Budget
 from revconn.gateway.refusals import STOPPING, NobodyServes, Refused, over_limit
 from revconn.gateway.routes import Connection
 from revconn.gateway.rpcs import COST_OF_RESET, NO_HASTE, Rpc
 from revconn.gateway.shared import Shared
+from revconn.gateway.trials import Trial
 from revconn.http2 import streams as http2
 from revconn.http2.grpc import MessageTooLong
 from revconn.http2.requests import RequestHead
@@ -48,6 +61,7 @@ class StreamingCalls:
         self._budget = Budget(shared.limits.max_streaming_calls, self._turn_away)
         self._held: dict[StreamingCall, None] = {}  # whose service is expected back
         shared.registry.on_change.append(self._resume)
+        shared.backends.on_change.append(self._resume)
         shared.registry.on_absence_end.append(self._resume)
 
     def __len__(self) -> int:
@@ -56,6 +70,14 @@ class StreamingCalls:
     def serve(self, stream: http2.Stream, head: RequestHead, peer: str) -> Rpc:
         """Take a call."""
         return StreamingCall(stream, head, peer, self)
+
+    def take_over(self, rpc: Rpc, came_at: float, messages: list[Data], *, ended: bool) -> None:
+        """Have a backend answer a call that is not unary, or may not be; this has come of it."""
+        StreamingCall(rpc.stream, rpc.head, rpc.peer, self, came_at).dial(rpc, messages, ended)
+
+    def take_over_answer(self, rpc: Rpc, came_at: float, answer: BackendStream) -> None:
+        """Go on with a call whose request has come, and whose answer streams."""
+        StreamingCall(rpc.stream, rpc.head, rpc.peer, self, came_at).go_on_with(answer)
 
     def leave(self) -> None:
         """Refuse every call from now on, and those that wait for somebody to come."""
@@ -114,20 +136,27 @@ class StreamingCall(Rpc):
     """One call, from its opening to its end."""
 
     __slots__ = (
-        "_calls", "_came_at", "_connection", "_early", "_has_ended", "_timer", "_tunnel", "_unread",
-        "_wanted",
+        "_calls", "_came_at", "_connection", "_early", "_far", "_has_ended", "_may_dial", "_timer",
+        "_trial", "_unread", "_wanted",
     )  # fmt: skip
 
     def __init__(
-        self, stream: http2.Stream, head: RequestHead, peer: str, calls: StreamingCalls
+        self,
+        stream: http2.Stream,
+        head: RequestHead,
+        peer: str,
+        calls: StreamingCalls,
+        came_at: float | None = None,
     ) -> None:
         super().__init__(stream, head, peer)
         self._calls = calls
         self._connection: Connection | None = None
-        self._tunnel: Stream | None = None
+        self._far: Stream | BackendStream | None = None  # of whoever answers
+        self._may_dial = True  # a backend that was out of reach is not tried again
+        self._trial: Trial | None = None
         self._unread = 0  # what the messages cost that the caller has not read
         self._timer: asyncio.TimerHandle | None = None
-        self._came_at = asyncio.get_running_loop().time()
+        self._came_at = asyncio.get_running_loop().time() if came_at is None else came_at
         self._early: list[Data] = []  # what came before there was somebody to tell
         self._has_ended = False
         self._wanted: Wanted | None = None
@@ -143,7 +172,9 @@ class StreamingCall(Rpc):
         calls.add(self)
         self._limit_time()
         registry = calls.shared.registry
-        if not registry.serves(self._wanted) and registry.expects(self._wanted):
+        if self._is_for_backend(self._wanted):
+            self._open()
+        elif not registry.serves(self._wanted) and registry.expects(self._wanted):
             calls.hold(self)
         # Where it is not known whether the method streams, what comes together goes together: a
         # unary call is one frame then.
@@ -154,26 +185,52 @@ class StreamingCall(Rpc):
         """Go on if somebody has come, or nobody comes; whether it need not wait any more."""
         registry, wanted = self._calls.shared.registry, self._wanted
         assert wanted is not None
-        if not registry.serves(wanted) and registry.expects(wanted):
+        is_there = registry.serves(wanted) or self._is_for_backend(wanted)
+        if not is_there and registry.expects(wanted):
             return False
         try:
-            tunnel = self._open()
+            far = self._open()
         except Refused as refused:
             self.turn_away(refused)
         else:
             early, self._early = self._early, []
-            self._say(tunnel, early, ended=self._has_ended)
+            self._say(far, early, ended=self._has_ended)
             self.go_on()
         return True
+
+    def dial(self, rpc: Rpc, messages: list[Data], ended: bool) -> None:
+        """Have a backend answer."""
+        self.inflater = rpc.inflater
+        try:
+            self._wanted = wanted_of(self.head.path)
+            self._calls.add(self)
+            self._limit_time()
+            end = self._came_at + self._calls.shared.request_timeout
+            self._trial = Trial(end, self._fail_trial)
+            self._open()
+        except Refused as refused:
+            self.turn_away(refused)
+        else:
+            self.take(messages, ended=ended)
+
+    def go_on_with(self, answer: BackendStream) -> None:
+        """Tell the caller what a backend answers from now on; nothing more is asked."""
+        self._far = answer
+        try:
+            self._calls.add(self)
+            self._limit_time()
+            answer.listen(_BackendAnswer(self))
+        except Refused as refused:
+            self.turn_away(refused)
 
     def forward(self, connection: Connection, message: Data) -> None:
         """Have this connector answer; the one message has come, and nothing follows it."""
         try:
             self._calls.add(self)
             self._limit_time()
-            tunnel = self._ask(connection)
-            tunnel.send(message)
-            tunnel.half_close()
+            far = self._ask(connection)
+            far.send(message)
+            far.half_close()
         except Refused as refused:
             self.turn_away(refused)
 
@@ -185,11 +242,19 @@ class StreamingCall(Rpc):
     def _limit_time(self) -> None:
         seconds = self.head.seconds
         if seconds is not None:
-            self._timer = asyncio.get_running_loop().call_later(seconds, self._expire)
+            end = self._came_at + seconds
+            self._timer = asyncio.get_running_loop().call_at(end, self._expire)
 
-    def _open(self) -> Stream:
+    def _is_for_backend(self, wanted: Wanted) -> bool:
+        shared = self._calls.shared
+        is_served = self._may_dial and shared.backends.serves(wanted)
+        return is_served and not shared.registry.serves(wanted)
+
+    def _open(self) -> Stream | BackendStream:
         shared = self._calls.shared
         assert self._wanted is not None
+        if self._is_for_backend(self._wanted):
+            return self._dial(self._wanted)
         path, now = self.head.method_path, time.monotonic()
         connection = shared.registry.take_turn_to_stream(self._wanted, path, now)
         if connection is None:
@@ -199,9 +264,22 @@ class StreamingCall(Rpc):
     def _ask(self, connection: Connection) -> Stream:
         assert connection.streams is not None
         self._connection = connection
-        tunnel = self._tunnel = connection.streams.ask(self._opening(), _Answer(self))
+        far = self._far = connection.streams.ask(self._opening(), _Answer(self))
         self._calls.shared.counters.calls += 1
-        return tunnel
+        return far
+
+    def _dial(self, wanted: Wanted) -> BackendStream:
+        shared = self._calls.shared
+        metadata = application_metadata(self.head.metadata())
+        far = self._far = shared.backends.stream(
+            wanted,
+            self.head.method_path,
+            metadata,
+            None if self._timer is None else self._timer.when(),
+            shared.request_timeout,
+            _BackendAnswer(self),
+        )
+        return far
 
     def _nobody(self, wanted: Wanted) -> Refused:
         shared = self._calls.shared
@@ -236,38 +314,40 @@ class StreamingCall(Rpc):
     # What the caller says
 
     def take(self, messages: list[Data], *, ended: bool) -> None:
-        """Say it on the tunnel."""
+        """Say it to whoever answers."""
         if self.is_over:
             return
         if self.inflater is not None:
             self.inflater.renew()
         # Small messages are no flood here: how many come is bounded by who reads them.
         self.stream.owner.endpoint.charge(-len(messages))
-        tunnel = self._tunnel
-        if tunnel is None and self._calls.is_held(self):
+        if self._trial is not None:
+            self._trial.take(len(messages), ended=ended)
+        far = self._far
+        if far is None and self._calls.is_held(self):
             self._early += messages
             self._has_ended |= ended
             self.stream.hold()
             return
-        if tunnel is None:
+        if far is None:
             try:
-                tunnel = self._open()
+                far = self._open()
             except Refused as refused:
                 self.turn_away(refused)
                 return
-        self._say(tunnel, messages, ended=ended)
+        self._say(far, messages, ended=ended)
 
-    def _say(self, tunnel: Stream, messages: list[Data], *, ended: bool) -> None:
+    def _say(self, far: Stream | BackendStream, messages: list[Data], *, ended: bool) -> None:
         for message in messages:
-            tunnel.send(message)
+            far.send(message)
         if ended:
-            tunnel.half_close()
-        elif tunnel.room <= 0:
+            far.half_close()
+        elif far.room <= 0:
             self.stream.hold()
 
     def go_on(self) -> None:
         """What the caller said has room again."""
-        if self.stream.is_held and self._tunnel is not None and self._tunnel.room > 0:
+        if self.stream.is_held and self._far is not None and self._far.room > 0:
             self.stream.release()
 
     def refuse(self, error: ProtocolError) -> None:
@@ -288,8 +368,14 @@ class StreamingCall(Rpc):
 
     def _expire(self) -> None:
         self._timer = None
+        self._time_out("the deadline has passed")
+
+    def _fail_trial(self) -> None:
+        self._time_out("the backend did not answer in time")
+
+    def _time_out(self, problem: str) -> None:
         self._calls.shared.counters.calls_expired += 1
-        self.turn_away(Refused(StatusCode.DEADLINE_EXCEEDED, "the deadline has passed"))
+        self.turn_away(Refused(StatusCode.DEADLINE_EXCEEDED, problem))
 
     def turn_away(self, refused: Refused) -> None:
         """It cannot go on: the caller is told why, at once."""
@@ -297,17 +383,18 @@ class StreamingCall(Rpc):
         super().turn_away(refused)
 
     def abandon(self) -> None:
-        """The caller gave up, or is refused: the connector is told."""
-        tunnel = self._tunnel
-        if tunnel is not None and not tunnel.is_over:
+        """The caller gave up, or is refused: whoever answers is told."""
+        far = self._far
+        if far is not None and not far.is_over:
             self._calls.shared.counters.calls_given_up += 1
-            tunnel.cancel("the caller gave up")
+            far.cancel("the caller gave up")
         self._forget()
 
     def _forget(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+        self._end_trial()
         self._calls.discard(self)
         connection, self._connection = self._connection, None
         if connection is not None and connection.departure:
@@ -318,25 +405,39 @@ class StreamingCall(Rpc):
     def take_initial(self, metadata: Metadata) -> None:
         """Metadata goes before all else."""
         if not self.is_over:
+            self._end_trial()
             self.begin(bounded(legal_metadata(metadata), self.header_list))
+
+    def _end_trial(self) -> None:
+        if self._trial is not None:
+            self._trial.end()
+            self._trial = None
 
     def pass_on(self, messages: list[Received]) -> None:
         """Messages of the answer."""
-        stream, tunnel = self.stream, self._tunnel
-        assert tunnel is not None
+        stream, far = self.stream, self._far
+        assert far is not None
         self.send(messages)
         cost = sum(map(len, messages)) + OVERHEAD * len(messages)
         if stream.unsent_bytes or self._unread:
             self._unread += cost
             stream.await_room()
+            self._account(stream)
         else:
-            tunnel.consume(cost)
+            far.consume(cost)
+
+    def _account(self, stream: http2.Stream) -> None:
+        # What a connector's streams hold is bounded where it comes; a backend may have sent a whole
+        # message for each of its calls.
+        if stream.unsent_bytes > stream.window and isinstance(self._far, BackendStream):
+            self._calls.shared.answers.add(stream, math.inf)
 
     def resume(self) -> None:
         """The caller has read what there was."""
-        if self._tunnel is not None:
+        if self._far is not None and not self.is_over:
+            self._calls.shared.answers.discard(self.stream)
             unread, self._unread = self._unread, 0
-            self._tunnel.consume(unread)
+            self._far.consume(unread)
 
     def answered(self, code: StatusCode, message: str, trailing: Metadata) -> None:
         """The answer has ended."""
@@ -347,8 +448,26 @@ class StreamingCall(Rpc):
         self._end(code, message, bounded(legal_metadata(trailing), self.header_list))
 
     def lost(self, code: StatusCode, reason: str) -> None:
-        """The tunnel's stream is over before its end."""
+        """The stream of whoever answers is over before its end."""
         self._end(code, reason, ())
+
+    def unreachable(self, messages: list[Data], *, ended: bool) -> None:
+        """No backend was asked; this was said. A connector that comes back may answer it."""
+        self._may_dial = False
+        registry, wanted = self._calls.shared.registry, self._wanted
+        if wanted is None or not (registry.serves(wanted) or registry.expects(wanted)):
+            self.lost(StatusCode.UNAVAILABLE, UNREACHABLE)
+            return
+        self._far = None
+        self._end_trial()
+        self._early, self._has_ended = messages, ended
+        if registry.serves(wanted):
+            self.find()
+            return
+        try:
+            self._calls.hold(self)
+        except Refused as refused:
+            self.turn_away(refused)
 
     def _end(self, code: StatusCode, message: str, trailing: Metadata) -> None:
         self._forget()
@@ -392,6 +511,20 @@ class _Answer(Listener):
     def resume(self) -> None:
         """There is room for what the caller says."""
         self._call.go_on()
+
+
+class _BackendAnswer(_Answer, BackendListener):
+    """The same, on the stream of a backend's."""
+
+    __slots__ = ()
+
+    def break_off(self, code: StatusCode, reason: str) -> None:
+        """It is over before its end."""
+        self._call.lost(code, reason)
+
+    def unreachable(self, messages: list[Data], *, ended: bool) -> None:
+        """Nobody was asked."""
+        self._call.unreachable(messages, ended=ended)
 
 
 # Callers call the same methods again and again. Bounded, because it is they who name them.

@@ -250,6 +250,11 @@ class Stream:
         )
 
     @property
+    def is_mid_message(self) -> bool:
+        """Whether a message has come in part."""
+        return self._reader is not None
+
+    @property
     def missing(self) -> int:
         """Bytes of the message on its way, if it is known how long it is."""
         return 0 if self._reader is None else self._reader.missing

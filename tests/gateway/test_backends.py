@@ -524,8 +524,8 @@ def test_refused_registrations_are_told_of_at_first_and_then_as_a_sum(
 
 
 @pytest.mark.parametrize("answers", [[], [b"1", b"2"], [b"1", None]])
-def test_a_backends_streaming_method_is_unimplemented_at_once(
-    gateway, new_backend, released, call, monkeypatch, answers
+def test_a_backends_streaming_method_is_unimplemented_for_connectors_at_once(
+    gateway, new_backend, released, connect, monkeypatch, answers
 ) -> None:
     def answer(_payload, _context):
         for each in answers:
@@ -536,9 +536,11 @@ def test_a_backends_streaming_method_is_unimplemented_at_once(
 
     monkeypatch.setattr(backends, "_END_TIMEOUT", 0.2)
     register(gateway, new_backend(answer, streams=True).address)
-    failed = call(gateway, SAY, timeout=60.0)
-    assert failed.code() is grpc.StatusCode.UNIMPLEMENTED
-    assert "only unary calls" in failed.details()
+    connector = connect(gateway)
+    connector.ask("1", SAY)
+    response = connector.receive_response()
+    assert (response.status_code, response.headers["grpc-status"]) == (501, "12")
+    assert "only unary calls" in response.error_message
 
 
 def test_a_backends_own_cancelled_is_its_answer(gateway, new_backend, call) -> None:
