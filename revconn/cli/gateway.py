@@ -100,7 +100,7 @@ _LIMITS = {
     "max_sockets": ("N", "network connections of connectors and callers together"),
     "max_streams": ("N", "calls that one connection may have open at once"),
     "max_streaming_calls": ("N", "calls of streaming methods that may be open at once"),
-    "max_streaming_calls_per_connection": ("N", "of those, at one connector"),
+    "max_streaming_calls_per_connection": ("N", "of those, at one connector or dialled service"),
     "max_receiving_bytes": ("BYTES", "requests that have come in part, all together"),
     "max_unread_bytes": ("BYTES", "answers that callers have not read, all together"),
     "handshake_timeout": ("SECONDS", "time a connector has to register once it is connected"),

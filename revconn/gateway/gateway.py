@@ -65,7 +65,8 @@ class Gateway:
         dict of such services by the host that is asked for, ``"*"`` being any other. ``None``: what
         is not gRPC is refused. Needs ``revconn[http]``.
     :param heartbeat_timeout: seconds without a heartbeat after which a connection is ended.
-    :param request_timeout: seconds a call may take at most, whatever its caller would allow.
+    :param request_timeout: seconds a unary call may take at most, whatever its caller would allow.
+        What a service that is dialled may stream has as long to begin its answer.
     :param reconnect_grace: seconds that a call waits at most, within its deadline, for a service
         whose last connector has left, counted from that moment (2: while a process is replaced,
         by a restart or a reload, its callers notice a delay and no outage). It goes to whoever
@@ -115,14 +116,15 @@ class Gateway:
         REFUSED_STREAM. Who needs more opens more channels.
     :param max_streaming_calls: calls of streaming methods that may be open at once (10,000). They
         do not count for ``max_pending``, and have no time limit but their callers' own.
-    :param max_streaming_calls_per_connection: of those, at one connector (2,000). What each of them
-        may hold here is 64 KiB each way, and a message.
+    :param max_streaming_calls_per_connection: of those, at one connector (2,000), or at one service
+        that is dialled. What each of them may hold here is 64 KiB each way, and a message; at the
+        latter 128 KiB.
     :param max_receiving_bytes: what is still to come of requests and answers that have come in part
         (256 MiB). A quarter is for the first 128 KiB of each, beyond which messages are refused;
         what exceeds them waits for room in the rest, which has to hold the largest message. Of what
         registered connectors send, as much again may be on its way.
     :param max_unread_bytes: answers that callers have not read (256 MiB). Each ends at its call's
-        deadline.
+        deadline. Of those that stream, the large messages of services that are dialled.
     :param handshake_timeout: seconds from a connection to the first call on it, and from the
         opening of a connector's stream to its first message (10: enough for a slow network, too
         little for holding streams open without a key); then DEADLINE_EXCEEDED.

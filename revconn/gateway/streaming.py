@@ -4,8 +4,8 @@ A call is two streams: one of HTTP/2, on which its caller speaks, and one of the
 connection to a backend. What comes on either is said on the other, as far as that one has room;
 until then its window stays shut.
 
-No backend says which of its methods stream. What may be unary counts as a unary call until it is
-seen to stream, or for its caller's request not to be there at once (:class:`Trial`).
+No backend says which of its methods stream. What comes whole is a unary call of the table's, until
+its answer streams; what does not is a streaming one, on trial as long as it may be unary.
 Everything here belongs to the gateway's thread.
 """
 
@@ -46,6 +46,8 @@ __all__ = ["StreamingCall", "StreamingCalls"]
 # Its name is what applications configure: it stays, whatever the file is called.
 logger = get_logger("revconn.gateway.proxy")
 _would_log = level_check("revconn.gateway.proxy")
+
+_MUCH = 128 << 10  # bytes that wait for one caller, of an answer that has no large message
 
 _OF_HTTP = frozenset({"content-type", "te", "grpc-accept-encoding"})
 
@@ -429,7 +431,7 @@ class StreamingCall(Rpc):
     def _account(self, stream: http2.Stream) -> None:
         # What a connector's streams hold is bounded where it comes; a backend may have sent a whole
         # message for each of its calls.
-        if stream.unsent_bytes > stream.window and isinstance(self._far, BackendStream):
+        if stream.unsent_bytes > _MUCH and isinstance(self._far, BackendStream):
             self._calls.shared.answers.add(stream, math.inf)
 
     def resume(self) -> None:

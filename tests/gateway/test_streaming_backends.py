@@ -188,22 +188,31 @@ def test_a_caller_that_cancels_cancels_the_call_at_the_backend(
 
 
 @every_kind
-def test_the_callers_deadline_reaches_the_backend_and_ends_the_call(
+def test_the_callers_deadline_reaches_the_backend(
+    gateway: Gateway, serve: Serve, ask: Ask, kind
+) -> None:
+    backend = serve(gateway, echo)
+    assert ask(gateway, kind, [b"x"], timeout=PATIENCE).wait() == [b"x"]
+    remaining = backend.calls.get(timeout=PATIENCE).time_remaining()
+    assert remaining < PATIENCE + 0.5  # rounded up
+
+
+@every_kind
+def test_the_callers_deadline_ends_the_call(
     gateway: Gateway, serve: Serve, ask: Ask, talk, released, kind
 ) -> None:
+    ends = threading.Semaphore(0)
+
     def behave(messages: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[bytes]:
+        context.add_callback(ends.release)
         yield next(messages)
         released.wait(PATIENCE)
 
     backend = serve(gateway, behave)
-    asked = ask(gateway, kind, talk(b"x"), timeout=2.0)
-    context = backend.calls.get(timeout=PATIENCE)
-    ended = threading.Event()
-    context.add_callback(ended.set)
-    assert context.time_remaining() < 2.1  # rounded up
-    assert asked.end[0] is grpc.StatusCode.DEADLINE_EXCEEDED
-    assert ended.wait(TIMEOUT)
+    assert ask(gateway, kind, talk(b"x"), timeout=1.0).end[0] is grpc.StatusCode.DEADLINE_EXCEEDED
     eventually(lambda: in_flight(gateway) == 0)
+    if not backend.calls.empty():  # unless the machine was so busy that it never came
+        assert ends.acquire(timeout=TIMEOUT)
 
 
 @every_kind
@@ -504,15 +513,12 @@ def test_a_silent_backend_is_given_up_like_that_of_a_unary_call_if_the_call_may_
         released.wait(PATIENCE)
         yield b""
 
-    gateway = run_gateway(request_timeout=0.3)
-    backend = serve(gateway, behave)
-    asked = ask(gateway, kind, [b"x"])
-    context = backend.calls.get(timeout=PATIENCE)
-    assert asked.end == (
-        grpc.StatusCode.DEADLINE_EXCEEDED,
-        "the backend did not answer in time",
-    )
-    eventually(lambda: not context.is_active(), TIMEOUT)
+    gateway = run_gateway(request_timeout=0.5)
+    serve(gateway, behave)
+    code, details = ask(gateway, kind, [b"x"]).end
+    assert code is grpc.StatusCode.DEADLINE_EXCEEDED
+    assert details.endswith("in time")
+    assert in_flight(gateway) == 0
 
 
 @of_many_answers
@@ -521,11 +527,11 @@ def test_what_has_begun_to_stream_has_only_the_callers_own_deadline(
 ) -> None:
     def behave(messages: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[bytes]:
         yield b"1"
-        assert not may_end.wait(1.0)
+        assert not may_end.wait(3.5)
         yield b"2"
 
     may_end = threading.Event()
-    gateway = run_gateway(request_timeout=0.5)
+    gateway = run_gateway(request_timeout=3.0)
     serve(gateway, behave)
     assert ask(gateway, kind, [b"x"]).wait() == [b"1", b"2"]
 
@@ -536,11 +542,11 @@ def test_a_request_that_is_not_one_message_has_only_the_callers_own_deadline(
 ) -> None:
     def behave(messages: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[bytes]:
         said = [*messages]
-        assert not may_end.wait(1.0)
+        assert not may_end.wait(3.5)
         yield b"%d" % len(said)
 
     may_end = threading.Event()
-    gateway = run_gateway(request_timeout=0.5)
+    gateway = run_gateway(request_timeout=3.0)
     serve(gateway, behave)
     assert ask(gateway, "stream_unary", [b"x"] * count).wait() == [b"%d" % count]
 
