@@ -6,6 +6,7 @@ Everything here belongs to the gateway's thread.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import Callable
 
@@ -17,7 +18,6 @@ from revconn.gateway.budgets import Budget, Owners
 from revconn.gateway.limits import Counters, Limits
 from revconn.gateway.refusals import Refused, over_limit
 from revconn.gateway.routes import Connection
-from revconn.gateway.rpcs import Rpc
 from revconn.http2.requests import closing_block
 from revconn.http2.streams import ErrorCode, Stream
 
@@ -166,10 +166,20 @@ class UnreadAnswers:
         self._budget = Budget(limits.max_unread_bytes, self._take_back)
         self._counters = counters
         self._deadlines: dict[Stream, float] = {}
+        self._unfinished: dict[Stream, Callable[[Refused], None]] = {}
+
+    def add_unfinished(self, stream: Stream, turn_away: Callable[[Refused], None]) -> None:
+        """The beginning of an answer waits, of a call that ``turn_away`` ends if need be."""
+        self.discard(stream)
+        self._unfinished[stream] = turn_away
+        self._add(stream, math.inf)
 
     def add(self, stream: Stream, deadline: float) -> None:
         """An answer waits, until ``deadline`` on the loop's clock."""
         self.discard(stream)
+        self._add(stream, deadline)
+
+    def _add(self, stream: Stream, deadline: float) -> None:
         owners, size = stream.owner.owners, stream.unsent_bytes
         if not self._budget.make_room(owners, size):
             self._take_back(stream)
@@ -181,14 +191,16 @@ class UnreadAnswers:
         problem = "too many answers wait that callers do not read"
         refused = over_limit(self._counters, "max_unread_bytes", problem)
         self._deadlines.pop(stream, None)
-        if isinstance(stream.receiver, Rpc) and not stream.receiver.is_over:
-            stream.receiver.turn_away(refused)
+        turn_away = self._unfinished.pop(stream, None)
+        if turn_away is not None:
+            turn_away(refused)
         else:
             stream.drop_unsent()
             stream.finish(closing_block(refused.code, refused.message))
 
     def discard(self, stream: Stream) -> None:
-        """The stream is over."""
+        """The stream is over, or what waited has left."""
+        self._unfinished.pop(stream, None)
         if self._deadlines.pop(stream, None) is not None:
             self._budget.give_back(stream)
 

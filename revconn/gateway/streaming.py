@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
 import time
 from functools import lru_cache
 
@@ -432,7 +431,7 @@ class StreamingCall(Rpc):
         # What a connector's streams hold is bounded where it comes; a backend may have sent a whole
         # message for each of its calls.
         if stream.unsent_bytes > _MUCH and isinstance(self._far, BackendStream):
-            self._calls.shared.answers.add(stream, math.inf)
+            self._calls.shared.answers.add_unfinished(stream, self.turn_away)
 
     def resume(self) -> None:
         """The caller has read what there was."""
