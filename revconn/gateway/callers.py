@@ -191,7 +191,8 @@ class _Incoming(UnaryRpc):
 
     def look(self, now: float) -> None:
         """See whether the request takes too long."""
-        self.consider()
+        if now - self.came_at > _PATIENCE:
+            self.consider()
         if not self.is_receiving:
             return
         if self.has_message:

@@ -366,8 +366,10 @@ class UnaryAsker(Asker):
     def _see(self) -> None:
         # In several looks: after a stall of the process what has come meanwhile is seen to first.
         assert self.call is not None
-        self._looks += not self.call.is_mid_message
-        if self._looks >= _LOOKS:
+        is_coming = self.call.is_mid_message
+        self._looks += not is_coming
+        # A second message that comes in part shows it, too: the rest is not asked for before.
+        if self._looks >= _LOOKS or (is_coming and self._messages):
             self._settle(None)
         else:
             self._look = self._loop.call_later(self._interval, self._see)
