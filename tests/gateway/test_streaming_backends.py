@@ -691,8 +691,10 @@ def test_streaming_calls_are_limited(
     assert details.endswith(f"(the gateway's {limit})")
     assert counted(gateway, f"refused_{limit}") == 1
     released.set()
-    assert first.wait() == ([b"1"] if kind == "stream_unary" else [b"1", b"2"])
+    answers = [b"1"] if kind == "stream_unary" else [b"1", b"2"]
+    assert first.wait() == answers
     eventually(lambda: in_flight(gateway) == 0)
+    assert ask(gateway, kind, talk(b"x", b"y")).wait() == answers
 
 
 def test_a_backend_that_has_as_many_streams_as_it_may_is_passed_over(

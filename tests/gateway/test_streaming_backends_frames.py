@@ -10,6 +10,7 @@ import grpc
 import pytest
 from hyperframe.frame import (
     DataFrame,
+    GoAwayFrame,
     HeadersFrame,
     RstStreamFrame,
     SettingsFrame,
@@ -213,6 +214,19 @@ def test_a_leaving_backend_goes_on_with_the_streams_that_it_took(
     assert later.wait() == [b"next"]
     finish(peer, 1, b"last")
     assert asked.wait() == [b"last"]
+    peer.hears_hang_up()
+
+
+def test_a_forgotten_backends_connection_ends_with_its_last_stream(begin, gateway, talk) -> None:
+    asked, peer = begin(talk(b"1", b"2"))
+    peer.accept_stream()
+    gateway.replace_keys("another-key")
+    eventually(lambda: not gateway._thread._serving.shared.backends._backends)
+    peer.send(b"a")
+    assert asked.next() == b"a"
+    peer.trailers(("grpc-status", "0"))
+    assert asked.wait() == [b"a"]
+    peer.hears(GoAwayFrame)
     peer.hears_hang_up()
 
 
