@@ -19,8 +19,8 @@ from hyperframe.frame import (
 
 from revconn.gateway import Gateway, callers
 from tests.gateway.conftest import counted
+from tests.gateway.streaming_backends import ask, channel, in_flight, streaming, talk
 from tests.gateway.test_backends import register
-from tests.gateway.test_streaming_backends import ask, channel, in_flight, streaming, talk
 from tests.support.http2_caller import Http2Caller
 from tests.support.scripted_http2 import GRPC_HEADERS, Http2Peer, ScriptedHttp2, message
 from tests.support.streaming_backend import Asked
