@@ -100,6 +100,19 @@ def test_a_caller_that_cancels_cancels_the_call_at_the_backend(
 
 
 @every_kind
+def test_a_backend_that_cancels_ends_the_call(
+    gateway: Gateway, serve: Serve, ask: Ask, talk, kind
+) -> None:
+    def behave(messages: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[bytes]:
+        yield next(messages)
+        context.cancel()
+
+    serve(gateway, behave)
+    assert ask(gateway, kind, talk(b"x")).end[0] is grpc.StatusCode.CANCELLED
+    eventually(lambda: in_flight(gateway) == 0)
+
+
+@every_kind
 def test_the_callers_deadline_reaches_the_backend(
     gateway: Gateway, serve: Serve, ask: Ask, kind
 ) -> None:
