@@ -17,7 +17,7 @@ from hyperframe.frame import (
     WindowUpdateFrame,
 )
 
-from revconn.gateway import Gateway, callers
+from revconn.gateway import Gateway, callers, trials
 from tests.gateway.conftest import counted
 from tests.gateway.streaming_backends import ask, channel, in_flight, streaming, talk
 from tests.gateway.test_backends import register
@@ -371,3 +371,63 @@ def test_a_large_request_that_comes_slowly_is_none_that_streams(gateway: Gateway
         peer.begin()
         finish(peer, 1, b"done")
         assert caller.hears_answer().data == message(b"done")
+
+
+def on_trial(gateway: Gateway) -> bool:
+    """Whether the one streaming call has the time of a unary one."""
+    (call,) = gateway._thread._serving._callers.streaming._open
+    return call._trial is not None and not call._trial._timer.cancelled()
+
+
+@pytest.fixture
+def open_one(gateway: Gateway, server, resources) -> Callable[[], tuple[Http2Caller, Http2Peer]]:
+    """A caller that has said nothing yet, and the backend that has heard of it."""
+
+    def open_one() -> tuple[Http2Caller, Http2Peer]:
+        caller = resources.enter_context(Http2Caller(gateway.address))
+        caller.say(HeadersFrame(1, caller.request_block(CHAT), flags=["END_HEADERS"]))
+        peer = server.accept()
+        peer.begin()
+        return caller, peer
+
+    return open_one
+
+
+def test_a_call_is_on_trial_until_its_answer_begins(gateway, open_one, monkeypatch) -> None:
+    monkeypatch.setattr(trials, "_LONGEST_REQUEST", 60.0)
+    caller, peer = open_one()
+    caller.say(DataFrame(1, message(b"x"), flags=["END_STREAM"]))
+    peer.hears(DataFrame, "END_STREAM")
+    assert on_trial(gateway)
+    peer.accept_stream()
+    eventually(lambda: not on_trial(gateway))
+    peer.send(b"a")
+    peer.trailers(("grpc-status", "0"))
+    assert caller.hears_answer().data == message(b"a")
+
+
+@pytest.mark.parametrize("said", [[], [b"x", b"y"]])
+def test_a_call_whose_request_is_not_one_message_is_not_on_trial(gateway, open_one, said) -> None:
+    caller, peer = open_one()
+    caller.say(DataFrame(1, b"".join(map(message, said)), flags=["END_STREAM"]))
+    peer.hears(DataFrame, "END_STREAM")
+    assert not on_trial(gateway)
+    finish(peer, 1, b"a")
+    assert caller.hears_answer().data == message(b"a")
+
+
+def test_a_call_that_fails_its_trial_is_over(run_gateway, resources, monkeypatch) -> None:
+    monkeypatch.setattr(trials, "_LONGEST_REQUEST", 60.0)
+    gateway = run_gateway(request_timeout=3.0)
+    server = resources.enter_context(ScriptedHttp2())
+    register(gateway, server.address)
+    caller = resources.enter_context(Http2Caller(gateway.address))
+    caller.say(HeadersFrame(1, caller.request_block(CHAT), flags=["END_HEADERS"]))
+    peer = server.accept()
+    peer.begin()
+    caller.say(DataFrame(1, message(b"x"), flags=["END_STREAM"]))
+    answer = caller.hears_answer()
+    assert answer.status == "4"
+    assert answer.blocks[-1]["grpc-message"] == "the backend did not answer in time"
+    assert peer.hears(RstStreamFrame).error_code == 8
+    assert counted(gateway, "calls_expired") == 1
