@@ -431,3 +431,15 @@ def test_a_call_that_fails_its_trial_is_over(run_gateway, resources, monkeypatch
     assert answer.blocks[-1]["grpc-message"] == "the backend did not answer in time"
     assert peer.hears(RstStreamFrame).error_code == 8
     assert counted(gateway, "calls_expired") == 1
+
+
+@pytest.mark.parametrize("said", [[], [b"x", b"y"]])
+def test_a_deadline_that_its_caller_forgets_ends_the_call(gateway, server, resources, said) -> None:
+    caller = resources.enter_context(Http2Caller(gateway.address))
+    block = caller.request_block(CHAT, [("grpc-timeout", "300m")])
+    body = b"".join(map(message, said))
+    caller.say(HeadersFrame(1, block, flags=["END_HEADERS"]), DataFrame(1, body))
+    answer = caller.hears_answer()
+    assert (answer.status, answer.blocks[-1]["grpc-message"]) == ("4", "the deadline has passed")
+    assert counted(gateway, "calls_expired") == 1
+    assert in_flight(gateway) == 0

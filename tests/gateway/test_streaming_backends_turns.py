@@ -10,7 +10,7 @@ import grpc
 import pytest
 
 from revconn import Request
-from revconn.gateway import Gateway
+from revconn.gateway import Gateway, callers
 from tests.gateway.conftest import counted
 from tests.gateway.streaming_backends import (
     PATIENCE,
@@ -41,11 +41,14 @@ of_many_answers = pytest.mark.parametrize("kind", ["unary_stream", "stream_strea
 # What may be unary
 
 
-def test_a_call_that_nobody_has_said_anything_on_yet_reaches_the_backend(
-    gateway: Gateway, serve: Serve, ask: Ask, talk
+@pytest.mark.parametrize("said", [[], [b"x"]])
+def test_a_call_that_says_no_more_for_a_moment_reaches_the_backend(
+    gateway: Gateway, serve: Serve, ask: Ask, talk, monkeypatch, said
 ) -> None:
+    # What comes by now and then would find it, too, and later.
+    monkeypatch.setattr(callers._Incoming, "look", lambda _incoming, _now: None)
     serve(gateway, lambda _messages, _context: iter([b"welcome"]))
-    assert ask(gateway, "stream_stream", talk()).wait() == [b"welcome"]
+    assert ask(gateway, "stream_stream", talk(*said)).wait() == [b"welcome"]
 
 
 @every_kind
@@ -172,8 +175,10 @@ def test_a_call_whose_backend_is_out_of_reach_waits_for_a_connector_that_comes_b
     eventually(lambda: not gateway.connections())
     asked = ask(gateway, "stream_stream", [b"x", b"y"])
     eventually(lambda: gateway.stats()["calls_held"] == 1)
+    serve(gateway, echo, "another.One")
     connect_one(gateway)
     assert asked.wait() == [b"x", b"y"]
+    assert gateway.stats()["calls_held"] == 1  # the backend was not tried again
 
 
 def test_a_backend_that_leads_back_to_the_gateway_is_found_out(gateway: Gateway, ask: Ask) -> None:
