@@ -213,6 +213,7 @@ class Calls:
             try:
                 whole = self.joining.add(call.joiners, response, sender)
             except Refused as refused:
+                sender.note("an answer", f" to {call.method}: {refused.message}")
                 self._lose_answer(call.id, refused)
                 return
             if whole is None:

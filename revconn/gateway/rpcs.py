@@ -191,7 +191,7 @@ class UnaryRpc(Rpc):
     @staticmethod
     def not_unary() -> Refused:
         """Why a streaming call is refused."""
-        problem = "the request is not exactly one message; only unary calls are forwarded"
+        problem = "the request is not exactly one message, and the method does not stream"
         return Refused(StatusCode.UNIMPLEMENTED, problem)
 
     def reply(self, message: Sendable, trailing: Metadata = (), initial: Metadata = ()) -> None:

@@ -448,6 +448,12 @@ class StreamingCall(Rpc):
             logger.debug("%.200r from %s: %s", self.head.method_path, self.peer, code.name)
         self._end(code, message, bounded(legal_metadata(trailing), self.header_list))
 
+    def note(self, problem: str) -> None:
+        """Tell the operator what the connector did wrong."""
+        if self._connection is not None:
+            detail = f" to {self.head.method_path[:200]}: {problem}"
+            self._connection.note("the rest of a streamed answer", detail)
+
     def lost(self, code: StatusCode, reason: str) -> None:
         """The stream of whoever answers is over before its end."""
         self._end(code, reason, ())
@@ -507,6 +513,7 @@ class _Answer(Listener):
             reason = f"the connector's connection ended: {reason}"
         elif code is StatusCode.RESOURCE_EXHAUSTED:
             reason = f"the connector {reason}"
+            self._call.note(reason)
         self._call.lost(code, reason)
 
     def resume(self) -> None:

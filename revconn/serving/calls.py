@@ -9,7 +9,7 @@ import time
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Executor
-from typing import Callable
+from typing import Any, Callable
 
 from revconn.core.chunks import LargeAnswer
 from revconn.core.connector_side import Arrival
@@ -481,7 +481,7 @@ class Calls:
                 "gave up %r, which came %.1f s ago: %s when the time to stop ran out",
                 request,
                 _monotonic() - request._arrived,
-                "its handler was not done" if request in stacks else "no worker had taken it",
+                _stood(request, is_running=request in stacks),
             )
         return len(given_up)
 
@@ -519,3 +519,12 @@ class Calls:
         with self._lock:
             waiting = len(self.workers.waiting) + self.streams.waiting
             return {**self._counts, "in_flight": self._total, "waiting": waiting}
+
+
+def _stood(request: Any, *, is_running: bool) -> str:
+    """How far a call was that is given up."""
+    if is_running:
+        return "its handler was not done"
+    if request._is_streaming and request._responses is not None:
+        return "its handler was between two answers"
+    return "no worker had taken it"

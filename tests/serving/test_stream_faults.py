@@ -676,3 +676,43 @@ def test_200_calls_at_once_make_no_more_threads_than_there_may_be_workers(
     assert [call.result(TIMEOUT) for call in calls] == [b"%d" % number for number in range(200)]
     assert most == 8
     assert len(used) == 8
+
+
+def test_200_streams_at_once_make_no_more_threads_than_there_may_be_workers(
+    scene: Callable[..., Scene],
+) -> None:
+    here = scene(max_workers=8, max_streams=4)
+    used: set[int] = set()
+    running = most = 0
+    lock = threading.Lock()
+    all_busy, may_end = threading.Event(), threading.Event()
+
+    def busy(requests: Iterator[bytes], context: Any) -> Iterator[bytes]:
+        nonlocal running, most
+        for request in requests:
+            with lock:
+                used.add(threading.get_ident())
+                running += 1
+                most = max(most, running)
+                if running == 4:
+                    all_busy.set()
+            may_end.wait(TIMEOUT)
+            with lock:
+                running -= 1
+            yield request
+
+    here.add_servicer(Echo=grpc.stream_stream_rpc_method_handler(busy))
+    here.start()
+    method = here.channel.stream_stream(ECHO)
+    calls = [method(iter([b"a", b"b"]), timeout=2 * TIMEOUT) for _ in range(200)]
+    try:
+        assert all_busy.wait(TIMEOUT)
+        eventually(lambda: here.connector.stats()["in_flight"] == 200)
+        handlers = [each for each in threading.enumerate() if "revconn-handler" in each.name]
+        assert len(handlers) <= 8
+    finally:
+        may_end.set()
+    assert [list(call) for call in calls] == [[b"a", b"b"]] * 200
+    assert most == 4
+    assert len(used) <= 8
+    here.assert_idle()
