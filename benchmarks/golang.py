@@ -6,7 +6,7 @@ import pathlib
 import shutil
 import subprocess
 
-__all__ = ["GUIDE_CLIENT", "LOADGEN", "STREAM_LOAD", "THIN_GATEWAY", "build"]
+__all__ = ["GUIDE_CLIENT", "LOADGEN", "STREAM_LOAD", "STREAM_SERVER", "THIN_GATEWAY", "build"]
 
 _HERE = pathlib.Path(__file__).resolve().parent
 _BUILD = _HERE / ".build"
@@ -14,6 +14,7 @@ LOADGEN = _BUILD / "loadgen"
 GUIDE_CLIENT = _BUILD / "guideclient"
 THIN_GATEWAY = _BUILD / "thingateway"
 STREAM_LOAD = _BUILD / "streamload"
+STREAM_SERVER = _BUILD / "streamserver"
 
 
 def build() -> str:
@@ -21,7 +22,7 @@ def build() -> str:
     go = shutil.which("go")
     if go is None:
         return "no `go` on PATH"
-    all_of_them = LOADGEN, GUIDE_CLIENT, THIN_GATEWAY, STREAM_LOAD
+    all_of_them = LOADGEN, GUIDE_CLIENT, THIN_GATEWAY, STREAM_LOAD, STREAM_SERVER
     programs = [f"./{program.name}" for program in all_of_them]
     command = [go, "build", "-o", f"{_BUILD}/", *programs]
     built = subprocess.run(command, cwd=_HERE / "go", capture_output=True, text=True, check=False)

@@ -27,10 +27,12 @@ _OPTIONS = (
     ("grpc.max_receive_message_length", -1),
     ("grpc.max_send_message_length", -1),
     ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 5000),  # what an attempt may take
     ("grpc.max_reconnect_backoff_ms", 1000),
     ("grpc.max_metadata_size", 64 << 10),
     ("grpc.use_local_subchannel_pool", 1),
+    # What answers one message is heard by the thread that asks, in the place of two others.
+    ("SingleThreadedUnaryStream", 1),
 )
 
 
@@ -97,36 +99,28 @@ class _Forwarded(Behavior):
 
     def invoke(self, argument: Any) -> Iterator[bytes]:
         """Begin the call at the target."""
-        request = self._request
-        method: Any = self._sidecar.channel.stream_stream(_path(request))
-        call = method(
-            _quietly(argument), timeout=request.time_remaining(), metadata=_metadata(request)
-        )
+        request, channel = self._request, self._sidecar.channel
+        method: Any
+        # For messages that are still to come grpc starts a thread: on the wire it is the same.
+        if request.is_one_message:
+            method, said = channel.unary_stream(_path(request)), next(argument)
+        else:
+            method, said = channel.stream_stream(_path(request)), _quietly(argument)
+        call = method(said, timeout=request.time_remaining(), metadata=_metadata(request))
         request.add_callback(call.cancel)
-        return self._answers(call)
+        return _Answers(self, call)
 
-    def _answers(self, call: Any) -> Iterator[bytes]:
-        is_open = False
-        try:
-            for message in call:
-                if not is_open:
-                    is_open = True
-                    self._begin(call)
-                yield message
-        except grpc.RpcError:
-            pass  # the status says it
-        finally:
-            call.cancel()  # unless it has ended
-        if not is_open:
-            self._begin(call)
-        self._ending = self._sidecar._ending(call)
-        if self._ending[0] is not StatusCode.OK:
-            raise EndCall(self._ending)
-
-    def _begin(self, call: Any) -> None:
+    def begin(self, call: Any) -> None:
+        """Pass on what the target begins with."""
         initial = _carried(call.initial_metadata())
         if initial:
             self._request._owner.send_initial(self._request, initial)
+
+    def end(self, call: Any) -> None:
+        """Note how it ended at the target. Raises :class:`EndCall` unless that is well."""
+        self._ending = self._sidecar._ending(call)
+        if self._ending[0] is not StatusCode.OK:
+            raise EndCall(self._ending)
 
     def ended(self) -> Ending:
         """As the target has it."""
@@ -140,6 +134,39 @@ class _Forwarded(Behavior):
     def interrupted(self) -> Exception:
         """Nobody waits for the rest."""
         return EndCall((StatusCode.CANCELLED, "the call is over", ()))
+
+
+class _Answers(Iterator[bytes]):
+    """What the target answers. No generator: one that has not begun would be closed unheard."""
+
+    def __init__(self, forwarded: _Forwarded, call: Any) -> None:
+        self._forwarded = forwarded
+        self._call = call
+        self._is_open = False
+
+    def __next__(self) -> bytes:
+        try:
+            message: bytes | None = next(self._call)
+        except (StopIteration, grpc.RpcError):  # the status says it
+            message = None
+        if message is None:
+            self.close()
+        if not self._is_open:
+            self._is_open = True
+            self._forwarded.begin(self._call)
+        if message is None:
+            self._forwarded.end(self._call)
+            raise StopIteration
+        return message
+
+    def close(self) -> None:
+        """Nobody waits for the rest."""
+        call = self._call
+        call.cancel()  # unless it has ended
+        # Where no thread of grpc's does that: a call of which something was not taken in is kept.
+        take_in = getattr(call, "_consume_next_event", None)
+        while take_in is not None and call._state.due:
+            take_in()
 
 
 def _quietly(messages: Iterator[bytes]) -> Iterator[bytes]:

@@ -165,6 +165,11 @@ class StreamRequest(Request):
         behavior = self._behavior
         return self._read() if behavior is None or behavior.reads else iter((self.payload,))
 
+    @property
+    def is_one_message(self) -> bool:
+        """Whether its caller has sent one message that was not read, and sends no more."""
+        return self._has_ended and len(self._inbox) == 1
+
     def _read(self) -> _Messages:
         return _Messages(self)
 

@@ -2,8 +2,11 @@
 
 import json
 import pathlib
+import shutil
 import subprocess
 import sys
+
+import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
@@ -37,3 +40,14 @@ def test_a_gateway_that_pings_is_a_load_of_its_own_and_answered_as_any_other():
     assert "## 1 in flight, 64 B, a gateway that pings" in said
     assert "| revconn-inline " in said
     assert "Not valid" not in said
+
+
+@pytest.mark.skipif(shutil.which("go") is None, reason="its server is in Go")
+def test_a_sidecar_is_measured_beside_a_direct_call():
+    command = [sys.executable, "-m", "benchmarks.sidecar", "--rounds=1", "--seconds=0.2"]
+    ended = subprocess.run(
+        [*command, "--only=one at a time"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert "| unary, one at a time | gateway and sidecar |" in ended.stdout
+    assert "| unary, one at a time | the server itself   |" in ended.stdout
