@@ -47,17 +47,22 @@ class Sidecar(Opener):
         self.target = target
         # Not before the first call: a channel that was made before a fork is of no use after it.
         self._credentials = credentials
-        self._channel: grpc.Channel | None = None
+        self._channels: dict[str, grpc.Channel] = {}
 
     @property
     def channel(self) -> grpc.Channel:
         """To the target."""
-        if self._channel is None:  # of two threads that make one each, one is not used
-            if self._credentials is None:
-                self._channel = grpc.insecure_channel(self.target, _OPTIONS)
-            else:
-                self._channel = grpc.secure_channel(self.target, self._credentials, _OPTIONS)
-        return self._channel
+        channel = self._channels.get(self.target)
+        if channel is None:
+            # Of two threads that make one each both use the first: grpc cancels calls of one that
+            # is dropped.
+            channel = self._channels.setdefault(self.target, self._new_channel())
+        return channel
+
+    def _new_channel(self) -> grpc.Channel:
+        if self._credentials is None:
+            return grpc.insecure_channel(self.target, _OPTIONS)
+        return grpc.secure_channel(self.target, self._credentials, _OPTIONS)
 
     def __call__(self, request: Request) -> Response:
         """Pass on a call that came as one message."""

@@ -57,7 +57,7 @@ class Scene:
         self.proxy = stack.enter_context(FaultProxy(port))
         self.sidecar = Sidecar(self.proxy.address)
         self.recorded = Recorded(self.sidecar.channel)
-        self.sidecar._channel = self.recorded  # type: ignore[assignment]
+        self.sidecar._channels[self.proxy.address] = self.recorded  # type: ignore[assignment]
         stack.callback(self.recorded._channel.close)
         connector._add_sidecar("a.B", self.sidecar)
         stack.enter_context(connector)
@@ -110,6 +110,22 @@ def test_a_call_that_goes_on_is_made_as_a_stream(scene: Scene) -> None:
     assert list(call) == [b"b"]
     assert list(scene.channel.stream_stream("/a.B/Echo")(iter([]), timeout=TIMEOUT)) == []
     assert scene.recorded.asked == ["stream_stream"] * 2
+
+
+def test_threads_that_call_first_at_once_have_one_channel(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    both_make_one = threading.Barrier(2)
+
+    def make(*_: Any) -> Any:
+        both_make_one.wait(TIMEOUT)
+        return object()
+
+    monkeypatch.setattr(grpc, "insecure_channel", make)
+    sidecar = Sidecar("127.0.0.1:1")
+    with ThreadPoolExecutor(2) as executor:
+        first, second = executor.map(lambda _: sidecar.channel, range(2))
+    assert first is second is sidecar.channel
 
 
 def test_a_server_that_is_slow_to_take_a_connection_is_waited_for(scene: Scene) -> None:
