@@ -115,6 +115,11 @@ class _Forwarded(Behavior):
         request.add_callback(call.cancel)
         return _Answers(self, call)
 
+    def forget_callback(self) -> None:
+        """The call has ended, or is about to: a thread to cancel it would be woken for nothing."""
+        with self._request._replies.lock:
+            self._request._callbacks = ()
+
     def begin(self, call: Any) -> None:
         """Pass on what the target begins with."""
         initial = _carried(call.initial_metadata())
@@ -167,6 +172,7 @@ class _Answers(Iterator[bytes]):
     def close(self) -> None:
         """Nobody waits for the rest."""
         call = self._call
+        self._forwarded.forget_callback()
         call.cancel()  # unless it has ended
         # Where no thread of grpc's does that: a call of which something was not taken in is kept.
         take_in = getattr(call, "_consume_next_event", None)
