@@ -120,13 +120,13 @@ class _Forwarded(Behavior):
         with self._request._replies.lock:
             self._request._callbacks = ()
 
-    def begin(self, call: Any) -> None:
+    def begin_answer(self, call: Any) -> None:
         """Pass on what the target begins with."""
         initial = _carried(call.initial_metadata())
         if initial:
             self._request._owner.send_initial(self._request, initial)
 
-    def end(self, call: Any) -> None:
+    def end_answer(self, call: Any) -> None:
         """Note how it ended at the target. Raises :class:`EndCall` unless that is well."""
         self._ending = self._sidecar._ending(call)
         if self._ending[0] is not StatusCode.OK:
@@ -163,9 +163,9 @@ class _Answers(Iterator[bytes]):
             self.close()
         if not self._is_open:
             self._is_open = True
-            self._forwarded.begin(self._call)
+            self._forwarded.begin_answer(self._call)
         if message is None:
-            self._forwarded.end(self._call)
+            self._forwarded.end_answer(self._call)
             raise StopIteration
         return message
 
