@@ -9,7 +9,7 @@ import pathlib
 import sys
 from collections.abc import Sequence
 
-from benchmarks import golang, plots, report
+from benchmarks import golang, plots, report, streams
 from benchmarks.bars import judge
 from benchmarks.cases import CASES, Case
 from benchmarks.measure import Figures, Load, PeerFailed, measure
@@ -41,13 +41,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     before = report.load_average()
     figures = _run(cases, options.rounds, loadgen, missing)
     residents = None if options.in_flight or why_no_go else _residents(loadgen, missing)
+    streaming = None if options.in_flight or options.peers or why_no_go else _streaming(missing)
     facts["load average before and after"] = f"{before}; {report.load_average()}"
 
     verdicts = judge(figures, residents) if options.check else []
     text = report.render(figures, missing, facts, residents, verdicts)
     print(text, end="")
+    if streaming is not None:
+        print(f"\n# Streaming calls\n\n{streaming.text}", end="")
     if options.report:
         options.report.write_text(f"# Benchmarks\n\n{text}", encoding="utf-8")
+        if streaming is not None:
+            streaming.write(options.report.with_name(f"{options.report.stem}-streams.md"))
     if options.json:
         run = {
             "facts": facts,
@@ -60,6 +65,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         footnote = f"{facts['machine']}; Python {facts['python']}, {facts['go']}"
         for path in plots.draw(figures, footnote, options.plots):
             _say(f"drew {path}")
+    if options.check:
+        verdicts += streams.judge({}) if streaming is None else streaming.verdicts
     missed = [verdict for verdict in verdicts if not verdict.met]
     for verdict in missed:
         print(f"MISSED: {verdict.bar}; measured: {verdict.measured or 'nothing'}")
@@ -120,6 +127,15 @@ def _residents(loadgen: Sequence[str], missing: dict[str, str]) -> Residents | N
         return measure_residents(loadgen)
     except PeerFailed as failure:
         missing["memory at rest"] = str(failure)
+        return None
+
+
+def _streaming(missing: dict[str, str]) -> streams.Run | None:
+    _say("streaming calls")
+    try:
+        return streams.run_all(streams.ROUNDS, streams.SECONDS)
+    except (PeerFailed, OSError) as failure:
+        missing["streaming calls"] = str(failure)
         return None
 
 

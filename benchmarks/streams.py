@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import pathlib
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Callable
 
@@ -23,7 +24,6 @@ _OURS, _DIRECT = "revconn", "grpc.server"
 
 # What jhump/grpctunnel (Go) was measured to take, µs of CPU for each message of 64 bytes at the end
 # that serves: its module cannot be had everywhere.
-_TO_FILL = 10.0  # seconds
 _GRPCTUNNEL = {"down": 7.7, "echo": 14.6, "up": 7.6}
 
 
@@ -45,12 +45,14 @@ class Stream:
 DOWN, DOWN_16 = Stream("down"), Stream("down", streams=16)
 UP, ECHO, PING_PONG, UNARY = (Stream(mode) for mode in ("up", "echo", "pingpong", "unary"))
 KIB_64, KIB_64_16 = Stream("down", 64 << 10), Stream("down", 64 << 10, 16)
-MIB = Stream("down", 1 << 20)
+MIB, MIB_16 = Stream("down", 1 << 20), Stream("down", 1 << 20, 16)
 # Beside so many that nobody reads; of the connector alone.
 STALLED = 1_000
 BESIDE = Stream(f"down beside {STALLED:,} that nobody reads")
 _STALLED_BY = 4  # callers, each on a connection of its own
-STREAMS = (DOWN, DOWN_16, UP, ECHO, PING_PONG, UNARY, KIB_64, KIB_64_16, MIB)
+_TO_FILL = 10.0  # seconds
+ROUNDS, SECONDS = 5, 1.0
+STREAMS = (DOWN, DOWN_16, UP, ECHO, PING_PONG, UNARY, KIB_64, KIB_64_16, MIB, MIB_16)
 
 
 @dataclass(frozen=True)
@@ -73,21 +75,39 @@ def main(arguments: Sequence[str] | None = None) -> int:
     why_no_go = golang.build()
     if why_no_go:
         sys.exit(f"not measured: {why_no_go}")
-    facts = machine("Go")
-    facts["rounds"] = f"{options.rounds}, interleaved, of {options.seconds:g} s; medians"
-    before = load_average()
     try:
-        measured = measure(options.rounds, options.seconds)
+        run = run_all(options.rounds, options.seconds)
     except (PeerFailed, OSError) as failure:
         sys.exit(f"not measured: {failure}")
+    print(run.text, end="")
+    if options.report:
+        run.write(options.report)
+    return int(options.check and not all(verdict.met for verdict in run.verdicts))
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a run has to say. ``text`` is all of it, ``verdicts`` the bars alone."""
+
+    text: str
+    verdicts: list[Verdict]
+
+    def write(self, path: pathlib.Path) -> None:
+        """Write the report."""
+        head = "# Results of one run: streaming calls\n\n"
+        path.write_text(head + self.text, encoding="utf-8")
+
+
+def run_all(rounds: int, seconds: float) -> Run:
+    """Measure all loads, and judge. Go has to be built. Raises :class:`PeerFailed`."""
+    facts = machine("Go")
+    facts["rounds"] = f"{rounds}, interleaved, of {seconds:g} s; medians"
+    before = load_average()
+    measured = measure(rounds, seconds)
     facts["load average before and after"] = f"{before}; {load_average()}"
     verdicts = list(judge(measured))
     text = "\n".join([*_facts(facts), *_figures(measured), *bars(verdicts)]) + "\n"
-    print(text, end="")
-    if options.report:
-        head = "# Results of one run: streaming calls\n\n"
-        options.report.write_text(head + text, encoding="utf-8")
-    return int(options.check and not all(verdict.met for verdict in verdicts))
+    return Run(text, verdicts)
 
 
 def measure(rounds: int, seconds: float) -> Rounds:
@@ -153,43 +173,49 @@ Value = Callable[[Measured], float]
 
 
 def _median(measured: Rounds, load: Stream, peer: str, value: Value) -> float:
-    return statistics.median(value(each) for each in measured[load, peer])
+    """``nan`` if it was not measured: that meets no bar."""
+    rounds = measured.get((load, peer))
+    return statistics.median(map(value, rounds)) if rounds else math.nan
 
 
-def judge(measured: Rounds) -> Iterable[Verdict]:
+def judge(measured: Rounds) -> Iterator[Verdict]:
     """The bars, each as a ratio of the same run, or to grpctunnel's own figures."""
 
     def cpu(load: Stream, peer: str = _OURS) -> float:
         return _median(measured, load, peer, lambda each: each.cpu)
 
-    def rate(load: Stream) -> float:
-        ours, theirs = (
-            _median(measured, load, peer, lambda each: each.rate) for peer in (_OURS, _DIRECT)
-        )
-        return ours / theirs
+    def rate(load: Stream, peer: str = _OURS) -> float:
+        return _median(measured, load, peer, lambda each: each.rate)
+
+    def p50(load: Stream) -> float:
+        return _median(measured, load, _OURS, lambda each: each.p50)
 
     for load, most in ((DOWN, 1.2), (ECHO, 2.0), (UP, 2.0)):
-        limit = most * _GRPCTUNNEL[load.mode]
-        found = cpu(load)
-        bar = f"CPU of the connector, {load.title} ≤ {most:g} × grpctunnel's {limit / most:g} µs"
-        yield Verdict(bar, f"{found:.3g} µs", found <= limit)
-    for load, least in ((DOWN, 15.0), (DOWN_16, 5.0), (KIB_64, 0.8), (KIB_64_16, 0.8), (MIB, 0.8)):
-        found = rate(load)
-        yield Verdict(
-            f"messages/s, {load.title} ≥ {least:g} × {_DIRECT}", f"{found:.3g}", found >= least
-        )
-    found = cpu(ECHO) / cpu(ECHO, _DIRECT)
-    yield Verdict(f"CPU, {ECHO.title} ≤ 0.15 × {_DIRECT}", f"{found:.3g}", found <= 0.15)
-    ping, unary = (
-        _median(measured, load, _OURS, lambda each: each.p50) for load in (PING_PONG, UNARY)
-    )
-    found = ping / unary
-    yield Verdict("p50 of a ping-pong ≤ 1.5 × a unary call's", f"{found:.3g}", found <= 1.5)
-    alone, beside = (
-        _median(measured, load, _OURS, lambda each: each.rate) for load in (DOWN, BESIDE)
-    )
-    found = beside / alone
-    yield Verdict(f"messages/s, {BESIDE.title} ≥ 0.8 × alone", f"{found:.3g}", found >= 0.8)
+        theirs = _GRPCTUNNEL[load.mode]
+        bar = f"CPU of the connector, {load.title} ≤ {most:g} × grpctunnel's {theirs:g} µs"
+        yield _verdict(bar, cpu(load), " µs", at_most=most * theirs)
+    large = ((load, 0.8) for load in (KIB_64, KIB_64_16, MIB, MIB_16))
+    for load, least in ((DOWN, 15.0), (DOWN_16, 5.0), *large):
+        bar = f"messages/s, {load.title} ≥ {least:g} × {_DIRECT}"
+        yield _verdict(bar, rate(load) / rate(load, _DIRECT), at_least=least)
+    bar = f"CPU, {ECHO.title} ≤ 0.15 × {_DIRECT}"
+    yield _verdict(bar, cpu(ECHO) / cpu(ECHO, _DIRECT), at_most=0.15)
+    bar = "p50 of a ping-pong ≤ 1.5 × a unary call's"
+    yield _verdict(bar, p50(PING_PONG) / p50(UNARY), at_most=1.5)
+    bar = f"messages/s, {BESIDE.title} ≥ 0.8 × alone"
+    yield _verdict(bar, rate(BESIDE) / rate(DOWN), at_least=0.8)
+
+
+def _verdict(
+    bar: str,
+    found: float,
+    unit: str = "",
+    *,
+    at_least: float = -math.inf,
+    at_most: float = math.inf,
+) -> Verdict:
+    measured = "" if math.isnan(found) else f"{found:.3g}{unit}"
+    return Verdict(bar, measured, at_least <= found <= at_most)
 
 
 def _facts(facts: dict[str, str]) -> list[str]:
@@ -224,8 +250,9 @@ def _figures(measured: Rounds) -> list[str]:
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.streams", description=__doc__)
-    parser.add_argument("--rounds", type=int, default=5, help="of each load (5)")
-    parser.add_argument("--seconds", type=float, default=1.0, help="that a round takes (1)")
+    parser.add_argument("--rounds", type=int, default=ROUNDS, help=f"of each load ({ROUNDS})")
+    seconds = f"that a round takes ({SECONDS:g})"
+    parser.add_argument("--seconds", type=float, default=SECONDS, help=seconds)
     parser.add_argument("--report", type=pathlib.Path, metavar="FILE", help="the report")
     parser.add_argument("--check", action="store_true", help="exit code 1 if a bar is missed")
     return parser.parse_args(arguments)

@@ -38,7 +38,13 @@ from revconn.core.connection import (
     no_message,
 )
 from revconn.core.liveness import PROBE_METHOD, ConnectorLiveness, Prober, Verdict
-from revconn.core.requests import REQUEST_TAG, STREAM_TAG, split_frame, split_request
+from revconn.core.requests import (
+    REQUEST_TAG,
+    STREAM_TAG,
+    LargeAlone,
+    split_frame,
+    split_request,
+)
 from revconn.core.rope import ROPE_BYTES, Data
 from revconn.core.status import ProtocolError, is_success
 from revconn.core.streams import Large
@@ -127,7 +133,7 @@ class FromGateway:
     answers: list[bytes]
     probed: list[Probed]
     probes: list[bytes]
-    streams: list[tuple[StreamFrame, Large | None]]
+    streams: list[tuple[StreamFrame | LargeAlone, Large | None]]
     connection_id: str | None
     is_rare: bool
     end: ProtocolError | str | None
@@ -392,7 +398,7 @@ class ConnectorConnection(Connection):
         if data[0] == STREAM_TAG[0]:
             frame = split_frame(data) if STREAMS in self.features else None
             if frame is not None:
-                inbound.streams.append((frame[0].stream, frame[1]))
+                inbound.streams.append(frame)
             return frame is not None
         requests = inbound.requests
         apart = split_request(data)

@@ -71,8 +71,8 @@ class FromConnector:
     :ivar responses: to requests, or chunks of them, in the order in which they came; each with the
         message that it came in, and, if it is large, its payload: then it is not in the response.
     :ivar rest: all else that is for others to act on, in order: each with its kind, which is
-        ``stream`` (then its large message or piece follows, if that is apart),
-        ``request``, ``cancel``, ``event`` or ``subscription``, and as it came.
+        ``stream`` (then the frame follows, and its large message or piece, if that is apart), or
+        ``request``, ``cancel``, ``event`` or ``subscription`` (the message, and as it came).
     :ivar ignored: what was said in vain, for a log; what a peer can vary as it likes is the second.
     :ivar goodbye: it is leaving; heard once.
     :ivar too_large: the message over the limit that has ended the connection.
@@ -84,7 +84,7 @@ class FromConnector:
 
     registration: ConnectionRegister | None
     responses: list[tuple[ForwardResponse, Data, memoryview | Rope | None]]
-    rest: list[tuple[str, ConnectionMessage, Any]]
+    rest: list[tuple[str, Any, Any]]
     ignored: list[tuple[str, str]]
     goodbye: Goodbye | None
     too_large: Data | None
@@ -307,7 +307,7 @@ class GatewayConnection(Connection):
             if kind == "response":
                 responses.append((message.response, data, None))
             elif kind == "stream" and STREAMS in self.features and self.established:
-                rest.append((kind, message, None))
+                rest.append((kind, message.stream, None))
             elif kind == "request" and is_possible_id(message.request.request_id):
                 rest.append((kind, message, data))
             else:

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 from functools import lru_cache
+from typing import NamedTuple
 
-from revconn._proto.registry_pb2 import ConnectionMessage, ForwardRequest, ForwardResponse
-from revconn.core.rope import Data, Rope
+from revconn._proto.registry_pb2 import (
+    ConnectionMessage,
+    ForwardRequest,
+    ForwardResponse,
+    StreamFrame,
+)
+from revconn.core.rope import Data, Piece, Rope
 
 __all__ = [
     "REQUEST_TAG",
     "STREAM_TAG",
+    "LargeAlone",
     "cut_extension",
     "encode_request",
     "encode_varint",
@@ -37,6 +44,7 @@ STREAM_TAG = b"\xaa\x06"
 _LEAST_LARGE = 16 << 10  # bytes of a message, or a piece, that is worth not to be copied
 _MOST_FIELDS = 100  # each is a few steps of Python: a message of nothing else would take seconds
 _LONGEST_VARINT = 5  # bytes
+_MOST = (1 << 32) - 1  # that a field of a frame holds
 
 
 def split_request(data: Data) -> tuple[ForwardRequest, bytes] | None:
@@ -56,54 +64,106 @@ def split_response(data: Data) -> tuple[ForwardResponse, memoryview | Rope] | No
     return None if parts is None else (parts[0].response, parts[1])
 
 
-def split_frame(data: Data) -> tuple[ConnectionMessage, memoryview | Rope] | None:
+class LargeAlone(NamedTuple):
+    """A frame with nothing in it but one large message, or a piece: then ``missing`` is a number.
+
+    Most frames with something large are such, and protobuf need not make an object of each.
+    """
+
+    stream_id: int
+    missing: int | None
+
+
+def split_frame(data: Data) -> tuple[StreamFrame | LargeAlone, memoryview | Rope] | None:
     """The frame of a stream in a ``ConnectionMessage``, without its one message or piece, and that.
 
     ``None`` for one with several of them, or none, or one that is unusual: protobuf decodes all
     there are.
     """
+    size = len(data)
+    # A rope takes longer to look into than its pieces, and as a rule the first one tells all.
+    known: Data | Piece = data.parts[0] if isinstance(data, Rope) else data
     try:
-        size, start = _varint(data, len(STREAM_TAG))
-        if start + size != len(data):
-            return None
-        found = _find_large(data, start)
+        try:
+            found = _find_large(known, size)
+        except IndexError:
+            known = data
+            found = _find_large(known, size)
         if found is None:
             return None
-        field, begin, end, after, missing = found
-        if missing is None:
-            kept = b""
-        else:
-            piece = b"\x10" + encode_varint(missing)
-            kept = b"\x2a" + encode_varint(len(piece)) + piece
-        if isinstance(data, Rope):
-            rest = bytes(data.cut(start, field)) + kept + bytes(data.cut(after, len(data)))
-            large: memoryview | Rope = data.cut(begin, end)
-        else:
-            rest = data[start:field] + kept + data[after:]
-            large = memoryview(data)[begin:end]
-        if end - begin < len(data) // 2:
+        large = (
+            data.cut(found.begin, found.end)
+            if isinstance(data, Rope)
+            else memoryview(data)[found.begin : found.end]
+        )
+        if found.end - found.begin < size // 2:
             large = memoryview(bytes(large))
-        return ConnectionMessage.FromString(STREAM_TAG + encode_varint(len(rest)) + rest), large
+        if found.alone_on and (found.missing or 0) <= _MOST:
+            return LargeAlone(found.alone_on, found.missing), large
+        return _without_large(known, found, size), large
     except Exception:  # noqa: BLE001 - cut short, or what protobuf raises, which will tell
         return None
 
 
-def _find_large(data: Data, at: int) -> tuple[int, int, int, int, int | None] | None:
-    """Where the only field begins that is large, its bytes, and where it ends; and what is missing.
+class _Found(NamedTuple):
+    """What is large in a frame: where the frame begins, the field, its bytes; where both end.
 
-    That is a number for a piece, ``None`` for a message.
+    ``missing`` is a number for a piece, ``None`` for a message; ``alone_on`` the stream's id, if
+    there is no other field.
+    """
+
+    start: int
+    field: int
+    begin: int
+    end: int
+    after: int
+    missing: int | None
+    alone_on: int
+
+
+def _without_large(data: Data | Piece, found: _Found, size: int) -> StreamFrame:
+    kept = b""
+    if found.missing is not None:
+        piece = b"\x10" + encode_varint(found.missing)
+        kept = b"\x2a" + encode_varint(len(piece)) + piece
+    rest = _cut(data, found.start, found.field) + kept
+    if found.after < size:
+        rest += _cut(data, found.after, size)
+    # In its envelope: by itself it might nest one level deeper than protobuf allows.
+    return ConnectionMessage.FromString(STREAM_TAG + encode_varint(len(rest)) + rest).stream
+
+
+def _cut(data: Data | Piece, start: int, end: int) -> bytes:
+    return bytes(data.cut(start, end) if isinstance(data, Rope) else data[start:end])
+
+
+def _find_large(data: Data | Piece, end: int) -> _Found | None:
+    """The only field of a frame that is large, if there is one.
+
+    Raises :class:`IndexError` where ``data``, of which only the beginning may be there, has not
+    enough of it.
     """
     found: tuple[int, int, int, int, int | None] | None = None
+    size, start = _varint(data, len(STREAM_TAG))
+    if start + size != end:
+        return None
+    at, stream_id, others = start, 0, False
     for _ in range(_MOST_FIELDS):
-        if at == len(data):
-            return found
+        if at == end:
+            if found is None:
+                return None
+            alone_on = 0 if others or stream_id > _MOST else stream_id
+            return _Found(start, *found, alone_on)
         field, tag = at, data[at]
         size, begin = _varint(data, at + 1)
-        if tag in (0x08, 0x30, 0x48):  # stream_id, half_close, credit
-            at = begin
+        if tag == 0x08:
+            stream_id, at = size, begin
+            continue
+        if tag in (0x30, 0x48):  # half_close, credit
+            at, others = begin, True
             continue
         at = begin + size
-        if at > len(data):
+        if at > end:
             return None
         if tag == 0x22 or (tag == 0x2A and size):
             if found is not None or size < _LEAST_LARGE:
@@ -113,20 +173,26 @@ def _find_large(data: Data, at: int) -> tuple[int, int, int, int, int | None] | 
             )  # fmt: skip
             if found is None:
                 return None
+        else:
+            others = True
     return None
 
 
 def _find_piece(
-    data: Data, field: int, at: int, end: int
+    data: Data | Piece, field: int, at: int, end: int
 ) -> tuple[int, int, int, int, int | None] | None:
-    """The same, of a piece between ``at`` and ``end``: its data first, as we write it."""
+    """The same, of a piece between ``at`` and ``end``: its bytes last, as we write it, or first."""
+    missing = 0
+    comes_first = data[at] == 0x10
+    if comes_first:
+        missing, at = _varint(data, at + 1)
     if data[at] != 0x0A:
         return None
     size, begin = _varint(data, at + 1)
     last = begin + size
     if last == end:
-        return field, begin, last, end, 0
-    if last > end or data[last] != 0x10:
+        return field, begin, last, end, missing
+    if comes_first or last > end or data[last] != 0x10:
         return None
     missing, stop = _varint(data, last + 1)
     return (field, begin, last, end, missing) if stop == end else None
@@ -186,7 +252,7 @@ def _enveloped(request: bytes, tag: int) -> bytes:
     return bytes((tag, *length)) + request
 
 
-def _varint(data: Data, at: int) -> tuple[int, int]:
+def _varint(data: Data | Piece, at: int) -> tuple[int, int]:
     """A number, seven bits in each byte and the lowest first, and where it ends."""
     number = 0
     for place in range(_LONGEST_VARINT):
@@ -283,6 +349,10 @@ def encode_varint(number: int) -> bytes:
     """A number as protobuf writes lengths."""
     if number < 0x80:
         return b"%c" % number
+    if number < 0x4000:
+        return bytes((number & 0x7F | 0x80, number >> 7))
+    if number < 0x200000:  # pieces of large messages
+        return bytes((number & 0x7F | 0x80, number >> 7 & 0x7F | 0x80, number >> 14))
     encoded = bytearray()
     while number > 0x7F:
         encoded.append(number & 0x7F | 0x80)

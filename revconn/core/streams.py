@@ -33,7 +33,7 @@ from revconn._proto.registry_pb2 import (
     StreamStatus,
 )
 from revconn.core.metadata import Metadata, entries_of, pairs_of
-from revconn.core.requests import STREAM_TAG, encode_varint
+from revconn.core.requests import STREAM_TAG, LargeAlone, encode_varint
 from revconn.core.rope import ROPE_BYTES, Data, Piece, Rope
 from revconn.core.status import StatusCode
 from revconn.logger import encodable
@@ -57,7 +57,9 @@ OVERHEAD = 32
 
 TURN = 64 << 10  # bytes that a stream sends before it is another one's turn
 _LARGE = 4 << 10  # bytes of a message, beyond which few go into a window
-_ALONE = 256 << 10  # where there is no other: what control has to wait for
+# Where there is no other: what control has to wait for. With all that is around it that is two
+# frames of HTTP/2, each in one write.
+_ALONE = (512 << 10) - 128
 _LEAST = 1 << 10  # bytes of a turn, however little the other end takes at once
 _LARGEST_WINDOW = 4 << 20
 _MOST_WINDOWS = 32 << 20  # bytes by which all windows of a connection may have grown
@@ -68,6 +70,7 @@ LAST_ID = 2**32 - 1
 
 _OVERDRAWN = "sent more than it was allowed"
 _TRUNCATED = "ended in the middle of a message"
+_NEVER_OPENED = "a frame of a stream that was never opened"
 
 # Tags of registry.proto: ConnectionMessage.stream, and of StreamFrame what is encoded by hand.
 _ID, _OPENING, _INITIAL, _MESSAGE, _PIECE = b"\x08", b"\x12", b"\x1a", b"\x22", b"\x2a"
@@ -285,10 +288,10 @@ class Stream:
         whole = message if isinstance(message, Rope) else Rope((message,))
         piece = whole.cut(start, end)
         missing = size - end
-        left = b"\x10" + encode_varint(missing) if missing else b""
-        head = b"\x0a" + encode_varint(end - start)
-        length = encode_varint(len(head) + end - start + len(left))
-        parts += (_PIECE + length + head, piece, left)
+        # The bytes last: what is large ends a frame of HTTP/2.
+        head = b"\x10" + encode_varint(missing) if missing else b""
+        head += b"\x0a" + encode_varint(end - start)
+        parts += (_PIECE + encode_varint(len(head) + end - start) + head, piece)
         self._rest_at = end
         if not missing:
             self._rest = None
@@ -333,7 +336,10 @@ class Stream:
         is_piece = frame.HasField("piece")
         if large is not None and not is_piece:
             messages.append(large)
-        problem = problem or self._count(messages, frame, large if is_piece else None)
+        piece: tuple[bytes | Large, int] | None = None
+        if is_piece:
+            piece = frame.piece.data if large is None else large, frame.piece.missing
+        problem = problem or self._count(messages, piece)
         ended = frame.half_close and not (asks or self.has_ended)
         has_status = asks and frame.HasField("status")
         # An answer that failed may have been cut short; else nobody may take a part for all.
@@ -364,9 +370,17 @@ class Stream:
             self.listener.resume()
         return ""
 
-    def _count(self, messages: list[Received], frame: StreamFrame, large: Large | None) -> str:
+    def receive_alone(self, missing: int | None, large: Large, *, asks: bool) -> None:
+        """Take a frame in that is one large message or a piece: see :class:`LargeAlone`."""
+        messages: list[Received] = [large] if missing is None else []
+        if problem := self._count(messages, None if missing is None else (large, missing)):
+            self._break(problem, asks=asks)
+        elif messages:
+            self.listener.take(messages, ended=False)
+
+    def _count(self, messages: list[Received], piece: tuple[bytes | Large, int] | None) -> str:
         """Account for what came, and join a piece; why it may not have come, if so."""
-        if not (messages or frame.HasField("piece")):
+        if not (messages or piece):
             return ""
         if self.has_ended or (messages and self.missing):
             return "sent a message where none may be"
@@ -380,10 +394,7 @@ class Stream:
                 self._take_cost(size + OVERHEAD)
             else:
                 return _OVERDRAWN
-        if frame.HasField("piece"):
-            data = frame.piece.data if large is None else large
-            return self._join(data, frame.piece.missing, messages)
-        return ""
+        return self._join(*piece, messages) if piece else ""
 
     def _take_cost(self, cost: int) -> None:
         self.received += cost
@@ -519,12 +530,16 @@ class Streams:
         stream.open_with(opening)
         return stream
 
-    def receive(self, frame: StreamFrame, large: Large | None = None) -> str:
+    def receive(self, frame: StreamFrame | LargeAlone, large: Large | None = None) -> str:
         """Take in what the other end says; what was wrong with it, for a log, if anything was.
 
         :param large: see :func:`revconn.core.requests.split_frame`.
         """
         stream = self.open.get(frame.stream_id)
+        if isinstance(frame, LargeAlone):
+            if stream is not None and large is not None:
+                stream.receive_alone(frame.missing, large, asks=self._accept is None)
+            return "" if frame.stream_id <= self._last_id else _NEVER_OPENED
         if stream is not None:
             if frame.HasField("opening"):
                 return "a second opening of a stream"
@@ -533,7 +548,7 @@ class Streams:
         if frame.stream_id <= self._last_id:  # it is over; this met its end on the way
             return ""
         if self._accept is None or not frame.HasField("opening"):
-            return "a frame of a stream that was never opened"
+            return _NEVER_OPENED
         self._last_id = frame.stream_id
         stream = Stream(self, frame.stream_id, _NOBODY)
         if len(self.open) >= self.most_streams:

@@ -20,6 +20,7 @@ from revconn._proto.registry_pb2 import (
 )
 from revconn.core.connection import FEATURES_HEADER, STREAMS, SUPPORTED, Announcement, decode
 from revconn.core.gateway_side import End, FromConnector, GatewayConnection, GatewayLiveness
+from revconn.core.requests import LargeAlone
 from revconn.core.rope import Data
 from revconn.core.status import ProtocolError, StatusCode
 from revconn.core.streams import Large, Streams
@@ -53,7 +54,7 @@ METHOD = b"/registry.RegistryService/EstablishConnection"
 _FEATURES = FEATURES_HEADER.encode()
 # Bytes that a registered connector may send: in a frame, and before it is given more.
 LONGEST_FRAME = 256 << 10
-STREAM_WINDOW = 1 << 20
+STREAM_WINDOW = 2 << 20
 
 
 class Registration(NamedTuple):
@@ -365,7 +366,7 @@ class ConnectorStream(Rpc):
             if kind == "request":
                 self._wishes.forward(message, data)
             elif kind == "stream":
-                self._hear_stream(message.stream, data)
+                self._hear_stream(message, data)
             else:
                 self._wishes.hear(kind, message)
         for what, detail in inbound.ignored:
@@ -383,7 +384,7 @@ class ConnectorStream(Rpc):
             self._behind = []
             self.stream.hold()
 
-    def _hear_stream(self, frame: StreamFrame, large: Large | None) -> None:
+    def _hear_stream(self, frame: StreamFrame | LargeAlone, large: Large | None) -> None:
         streams = self._connection.streams
         if streams is not None and (problem := streams.receive(frame, large)):
             self._connection.note(problem, f": {frame.stream_id}")

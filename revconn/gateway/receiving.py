@@ -143,8 +143,10 @@ class _Bytes:
         """Whether it may have so many more, if need be in the place of callers that have most."""
         if self._budget(stream) is self._callers:
             return self._callers.make_room(stream.owner.owners, size)
-        left = self._connectors.most - self._connectors.used - size
-        if self._connectors.of(stream.owner.owners) + size > SHARE * left:
+        used = self._connectors.used
+        most = SHARE * (self._connectors.most - used - size) - size
+        # None has more than all together have: as a rule nobody need count what one has.
+        if used > most and self._connectors.of(stream.owner.owners) > most:
             return False
         self._callers.most = max(self.most // 2, self.most - self._connectors.used - size)
         return self._callers.make_room((), 0)

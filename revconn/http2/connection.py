@@ -44,6 +44,7 @@ from revconn.http2.frames import (
     window_update,
 )
 from revconn.http2.grpc import (
+    LARGE_RUN,
     Goaway,
     MessageReader,
     StreamEnd,
@@ -69,7 +70,8 @@ _MOST_INFORMATIONAL = 10  # responses of status 1xx before the real one
 _MOST_UNSENT_CONTROL = 1 << 20  # bytes that a peer has us say while it does not read them
 # What is asked for while a write lasts waits for its end; and a write that lasts too long counts as
 # a peer that reads nothing, so it must be short on a slow line too.
-_MOST_DATA_PER_WRITE = 1 << 18
+_LONGEST_OUT = 1 << 18  # bytes of a frame, however long a peer allows
+_MOST_DATA_PER_WRITE = _LONGEST_OUT + (4 << 10)  # what is around large messages goes along
 _COPIED_BYTES = 8 << 10  # a longer piece of a payload is a buffer of its own, not copied
 _PING_BYTES = 8
 _INCREMENT_BYTES = 4
@@ -210,26 +212,24 @@ class Engine:
         longest = self._longest_outbound
         full_header = b""  # of nearly all frames of a large message
         carried = 0
-        while self.unsent and carried < budget:
-            run = self.unsent[0]
-            start, end = 0, len(run)
-            if end > budget - carried:
-                end = budget - carried
-                self.unsent[0] = run[end:]
+        unsent = self.unsent
+        while unsent and carried < budget:
+            size = self._next_frame(min(longest, budget - carried))
+            if size < longest:
+                small.append(data_header(size, self._stream_id))
             else:
-                self.unsent.popleft()
-            carried += end
-            while start < end:
-                size = end - start
-                if size < longest:
-                    small.append(data_header(size, self._stream_id))
+                full_header = full_header or data_header(size, self._stream_id)
+                small.append(full_header)
+            carried += size
+            while size:
+                piece = unsent[0]
+                if len(piece) > size:
+                    unsent[0] = piece[size:]
+                    piece = piece[:size]
                 else:
-                    size = longest
-                    full_header = full_header or data_header(size, self._stream_id)
-                    small.append(full_header)
-                piece = run[start : start + size]
-                start += size
-                if size < _COPIED_BYTES:
+                    unsent.popleft()
+                size -= len(piece)
+                if len(piece) < _COPIED_BYTES:
                     small.append(piece)
                 else:
                     output.append(b"".join(small))
@@ -237,6 +237,20 @@ class Engine:
                     small.clear()
         self._sent += carried
         return carried
+
+    def _next_frame(self, most: int) -> int:
+        """How many bytes, if not more than that, are a frame: one with something large ends there.
+
+        As a rule that is the end of a message, and whole messages cost less to take apart.
+        """
+        size = 0
+        for run in self.unsent:
+            size += len(run)
+            if size >= most:
+                return most
+            if len(run) >= LARGE_RUN:
+                break
+        return size
 
     # Any thread
 
@@ -455,7 +469,7 @@ class Engine:
         elif isinstance(event, SettingsChanged):
             self._outbound.resize(event.window_change, self._sent)
             longest = self._control_frames.longest_outbound
-            self._longest_outbound = min(longest, _MOST_DATA_PER_WRITE)
+            self._longest_outbound = min(longest, _LONGEST_OUT)
             self._longest_lone = min(longest, ROPE_BYTES)
             self._say(SETTINGS_ACK)
 

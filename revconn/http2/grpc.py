@@ -11,11 +11,12 @@ from contextlib import suppress
 from typing import Callable, NamedTuple
 
 from revconn.core.framing import PREFIX_BYTES
-from revconn.core.rope import ROPE_BYTES, Data, Rope
+from revconn.core.rope import ROPE_BYTES, Data, Piece, Rope
 from revconn.core.status import ProtocolError, Speaker, StatusCode, decode_message
 from revconn.logger import presentable
 
 __all__ = [
+    "LARGE_RUN",
     "Goaway",
     "MessageReader",
     "MessageRefused",
@@ -47,8 +48,7 @@ class StreamEnd(NamedTuple):
 
 
 _PREFIX = struct.Struct(">BI")
-_LARGE = 16 << 10  # bytes: a message that is sent without being copied into a run with others
-_HEAD = 4 << 10  # bytes of such a message that are, so that its prefix does not travel alone
+LARGE_RUN = 16 << 10  # bytes: a message, or a piece, that is not copied into a run with others
 _SMALL = 1 << 10  # bytes: where a view of a piece costs more than copying it
 _RUN = 64 << 10  # bytes: how far small pieces run together before another run begins
 
@@ -289,22 +289,23 @@ def frame_all(messages: Iterable[Data]) -> list[memoryview]:
     """Several messages, each with its prefix, as few runs of bytes; large ones are not copied."""
     # DATA frames need not begin where messages do: a batch of small answers leaves as one.
     runs: list[memoryview] = []
-    run: list[bytes] = []
+    run: list[Piece] = []
     append = run.append
     pack = _PREFIX.pack
     for message in messages:
         size = len(message)
         append(pack(0, size))
-        if isinstance(message, bytes) and size < _LARGE:
+        if isinstance(message, bytes) and size < LARGE_RUN:
             append(message)
-        else:
-            # The prefix does not travel alone: a DATA frame of five bytes costs both ends as much
-            # as one of 16 KiB.
-            rope = Rope((message,)) if isinstance(message, bytes) else message
-            append(bytes(rope.cut(0, _HEAD)))
-            runs.append(memoryview(b"".join(run)))
-            runs.extend(map(memoryview, rope.cut(_HEAD, size).parts))
-            run.clear()
+            continue
+        for part in message.parts if isinstance(message, Rope) else (message,):
+            if len(part) < LARGE_RUN:
+                append(part)
+            else:
+                if run:
+                    runs.append(memoryview(b"".join(run)))
+                    run.clear()
+                runs.append(memoryview(part))
     if run:
         runs.append(memoryview(b"".join(run)))
     return runs

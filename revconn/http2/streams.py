@@ -183,8 +183,9 @@ class Stream:
                 if self.inflate is not None:
                     self._reader.inflate_with(self.inflate)
             try:
-                # Of a copy: what is kept of it must not keep all that was read at once.
-                self._reader.feed(data[start:end], 0, end - start, messages)
+                if end - start < len(data) // 2:  # what is kept must not keep all that was read
+                    data, start, end = data[start:end], 0, end - start
+                self._reader.feed(data, start, end, messages)
             except ProtocolError as error:
                 self._refuse(messages, error)
                 return len(messages)
@@ -453,6 +454,9 @@ class Stream:
             # frame ends with a piece rather than in the middle of one.
             place, size = len(parts), 0
             most = min(total, longest)
+            if unsent and len(unsent[0]) > longest < total:
+                total -= _cut_frames(self.id, unsent, total - 1, longest, parts)
+                continue
             while unsent and size + len(unsent[0]) <= most:
                 piece = unsent.popleft()
                 size += len(piece)
@@ -467,6 +471,23 @@ class Stream:
             kind = 0 if total else flags
             parts.insert(place, _pack_header(size >> 8, size & 0xFF, DATA, kind, self.id))
         return parts or [_pack_header(0, 0, DATA, flags, self.id)]
+
+
+def _cut_frames(
+    stream_id: int, unsent: deque[memoryview], most: int, longest: int, parts: list[Piece]
+) -> int:
+    """All frames of full length that the first piece has in it; how many bytes they carry."""
+    piece = unsent[0]
+    end = min(len(piece), most) // longest * longest
+    head = _pack_header(longest >> 8, longest & 0xFF, DATA, 0, stream_id)
+    payloads = [piece[start : start + longest] for start in range(0, end, longest)]
+    frames: list[Piece] = [head] * (2 * len(payloads))
+    frames[1::2] = payloads
+    parts += frames
+    unsent[0] = piece[end:]
+    if not unsent[0]:
+        unsent.popleft()
+    return end
 
 
 def _headers_frame(stream_id: int, block: bytes, flags: int) -> bytes:

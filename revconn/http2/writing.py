@@ -35,7 +35,9 @@ LAST_ID = (1 << 31) - 1
 
 GOAWAY_HEAD = struct.Struct(">II")
 
-_MOST_OUT = 512 << 10  # bytes that wait for the network at once; more stays with its stream
+# Bytes that wait for the network at once: a large message, with its prefix. More stays with its
+# stream.
+_MOST_OUT = (1 << 20) + (4 << 10)
 _MOST_RESET = 1000  # streams that were reset here, for which more may be on its way
 
 Output = Piece

@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any, Callable
 
 from revconn._proto.registry_pb2 import ForwardRequest, StreamFrame, StreamOpening
 from revconn.core.metadata import Metadata, headers_from_metadata, pairs_of
+from revconn.core.requests import LargeAlone
 from revconn.core.status import StatusCode
 from revconn.core.streams import (
     OVERHEAD,
@@ -269,7 +270,9 @@ class StreamCalls:
         with self._lock:
             line.take_streams(streams)
 
-    def take_in(self, line: Line, frames: Iterable[tuple[StreamFrame, Large | None]]) -> None:
+    def take_in(
+        self, line: Line, frames: Iterable[tuple[StreamFrame | LargeAlone, Large | None]]
+    ) -> None:
         """Take in what a gateway says of its streams."""
         problems = []
         with self._lock:

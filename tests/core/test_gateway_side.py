@@ -30,6 +30,7 @@ from revconn.core.gateway_side import (
     GatewayLiveness,
     Goodbye,
 )
+from revconn.core.requests import LargeAlone
 from revconn.core.rope import Rope
 from revconn.core.status import ProtocolError, StatusCode
 from tests.support.connections import DISCONNECTED, ERROR, cancel, request, status
@@ -177,7 +178,7 @@ def test_frames_of_streams_are_heard_of_who_knows_streams_in_their_order_with_th
     call = ConnectionMessage(request=ForwardRequest(request_id="r1"))
     batch = [each.SerializeToString() for each in (frame, call, frame)]
     inbound = ready(STREAMS).receive(batch, 0.0)
-    assert [message for _, message, _ in inbound.rest] == [frame, call, frame]
+    assert [message for _, message, _ in inbound.rest] == [frame.stream, call, frame.stream]
     inbound = ready().receive(batch, 0.0)
     assert [message for _, message, _ in inbound.rest] == [call]
     assert len(inbound.ignored) == 2
@@ -187,7 +188,7 @@ def test_a_message_may_come_in_pieces() -> None:
     frame = ConnectionMessage(stream=StreamFrame(stream_id=1, messages=[b"x"]))
     data = frame.SerializeToString()
     inbound = ready(STREAMS).receive([Rope([data[:3], data[3:]])], 0.0)
-    assert [message for _, message, _ in inbound.rest] == [frame]
+    assert [message for _, message, _ in inbound.rest] == [frame.stream]
 
 
 def test_before_the_first_heartbeat_nothing_is_like_the_last_one() -> None:
@@ -477,6 +478,6 @@ def test_a_large_message_of_a_stream_is_beside_its_frame() -> None:
     connection.receive([REGISTER.SerializeToString()], 0.0)
     connection.accept("id-1", 0.0)
     (kind, apart, large), (_, whole, nothing) = connection.receive(batch, 0.0).rest
-    assert (kind, apart.stream.stream_id, len(apart.stream.messages)) == ("stream", 1, 0)
+    assert (kind, apart) == ("stream", LargeAlone(1, None))
     assert bytes(large) == b"x" * 100_000
-    assert (whole, nothing) == (several, None)
+    assert (whole, nothing) == (several.stream, None)

@@ -24,6 +24,7 @@ from revconn.core.liveness import ConnectorLiveness
 from revconn.core.metadata import encode_header
 from revconn.core.requests import (
     STREAM_TAG,
+    LargeAlone,
     cut_extension,
     encode_request,
     encode_varint,
@@ -287,7 +288,10 @@ def put_together(data: bytes | Rope) -> StreamFrame | None:
     apart = split_frame(data)
     if apart is None:
         return None
-    frame, large = apart[0].stream, bytes(apart[1])
+    frame, large = apart[0], bytes(apart[1])
+    if isinstance(frame, LargeAlone):
+        piece = None if frame.missing is None else StreamPiece(missing=frame.missing)
+        frame = StreamFrame(stream_id=frame.stream_id, piece=piece)
     if frame.HasField("piece"):
         assert not frame.piece.data
         frame.piece.data = large
@@ -315,6 +319,54 @@ def test_a_frame_with_one_large_part_is_taken_apart_and_no_other(
         assert together is None
 
 
+@given(st.integers(1, 20_100), st.sampled_from([b"", b"\x48\x07"]))
+@example(12, b"")
+@example(16, b"")
+def test_the_bytes_of_a_piece_may_be_behind_what_is_missing(cut: int, behind: bytes) -> None:
+    piece = b"\x10\x96\x01" + b"\x0a\xa0\x9c\x01" + b"x" * 20_000
+    body = b"\x08\x01" + b"\x2a" + encode_varint(len(piece)) + piece + behind
+    data = STREAM_TAG + encode_varint(len(body)) + body
+    frame = ConnectionMessage.FromString(data).stream
+    assert frame.piece.missing == 150
+    assert put_together(data) == frame
+    assert put_together(Rope((data[:cut], data[cut:]))) == frame
+
+
+@pytest.mark.parametrize(
+    ("frame", "alone"),
+    [
+        (StreamFrame(stream_id=7, messages=[b"x" * LARGE]), LargeAlone(7, None)),
+        (StreamFrame(stream_id=7, piece=StreamPiece(data=b"x" * LARGE)), LargeAlone(7, 0)),
+        (
+            StreamFrame(stream_id=2**32 - 1, piece=StreamPiece(data=b"x" * LARGE, missing=9)),
+            LargeAlone(2**32 - 1, 9),
+        ),
+        (StreamFrame(messages=[b"x" * LARGE]), None),
+        (StreamFrame(stream_id=7, messages=[b"x" * LARGE], half_close=True), None),
+        (StreamFrame(stream_id=7, messages=[b"x" * LARGE], credit=1), None),
+        (StreamFrame(stream_id=7, messages=[b"x" * LARGE], status=StreamStatus()), None),
+    ],
+)
+def test_no_message_is_made_of_a_frame_with_nothing_else_in_it(
+    frame: StreamFrame, alone: LargeAlone | None
+) -> None:
+    apart = split_frame(ConnectionMessage(stream=frame).SerializeToString())
+    assert apart is not None
+    assert (apart[0] if isinstance(apart[0], LargeAlone) else None) == alone
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"\x08\x81\x80\x80\x80\x10" + b"\x22\x80\x80\x01" + b"x" * LARGE,
+        b"\x08\x01\x2a\x8a\x80\x01\x10\x81\x80\x80\x80\x10\x0a\x80\x80\x01" + b"x" * LARGE,
+    ],
+)
+def test_a_number_that_is_too_large_is_what_protobuf_makes_of_it(body: bytes) -> None:
+    data = STREAM_TAG + encode_varint(len(body)) + body
+    assert put_together(data) == ConnectionMessage.FromString(data).stream
+
+
 def test_a_large_message_does_not_keep_all_else_that_came_with_it() -> None:
     entries = [MetadataEntry(key="a", value=b"v" * 100_000)]
     frame = StreamFrame(
@@ -339,6 +391,8 @@ def test_a_large_message_does_not_keep_all_else_that_came_with_it() -> None:
         b"\x2a\x86\x80\x01\x0a\x80\x80\x01" + b"x" * LARGE + b"\x18\x01",
         b"\x2a\x87\x80\x01\x0a\x80\x80\x01" + b"x" * LARGE + b"\x10\x81\x01",
         b"\x2a\x88\x80\x01\x0a\x80\x80\x01" + b"x" * LARGE + b"\x10\x01\x10\x01",
+        b"\x2a\x88\x80\x01\x10\x01\x0a\x80\x80\x01" + b"x" * LARGE + b"\x10\x02",
+        b"\x2a\x86\x80\x01\x10\x01\x12\x80\x80\x01" + b"x" * LARGE,
         b"\x08\x01" * 101,
         b"\x0a\x01x" + b"\x22\x80\x80\x01" + b"\xff" * LARGE,
     ],

@@ -17,6 +17,7 @@ from hyperframe.frame import DataFrame, GoAwayFrame, HeadersFrame, PingFrame, Se
 from hypothesis import given
 from hypothesis import strategies as st
 
+from revconn.core.rope import Rope
 from revconn.core.status import StatusCode
 from revconn.http2 import connection as connection_module
 from revconn.http2.connection import Engine
@@ -136,6 +137,32 @@ def test_large_payloads_leave_as_they_are_and_small_ones_as_one() -> None:
     assert all(view.obj is large for view in views)
     assert sum(map(len, copied)) < 20_000
     assert len(output) < 16
+
+
+def test_a_frame_ends_with_a_large_message_and_begins_with_its_prefix() -> None:
+    engine = opened()
+    engine.receive(SettingsFrame(0, settings={5: 256 << 10}).serialize())
+    drain(engine)
+    messages = [b"small", b"a" * 64_000, b"another", b"b" * 64_000, b"last"]
+    engine.put(messages)
+    framed = [message(each) for each in messages]
+    frames = [framed[0] + framed[1], framed[2] + framed[3], framed[4]]
+    assert drain(engine) == b"".join(DataFrame(1, each).serialize() for each in frames)
+
+
+def test_a_large_message_that_came_in_pieces_leaves_in_a_frame_with_what_is_around_them() -> None:
+    engine = opened()
+    engine.receive(SettingsFrame(0, settings={5: 256 << 10}).serialize())
+    drain(engine)
+    large = memoryview(bytes((256 << 10) - 105))
+    engine.put([Rope((b"head", large, b"t" * 96))])
+    output, carried = engine.take_output()
+    framed = message(b"head" + bytes(large) + b"t" * 96)
+    assert carried == len(framed) == 256 << 10
+    assert b"".join(output) == b"".join(
+        DataFrame(1, each).serialize() for each in (framed[:-96], framed[-96:])
+    )
+    assert [each for each in output if isinstance(each, memoryview)] == [large]
 
 
 def test_many_small_messages_that_waited_are_few_buffers() -> None:

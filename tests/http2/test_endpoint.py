@@ -609,3 +609,28 @@ def test_random_bytes_raise_nothing(received: list[bytes], chance: random.Random
         server.receive(head + each)
         server.receive(each)
     server.say_all()
+
+
+@pytest.mark.parametrize("size", [16_384, 16_385, 2 * 16_384, 40_000])
+def test_a_large_body_is_full_frames_of_which_the_last_ends_the_stream(size: int) -> None:
+    endpoint = Endpoint(Settings(), Silent(), is_server=False)
+    endpoint.take()
+    body = bytes(range(256)) * 157
+    endpoint.open_stream().end_data(body[:size])
+    written, frames = b"".join(endpoint.take()), []
+    while written:
+        frame, length = Frame.parse_frame_header(memoryview(written[:9]))
+        frame.parse_body(memoryview(written[9 : 9 + length]))
+        frames.append(frame)
+        written = written[9 + length :]
+    assert b"".join(frame.data for frame in frames) == body[:size]
+    assert [len(frame.data) for frame in frames[:-1]] == [16_384] * (len(frames) - 1)
+    ends = ["END_STREAM" in frame.flags for frame in frames]
+    assert ends == [False] * (len(frames) - 1) + [True]
+
+
+class Silent(Acceptor):
+    """Is told what happens, and does nothing about it."""
+
+    def wake(self) -> None:
+        pass
