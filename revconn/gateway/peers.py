@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 __all__ = ["Exchange", "Peer", "PeerOwner", "address_of"]
 
 _TELLING = PREFACE[:3]  # with which no request of HTTP/1.1 begins
+_CALLS = b"application/grpc"
 _PLAIN_TIMEOUT = 10.0  # seconds that a request may take which is no call
 
 
@@ -148,6 +149,11 @@ class Peer(Wire):
         """Whether anybody's call would be lost with it."""
         return any(stream.receiver.carries_calls for stream in self.endpoint.streams.values())
 
+    @property
+    def scheme(self) -> bytes:
+        """How it was reached, whatever its requests say."""
+        return b"http" if self._tls is None else b"https"
+
     def over(self, reason: str) -> None:
         """The connection is over."""
         self._owner.lost(self, reason)
@@ -164,9 +170,10 @@ class Peer(Wire):
             if not data.startswith(_TELLING):
                 from revconn.gateway.http1 import Http1Endpoint
 
-                scheme = b"http" if self._tls is None else b"https"
-                http1: Any = Http1Endpoint(self.endpoint.settings, self, scheme)
+                http1: Any = Http1Endpoint(self.endpoint.settings, self, self.scheme)
                 self.endpoint = http1
+                # It has no PING that would tell that the peer is there.
+                self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
             self.wake()
         return super()._take(data, now)
 
@@ -191,10 +198,15 @@ class Peer(Wire):
         """A stream was opened: a call, as a rule."""
         self.served += 1
         stream.receiver = _IGNORED
-        if size > self.endpoint.settings.header_list:  # not all of them are there
+        is_cut = size > self.endpoint.settings.header_list  # not all of them are there
+        if is_cut and not (self._owner.takes_http and _is_plain(fields)):
             self._owner.refused_headers(stream, size)
             return
         head = self._heads.parse(fields, size)
+        if is_cut:
+            self.endpoint.charge(size >> 10)
+            self._accept_http(stream, head, ended=ended)
+            return
         if head.problem:
             self.endpoint.charge(10)
             stream.reset(ErrorCode.PROTOCOL_ERROR)
@@ -245,6 +257,11 @@ class Peer(Wire):
             self.idle_since = time.monotonic()
             if self.endpoint.is_leaving:
                 self._turn.at_end(self.end)
+
+
+def _is_plain(fields: list[Field]) -> bool:
+    """Whether nothing in these headers says that it is a call."""
+    return not any(each.value.startswith(_CALLS) for each in fields if each.name == b"content-type")
 
 
 def address_of(sock: socket.socket) -> str:

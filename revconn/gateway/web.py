@@ -39,6 +39,11 @@ __all__ = ["ANY_HOST", "WebCalls", "parse_hosts"]
 ANY_HOST = "*"
 
 _HOST = re.compile(r"\*|[\w.-]+|\[[0-9A-Fa-f:.]+\]")
+_METHOD = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+_TARGET = re.compile(rb"/[\x21-\x7e]*|\*")
+_AUTHORITY = re.compile(rb"[\w.~!$&'()*+,;=:%\[\]-]*")  # RFC 3986, without a user's name
+_LENGTH = re.compile(rb"[0-9]{1,18}")
+_OF_A_HOP = frozenset((b"host", b"expect"))  # the first is the authority, the second was obeyed
 _LARGEST_PROBLEM = 500  # characters of a refusal that are told
 
 
@@ -55,68 +60,106 @@ class WebCalls:
 
     def serve(self, stream: Exchange, head: RequestHead, peer: Peer) -> None:
         """Have a request answered."""
-        host = _host_of(head.authority)
-        call_head = self._calls.get(host) or self._calls.get(ANY_HOST)
-        if call_head is None:
-            peer.endpoint.charge(2)
-            call = WebCall(stream, head, head, peer.address, self._streaming)
+        asked = WebRequest(stream, head, peer)
+        host = _host_of(asked.authority)
+        call_head = self._calls.get(host) or self._calls.get(ANY_HOST) or head
+        call = WebCall(asked, call_head.with_timeout(b"", head.size), self._streaming)
+        if head.size > self._shared.limits.max_metadata_bytes:
+            problem = self._shared.too_much_metadata(head.size).message
+            call.refuse_with(431, problem)
+        elif problem := asked.problem:
+            call.refuse_with(501 if head.method == b"CONNECT" else 400, problem)
+        elif call_head is head:
             call.refuse_with(404, f"no service answers {host[:100] or 'requests without a host'}")
-            return
-        call_head = call_head.with_timeout(b"", head.size)
-        call = WebCall(stream, head, call_head, peer.address, self._streaming)
-        try:
-            if head.size > self._shared.limits.max_metadata_bytes:
-                raise self._shared.too_much_metadata(head.size)
-            call.start()
-        except Refused as refused:
-            peer.endpoint.charge(2)
-            call.turn_away(refused)
+        else:
+            try:
+                call.start()
+            except Refused as refused:
+                call.turn_away(refused)
+            else:
+                return
+        peer.endpoint.charge(2)
+
+
+class WebRequest:
+    """What was asked, whichever version of HTTP it was asked in.
+
+    :ivar authority: the host that it names, and its port; empty if it does not.
+    :ivar problem: why nobody is to be asked this, if so.
+    """
+
+    __slots__ = ("_head", "authority", "exchange", "method", "peer", "problem")
+
+    def __init__(self, exchange: Exchange, head: RequestHead, peer: Peer) -> None:
+        self._head = head
+        self.exchange: Any = exchange
+        self.peer = peer
+        self.method = head.method
+        # What HTTP/2 does not need to have in the same place as HTTP/1.1 (RFC 9113, section 8.3.1).
+        hosts = [each.value for each in head.fields if each.name == b"host"]
+        self.authority = head.authority or b"".join(hosts[:1])
+        self.problem = self._find_problem(hosts)
+
+    def _find_problem(self, hosts: list[bytes]) -> str:
+        if self.method == b"CONNECT" or not _METHOD.fullmatch(self.method):
+            return "this method is not served here"
+        if not _TARGET.fullmatch(self._head.path):
+            return "the target is no path"
+        if not _AUTHORITY.fullmatch(self.authority) or any(v != self.authority for v in hosts):
+            return "the host is none, or not the same everywhere"
+        return ""
+
+    @property
+    def expects_continue(self) -> bool:
+        """Whether its body comes once the peer is told to go on."""
+        return any(
+            each.name == b"expect" and each.value.lower() == b"100-continue"
+            for each in self._head.fields
+        )
+
+    def encode(self) -> bytes:
+        """Its head, as the first part of the call. Raises :class:`ProtocolError`."""
+        head = self._head
+        lines = [(each.name, each.value) for each in head.fields if each.name not in _OF_A_HOP]
+        if head.content_length >= 0:
+            lines.append((b"content-length", b"%d" % head.content_length))
+        cookies = [value for name, value in lines if name == b"cookie"]
+        if len(cookies) > 1:  # HTTP/2 divides what is one line elsewhere (RFC 9113, section 8.2.3)
+            lines = [line for line in lines if line[0] != b"cookie"]
+            lines.append((b"cookie", b"; ".join(cookies)))
+        return request_part(
+            WebHead(
+                method=head.method.decode("latin-1"),
+                target=head.path,
+                scheme=self.peer.scheme.decode("latin-1"),
+                authority=self.authority.decode("latin-1"),
+                version=self.exchange.version,
+                headers=[Header(name=name, value=value) for name, value in travelling(lines)],
+            )
+        )
 
 
 class WebCall(StreamingCall):
     """One request and its response."""
 
-    __slots__ = ("_is_answered", "_is_bodiless", "_request")
+    __slots__ = ("_asked", "_exchange", "_is_answered", "_is_bodiless", "_left")
 
-    def __init__(
-        self,
-        stream: Exchange,
-        request: RequestHead,
-        head: RequestHead,
-        peer: str,
-        calls: StreamingCalls,
-    ) -> None:
-        super().__init__(cast(Stream, stream), head, peer, calls)
-        self._request = request
+    def __init__(self, asked: WebRequest, head: RequestHead, calls: StreamingCalls) -> None:
+        super().__init__(cast(Stream, asked.exchange), head, asked.peer.address, calls)
+        self._asked = asked
+        self._exchange = asked.exchange
         self._is_answered = False  # the head of the response was sent
-        self._is_bodiless = request.method == b"HEAD"
+        self._is_bodiless = asked.method == b"HEAD"
+        self._left = -1  # of the body of the response, if it was said how long it is
 
     def start(self) -> None:
         """Find who answers it, and tell it of the request. Raises :class:`Refused`."""
+        asked = self._asked
+        part = asked.encode()
         super().start()
-        super().take([request_part(self._head())], ended=False)
-
-    def _head(self) -> WebHead:
-        request = self._request
-        lines = [(each.name, each.value) for each in request.fields]
-        if request.content_length >= 0:
-            lines.append((b"content-length", b"%d" % request.content_length))
-        cookies = [value for name, value in lines if name == b"cookie"]
-        if len(cookies) > 1:  # HTTP/2 divides what is one line elsewhere (RFC 9113, section 8.2.3)
-            lines = [line for line in lines if line[0] != b"cookie"]
-            lines.append((b"cookie", b"; ".join(cookies)))
-        return WebHead(
-            method=request.method.decode("latin-1"),
-            target=request.path,
-            scheme=request.scheme.decode("latin-1"),
-            authority=request.authority.decode("latin-1"),
-            version=self._exchange.version,
-            headers=[Header(name=name, value=value) for name, value in travelling(lines)],
-        )
-
-    @property
-    def _exchange(self) -> Any:
-        return self.stream
+        super().take([part], ended=False)
+        if asked.expects_continue and not (self.is_over or self.stream.is_remote_closed):
+            self._exchange.go_ahead()
 
     def take(self, messages: list[Data], *, ended: bool) -> None:
         """Some of the request's body has come, or its end."""
@@ -144,7 +187,7 @@ class WebCall(StreamingCall):
             if not self._is_answered:
                 raise ProtocolError("a body without a head")
             if len(part) and not self._is_bodiless:
-                self._exchange.write(part)
+                self._write(part)
             return
         if self._is_answered:
             raise ProtocolError("a second head")
@@ -155,9 +198,18 @@ class WebCall(StreamingCall):
         headers = list(travelling((line.name, line.value) for line in part.headers))
         if not any(name == b"date" for name, _ in headers):
             headers.append((b"date", email.utils.formatdate(usegmt=True).encode()))
-        self._is_bodiless = is_bodiless(self._request.method, part.status)
+        self._is_bodiless = is_bodiless(self._asked.method, part.status)
+        if not self._is_bodiless:
+            self._left = _length_of(headers)
         self._exchange.answer(part.status, headers)
         self._is_answered = True
+
+    def _write(self, part: Piece) -> None:
+        if self._left >= 0:
+            self._left -= len(part)
+            if self._left < 0:
+                raise ProtocolError("a body longer than its content-length")
+        self._exchange.write(part)
 
     def finish(
         self,
@@ -191,15 +243,15 @@ class WebCall(StreamingCall):
             (b"content-length", b"%d" % len(words)),
         ]
         exchange.answer(status, headers)
-        if not self._is_bodiless:
+        if self._asked.method != b"HEAD":
             exchange.write(words)
-        self._complete()
+        exchange.end()
 
     def _complete(self) -> None:
-        try:
-            self._exchange.end()
-        except ProtocolError:  # less than its content-length: the peer must not take it for all
+        if self._left > 0:  # the peer must not take it for all
             self._exchange.reset(ErrorCode.INTERNAL_ERROR)
+        else:
+            self._exchange.end()
 
 
 def parse_hosts(http: Any) -> dict[str, str]:
@@ -213,14 +265,18 @@ def parse_hosts(http: Any) -> dict[str, str]:
     if not isinstance(hosts, Mapping) or not hosts:
         remedy = 'give a service, or a dict such as {"shop.example.com": "web.Shop"}'
         refuse("http", http, "names no service", remedy)
+    parsed: dict[str, str] = {}
     for host, service in hosts.items():
         require_service_name("http", service)
         if not isinstance(host, str) or not _HOST.fullmatch(host):
             remedy = 'write a host without scheme, port and path, or "*"'
             refuse("http", host, "not a host", remedy)
+        if host.lower() in parsed:
+            refuse("http", host, "is there twice", "give each host once")
+        parsed[host.lower()] = service
     if importlib.util.find_spec("h11") is None:
         refuse("http", http, "needs h11", "pip install 'revconn[http]'")
-    return {host.lower(): service for host, service in hosts.items()}
+    return parsed
 
 
 def _call_of(service: str) -> RequestHead:
@@ -228,6 +284,17 @@ def _call_of(service: str) -> RequestHead:
     path = f"/{service}/{SERVE}".encode()
     pseudo = ((b":method", b"POST"), (b":scheme", b"http"), (b":path", path))
     return RequestHead([field(name, value) for name, value in pseudo], 0)
+
+
+def _length_of(headers: list[tuple[bytes, bytes]]) -> int:
+    """How long a body is said to be; -1 if it is not. Raises :class:`ProtocolError`."""
+    lengths = {value for name, value in headers if name == b"content-length"}
+    if not lengths:
+        return -1
+    (length, *others) = lengths
+    if others or not _LENGTH.fullmatch(length):
+        raise ProtocolError("a content-length that is none")
+    return int(length)
 
 
 def _host_of(authority: bytes) -> str:

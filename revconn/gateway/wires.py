@@ -291,6 +291,10 @@ class Wire(Acceptor):
         if not self._is_held:
             self._start_reading()
 
+    def put_off(self, do: Callable[[float], None]) -> None:
+        """Do it in a turn to come, as of then, if the connection is there still."""
+        self._turn.later(lambda: None if self.is_closed else do(time.monotonic()))
+
     def hold_reading(self) -> None:
         """Read nothing more, until :meth:`go_on_reading`: nobody takes it."""
         self._is_held = True

@@ -12,6 +12,9 @@ from revconn.http2.writing import Writer
 __all__ = ["ByteStream"]
 
 
+_CONTINUE = encode_fields([(b":status", b"100")])
+
+
 class ByteStream(Stream):
     """One exchange of HTTP: its receiver takes the pieces of the request's body as messages."""
 
@@ -38,13 +41,17 @@ class ByteStream(Stream):
         """Take the payload of a DATA frame."""
         if end > start or ended:
             self.receiver.take([data[start:end]] if end > start else [], ended=ended)
-        return 1
+        return int(end > start)  # a frame of nothing is worth nothing
 
     def end_of(self, data: bytes, start: int, end: int, most: int) -> int:
         """All of it at once: it is one piece, however long."""
         return end
 
     # What is sent
+
+    def go_ahead(self) -> None:
+        """Tell the peer to send its body: it waits for that."""
+        self._send_headers(_CONTINUE, 0)
 
     def answer(self, status: int, headers: Iterable[tuple[bytes, bytes]]) -> None:
         """Send the head of the response."""

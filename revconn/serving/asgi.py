@@ -11,7 +11,7 @@ import contextlib
 import threading
 from collections.abc import Awaitable, Iterable, Iterator, MutableMapping
 from typing import Any, Callable
-from urllib.parse import unquote
+from urllib.parse import unquote_to_bytes
 
 from revconn._proto.web_pb2 import RequestHead
 from revconn.core.status import ProtocolError, StatusCode
@@ -96,10 +96,16 @@ class ASGIHandler(Opener):
         self._loop = asyncio.get_running_loop()
         self._leaving = asyncio.Event()
         lifespan = _Lifespan(self._app, self._state)
-        self._failure = await lifespan.start_up()
+        leaving = asyncio.ensure_future(self._leaving.wait())
+        starting = asyncio.ensure_future(lifespan.start_up())
+        await asyncio.wait((starting, leaving), return_when=asyncio.FIRST_COMPLETED)
+        if not starting.done():  # nobody waits for it any more
+            self._failure = "it was stopped"
+            return
+        self._failure = starting.result()
         self._started.set()
         if self._failure is None:
-            await self._leaving.wait()
+            await leaving
             if self._tasks:
                 await asyncio.wait(self._tasks, timeout=_SHUTDOWN_TIMEOUT)
             await lifespan.shut_down()
@@ -141,6 +147,7 @@ class _Lifespan:
         self._said: asyncio.Queue[Event] = asyncio.Queue()
         self._heard: asyncio.Queue[Event] = asyncio.Queue()
         self._task: asyncio.Task[None] | None = None
+        self._failure: BaseException | None = None
 
     async def start_up(self) -> str | None:
         """Why the application cannot serve, if it says so."""
@@ -148,8 +155,7 @@ class _Lifespan:
         self._task = asyncio.ensure_future(self._call(scope))
         event = await self._ask("lifespan.startup")
         if event is None:
-            error = self._task.exception()
-            logger.debug("the ASGI application has no lifespan: %r", error)
+            logger.debug("the ASGI application has no lifespan: %r", self._failure)
             self._task = None
         elif event["type"] == "lifespan.startup.failed":
             return str(event.get("message") or "it does not say why")
@@ -168,7 +174,10 @@ class _Lifespan:
             logger.error("the ASGI application failed to shut down: %s", event.get("message"))
 
     async def _call(self, scope: dict[str, Any]) -> None:
-        await self._app(scope, self._said.get, self._heard.put)
+        try:
+            await self._app(scope, self._said.get, self._heard.put)
+        except (Exception, SystemExit, KeyboardInterrupt) as error:  # noqa: BLE001 - it may have none
+            self._failure = error
 
     async def _ask(self, event: str) -> Event | None:
         """What it answers; ``None`` if it ends instead."""
@@ -221,7 +230,8 @@ class _Exchange(Behavior):
                     logger.error("%r: the ASGI application ended before its answer", self._request)
             else:
                 ending = (StatusCode.INVALID_ARGUMENT, "the first part is no request's head", ())
-        except Exception as error:
+        # An application that wants to end the process cannot: others' requests run here, too.
+        except (Exception, SystemExit, KeyboardInterrupt) as error:
             if self._has_ended or self._request.is_active():
                 logger.exception("%r: the ASGI application failed", self._request)
             else:
@@ -242,7 +252,7 @@ class _Exchange(Behavior):
             "http_version": head.version,
             "method": head.method.upper(),
             "scheme": head.scheme,
-            "path": unquote(path.decode("latin-1")),
+            "path": unquote_to_bytes(path).decode("utf-8", "replace"),
             "raw_path": path,
             "query_string": query,
             "root_path": "",

@@ -213,7 +213,7 @@ class HandlerRegistry:
         """
         from revconn.serving.wsgi import WSGIHandler
 
-        _require_app(app, "give a WSGI application")
+        _require_app(app, "environ, start_response", "give a WSGI application, or use add_asgi()")
         if inspect.iscoroutinefunction(app) or inspect.iscoroutinefunction(type(app).__call__):
             refuse("app", app, "is asynchronous (ASGI)", "give it to add_asgi()")
         self._add_web(service, WSGIHandler(app))
@@ -230,7 +230,7 @@ class HandlerRegistry:
         """
         from revconn.serving.asgi import ASGIHandler
 
-        _require_app(app, "give an ASGI application")
+        _require_app(app, "scope, receive, send", "give an ASGI application, or use add_wsgi()")
         handler = ASGIHandler(app)
         self._add_web(service, handler)
         self._asgi.append(handler)
@@ -283,6 +283,14 @@ class HandlerRegistry:
         return tuple(dict.fromkeys((*named, *served)))
 
 
-def _require_app(app: object, remedy: str) -> None:
+def _require_app(app: Any, arguments: str, remedy: str) -> None:
     if not callable(app):
         refuse("app", app, "not callable", remedy)
+    try:
+        signature = inspect.signature(app)
+    except (TypeError, ValueError):  # of what is written in C nothing can be told
+        return
+    try:
+        signature.bind(*arguments.split(", "))
+    except TypeError:
+        refuse("app", app, f"does not take ({arguments})", remedy)

@@ -560,7 +560,7 @@ class StreamCalls:
             if stream.put >= stream.granted:
                 if not behavior.is_bound:
                     return _Stopped.ASIDE
-                self._wait_for_room(request)
+                self.wait_for_room(request)
                 continue
             try:
                 answer = next(responses)
@@ -582,7 +582,8 @@ class StreamCalls:
             if queue and time.monotonic() > until and not behavior.is_bound:
                 return _Stopped.HAD_ITS_TURN
 
-    def _wait_for_room(self, request: StreamRequest) -> None:
+    def wait_for_room(self, request: StreamRequest) -> None:
+        """Wait, in the thread that a call is bound to, until it may say more or is over."""
         with self._lock:
             if request._is_over or request._stream.room > 0:
                 return

@@ -30,6 +30,7 @@ __all__ = ["WSGIHandler", "peer_of", "split_authority"]
 logger = get_logger(__name__)
 
 _READ_BYTES = 64 << 10
+_LONGEST_PORT = 5  # digits
 _DEFAULT_PORTS = {"http": "80", "https": "443"}
 # httpoxy: what a caller calls "proxy" would become the variable that HTTP libraries obey.
 _DROPPED = frozenset((b"proxy",))
@@ -60,7 +61,6 @@ class _Exchange(Behavior):
         self._request = request
         self._head: bytes | None = None  # of the response
         self._is_begun = False  # it was sent
-        self._written: list[bytes] = []
 
     def invoke(self, argument: Iterator[bytes]) -> Iterator[bytes]:
         """Call the application."""
@@ -73,12 +73,13 @@ class _Exchange(Behavior):
         body: Any = io.BufferedReader(_Body(parts), _READ_BYTES)
         result = self._app(_environ(head, body, self._request.peer), self._start_response)
         try:
-            yield from self._take_written()
             for data in result:
                 if data:
+                    parts_of_it = body_parts(
+                        memoryview(data)
+                    )  # before all else: it may be no bytes
                     yield from self._begin()
-                    yield from body_parts(data)
-                yield from self._take_written()
+                    yield from parts_of_it
             yield from self._begin()
         finally:
             close = getattr(result, "close", None)
@@ -93,11 +94,14 @@ class _Exchange(Behavior):
             self._is_begun = True
             yield self._head
 
-    def _take_written(self) -> Iterator[bytes]:
-        written, self._written = self._written, []
-        for data in written:
-            yield from self._begin()
-            yield from body_parts(data)
+    def _write(self, data: bytes) -> None:
+        """Say some of the body from within the application, which waits while there is no room."""
+        calls, request = self._request._owner, self._request
+        for part in (*self._begin(), *body_parts(data)):
+            calls.wait_for_room(request)
+            if request._is_over:
+                raise self.interrupted()
+            calls.write(request, part)
 
     def _start_response(
         self, status: str, headers: Iterable[tuple[str, str]], exc_info: Any = None
@@ -114,7 +118,7 @@ class _Exchange(Behavior):
         self._head = response_part(
             int(status[:3]), ((name.lower(), value) for name, value in lines)
         )
-        return self._written.append
+        return self._write
 
     def failed(self, error: Exception, doing: str) -> Ending:
         """The log alone knows more."""
@@ -199,7 +203,7 @@ def _environ(head: RequestHead, body: Any, peer: str) -> dict[str, Any]:
 def split_authority(authority: str, scheme: str) -> tuple[str, str]:
     """The host and the port that a caller named, both as text."""
     host, colon, port = authority.rpartition(":")
-    if not colon or not port.isdigit():
+    if not (colon and port.isdecimal() and len(port) <= _LONGEST_PORT):
         host, port = authority, _DEFAULT_PORTS.get(scheme, "")
     return host.strip("[]") or "localhost", port
 
