@@ -314,7 +314,7 @@ def _make_gateway(arguments: argparse.Namespace, sources: KeySources) -> Gateway
             arguments.address,
             api_keys=sources.read(),
             tls=_tls(arguments),
-            http=_http(arguments.http),
+            http=_http(arguments.http or ()),
             dial_backends=arguments.dial_backends,
             dial_private=arguments.dial_private,
             **{name: getattr(arguments, name) for name in _LIMITS},
