@@ -21,7 +21,7 @@ from revconn.logger import get_logger
 from revconn.messages import Request
 from revconn.runtime.threads import guarded_thread, own_thread
 from revconn.serving.handlers import HandlerResult
-from revconn.serving.stream_calls import Behavior, Ending, StreamRequest
+from revconn.serving.stream_requests import Behavior, Ending, StreamRequest
 from revconn.serving.streaming_handlers import Opener
 from revconn.serving.wsgi import peer_of, split_authority
 

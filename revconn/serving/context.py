@@ -12,7 +12,7 @@ from revconn.core.metadata import Metadata, require_metadata
 from revconn.core.status import StatusCode, http_status
 from revconn.logger import get_logger
 from revconn.messages import Request, Response
-from revconn.serving.stream_calls import Ending, StreamRequest
+from revconn.serving.stream_requests import Ending, StreamRequest
 
 __all__ = ["Context", "StreamContext"]
 

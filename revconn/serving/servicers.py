@@ -15,7 +15,7 @@ from revconn.core.status import StatusCode
 from revconn.logger import get_logger
 from revconn.messages import Request, Response
 from revconn.serving.context import Context, StreamContext
-from revconn.serving.stream_calls import Behavior, EndCall, Ending, StreamRequest
+from revconn.serving.stream_requests import Behavior, EndCall, Ending, StreamRequest
 from revconn.serving.streaming_handlers import Opener
 from revconn.settings.checks import refuse, require_service_name
 

@@ -15,7 +15,7 @@ from revconn.core.metadata import Metadata, application_metadata
 from revconn.core.status import StatusCode, http_status
 from revconn.logger import get_logger
 from revconn.messages import Request, Response
-from revconn.serving.stream_calls import Behavior, EndCall, Ending, StreamRequest
+from revconn.serving.stream_requests import Behavior, EndCall, Ending, StreamRequest
 from revconn.serving.streaming_handlers import Opener
 
 __all__ = ["Sidecar"]

@@ -21,7 +21,7 @@ import enum
 import time
 import uuid
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from contextvars import Context
 from typing import TYPE_CHECKING, Any, Callable
 
@@ -31,7 +31,6 @@ from revconn.core.requests import LargeAlone
 from revconn.core.status import StatusCode
 from revconn.core.streams import (
     OVERHEAD,
-    WINDOW,
     Large,
     Listener,
     Received,
@@ -44,80 +43,19 @@ from revconn.runtime import clock
 from revconn.runtime.threads import BinarySemaphore
 from revconn.serving.handlers import run_frames
 from revconn.serving.line import Line
+from revconn.serving.stream_requests import RETURNED, Behavior, EndCall, Ending, StreamRequest
 from revconn.serving.workers import Backlog
 
 if TYPE_CHECKING:
     from revconn.serving.calls import Calls
 
-__all__ = ["Behavior", "EndCall", "Ending", "StreamCalls", "StreamRequest"]
+__all__ = ["StreamCalls"]
 
 logger = get_logger(__name__)
 
 LARGEST_MESSAGE = 100_000_000  # bytes, either way: a gateway may take less
 _MOST_OPEN = 10_000  # on one connection: gateways open fewer
 _SLICE = 0.01  # seconds that a call may run while others wait for a worker
-_RETURNED = WINDOW // 4  # bytes that were read before that is said
-
-Ending = tuple[StatusCode, str, Metadata]
-"""With what a call ends: its status, the words that go with it, its trailing metadata."""
-
-
-class EndCall(Exception):
-    """The call cannot go on: ``ending`` is how it ends."""
-
-    def __init__(self, ending: Ending) -> None:
-        super().__init__(ending)
-        self.ending = ending
-
-
-class Behavior:
-    """What a handler is, for one call.
-
-    :ivar reads: whether it iterates over the caller's messages; else there is to be one.
-    :ivar yields: whether what :meth:`invoke` returns is an iterator of answers.
-    :ivar is_bound: whether that has to be iterated in one thread, which waits while the caller does
-        not read.
-    :ivar is_detached: whether it runs elsewhere: :meth:`begin` begins it, and it says and ends by
-        :meth:`StreamCalls.write` and its like what others are asked for.
-    """
-
-    reads: bool
-    yields: bool
-    is_bound = False
-    is_detached = False
-
-    def begin(self) -> None:
-        """Begin, if it is detached."""
-        raise NotImplementedError
-
-    def notify(self) -> None:
-        """Something has come, may be said again, or is over. Called with the lock held."""
-        raise NotImplementedError
-
-    def invoke(self, argument: Any) -> Any:
-        """Call it, with the one message or an iterator of them, each as :meth:`decode` made it."""
-        raise NotImplementedError
-
-    def decode(self, message: bytes) -> Any:
-        """What it is given of a message. Raises :class:`EndCall`."""
-        return message
-
-    def encode(self, answer: Any) -> bytes:
-        """A message of its answer. Raises :class:`EndCall`."""
-        data: bytes = answer
-        return data
-
-    def ended(self) -> Ending:
-        """With what a call ends that went well."""
-        return StatusCode.OK, "", ()
-
-    def failed(self, error: Exception, doing: str) -> Ending:
-        """With what a call ends whose handler raised; called while that is being handled."""
-        raise NotImplementedError
-
-    def interrupted(self) -> Exception:
-        """What is raised where the handler waits for a message of a call that is over."""
-        raise NotImplementedError
 
 
 class _Stopped(enum.Enum):
@@ -126,81 +64,6 @@ class _Stopped(enum.Enum):
     AWAITS = enum.auto()  # its one message has not come
     ASIDE = enum.auto()  # it may not send more
     HAD_ITS_TURN = enum.auto()  # others wait for a worker
-
-
-class StreamRequest(Request):
-    """A streaming call. Its ``payload`` is the caller's one message, if its method takes one."""
-
-    __slots__ = (
-        "_awaits", "_behavior", "_context", "_decode", "_has_ended", "_inbox", "_is_aside",
-        "_is_over", "_is_reading", "_owner", "_reader", "_responses", "_room", "_since",
-        "_stream", "_unreturned", "_why",
-    )  # fmt: skip
-
-    _awaits: bool  # its one message
-    _behavior: Any
-    _context: Context
-    _decode: Callable[[bytes], Any]
-    _has_ended: bool
-    _inbox: deque[bytes]
-    _is_aside: bool
-    _is_over: bool
-    _is_reading: bool
-    _owner: StreamCalls
-    _reader: BinarySemaphore
-    _responses: Any
-    _room: BinarySemaphore | None  # of a thread that waits until it may say more
-    _since: float  # that it waits for a worker
-    _stream: Stream
-    _unreturned: int
-    _why: tuple[StatusCode, str]  # it is over, unless it was answered
-
-    _is_streaming = True
-
-    def messages(self) -> Iterator[bytes]:
-        """The caller's messages, one after the other; waits for each.
-
-        Of a method that takes one message, that one. Ends when the caller sends no more. Raises
-        :class:`RequestError` when the call is over: its caller gave up, say.
-        """
-        behavior = self._behavior
-        return self._read() if behavior is None or behavior.reads else iter((self.payload,))
-
-    @property
-    def is_one_message(self) -> bool:
-        """Whether its caller has sent one message that was not read, and sends no more."""
-        return self._has_ended and len(self._inbox) == 1
-
-    def _read(self) -> _Messages:
-        return _Messages(self)
-
-    @property
-    def _waiting_since(self) -> float:
-        return self._since
-
-
-class _Messages(Iterator[Any]):
-    """Iterates over a call's messages. One thread at a time."""
-
-    __slots__ = ("_request",)
-
-    def __init__(self, request: StreamRequest) -> None:
-        self._request = request
-
-    def __next__(self) -> Any:
-        request = self._request
-        inbox = request._inbox
-        while True:
-            try:
-                message = inbox.popleft()
-            except IndexError:
-                if not request._owner.wait_for_message(request):
-                    raise StopIteration from None
-                continue
-            request._unreturned += len(message) + OVERHEAD
-            if request._unreturned >= _RETURNED:
-                request._owner.return_credit(request)
-            return request._decode(message)
 
 
 class _Heard(Listener):
@@ -638,7 +501,7 @@ class StreamCalls:
             self.return_credit(request)
             return None
         request._unreturned += len(message) + OVERHEAD
-        if request._unreturned >= _RETURNED:
+        if request._unreturned >= RETURNED:
             self.return_credit(request)
         return message
 

@@ -20,7 +20,7 @@ from revconn.serving.handlers import (
     function_of,
     name_of,
 )
-from revconn.serving.stream_calls import Behavior, EndCall, Ending, StreamRequest
+from revconn.serving.stream_requests import Behavior, EndCall, Ending, StreamRequest
 from revconn.settings.checks import refuse
 
 __all__ = ["Kind", "Opener", "StreamHandler", "StreamingHandler", "kind_of", "open_behavior"]

@@ -19,7 +19,7 @@ from revconn.exceptions import RequestError
 from revconn.logger import get_logger
 from revconn.messages import Request
 from revconn.serving.handlers import HandlerResult
-from revconn.serving.stream_calls import Behavior, Ending, StreamRequest
+from revconn.serving.stream_requests import Behavior, Ending, StreamRequest
 from revconn.serving.streaming_handlers import Opener
 
 if TYPE_CHECKING:
