@@ -6,6 +6,7 @@ import atexit
 import inspect
 import os
 import threading
+import time
 import weakref
 from collections.abc import Sequence
 from concurrent.futures import Executor
@@ -39,6 +40,7 @@ __all__ = ["Connector", "LinkStatus"]
 logger = get_logger(__name__)
 
 _NOT_GIVEN = cast(float, object())
+_SHUTDOWN_TIMEOUT = 10.0  # seconds that ASGI applications have to end, all together
 _HELD_UP = 10.0  # seconds; all that closing takes beyond its timeout is less
 
 
@@ -219,6 +221,7 @@ class Connector(HandlerRegistry):
         fatal error that ended it (:class:`AuthenticationError` for a refused key).
         """
         block = self._start_blocks if block is None else require_flag("block", block)
+        self._start_applications()
         if not block:
             self._launch().start()
             return
@@ -302,7 +305,8 @@ class Connector(HandlerRegistry):
                 supervisor.begin_drain(seconds)
             elif supervisor is not None:
                 supervisor.stop(seconds)
-                self._stop_applications()
+                if not is_own_thread():  # else the draining goes on, and ends them
+                    self._stop_applications()
 
         # It takes locks. In a signal handler the main thread may hold one of them already.
         aside(stop, _HELD_UP if at_once else seconds + _HELD_UP)
@@ -415,17 +419,29 @@ class Connector(HandlerRegistry):
         # Outside of the lock: it may warn, and logging runs the application's handlers.
         _claims.claim(self, self._options.targets, services)
         atexit.register(self._stop_at_exit)
+        return self._supervisor
+
+    def _start_applications(self) -> None:
+        """Have them start up, before any signal is caught: that may take as long as it likes."""
+        if self._supervisor is not None or self._stopped:  # which _launch() will tell
+            return
         try:
             for handler in self._asgi:
                 handler.start()
         except BaseException:
-            self.abort()
+            self._end_idle()
+            self._stop_applications()
             raise
-        return self._supervisor
+
+    def _begin_stop_of_applications(self) -> None:
+        for handler in self._asgi:
+            handler.begin_stop()
 
     def _stop_applications(self) -> None:
+        self._begin_stop_of_applications()
+        deadline = time.monotonic() + _SHUTDOWN_TIMEOUT
         for handler in self._asgi:
-            handler.stop()
+            handler.wait(deadline)
 
     def _end(self) -> None:
         """All has ended: in whichever thread ended it. Whoever waits for signals goes on."""
@@ -455,6 +471,7 @@ class Connector(HandlerRegistry):
                 return self._supervisor
             self._stopped = True  # under the lock: a start() that comes now is refused
         self._board.update(lambda state: State.CLOSED)
+        self._begin_stop_of_applications()  # start() may wait for one just now
         return None
 
     def _refuse_fork(self) -> None:

@@ -50,6 +50,7 @@ class Http1Stream:
 
     __slots__ = (
         "_endpoint",
+        "_ends_with_connection",
         "content_left",
         "id",
         "is_held",
@@ -75,6 +76,7 @@ class Http1Stream:
         self.receiver: Receiver = GONE
         self.content_left = -1
         self.unsent_bytes = 0
+        self._ends_with_connection = False  # which is all that tells the peer of its end
         self.is_held = self.is_open = self.is_local_closed = self.is_remote_closed = False
 
     @property
@@ -111,6 +113,8 @@ class Http1Stream:
                 raise ProtocolError(str(error)) from None
             self._endpoint.say(head)
             self.is_open = True
+            is_sized = any(name == b"content-length" for name, _ in head.headers)
+            self._ends_with_connection = self.version == "1.0" and not is_sized
 
     def write(self, data: Piece) -> None:
         """Send some of the response's body."""
@@ -133,6 +137,8 @@ class Http1Stream:
             self._endpoint.refuse(400)
         elif not self.is_local_closed:
             self._endpoint.break_off(self)
+            if self._ends_with_connection:
+                self.owner.abort()
 
     def drop_unsent(self) -> None:
         """Nothing: in HTTP/1.1 what was said cannot be left out."""
@@ -212,7 +218,7 @@ class Http1Endpoint:
         stream = self.streams.get(self._last_id)
         if self._is_behind or (stream is not None and (stream.is_held or stream.is_remote_closed)):
             return False
-        if stream is None and self._out_bytes >= _MOST_OUT:
+        if stream is None and (self._out_bytes >= _MOST_OUT or self.acceptor.is_behind):
             self._is_full = True
             self.hold_reading()
             return False
@@ -264,8 +270,10 @@ class Http1Endpoint:
         fields: list[Field] = [field(name, value) for name, value in pseudo]
         dropped = {b"host"}
         is_chunked = any(name == b"transfer-encoding" for name, _ in headers)
-        if is_chunked:
-            dropped.add(b"content-length")  # which it overrides (RFC 9112, section 6.3)
+        if is_chunked and any(name == b"content-length" for name, _ in headers):
+            # A proxy in between may go by the other one (RFC 9112, section 6.1).
+            self.refuse(400)
+            return
         for name, value in travelling(headers):
             if name not in dropped:
                 fields.append(field(name, value))

@@ -419,6 +419,8 @@ class StreamingCall(Rpc):
         stream, far = self.stream, self._far
         assert far is not None
         self.send(messages)
+        if self.is_over:  # they were not what they should be
+            return
         cost = sum(map(len, messages)) + OVERHEAD * len(messages)
         if stream.unsent_bytes or self._unread:
             self._unread += cost

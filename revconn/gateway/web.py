@@ -186,8 +186,12 @@ class WebCall(StreamingCall):
         if not hasattr(part, "status"):
             if not self._is_answered:
                 raise ProtocolError("a body without a head")
-            if len(part) and not self._is_bodiless:
+            if not self._is_bodiless:
                 self._write(part)
+            elif len(part):  # nobody takes it: it need not go on
+                self.is_over = True
+                self._exchange.end()
+                self.abandon()
             return
         if self._is_answered:
             raise ProtocolError("a second head")
@@ -209,7 +213,8 @@ class WebCall(StreamingCall):
             self._left -= len(part)
             if self._left < 0:
                 raise ProtocolError("a body longer than its content-length")
-        self._exchange.write(part)
+        if len(part):
+            self._exchange.write(part)
 
     def finish(
         self,

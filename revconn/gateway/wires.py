@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import ssl
+import struct
 import time
 from bisect import bisect_right
 from collections import deque
@@ -36,6 +37,7 @@ _SHORT_READ = 1 << 10  # bytes: most calls are no more, and none of these is put
 _CROWD = 8  # peers that wait for a turn to come
 _SMALLEST_SHARE = 8  # of an endpoint's work: who makes a single call is not put off
 _LINGER = 1.0  # seconds that a peer has to hear that we say nothing more
+_RESET = struct.pack("ii", 1, 0)
 _LAST_WORDS = 5.0  # seconds that it has to read what we said before
 
 
@@ -388,11 +390,18 @@ class Wire(Acceptor):
         self._left = [begun[sent - ends[number] + len(begun) :], *out[number + 1 :]]
         self._loop.add_writer(self._fd, self._writable)
 
+    @property
+    def is_behind(self) -> bool:
+        """Whether the network has not taken all that was to be written."""
+        return self._left is not None
+
     def _writable(self) -> None:
         left, self._left = self._left, None
         self._loop.remove_writer(self._fd)
         if left is not None:
             self._gather(left)
+        if self._farewell is not None and not self.is_closed:
+            self._close_in(_LAST_WORDS)  # it reads, if slowly
         if self._left is None and not self.is_closed:
             self.endpoint.pump()
             self._flush()
@@ -458,6 +467,13 @@ class Wire(Acceptor):
         if not self._is_paused:
             self._is_paused = True
             self._loop.remove_reader(self._fd)
+
+    def abort(self) -> None:
+        """End it at once, so that the peer knows that it is before its end."""
+        if not self.is_closed:
+            # TCP's reset, in the place of its usual end.
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+            self.close()
 
     def close(self, reason: str = "") -> None:
         """End it at once."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
+import time
 from collections.abc import Awaitable, Iterable, Iterator, MutableMapping
 from typing import Any, Callable
 from urllib.parse import unquote_to_bytes
@@ -43,8 +44,9 @@ class ASGIHandler(Opener):
 
     def __init__(self, app: ASGIApplication) -> None:
         self._app = app
-        self._lock = threading.Lock()  # guards _thread
+        self._lock = threading.Lock()  # guards what follows, and that the loop is set
         self._thread: threading.Thread | None = None
+        self._is_to_end = False
         self._started = threading.Event()
         self._ended = threading.Event()
         self._failure: BaseException | str | None = None
@@ -66,16 +68,21 @@ class ASGIHandler(Opener):
         if self._failure is not None:
             raise RevconnError(f"the ASGI application failed to start: {self._failure}")
 
-    def stop(self) -> None:
-        """Have it shut down; waits for that, a few seconds at most. Idempotent."""
+    def begin_stop(self) -> None:
+        """Have it shut down. Idempotent."""
+        with self._lock:
+            self._is_to_end = True
+            loop = self._loop
+        if loop is not None:
+            with contextlib.suppress(RuntimeError):  # it has ended
+                loop.call_soon_threadsafe(self._leave)
+
+    def wait(self, deadline: float) -> None:
+        """Wait for its end, until ``deadline`` (monotonic seconds) at most."""
         with self._lock:
             thread, loop = self._thread, self._loop
-        if thread is None or loop is None:
-            return
-        with contextlib.suppress(RuntimeError):  # it has ended
-            loop.call_soon_threadsafe(self._leave)
-        if thread is not threading.current_thread():
-            self._ended.wait(2 * _SHUTDOWN_TIMEOUT)
+        if loop is not None and thread is not threading.current_thread():
+            self._ended.wait(max(0.0, deadline - time.monotonic()))
 
     def _leave(self) -> None:
         assert self._leaving is not None
@@ -93,8 +100,11 @@ class ASGIHandler(Opener):
             self._ended.set()
 
     async def _serve(self) -> None:
-        self._loop = asyncio.get_running_loop()
         self._leaving = asyncio.Event()
+        with self._lock:
+            self._loop = asyncio.get_running_loop()
+            if self._is_to_end:
+                self._leaving.set()
         lifespan = _Lifespan(self._app, self._state)
         leaving = asyncio.ensure_future(self._leaving.wait())
         starting = asyncio.ensure_future(lifespan.start_up())
