@@ -17,11 +17,9 @@ from urllib.parse import unquote_to_bytes
 from revconn._proto.web_pb2 import RequestHead
 from revconn.core.status import ProtocolError, StatusCode
 from revconn.core.web import body_parts, read_request_part, response_part
-from revconn.exceptions import RequestError, RevconnError
+from revconn.exceptions import RevconnError
 from revconn.logger import get_logger
-from revconn.messages import Request
 from revconn.runtime.threads import guarded_thread, own_thread
-from revconn.serving.handlers import HandlerResult
 from revconn.serving.stream_requests import Behavior, Ending, StreamRequest
 from revconn.serving.streaming_handlers import Opener
 from revconn.serving.wsgi import peer_of, split_authority
@@ -40,7 +38,7 @@ _SHUTDOWN_TIMEOUT = 5.0  # seconds that an application has to end
 
 
 class ASGIHandler(Opener):
-    """A handler that has an ASGI application answer, between :meth:`start` and :meth:`stop`."""
+    """Has an ASGI application answer, from :meth:`start` to :meth:`begin_stop`."""
 
     def __init__(self, app: ASGIApplication) -> None:
         self._app = app
@@ -121,10 +119,6 @@ class ASGIHandler(Opener):
             await lifespan.shut_down()
 
     # Its requests
-
-    def __call__(self, request: Request) -> HandlerResult:
-        """Refuse a call that came as one message, from a gateway that does not know streams."""
-        raise RequestError(StatusCode.UNIMPLEMENTED, "the gateway carries no streams")
 
     def open(self, request: StreamRequest) -> Behavior:
         """What answers one request."""
@@ -247,7 +241,8 @@ class _Exchange(Behavior):
             else:
                 logger.debug("%r: it was given up: %s", self._request, error)
         finally:
-            self._calls.end(self._request, ending)
+            if not self._has_ended:
+                self._calls.end(self._request, ending)
 
     def _scope(self, head: RequestHead, state: dict[str, Any]) -> dict[str, Any]:
         path, _, query = head.target.partition(b"?")

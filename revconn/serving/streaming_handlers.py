@@ -43,6 +43,10 @@ _INTERNAL: Ending = (StatusCode.INTERNAL, "internal error", ())
 class Opener:
     """A handler that streams, or may."""
 
+    def __call__(self, request: Request) -> HandlerResult:
+        """Refuse a call that came as one message, from a gateway that does not know streams."""
+        raise RequestError(StatusCode.UNIMPLEMENTED, "the gateway carries no streams")
+
     def open(self, request: StreamRequest) -> Behavior:
         """Its behavior for one call. Raises :class:`EndCall`."""
         raise NotImplementedError
@@ -71,10 +75,6 @@ class StreamingHandler(Opener):
     def __init__(self, handler: Callable[[Request], Any], kind: Kind) -> None:
         self.handler = handler
         self.kind = kind
-
-    def __call__(self, request: Request) -> HandlerResult:
-        """Refuse a call that came as one message, from a gateway that does not know streams."""
-        raise RequestError(StatusCode.UNIMPLEMENTED, "the gateway carries no streams")
 
     def open(self, request: StreamRequest) -> Behavior:
         """Its behavior for one call."""

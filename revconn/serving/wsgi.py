@@ -17,8 +17,6 @@ from revconn.core.status import ProtocolError, StatusCode
 from revconn.core.web import body_parts, read_request_part, response_part
 from revconn.exceptions import RequestError
 from revconn.logger import get_logger
-from revconn.messages import Request
-from revconn.serving.handlers import HandlerResult
 from revconn.serving.stream_requests import Behavior, Ending, StreamRequest
 from revconn.serving.streaming_handlers import Opener
 
@@ -41,10 +39,6 @@ class WSGIHandler(Opener):
 
     def __init__(self, app: WSGIApplication) -> None:
         self.app = app
-
-    def __call__(self, request: Request) -> HandlerResult:
-        """Refuse a call that came as one message, from a gateway that does not know streams."""
-        raise RequestError(StatusCode.UNIMPLEMENTED, "the gateway carries no streams")
 
     def open(self, request: StreamRequest) -> Behavior:
         """What answers one request."""
