@@ -16,6 +16,7 @@ from revconn.gateway import (
     Gateway,
     calls,
     connectors,
+    http1,
     peers,
     report,
     rerouting,
@@ -24,6 +25,7 @@ from revconn.gateway import (
 )
 from revconn.gateway import thread as gateway_thread
 from revconn.gateway.outbound import _data_of
+from revconn.http2 import endpoint
 from tests.support.scripted_connector import ScriptedConnector
 from tests.support.waiting import eventually
 
@@ -84,6 +86,13 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
         monkeypatch.setattr(module, "time", clock)
     monkeypatch.setattr(serving, "LONGEST_EXPIRY_INTERVAL", 0.01)
     return clock
+
+
+@pytest.fixture
+def impatient(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Floods are a fifth of what they usually are, and nothing is forgiven with time."""
+    for module in (endpoint, http1):
+        monkeypatch.setattr(module, "_BURST", 400)
 
 
 @pytest.fixture

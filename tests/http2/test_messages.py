@@ -185,7 +185,7 @@ def test_small_pieces_run_together_but_not_without_end() -> None:
     assert bytes(pieces.take()) == bytes(200_000)
 
 
-SEGMENTS = 120_000  # what a test before leaves to be collected is small beside it
+SEGMENTS = 40_000  # what a test before leaves to be collected is small beside it
 
 
 def reader_fed(segment: int) -> None:

@@ -15,6 +15,7 @@ from revconn.gateway import Gateway, ServerTLS
 from tests.gateway.conftest import (  # noqa: F401 - fixtures
     Clock,
     clock,
+    impatient,
     nothing_goes_wrong_unnoticed,
     resources,
 )

@@ -317,9 +317,11 @@ def test_who_does_not_read_has_no_more_answers_made(web: Web, paths: list[str]) 
     assert sent < 64 << 20
 
 
-def test_http1_of_one_who_asks_often_is_no_flood(clock: Clock, web: Web, paths: list[str]) -> None:
+def test_http1_of_one_who_asks_often_is_no_flood(
+    impatient: None, web: Web, paths: list[str]
+) -> None:
     caller = web.raw()
-    for _ in range(30):
+    for _ in range(6):
         caller.say(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n" * 100)
         heard = b""
         while heard.count(b"\r\n\r\nok") < 100:
@@ -327,9 +329,11 @@ def test_http1_of_one_who_asks_often_is_no_flood(clock: Clock, web: Web, paths: 
     assert counted(web.gateway, "connections_flooding") == 0
 
 
-def test_http2_of_one_who_asks_often_is_no_flood(clock: Clock, web: Web, paths: list[str]) -> None:
+def test_http2_of_one_who_asks_often_is_no_flood(
+    impatient: None, web: Web, paths: list[str]
+) -> None:
     caller = web.http2()
-    for _ in range(30):
+    for _ in range(6):
         ids = [caller.begin("GET", "/") for _ in range(100)]
         for each in ids:
             assert caller.reply(each).body == b"ok"
@@ -338,12 +342,12 @@ def test_http2_of_one_who_asks_often_is_no_flood(clock: Clock, web: Web, paths: 
 
 @pytest.mark.parametrize("status", [404, 503])
 def test_who_asks_in_vain_again_and_again_is_no_flood(
-    clock: Clock, run_web: Callable[..., Web], status: int
+    impatient: None, run_web: Callable[..., Web], status: int
 ) -> None:
     web = run_web(http={"a": "web.App"})
     caller = web.raw()
     host = b"a" if status == 503 else b"b"
-    for _ in range(30):
+    for _ in range(6):
         caller.say(b"GET / HTTP/1.1\r\nHost: %s\r\n\r\n" % host * 100)
         for _ in range(100):
             assert caller.hears_reply().status == status
