@@ -490,12 +490,13 @@ class Calls:
         with self._lock:
             self._closed = True  # what arrives from now on is ignored: nobody is told
             abandoned = list(self._all())
-            self._abandon()
+            waiting = self._abandon()
             self._sooner.notify_all()
             for replies in self._links:
                 self._tell_settled(replies)
         if abandoned:
             self.workers.call_back(abandoned)
+        self.streams.abandon(waiting)
 
     def forsake(self) -> None:
         """In a forked child: run nothing more. Takes no lock: its owner may be gone."""
@@ -507,12 +508,13 @@ class Calls:
         # Not a list: most looks of the deadlines' thread end before the first one.
         return itertools.chain.from_iterable(each.in_flight.values() for each in self._links)
 
-    def _abandon(self) -> None:
-        if self.workers.waiting or self.workers.held:  # of those that were given up, too
-            self.workers.abandon()
+    def _abandon(self) -> list[Request]:
+        """Run nothing more; what waited for a worker."""
+        waiting = self.workers.abandon()  # of those that were given up, too
         for replies in self._links:
             replies.in_flight.clear()
         self._total = 0
+        return waiting
 
     def stats(self) -> dict[str, int]:
         """Counters since the start, and how much is in flight and waiting now."""

@@ -23,6 +23,7 @@ import uuid
 from collections import deque
 from collections.abc import Iterable
 from contextvars import Context
+from functools import partial
 from typing import TYPE_CHECKING, Any, Callable
 
 from revconn._proto.registry_pb2 import ForwardRequest, StreamFrame, StreamOpening
@@ -220,7 +221,7 @@ class StreamCalls:
 
     def _schedule(self, request: StreamRequest) -> None:
         request._since = time.monotonic()
-        if self._running < self._most:
+        if self._running < self._most or self._calls._closed:
             self._running += 1
             self._to_run.append(request)
         else:
@@ -276,9 +277,12 @@ class StreamCalls:
         with self._lock:
             to_run, self._to_run = self._to_run, []
             ended, self._ended = self._ended, []
-            hire = bool(to_run) and self._workers.put(to_run)
+            is_closed = self._calls._closed
+            hire = bool(to_run) and not is_closed and self._workers.put(to_run)
         if hire:
             self._workers.hire()
+        if is_closed:
+            self._close_aside(to_run)
         if ended:
             self._workers.call_back(ended)
 
@@ -350,6 +354,22 @@ class StreamCalls:
             self._calls._fail(
                 each, StatusCode.UNAVAILABLE, "the service has no thread to run it in"
             )
+        self._close_aside((request, *queued))
+
+    def abandon(self, requests: Iterable[Request]) -> None:
+        """The table is closed: no worker comes to these, nor to those that wait for a place."""
+        with self._lock:
+            queued = tuple(self._queue)
+            self._queue.clear()
+        self._close_aside(each for each in (*requests, *queued) if each._is_streaming)
+
+    def _close_aside(self, requests: Iterable[Any]) -> None:
+        """What these hold open is closed where callbacks are called: no worker does it."""
+        self._workers.call_aside(
+            partial(each._context.run, self._close, each)
+            for each in requests
+            if each._responses is not None
+        )
 
     def _leave_worker(self, again: StreamRequest | None) -> None:
         with self._lock:
@@ -357,7 +377,7 @@ class StreamCalls:
             if again is not None:
                 again._since = time.monotonic()
                 self._queue[again] = None
-            while self._queue and self._running < self._most:
+            while self._queue and (self._running < self._most or self._calls._closed):
                 self._running += 1
                 following = next(iter(self._queue))
                 del self._queue[following]

@@ -180,10 +180,17 @@ class Workers:
         if hire:
             self.hire()
 
-    def abandon(self) -> None:
-        """Serve nothing of what waits. Takes no lock: in a forked child its owner may be gone."""
-        self.waiting.clear()
+    def abandon(self) -> list[Request]:
+        """Serve nothing of what waits; what that was.
+
+        Takes no lock: in a forked child its owner may be gone.
+        """
+        abandoned = list(self.held)
         self.held.clear()
+        with contextlib.suppress(IndexError):  # one by one: workers take from the same deque
+            while True:
+                abandoned.append(self.waiting.popleft())
+        return abandoned
 
     # Callbacks, in their own thread
 

@@ -37,6 +37,7 @@ class Scene:
         connector.add_method(UP, self.up, kind="client_streaming")
         connector.add_method(ECHO, self.echo, kind="bidirectional_streaming")
         connector.add_method("/a.B/Slow", self.slow, kind="client_streaming")
+        connector.add_method("/a.B/Hold", self.hold)
         connector.add_method(SAY, lambda request: request.payload)
         stack.enter_context(connector)
         connector.wait_ready(TIMEOUT)
@@ -64,8 +65,14 @@ class Scene:
 
     def slow(self, request: Request) -> bytes:
         """Count what comes, but not before it may end."""
-        self.may_end.wait(TIMEOUT)
+        self.hold(request)
         return b"%d" % sum(1 for _ in request.messages())
+
+    def hold(self, request: Request) -> bytes:
+        """Hold a worker until it may end."""
+        self.began.release()
+        self.may_end.wait(TIMEOUT)
+        return b""
 
     def echo(self, request: Request) -> Iterator[bytes]:
         """Send back what comes."""
@@ -223,6 +230,22 @@ def test_an_abort_ends_a_stream_at_once(scene: Callable[..., Scene], kind: str) 
     here.connector.abort()
     assert outcome(call, kind)[0] is grpc.StatusCode.UNAVAILABLE
     assert here.ended.acquire(timeout=TIMEOUT)
+
+
+@pytest.mark.parametrize("method", ["/a.B/Hold", "/a.B/Slow"], ids=["a unary call", "a stream"])
+def test_an_abort_closes_what_a_handler_holds_open_though_no_worker_is_free(
+    scene: Callable[..., Scene], method: str
+) -> None:
+    here = scene(max_workers=1)
+    call = here.open("down")
+    eventually(lambda: here.held == 0)
+    holding = here.channel.unary_unary(method).future(b"1")
+    assert here.began.acquire(timeout=TIMEOUT)
+    here.connector.abort()
+    assert here.ended.acquire(timeout=TIMEOUT)
+    assert sorted(here.ends) == ["called back", "closed"]
+    assert outcome(call, "down")[0] is grpc.StatusCode.UNAVAILABLE
+    holding.cancel()
 
 
 @pytest.mark.parametrize("kind", KINDS)
