@@ -223,12 +223,11 @@ class Connector(HandlerRegistry):
         block = self._start_blocks if block is None else require_flag("block", block)
         self._start_applications()
         if not block:
-            self._launch().start()
+            self._launch()
             return
         # From before the start, so that a signal in the midst of it is heard when it is done.
         with signals_into(self._wakeups):
             supervisor = self._launch()
-            supervisor.start()
             # Returns when _end() was called. To begin a drain is not to wait for it: the second
             # signal has to be heard while the first one's drain goes on.
             obey_signals(
@@ -409,7 +408,7 @@ class Connector(HandlerRegistry):
             services = self._services_to_register(self._options.services)
             if not services:
                 refuse("services", (), "nothing to serve", "add a handler, or name the services")
-            self._supervisor = Supervisor(
+            supervisor = self._supervisor = Supervisor(
                 self._options,
                 self._handlers,
                 services,
@@ -419,7 +418,10 @@ class Connector(HandlerRegistry):
         # Outside of the lock: it may warn, and logging runs the application's handlers.
         _claims.claim(self, self._options.targets, services)
         atexit.register(self._stop_at_exit)
-        return self._supervisor
+        supervisor.start()
+        for handler in self._asgi:
+            handler.watch(supervisor.fail)
+        return supervisor
 
     def _start_applications(self) -> None:
         """Have them start up, before any signal is caught: that may take as long as it likes."""

@@ -91,7 +91,7 @@ class Supervisor:
             max_message_bytes=options.max_message_bytes,
             callbacks=callbacks,
             recruiter=recruiter,
-            on_failure=self._fail,
+            on_failure=self.fail,
         )
         self.links = tuple(self._tie_to(target, options) for target in options.targets)
         self._ended = threading.Event()
@@ -178,7 +178,7 @@ class Supervisor:
 
     # The end
 
-    def _fail(self, error: BaseException) -> None:
+    def fail(self, error: BaseException) -> None:
         """What serves cannot go on: end, with this error. Any thread; the first one counts."""
         with self._lock:
             if self._fatal is not None or self._ending or not self._living:

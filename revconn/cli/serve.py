@@ -38,7 +38,7 @@ def add_parser(subparsers: Any) -> None:
         ),
         epilog=(
             "Exit codes: 0 stopped, 1 the gateway refused it, 2 it could not be started,"
-            " 130 or 143 aborted by a second SIGINT or SIGTERM."
+            " or its web application exited, 130 or 143 aborted by a second SIGINT or SIGTERM."
         ),
     )
     parser.add_argument(

@@ -20,7 +20,7 @@ from revconn.core.web import body_parts, read_request_part, response_part
 from revconn.exceptions import RevconnError
 from revconn.logger import get_logger
 from revconn.runtime.threads import guarded_thread, own_thread
-from revconn.serving.stream_requests import Behavior, Ending, StreamRequest
+from revconn.serving.stream_requests import Behavior, EndCall, Ending, StreamRequest
 from revconn.serving.streaming_handlers import Opener
 from revconn.serving.wsgi import peer_of, split_authority
 
@@ -35,6 +35,7 @@ ASGIApplication = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[
 
 _VERSION = {"version": "3.0", "spec_version": "2.3"}
 _SHUTDOWN_TIMEOUT = 5.0  # seconds that an application has to end
+_ENDED: Ending = (StatusCode.UNAVAILABLE, "the application has ended", ())
 
 
 class ASGIHandler(Opener):
@@ -44,10 +45,13 @@ class ASGIHandler(Opener):
         self._app = app
         self._lock = threading.Lock()  # guards what follows, and that the loop is set
         self._thread: threading.Thread | None = None
-        self._is_to_end = False
+        self._is_to_end = self._is_closed = False  # closed: no request begins any more
+        self._exchanges: set[_Exchange] = set()  # that were spawned and are not over
+        self._error: BaseException | None = None
+        self._on_failure: Callable[[BaseException], object] | None = None
         self._started = threading.Event()
         self._ended = threading.Event()
-        self._failure: BaseException | str | None = None
+        self._failure: str | None = None
         # The loop's thread owns what follows.
         self._loop: asyncio.AbstractEventLoop | None = None
         self._leaving: asyncio.Event | None = None
@@ -60,11 +64,19 @@ class ASGIHandler(Opener):
         """Have the application start up. Raises :class:`RevconnError` when it says it failed."""
         with self._lock:
             if self._thread is None:
-                self._thread = guarded_thread("revconn-asgi", self._run)
+                self._thread = guarded_thread("revconn-asgi", self._run, self._fail)
                 self._thread.start()
         self._started.wait()
         if self._failure is not None:
             raise RevconnError(f"the ASGI application failed to start: {self._failure}")
+
+    def watch(self, on_failure: Callable[[BaseException], object]) -> None:
+        """Have ``on_failure`` called when its loop ends by an error; now, if it has already."""
+        with self._lock:
+            self._on_failure = on_failure
+            error = self._error
+        if error is not None:
+            on_failure(error)
 
     def begin_stop(self) -> None:
         """Have it shut down. Idempotent."""
@@ -88,14 +100,41 @@ class ASGIHandler(Opener):
 
     def _run(self) -> None:
         try:
-            with own_thread():
-                asyncio.run(self._serve())
+            with own_thread(), contextlib.closing(asyncio.new_event_loop()) as loop:
+                self._run_loop(loop)
         except BaseException as error:
-            self._failure = error
-            raise
+            self._failure = f"its event loop ended: {error!r}"
+            raise RevconnError(f"the ASGI application's event loop ended: {error!r}") from error
         finally:
             self._started.set()
             self._ended.set()
+
+    def _run_loop(self, loop: asyncio.AbstractEventLoop) -> None:
+        # Not asyncio.run(): that waits without a limit for tasks that do not heed being cancelled.
+        try:
+            loop.run_until_complete(self._serve())
+        finally:
+            self._give_up()
+            ending = loop.create_task(_cancel_tasks())
+            while not ending.done():
+                with contextlib.suppress(SystemExit, KeyboardInterrupt):  # of one that is cancelled
+                    loop.run_until_complete(ending)
+        loop.run_until_complete(loop.shutdown_default_executor())
+
+    def _give_up(self) -> None:
+        """Answer what the application will not: its loop has ended."""
+        with self._lock:
+            self._is_closed = True
+            left = tuple(self._exchanges)
+        for exchange in left:
+            exchange.give_up()
+
+    def _fail(self, error: BaseException) -> None:
+        with self._lock:
+            self._error = error
+            on_failure = self._on_failure
+        if on_failure is not None:
+            on_failure(error)
 
     async def _serve(self) -> None:
         self._leaving = asyncio.Event()
@@ -125,21 +164,40 @@ class ASGIHandler(Opener):
         return _Exchange(self, request)
 
     def spawn(self, exchange: _Exchange) -> None:
-        """Have a request answered. Thread-safe; raises :class:`RuntimeError` once it has ended."""
-        assert self._loop is not None
-        self._loop.call_soon_threadsafe(self._begin, exchange)
+        """Have a request answered. Thread-safe; raises :class:`EndCall` once its loop has ended."""
+        with self._lock:
+            if self._is_closed:
+                raise EndCall(_ENDED)
+            self._exchanges.add(exchange)
+        self.call_soon(lambda: self._begin(exchange))
 
     def _begin(self, exchange: _Exchange) -> None:
+        if self._is_closed:  # and it was given up
+            return
         assert self._loop is not None
         task = self._loop.create_task(exchange.serve(self._app, dict(self._state)))
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(lambda task: self._forget(task, exchange))
+
+    def _forget(self, task: asyncio.Task[None], exchange: _Exchange) -> None:
+        self._tasks.discard(task)
+        self._exchanges.discard(exchange)
 
     def call_soon(self, callback: Callable[[], object]) -> None:
         """Call it on the loop, unless that has ended. Thread-safe."""
         assert self._loop is not None
         with contextlib.suppress(RuntimeError):
             self._loop.call_soon_threadsafe(callback)
+
+
+async def _cancel_tasks() -> None:
+    """Cancel what still runs, and give it a moment to end."""
+    tasks = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in tasks:
+        task.cancel()
+    if tasks:
+        await asyncio.wait(tasks, timeout=_SHUTDOWN_TIMEOUT)
+    await asyncio.get_running_loop().shutdown_asyncgens()
 
 
 class _Lifespan:
@@ -152,23 +210,28 @@ class _Lifespan:
         self._heard: asyncio.Queue[Event] = asyncio.Queue()
         self._task: asyncio.Task[None] | None = None
         self._failure: BaseException | None = None
+        self._is_up = False
 
     async def start_up(self) -> str | None:
-        """Why the application cannot serve, if it says so."""
+        """Why the application cannot serve, if it says so or would exit."""
         scope = {"type": "lifespan", "asgi": dict(_VERSION), "state": self._state}
         self._task = asyncio.ensure_future(self._call(scope))
         event = await self._ask("lifespan.startup")
+        if event is not None and event["type"] == "lifespan.startup.failed":
+            return str(event.get("message") or "it does not say why")
+        if isinstance(self._failure, (SystemExit, KeyboardInterrupt)):
+            return repr(self._failure)
         if event is None:
             logger.debug("the ASGI application has no lifespan: %r", self._failure)
             self._task = None
-        elif event["type"] == "lifespan.startup.failed":
-            return str(event.get("message") or "it does not say why")
+        self._is_up = True
         return None
 
     async def shut_down(self) -> None:
         """Have the application end what it began."""
         if self._task is None:
             return
+        self._is_up = False
         try:
             event = await asyncio.wait_for(self._ask("lifespan.shutdown"), _SHUTDOWN_TIMEOUT)
         except asyncio.TimeoutError:
@@ -180,7 +243,11 @@ class _Lifespan:
     async def _call(self, scope: dict[str, Any]) -> None:
         try:
             await self._app(scope, self._said.get, self._heard.put)
-        except (Exception, SystemExit, KeyboardInterrupt) as error:  # noqa: BLE001 - it may have none
+        except (SystemExit, KeyboardInterrupt) as error:
+            self._failure = error
+            if self._is_up:  # while it serves that ends the loop, as in any other task
+                raise
+        except Exception as error:  # noqa: BLE001 - it may have none
             self._failure = error
 
     async def _ask(self, event: str) -> Event | None:
@@ -220,6 +287,10 @@ class _Exchange(Behavior):
     def _wake(self) -> None:
         if self._is_begun:
             self._changed.set()
+
+    def give_up(self) -> None:
+        """The application will not answer it."""
+        self._calls.end(self._request, _ENDED)
 
     async def serve(self, app: ASGIApplication, state: dict[str, Any]) -> None:
         """Call the application, and end the call."""
