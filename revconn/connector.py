@@ -6,7 +6,6 @@ import atexit
 import inspect
 import os
 import threading
-import time
 import weakref
 from collections.abc import Sequence
 from concurrent.futures import Executor
@@ -40,7 +39,6 @@ __all__ = ["Connector", "LinkStatus"]
 logger = get_logger(__name__)
 
 _NOT_GIVEN = cast(float, object())
-_SHUTDOWN_TIMEOUT = 10.0  # seconds that ASGI applications have to end, all together
 _HELD_UP = 10.0  # seconds; all that closing takes beyond its timeout is less
 
 
@@ -305,7 +303,7 @@ class Connector(HandlerRegistry):
             elif supervisor is not None:
                 supervisor.stop(seconds)
                 if not is_own_thread():  # else the draining goes on, and ends them
-                    self._stop_applications()
+                    self._applications.stop()
 
         # It takes locks. In a signal handler the main thread may hold one of them already.
         aside(stop, _HELD_UP if at_once else seconds + _HELD_UP)
@@ -419,8 +417,7 @@ class Connector(HandlerRegistry):
         _claims.claim(self, self._options.targets, services)
         atexit.register(self._stop_at_exit)
         supervisor.start()
-        for handler in self._asgi:
-            handler.watch(supervisor.fail)
+        self._applications.watch(supervisor.fail)
         return supervisor
 
     def _start_applications(self) -> None:
@@ -428,26 +425,14 @@ class Connector(HandlerRegistry):
         if self._supervisor is not None or self._stopped:  # which _launch() will tell
             return
         try:
-            for handler in self._asgi:
-                handler.start()
+            self._applications.start()
         except BaseException:
             self._end_idle()
-            self._stop_applications()
             raise
-
-    def _begin_stop_of_applications(self) -> None:
-        for handler in self._asgi:
-            handler.begin_stop()
-
-    def _stop_applications(self) -> None:
-        self._begin_stop_of_applications()
-        deadline = time.monotonic() + _SHUTDOWN_TIMEOUT
-        for handler in self._asgi:
-            handler.wait(deadline)
 
     def _end(self) -> None:
         """All has ended: in whichever thread ended it. Whoever waits for signals goes on."""
-        self._stop_applications()
+        self._applications.stop()
         atexit.unregister(self._stop_at_exit)
         _claims.release(self)
         self._wakeups.put(None)
@@ -473,7 +458,7 @@ class Connector(HandlerRegistry):
                 return self._supervisor
             self._stopped = True  # under the lock: a start() that comes now is refused
         self._board.update(lambda state: State.CLOSED)
-        self._begin_stop_of_applications()  # start() may wait for one just now
+        self._applications.begin_stop()  # start() may wait for one just now
         return None
 
     def _refuse_fork(self) -> None:

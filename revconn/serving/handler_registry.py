@@ -9,6 +9,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Callable, NoReturn, TypeVar, Union
 
 from revconn.core.web import SERVE
+from revconn.serving.applications import Applications
 from revconn.serving.handlers import Handler, Handlers, require_handler, require_method_path
 from revconn.serving.streaming_handlers import Kind, StreamHandler, StreamingHandler, kind_of
 from revconn.settings.checks import refuse, require_service_name
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     import grpc
     from _typeshed.wsgi import WSGIApplication
 
-    from revconn.serving.asgi import ASGIApplication, ASGIHandler
+    from revconn.serving.asgi import ASGIApplication
     from revconn.serving.servicers import Servicers
 
 __all__ = ["HandlerRegistry"]
@@ -37,7 +38,7 @@ class HandlerRegistry:
         self._handlers = Handlers()
         self._interceptors: tuple[Any, ...] = ()
         self._servicers: Servicers | None = None
-        self._asgi: list[ASGIHandler] = []
+        self._applications = Applications()
         self._has_nameless = False  # a generic handler that does not tell its service
         # Most have none: then grpc is not even imported.
         if interceptors != ():
@@ -233,7 +234,7 @@ class HandlerRegistry:
         _require_app(app, "scope, receive, send", "give an ASGI application, or use add_wsgi()")
         handler = ASGIHandler(app)
         self._add_web(service, handler)
-        self._asgi.append(handler)
+        self._applications.add(handler)
 
     def _add_web(self, service: str, handler: Any) -> None:
         def add() -> None:

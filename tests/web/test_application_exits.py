@@ -203,7 +203,7 @@ def test_one_that_exits_while_another_starts_up_fails_the_connector(
     async def second(scope: Any, receive: Any, send: Any) -> None:
         await receive()
         first.exit()
-        (thread,) = [each._thread for each in connector._asgi if each._app is first]
+        thread = connector._applications._handlers[0]._thread
         await asyncio.get_running_loop().run_in_executor(None, thread.join, TIMEOUT)
         await send({"type": "lifespan.startup.complete"})
         await receive()

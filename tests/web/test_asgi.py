@@ -111,7 +111,7 @@ def test_a_start_that_is_given_up_leaves_nothing_behind(web: Web) -> None:
     starting = threading.Thread(target=start)
     starting.start()
     eventually(lambda: any(t.name == "revconn-asgi" for t in threading.enumerate()))
-    eventually(lambda: connector._asgi[0]._loop)
+    eventually(lambda: connector._applications._handlers[0]._loop)
     connector.abort()
     starting.join(TIMEOUT)
     assert not starting.is_alive()
@@ -376,6 +376,6 @@ def test_a_response_and_a_request_go_on_at_the_same_time(web: Web) -> None:
 def test_a_call_of_one_message_is_told_that_this_is_none(web: Web) -> None:
     app = App()
     connector = web.serve("asgi", app)
-    handler = connector._asgi[0]
+    handler = connector._applications._handlers[0]
     with pytest.raises(Exception, match="the gateway carries no streams"):
         handler(Request.__new__(Request))

@@ -65,7 +65,7 @@ def test_what_may_be_an_application_is_taken(connector: Connector, kind: str, ap
 def test_a_bad_service_is_refused(connector: Connector, kind: str, app: Any, service: Any) -> None:
     with pytest.raises(ConfigurationError, match="service"):
         getattr(connector, f"add_{kind}")(app, service=service)
-    assert not connector._asgi
+    assert not connector._applications._handlers
 
 
 def test_a_second_application_of_a_service_is_refused(connector: Connector) -> None:
@@ -73,7 +73,7 @@ def test_a_second_application_of_a_service_is_refused(connector: Connector) -> N
     for add, app in ((connector.add_wsgi, wsgi), (connector.add_asgi, asgi)):
         with pytest.raises(ConfigurationError, match=r"web\.App"):
             add(app, service="web.App")
-    assert not connector._asgi  # nobody would stop what is not served
+    assert not connector._applications._handlers  # nobody would stop what is not served
 
 
 def test_an_application_that_comes_after_the_start_is_refused(web: Web) -> None:
