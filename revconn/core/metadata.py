@@ -91,12 +91,10 @@ def encode_header(name: bytes, value: bytes) -> bytes:
         return b""
     if name.endswith(b"-bin"):
         value = value.rstrip(b"=")
-    entry = b"".join((b"\x0a", _varint(len(name)), name, b"\x12", _varint(len(value)), value))
-    return b"\x1a" + _varint(len(entry)) + entry
-
-
-def _varint(number: int) -> bytes:
-    return b"%c" % number if number < 0x80 else encode_varint(number)
+    entry = b"".join(
+        (b"\x0a", encode_varint(len(name)), name, b"\x12", encode_varint(len(value)), value)
+    )
+    return b"\x1a" + encode_varint(len(entry)) + entry
 
 
 def encode_extension(metadata: Metadata, peer: bytes) -> bytes:
@@ -109,9 +107,11 @@ def encode_extension(metadata: Metadata, peer: bytes) -> bytes:
     for name, value in metadata:
         key = name.encode()
         data = value.encode() if isinstance(value, str) else value
-        entry = b"".join((b"\x0a", _varint(len(key)), key, b"\x12", _varint(len(data)), data))
-        fields += (b"\xaa\x06", _varint(len(entry)), entry)
-    return b"".join((*fields, b"\xb2\x06", _varint(len(peer)), peer))
+        entry = b"".join(
+            (b"\x0a", encode_varint(len(key)), key, b"\x12", encode_varint(len(data)), data)
+        )
+        fields += (b"\xaa\x06", encode_varint(len(entry)), entry)
+    return b"".join((*fields, b"\xb2\x06", encode_varint(len(peer)), peer))
 
 
 def headers_size(headers: Mapping[str, str]) -> int:

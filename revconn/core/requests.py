@@ -18,6 +18,7 @@ __all__ = [
     "STREAM_TAG",
     "LargeAlone",
     "cut_extension",
+    "decode_varint",
     "encode_request",
     "encode_varint",
     "forward_request",
@@ -144,7 +145,7 @@ def _find_large(data: Data | Piece, end: int) -> _Found | None:
     enough of it.
     """
     found: tuple[int, int, int, int, int | None] | None = None
-    size, start = _varint(data, len(STREAM_TAG))
+    size, start = decode_varint(data, len(STREAM_TAG))
     if start + size != end:
         return None
     at, stream_id, others = start, 0, False
@@ -155,7 +156,7 @@ def _find_large(data: Data | Piece, end: int) -> _Found | None:
             alone_on = 0 if others or stream_id > _MOST else stream_id
             return _Found(start, *found, alone_on)
         field, tag = at, data[at]
-        size, begin = _varint(data, at + 1)
+        size, begin = decode_varint(data, at + 1)
         if tag == 0x08:
             stream_id, at = size, begin
             continue
@@ -185,16 +186,16 @@ def _find_piece(
     missing = 0
     comes_first = data[at] == 0x10
     if comes_first:
-        missing, at = _varint(data, at + 1)
+        missing, at = decode_varint(data, at + 1)
     if data[at] != 0x0A:
         return None
-    size, begin = _varint(data, at + 1)
+    size, begin = decode_varint(data, at + 1)
     last = begin + size
     if last == end:
         return field, begin, last, end, missing
     if comes_first or last > end or data[last] != 0x10:
         return None
-    missing, stop = _varint(data, last + 1)
+    missing, stop = decode_varint(data, last + 1)
     return (field, begin, last, end, missing) if stop == end else None
 
 
@@ -202,7 +203,7 @@ def _split(data: Data, tag: int) -> tuple[ConnectionMessage, memoryview | Rope] 
     try:
         if data[0] != tag:
             return None
-        size, start = _varint(data, 1)
+        size, start = decode_varint(data, 1)
         if start + size != len(data):
             return None
         payload = _find_payload(data, start, tag)
@@ -230,10 +231,10 @@ def _find_payload(data: Data, at: int, kind: int) -> tuple[int, int, int] | None
             return found
         field, tag = at, data[at]
         if tag in _EXTENSIONS and data[at + 1] == _EXTENSION:
-            size, at = _varint(data, at + 2)
+            size, at = decode_varint(data, at + 2)
             at += size
             continue
-        size, at = _varint(data, at + 1)
+        size, at = decode_varint(data, at + 1)
         if tag == _NUMBERS[kind]:
             continue
         begin, at = at, at + size
@@ -252,8 +253,11 @@ def _enveloped(request: bytes, tag: int) -> bytes:
     return bytes((tag, *length)) + request
 
 
-def _varint(data: Data | Piece, at: int) -> tuple[int, int]:
-    """A number, seven bits in each byte and the lowest first, and where it ends."""
+def decode_varint(data: Data | Piece, at: int) -> tuple[int, int]:
+    """A number, seven bits in each byte and the lowest first, and where it ends.
+
+    Raises :class:`IndexError` where ``data`` ends before it, :class:`ValueError` for a longer one.
+    """
     number = 0
     for place in range(_LONGEST_VARINT):
         byte = data[at + place]
@@ -298,7 +302,7 @@ def encode_request(
 
 def cut_extension(data: Data, size: int) -> Data:
     """A request without the last ``size`` bytes, for a connector that does not know the feature."""
-    _, start = _varint(data, 1)
+    _, start = decode_varint(data, 1)
     end = len(data) - size
     head = _request_head(end - start)
     if isinstance(data, Rope):
@@ -318,7 +322,7 @@ def forward_request(data: bytes, timeout_seconds: int) -> bytes:
     size, start = data[1], 2
     if size > 0x7F:  # as a rule its length is in two bytes: without a call
         more = data[2]
-        size, start = (size & 0x7F | more << 7, 3) if more < 0x80 else _varint(data, 1)
+        size, start = (size & 0x7F | more << 7, 3) if more < 0x80 else decode_varint(data, 1)
     if start + size != len(data):
         return b""
     tail = _forwarded_tail(timeout_seconds)

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from revconn._proto.web_pb2 import Header, RequestHead, RequestPart, ResponseHead, ResponsePart
-from revconn.core.requests import encode_varint
+from revconn.core.requests import decode_varint, encode_varint
 from revconn.core.rope import Data, Piece, Rope
 from revconn.core.status import ProtocolError
 
@@ -30,7 +30,6 @@ HeaderLine = tuple[bytes, bytes]
 
 _BODY = b"\x12"  # both parts' tag of it
 _LONGEST_BODY = 64 << 10  # bytes of one part: others' messages go between two
-_LONGEST_VARINT = 5
 
 _LEGAL_NAME = re.compile(rb"[!#$%&'*+.^_`|~0-9a-z-]+")
 _ILLEGAL_VALUE = re.compile(rb"[\x00\r\n]")
@@ -106,13 +105,11 @@ def _body(message: Data | memoryview) -> memoryview | None:
     data = memoryview(bytes(message) if isinstance(message, Rope) else message)
     if data[:1] != _BODY:
         return None
-    size = 0
-    for number, octet in enumerate(data[1 : 1 + _LONGEST_VARINT]):
-        size |= (octet & 0x7F) << 7 * number
-        if octet < 0x80:
-            rest = data[2 + number :]
-            return rest if len(rest) == size else None
-    return None
+    try:
+        size, start = decode_varint(data, 1)
+    except (IndexError, ValueError):
+        return None
+    return data[start:] if len(data) - start == size else None
 
 
 def _read(kind: Any, message: Data | memoryview) -> Any:

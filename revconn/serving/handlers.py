@@ -15,6 +15,7 @@ from revconn.core.chunks import LargeAnswer
 from revconn.core.connection import LEAST_BYTES
 from revconn.core.connector_side import Streaming
 from revconn.core.framing import pack
+from revconn.core.requests import encode_varint
 from revconn.core.responses import encode_failure, encode_response
 from revconn.core.rope import ROPE_BYTES, Data, Rope
 from revconn.core.routing import Routes, split_method_path
@@ -223,27 +224,17 @@ def encode_success(request_id: str, payload: bytes) -> Data:
 def _shape(name_size: int, payload_size: int) -> tuple[bytes, bytes]:
     # Tags of registry.proto: 0x1a is ConnectionMessage.response; in there 0x0a is request_id, 0x10
     # status_code, 0x22 payload.
-    before_name = b"\x0a" + _varint(name_size)
-    before_payload = b"\x10" + _varint(200) + b"\x22" + _varint(payload_size)
+    before_name = b"\x0a" + encode_varint(name_size)
+    before_payload = b"\x10" + encode_varint(200) + b"\x22" + encode_varint(payload_size)
     size = len(before_name) + name_size + len(before_payload) + payload_size
     # Threads may do this at once: the worst is a shape that is made twice.
     if len(_shapes) >= _MOST_SHAPES:
         _shapes.clear()
     shape = _shapes[name_size, payload_size] = (
-        b"\x1a" + _varint(size) + before_name,
+        b"\x1a" + encode_varint(size) + before_name,
         before_payload,
     )
     return shape
-
-
-def _varint(number: int) -> bytes:
-    # Protobuf's: seven bits in each byte, the lowest first, and a bit that says that more follow.
-    digits = bytearray()
-    while number > 127:
-        digits.append(number & 127 | 128)
-        number >>= 7
-    digits.append(number)
-    return bytes(digits)
 
 
 def _encode(request: Request, outcome: _Outcome) -> Data:
