@@ -11,6 +11,7 @@ import pytest
 
 from revconn import Connector, Request, RevconnError
 from tests.support.waiting import eventually
+from tests.support.web_applications import http
 from tests.web.conftest import SERVICE, Web
 
 TIMEOUT = 60.0
@@ -53,16 +54,6 @@ async def answer(send: Any, *parts: bytes) -> None:
     for part in parts:
         await send({"type": "http.response.body", "body": part, "more_body": True})
     await send({"type": "http.response.body"})
-
-
-def http(serve: Any) -> Any:
-    """An application that has no lifespan."""
-
-    async def app(scope: Any, receive: Any, send: Any) -> None:
-        assert scope["type"] == "http"
-        await serve(scope, receive, send)
-
-    return app
 
 
 def test_an_application_starts_before_its_requests_and_shuts_down_behind_them(

@@ -1,4 +1,4 @@
-"""How answers, applications and connectors end that would rather go on."""
+"""How answers, applications, connectors and gateways end that would rather go on."""
 
 from __future__ import annotations
 
@@ -7,18 +7,20 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
-from typing import Any
+from http.client import IncompleteRead
+from typing import Any, Callable
 
 import pytest
 
 from revconn import State
-from revconn.serving import asgi
 from tests.support.waiting import eventually
+from tests.support.web_applications import wsgi
 from tests.web.conftest import Web
 
 TIMEOUT = 60.0
+
+Call = Callable[[Web], Any]
 
 
 def endless(closed: threading.Event) -> Any:
@@ -74,10 +76,7 @@ def test_an_answer_that_breaks_off_does_not_look_complete_by_http_1_0(
     caplog.clear()  # the application's failure
 
 
-def test_a_stop_by_the_application_itself_lets_its_requests_end(
-    web: Web, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(asgi, "_SHUTDOWN_TIMEOUT", 0.1)
+def test_a_stop_by_the_application_itself_lets_its_requests_end(web: Web) -> None:
     begun, go_on = threading.Event(), threading.Event()
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
@@ -92,17 +91,96 @@ def test_a_stop_by_the_application_itself_lets_its_requests_end(
         await send({"type": "http.response.body", "body": b"ok"})
 
     connector = web.serve("asgi", app)
-    slow: list[Any] = []
-    asking = threading.Thread(target=lambda: slow.append(web.http1().ask("GET", "/")))
+    replies: list[Any] = []
+    asking = threading.Thread(target=lambda: replies.append(web.http1().ask("GET", "/")))
     asking.start()
     assert begun.wait(TIMEOUT)
     assert web.http1().ask("GET", "/stop").body == b"ok"
     assert connector.state is State.DRAINING
-    time.sleep(0.5)  # longer than the application is given once it is to end
+    assert not connector._applications._handlers[0]._is_to_end
     go_on.set()
     asking.join(TIMEOUT)
-    assert slow[0].body == b"ok"
+    assert replies[0].body == b"ok"
     eventually(lambda: connector.state is State.CLOSED, TIMEOUT)
+
+
+def slow(go_on: threading.Event, begun: threading.Event) -> Any:
+    def parts() -> Iterator[bytes]:
+        yield b"first "
+        begun.set()
+        go_on.wait(TIMEOUT)
+        yield b"last"
+
+    return wsgi(lambda environ: parts())
+
+
+def test_a_connector_that_stops_ends_no_response(web: Web, call: Call) -> None:
+    go_on, begun = threading.Event(), threading.Event()
+    connector = web.serve("wsgi", slow(go_on, begun))
+    caller = call(web)
+    replies: list[Any] = []
+    asking = threading.Thread(target=lambda: replies.append(caller.ask("GET", "/")))
+    asking.start()
+    assert begun.wait(TIMEOUT)
+    stopping = threading.Thread(target=connector.stop)
+    stopping.start()
+    eventually(lambda: connector.state.name == "DRAINING")
+    go_on.set()
+    stopping.join()
+    asking.join()
+    assert (replies[0].body, replies[0].is_whole) == (b"first last", True)
+
+
+def test_a_connector_that_is_lost_breaks_a_response_off(web: Web) -> None:
+    go_on, begun = threading.Event(), threading.Event()
+    connector = web.serve("wsgi", slow(go_on, begun))
+    first, second = web.http1(), web.http2()
+    first.begin("GET", "/")
+    response = first.http.getresponse()
+    stream_id = second.begin("GET", "/")
+    while not second.replies[stream_id].body:
+        second.hear()
+    connector.abort()
+    with pytest.raises(IncompleteRead):
+        response.read()
+    assert second.reply(stream_id).reset is not None
+    go_on.set()
+
+
+def test_a_gateway_that_stops_lets_a_response_end(web: Web, call: Call) -> None:
+    go_on, begun = threading.Event(), threading.Event()
+    web.serve("wsgi", slow(go_on, begun))
+    caller = call(web)
+    replies: list[Any] = []
+    asking = threading.Thread(target=lambda: replies.append(caller.ask("GET", "/")))
+    asking.start()
+    assert begun.wait(TIMEOUT)
+    stopping = threading.Thread(target=web.gateway.stop, args=(TIMEOUT,))
+    stopping.start()
+    web.stack.callback(stopping.join)
+    eventually(lambda: web.gateway._thread._serving._callers.streaming.is_leaving)
+    go_on.set()
+    asking.join()
+    assert (replies[0].body, replies[0].is_whole) == (b"first last", True)
+
+
+def test_a_connector_that_stops_waits_for_nobody_who_does_not_read(web: Web) -> None:
+    closed = threading.Event()
+
+    def parts() -> Iterator[bytes]:
+        try:
+            while True:
+                yield b"x" * 10_000
+        finally:
+            closed.set()
+
+    connector = web.serve("wsgi", wsgi(lambda environ: parts()))
+    caller = web.http2()
+    caller.opens_windows = False
+    caller.begin("GET", "/")
+    caller.hear()
+    connector.stop(0.2)
+    assert closed.wait(TIMEOUT)
 
 
 HANGS = """
