@@ -20,6 +20,7 @@ from revconn.core.web import body_parts, read_request_part, response_part
 from revconn.exceptions import RevconnError
 from revconn.logger import get_logger
 from revconn.runtime.threads import guarded_thread, own_thread
+from revconn.serving.handlers import name_of
 from revconn.serving.stream_requests import Behavior, EndCall, Ending, StreamRequest
 from revconn.serving.streaming_handlers import Opener
 from revconn.serving.wsgi import peer_of, split_authority
@@ -35,6 +36,7 @@ ASGIApplication = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[
 
 _VERSION = {"version": "3.0", "spec_version": "2.3"}
 _SHUTDOWN_TIMEOUT = 5.0  # seconds that an application has to end
+_SLOW_START = 10.0  # seconds after which one that starts up is told of
 _ENDED: Ending = (StatusCode.UNAVAILABLE, "the application has ended", ())
 
 
@@ -66,7 +68,14 @@ class ASGIHandler(Opener):
             if self._thread is None:
                 self._thread = guarded_thread("revconn-asgi", self._run, self._fail)
                 self._thread.start()
-        self._started.wait()
+        if not self._started.wait(_SLOW_START):
+            # No limit: a migration, say, may take long, and another server would wait for it, too.
+            logger.warning(
+                "the ASGI application %s has not started up in %g s; it is waited for",
+                name_of(self._app),
+                _SLOW_START,
+            )
+            self._started.wait()
         if self._failure is not None:
             raise RevconnError(f"the ASGI application failed to start: {self._failure}")
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import Iterator
 from typing import Any, Callable
 
 import pytest
 
 from revconn import Connector, Request, RevconnError
+from revconn.serving import asgi
 from tests.support.waiting import eventually
 from tests.support.web_applications import http
 from tests.web.conftest import SERVICE, Web
@@ -132,6 +134,30 @@ def test_two_applications_live_beside_each_other(run_web: Callable[..., Web]) ->
         assert caller.ask("GET", "/", host="a").body == b"shared"
         assert caller.ask("GET", "/", host="b").body == b"shared"
     assert [app.events for app in apps] == [["startup", "request", "shutdown"]] * 2
+
+
+def test_a_start_up_that_takes_long_is_told_of_once(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(asgi, "_SLOW_START", 0.0)
+    go_on = threading.Event()
+
+    async def shop(scope: Any, receive: Any, send: Any) -> None:
+        await receive()
+        await asyncio.get_running_loop().run_in_executor(None, go_on.wait, TIMEOUT)
+        await send({"type": "lifespan.startup.complete"})
+        await receive()
+        await send({"type": "lifespan.shutdown.complete"})
+
+    handler = asgi.ASGIHandler(shop)
+    starting = threading.Thread(target=handler.start)
+    starting.start()
+    eventually(lambda: "shop has not started up" in caplog.text)
+    go_on.set()
+    starting.join(TIMEOUT)
+    assert [each.levelname for each in caplog.records if "start" in each.msg] == ["WARNING"]
+    handler.begin_stop()
+    handler.wait(time.monotonic() + TIMEOUT)
 
 
 @pytest.mark.parametrize("error", [RuntimeError("broken"), SystemExit("broken")])
