@@ -1,6 +1,5 @@
 package interop;
 
-import com.google.gson.Gson;
 import io.grpc.InsecureChannelCredentials;
 import io.grpc.ManagedChannelBuilder;
 import io.grpc.netty.InternalNettyChannelBuilder;
@@ -20,16 +19,17 @@ import org.junit.runners.JUnit4;
 /**
  * The tests that grpc-java's own transports have to pass, with a server that is somewhere else.
  *
- * <p>usage: GrpcTests netty|okhttp PORT. Says what was wrong with each, in JSON.
+ * <p>JUnit makes an object for each: which transport, and where, is the same for all of a run.
  */
 @RunWith(JUnit4.class)
 public class GrpcTests extends AbstractInteropTest {
   private static String transport;
   private static int port;
 
-  public static void main(String[] args) {
-    transport = args[0];
-    port = Integer.parseInt(args[1]);
+  /** What was wrong in each: nothing, {@code skipped} or a trace. */
+  static Map<String, String> problems(String ownTransport, int serverPort) {
+    transport = ownTransport;
+    port = serverPort;
     Map<String, String> problems = new TreeMap<>();
     JUnitCore core = new JUnitCore();
     core.addListener(
@@ -50,8 +50,7 @@ public class GrpcTests extends AbstractInteropTest {
           }
         });
     core.run(GrpcTests.class);
-    System.out.println(new Gson().toJson(problems));
-    System.exit(0);
+    return problems;
   }
 
   @Override
