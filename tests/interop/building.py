@@ -30,6 +30,7 @@ __all__ = [
     "TOOLS",
     "Sources",
     "build",
+    "environment_of_go",
 ]
 
 HERE = Path(__file__).resolve().parent
@@ -37,7 +38,20 @@ ROOT = HERE.parent.parent
 PROTOS = ROOT / "protos"
 BUILD = ROOT / "build" / "interop"
 BENCHMARKS = ROOT / "benchmarks" / "go"
-XDS = "google.golang.org/grpc/xds"
+GO_MODULE = HERE / "go"
+# Neither optimized nor to be debugged: that takes half as long, and nobody measures. And as if the
+# sources were anywhere, so that what is the same is compiled once.
+QUICKLY = ("-gcflags=all=-N -l -dwarf=false", "-ldflags=-s -w", "-trimpath", "-buildvcs=false")
+GRPC_GO = "google.golang.org/grpc"
+INSTEAD_OF_XDS = {
+    "xds": "package xds\n",
+    "xds/googledirectpath": """package googledirectpath
+
+import "errors"
+
+func SetUniverseDomain(string) error { return errors.New("built without xDS") }
+""",
+}
 
 
 @dataclass(frozen=True)
@@ -66,47 +80,72 @@ def build(what: Sources) -> None:
             stamp.write_text(wanted)
 
 
+def environment_of_go() -> dict[str, str]:
+    """In which others build as quickly, and share what is compiled."""
+    quickly = " ".join(f"'{flag}'" for flag in QUICKLY)
+    return {"GOFLAGS": f"{os.environ.get('GOFLAGS', '')} {quickly}", "CGO_ENABLED": "0"}
+
+
 def _make_go() -> None:
     for program in ("client", "streamclient", "streamconnector"):
-        _go_build(program, f"./{program}", HERE / "go")
+        _go_build(program, f"./{program}")
     _go_build("connector", "./guideclient", BENCHMARKS)
     _go_build("thingateway", "./thingateway", BENCHMARKS)
 
 
 def _make_grpcurl() -> None:
-    """As it is published, but without xDS: nobody needs it, and it takes a minute to compile."""
-    module, command = HERE / "go", "github.com/fullstorydev/grpcurl/cmd/grpcurl"
-    said = _run(["go", "list", "-f", "{{.Dir}}", command], module)
-    published = Path(said.splitlines()[-1])  # after what was downloaded
-    ours = BUILD / "grpcurl"
-    shutil.rmtree(ours, ignore_errors=True)
-    ours.mkdir(parents=True)
-    for name in ("go.mod", "go.sum"):
-        shutil.copyfile(module / name, ours / name)
-    for source in published.glob("*.go"):
-        if not source.name.endswith("_test.go"):
-            text = source.read_text(encoding="utf-8")
-            ours.joinpath(source.name).write_text(text.replace(f'_ "{XDS}"', ""), encoding="utf-8")
-    _go_build("grpcurl", ".", ours)
+    _go_build_without_xds("grpcurl", "github.com/fullstorydev/grpcurl/cmd/grpcurl")
 
 
 def _make_tools() -> None:
-    _go_build("ghz", "github.com/bojand/ghz/cmd/ghz", HERE / "go")
-    _go_build("grpc-health-probe", "github.com/grpc-ecosystem/grpc-health-probe", HERE / "go")
+    _go_build_without_xds("ghz", "github.com/bojand/ghz/cmd/ghz")
+    _go_build("grpc-health-probe", "github.com/grpc-ecosystem/grpc-health-probe")
 
 
 def _make_h2spec() -> None:
-    _go_build("h2spec", "github.com/summerwind/h2spec/cmd/h2spec", HERE / "go")
+    _go_build("h2spec", "github.com/summerwind/h2spec/cmd/h2spec")
 
 
 def _make_grpc_interop_go() -> None:
-    _go_build("grpc-interop", "google.golang.org/grpc/interop/client", HERE / "go")
+    _go_build_without_xds("grpc-interop", "google.golang.org/grpc/interop/client")
 
 
-def _go_build(name: str, package: str, directory: Path) -> None:
-    # Neither optimized nor to be debugged nor with C: that takes half as long, and nobody measures.
-    flags = ["-gcflags=all=-N -l -dwarf=false", "-ldflags=-s -w", "-o", f"{BUILD}/go/{name}"]
-    _run(["go", "build", *flags, package], directory, CGO_ENABLED="0")
+def _make_benchmarks() -> None:
+    _go_build_into(f"{BENCHMARKS.parent}/.build/", "./...", BENCHMARKS)
+
+
+def _go_build_without_xds(name: str, package: str) -> None:
+    """As published, with a grpc-go that has no xDS: nobody needs it, and it is half of all."""
+    ours = BUILD / f"{name}-grpc-go"
+    said = _run(["go", "list", "-f", "{{.Module.Dir}}", GRPC_GO], GO_MODULE)
+    _copy_grpc_go(Path(said.splitlines()[-1]), ours)  # after what was downloaded
+    with_ours = ours.with_suffix(".mod")
+    shutil.copyfile(GO_MODULE / "go.sum", ours.with_suffix(".sum"))
+    replaced = f'replace {GRPC_GO} => "{ours}"'
+    module = (GO_MODULE / "go.mod").read_text(encoding="utf-8")
+    with_ours.write_text(f"{module}\n{replaced}\n", encoding="utf-8")
+    _go_build(name, package, GO_MODULE, f"-modfile={with_ours}")
+
+
+def _copy_grpc_go(published: Path, ours: Path) -> None:
+    shutil.rmtree(ours, ignore_errors=True)
+    for source in (published / "go.mod", *published.rglob("*.go")):
+        copy = ours / source.relative_to(published)
+        if not copy.is_relative_to(ours / "xds"):
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source, copy)
+    for package, source in INSTEAD_OF_XDS.items():
+        (ours / package).mkdir(parents=True)
+        (ours / package / "instead.go").write_text(source, encoding="utf-8")
+
+
+def _go_build(name: str, package: str, directory: Path = GO_MODULE, *flags: str) -> None:
+    _go_build_into(f"{BUILD}/go/{name}", package, directory, *flags)
+
+
+def _go_build_into(target: str, packages: str, directory: Path, *flags: str) -> None:
+    command = ["go", "build", *QUICKLY, *flags, "-o", target, packages]
+    _run(command, directory, CGO_ENABLED="0")  # without C, for the same reason
 
 
 def _make_node() -> None:
@@ -167,12 +206,14 @@ def _alone(name: str) -> Iterator[None]:
         yield
 
 
-_GO_MODULE = (HERE / "go" / "go.mod", HERE / "go" / "go.sum")
-GO = Sources("go", ("go",), (HERE / "go", BENCHMARKS), _make_go)
+_GO_MODULE = (GO_MODULE / "go.mod", GO_MODULE / "go.sum")
+GO = Sources("go", ("go",), (GO_MODULE, BENCHMARKS), _make_go)
 GRPCURL = Sources("grpcurl", ("go",), _GO_MODULE, _make_grpcurl)
 TOOLS = Sources("tools", ("go",), _GO_MODULE, _make_tools)
 H2SPEC = Sources("h2spec", ("go",), _GO_MODULE, _make_h2spec)
 GRPC_INTEROP_GO = Sources("grpc-interop-go", ("go",), _GO_MODULE, _make_grpc_interop_go)
+# What tests/benchmarks finds built; whoever measures builds it again, optimized.
+BENCHMARK_PROGRAMS = Sources("benchmarks", ("go",), (BENCHMARKS,), _make_benchmarks)
 NODE = Sources("node", ("node", "npm"), (HERE / "node", PROTOS), _make_node)
 JAVA = Sources("java", ("java", "javac", "mvn"), (HERE / "java", PROTOS), _make_java)
 GRPC_INTEROP_JAVA = Sources(
@@ -188,6 +229,6 @@ JAVA_PROGRAMS = (JAVA, GRPC_INTEROP_JAVA)
 
 
 if __name__ == "__main__":
-    for each in (*GO_PROGRAMS, NODE, *JAVA_PROGRAMS):
+    for each in (*GO_PROGRAMS, BENCHMARK_PROGRAMS, NODE, *JAVA_PROGRAMS):
         if not each.missing():
             build(each)

@@ -9,8 +9,7 @@ require (
 	revconn/benchmarks v0.0.0
 )
 
-// What protoc makes of protos/registry.proto. build/interop/grpcurl, into which this file is copied,
-// is as deep.
+// What protoc makes of protos/registry.proto.
 replace revconn/benchmarks => ../../../benchmarks/go
 
 require (
