@@ -56,7 +56,7 @@ def test_a_caller_of_grpcio_is_not_taken_for_a_flood(impatient, gateway, name) -
 
 
 def test_a_caller_whose_calls_are_not_answered_in_time_is_not_either(
-    impatient, gateway, connect
+    clock, gateway, connect
 ) -> None:
     connect(gateway, "echo.Echo")  # and answers nothing
     with grpc.insecure_channel(gateway.address) as channel:

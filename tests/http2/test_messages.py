@@ -207,6 +207,7 @@ def splitter_fed(segment: int) -> None:
     assert len(frames) == 1
 
 
+@pytest.mark.costly
 @pytest.mark.parametrize("fed", [reader_fed, splitter_fed])
 @pytest.mark.parametrize("segment", [1, 10])
 def test_tiny_segments_cost_about_as_much_memory_as_they_bring(fed, segment: int) -> None:

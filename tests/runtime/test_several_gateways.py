@@ -156,6 +156,7 @@ def callers(port: int) -> Iterator[RoundRobin]:
     callers.finish()
 
 
+@pytest.mark.costly
 def test_only_calls_in_flight_at_the_one_that_is_killed_fail(
     new_connector, gateways, callers, port, monkeypatch
 ) -> None:

@@ -21,6 +21,8 @@ from revconn.gateway import Gateway
 from tests.support.connectors import TRANSPORTS
 from tests.support.waiting import eventually
 
+pytestmark = pytest.mark.costly
+
 TIMEOUT = 30.0
 LIMIT = 100_000
 KINDS = {

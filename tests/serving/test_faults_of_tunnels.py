@@ -33,6 +33,8 @@ from tests.support.scripted_gateway import Peer, ScriptedGateway
 from tests.support.scripted_http2 import message
 from tests.support.waiting import eventually
 
+pytestmark = pytest.mark.costly
+
 TIMEOUT = 30.0
 KINDS = ("unary_unary", "unary_stream", "stream_unary", "stream_stream")
 NO_METHODS = ("", "/", "//", "/a.B/", "/a.B", "a.B", "//Say")

@@ -234,6 +234,7 @@ def test_a_message_that_does_not_decode_costs_its_own_call(channels: list[grpc.C
     assert call(tunnelled, "stream_unary", "joins", [b"a", b"b"]).responses == [b"a,b"]
 
 
+@pytest.mark.costly
 def test_many_messages_come_in_their_order_each_way(channels: list[grpc.Channel]) -> None:
     _, tunnelled = channels
     seen = call(tunnelled, "unary_stream", "counts", [b"5000"])
