@@ -32,7 +32,7 @@ from revconn._proto.registry_pb2 import (
     StreamOpening,
     StreamStatus,
 )
-from revconn.core.metadata import Metadata, entries_of, pairs_of
+from revconn.core.metadata import Metadata, bounded, entries_of, pairs_of, truncate_message
 from revconn.core.requests import STREAM_TAG, LargeAlone, encode_varint
 from revconn.core.rope import ROPE_BYTES, Data, Piece, Rope
 from revconn.core.status import StatusCode
@@ -167,7 +167,7 @@ class Stream:
     def begin(self, metadata: Metadata) -> None:
         """Send the answer's initial metadata, before its first message."""
         if not self.is_over:
-            self._initial = metadata
+            self._initial = bounded(metadata, self._streams.header_list)
             self._streams.enlist(self)
 
     def half_close(self) -> None:
@@ -180,13 +180,13 @@ class Stream:
         """End the answer, behind all messages. It is over once that was sent."""
         if not self._is_closed:
             self._is_closed = True
-            self._status = _status(code, message, trailing)
+            self._status = self._streams.status(code, message, trailing)
             self._streams.enlist(self)
 
     def cut_short(self, code: StatusCode, message: str = "", trailing: Metadata = ()) -> None:
         """End the answer at once: what waits is not sent, and nothing else is heard."""
         if not self.is_over:
-            self._end_with(_STATUS, _status(code, message, trailing))
+            self._end_with(_STATUS, self._streams.status(code, message, trailing))
 
     def cancel(self, reason: str) -> None:
         """Give the call up: nothing else is said of it, or heard."""
@@ -482,6 +482,8 @@ class Streams:
     :ivar held: what came and was not consumed.
     :ivar small: bytes of a message up to which only its stream's credit limits it.
     :ivar turn: bytes that a stream sends before it is another one's turn.
+    :ivar header_list: bytes of an answer's metadata, and of its status, for both of which a frame
+        that is full of messages has room.
     """
 
     def __init__(
@@ -503,6 +505,7 @@ class Streams:
         # A frame holds at most so much, one message of a turn, and what is neither.
         self._alone = max(_LEAST, min(_ALONE, frame_limit // 2))
         self.turn = max(_LEAST, min(TURN, frame_limit // 4))
+        self.header_list = frame_limit // 8
         self.held = self.grown = 0
         self.open: dict[int, Stream] = {}
         self._last_id = 0
@@ -560,6 +563,16 @@ class Streams:
         frame.ClearField("opening")
         stream.receive(frame, large, asks=False)
         return ""
+
+    def status(self, code: StatusCode, message: str, trailing: Metadata) -> StreamStatus:
+        """An answer's end, as far as it goes into a frame: a longer one would end the tunnel."""
+        if len(message) > self.header_list // 8:  # each character may be four bytes
+            message = truncate_message(encodable(message), self.header_list // 8)
+        return StreamStatus(
+            code=int(code),
+            message=encodable(message),
+            trailing_metadata=entries_of(bounded(trailing, self.header_list)),
+        )
 
     def has_room_for(self, stream: Stream, size: int) -> bool:
         """Whether a large message may be held; what goes into its window always may.
@@ -646,12 +659,6 @@ def _rope(pieces: list[Piece]) -> Rope:
 def _sized(message: Message) -> tuple[bytes, bytes]:
     data = message.SerializeToString()
     return encode_varint(len(data)), data
-
-
-def _status(code: StatusCode, message: str, trailing: Metadata) -> StreamStatus:
-    return StreamStatus(
-        code=int(code), message=encodable(message), trailing_metadata=entries_of(trailing)
-    )
 
 
 def _code(number: int) -> StatusCode:

@@ -1360,3 +1360,24 @@ def test_who_hears_that_the_connection_is_gone_may_give_up_another_call(pair: Pa
     assert first.is_over
     assert second.is_over
     assert not pair.asking.has_output
+
+
+def test_an_end_and_metadata_that_are_too_long_for_a_frame_are_cut_and_do_not_end_the_tunnel() -> (
+    None
+):
+    limit = 1 << 20
+    streams = Streams(
+        lambda: None, message_limit=limit, most_streams=9, most_held=limit, frame_limit=limit
+    )
+    endless = (("large", "x" * limit), ("small", "y"))
+    for end in (Stream.finish, Stream.cut_short):
+        stream = streams.ask(OPENING, Heard())
+        stream.begin(endless)
+        stream.send(b"x" * (streams.turn - 1))
+        end(stream, StatusCode.INTERNAL, "\N{EURO SIGN}" * limit, endless)
+        frames = [ConnectionMessage.FromString(bytes(each)) for each in streams.take(limit)]
+        status = frames[-1].stream.status
+        assert max(each.ByteSize() for each in frames) < limit
+        assert status.code == StatusCode.INTERNAL
+        assert status.message.endswith("\N{EURO SIGN}...")
+        assert [entry.key for entry in status.trailing_metadata] == ["small"]
