@@ -204,7 +204,12 @@ class ClientCall(Receiver):
     def _take_trailers(self, fields: Sequence[Field]) -> None:
         trailers = decode_metadata((each.name, each.value) for each in fields)
         code, problem = end_by_trailers(trailers, silent="the backend ended the call")
-        if code is StatusCode.OK:
+        if code is StatusCode.OK and self.is_mid_message:  # nobody may take a part for all
+            code, message = (
+                StatusCode.INTERNAL,
+                "the backend's answer ended in the middle of a message",
+            )
+        elif code is StatusCode.OK:
             message = ""
         elif "grpc-message" in trailers:
             message = decode_message(str(trailers["grpc-message"]))

@@ -279,12 +279,22 @@ def _breaks_a_message_off(peer: Http2Peer) -> None:
     peer.say(DataFrame(1, message(b"xyz")[:-1], flags=["END_STREAM"]))
 
 
+def _breaks_a_message_off_and_says_that_all_is_well(peer: Http2Peer) -> None:
+    peer.say(DataFrame(1, message(b"xyz")[:-1]))
+    peer.trailers(("grpc-status", "0"))
+
+
 @pytest.mark.parametrize(
     ("misbehave", "code", "words"),
     [
         (_ends_without_trailers, grpc.StatusCode.UNKNOWN, "without a status"),
         (_sends_headers_twice, grpc.StatusCode.INTERNAL, "headers in the middle of an answer"),
         (_breaks_a_message_off, grpc.StatusCode.INTERNAL, "ended in the middle of a message"),
+        (
+            _breaks_a_message_off_and_says_that_all_is_well,
+            grpc.StatusCode.INTERNAL,
+            "ended in the middle of a message",
+        ),
     ],
     ids=lambda each: each.__name__ if callable(each) else "",
 )
