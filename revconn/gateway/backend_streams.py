@@ -125,7 +125,8 @@ class BackendStream(Asker):
             self._call = call
             client.make(call)
         except OSError as error:
-            self._lose(Lost(str(error), is_unsent=True))
+            if not self.is_over:  # given up in the turn in which the time to connect ran out
+                self._lose(Lost(str(error), is_unsent=True))
         except asyncio.CancelledError:
             raise
         except BaseException:
