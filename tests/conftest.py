@@ -6,6 +6,7 @@ import gc
 import importlib
 import os
 import pkgutil
+import re
 import threading
 import warnings
 from collections.abc import Generator, Iterator
@@ -72,6 +73,8 @@ UNMEASURED = tuple(
         "web/test_frameworks.py",
     )
 )
+# Of what runs in several ways, these run what the others do.
+UNMEASURED_WAYS = re.compile(r"\[(grpcio|TLS)\b")
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -121,7 +124,8 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
     """Leave what is unmeasured, and the programs that it starts, to run untraced."""
-    if not tracing() or not item.nodeid.startswith(UNMEASURED):
+    is_measured = not (item.nodeid.startswith(UNMEASURED) or UNMEASURED_WAYS.search(item.nodeid))
+    if not tracing() or is_measured:
         return (yield)
     with untraced():
         return (yield)
