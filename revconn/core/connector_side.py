@@ -47,7 +47,7 @@ from revconn.core.requests import (
 )
 from revconn.core.rope import ROPE_BYTES, Data
 from revconn.core.status import ProtocolError, is_success
-from revconn.core.streams import Large
+from revconn.core.stream import Large
 from revconn.logger import Mask, Reminders, SafeLogger, get_logger, presentable
 
 __all__ = ["Arrival", "ConnectorConnection", "Due", "FromGateway", "Probed", "Streaming"]

@@ -11,7 +11,7 @@ from typing import Protocol
 from revconn.core.metadata import Metadata
 from revconn.core.rope import Data
 from revconn.core.status import StatusCode
-from revconn.core.streams import Listener
+from revconn.core.stream import Listener
 from revconn.gateway.client import Client
 from revconn.gateway.client_calls import Answer, Asker, ClientCall, Lost, UnaryAsker
 from revconn.logger import get_logger

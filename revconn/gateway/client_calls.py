@@ -14,7 +14,7 @@ from revconn.core.framing import GzipInflater, frame
 from revconn.core.metadata import Metadata
 from revconn.core.rope import Data
 from revconn.core.status import ProtocolError, StatusCode, decode_message
-from revconn.core.streams import OVERHEAD
+from revconn.core.stream import OVERHEAD
 from revconn.http2.endpoint import Endpoint
 from revconn.http2.grpc import (
     MessageTooLong,

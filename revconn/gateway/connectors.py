@@ -23,7 +23,8 @@ from revconn.core.gateway_side import End, FromConnector, GatewayConnection, Gat
 from revconn.core.requests import LargeAlone
 from revconn.core.rope import Data
 from revconn.core.status import ProtocolError, StatusCode
-from revconn.core.streams import Large, Streams
+from revconn.core.stream import Large
+from revconn.core.streams import Streams
 from revconn.gateway.deadlines import Timeouts
 from revconn.gateway.keys import INTROSPECTION, ApiKeys
 from revconn.gateway.refusals import STOPPING, Refused, over_limit

@@ -22,7 +22,7 @@ from revconn.core.connection import decode
 from revconn.core.metadata import Metadata
 from revconn.core.rope import Data
 from revconn.core.status import ProtocolError, StatusCode
-from revconn.core.streams import OVERHEAD, Listener, Received, Stream
+from revconn.core.stream import OVERHEAD, Listener, Received, Stream
 from revconn.gateway.budgets import Budget
 from revconn.gateway.refusals import STOPPING, Refused, over_limit
 from revconn.gateway.routes import Connection

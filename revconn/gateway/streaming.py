@@ -27,7 +27,7 @@ from revconn.core.metadata import (
 from revconn.core.rope import Data
 from revconn.core.routing import Wanted, split_method_path
 from revconn.core.status import ProtocolError, StatusCode
-from revconn.core.streams import OVERHEAD, Listener, Received, Stream
+from revconn.core.stream import OVERHEAD, Listener, Received, Stream
 from revconn.gateway.backend_streams import UNREACHABLE, BackendListener, BackendStream
 from revconn.gateway.budgets import Budget
 from revconn.gateway.refusals import STOPPING, NobodyServes, Refused, over_limit

@@ -30,14 +30,8 @@ from revconn._proto.registry_pb2 import ForwardRequest, StreamFrame, StreamOpeni
 from revconn.core.metadata import Metadata, headers_from_metadata, pairs_of
 from revconn.core.requests import LargeAlone
 from revconn.core.status import StatusCode
-from revconn.core.streams import (
-    OVERHEAD,
-    Large,
-    Listener,
-    Received,
-    Stream,
-    Streams,
-)
+from revconn.core.stream import OVERHEAD, Large, Listener, Received, Stream
+from revconn.core.streams import Streams
 from revconn.logger import get_logger
 from revconn.messages import Request
 from revconn.runtime import clock

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Callable
 
 from revconn.core.metadata import Metadata
 from revconn.core.status import StatusCode
-from revconn.core.streams import OVERHEAD, WINDOW, Stream
+from revconn.core.stream import OVERHEAD, WINDOW, Stream
 from revconn.messages import Request
 from revconn.runtime.threads import BinarySemaphore
 

@@ -18,24 +18,17 @@ from revconn._proto.registry_pb2 import (
     StreamPiece,
     StreamStatus,
 )
-from revconn.core import streams as core
+from revconn.core import stream as one_stream
+from revconn.core import streams as all_streams
 from revconn.core.metadata import Metadata, entries_of
-from revconn.core.requests import LargeAlone, split_frame
+from revconn.core.requests import STREAM_TAG, LargeAlone, split_frame
 from revconn.core.rope import Data, Rope
 from revconn.core.status import StatusCode
-from revconn.core.streams import (
-    OVERHEAD,
-    STREAM_TAG,
-    TURN,
-    WINDOW,
-    Listener,
-    Received,
-    Stream,
-    Streams,
-)
+from revconn.core.stream import OVERHEAD, WINDOW, Listener, Received, Stream
+from revconn.core.streams import TURN, Streams
 
 OPENING = StreamOpening(method_path="/a.B/C")
-LARGEST_WINDOW = core._LARGEST_WINDOW
+LARGEST_WINDOW = one_stream._LARGEST_WINDOW
 MIB = 1 << 20
 
 
@@ -355,7 +348,9 @@ SIZES = st.one_of(
     st.integers(0, 40),
     st.sampled_from([126, 127, 128, 1022, 1023, 1024, 1025, 4096, 4097]),
     st.sampled_from([TURN - 1, TURN, TURN + 1, WINDOW - 1, WINDOW, WINDOW + 1, 3 * WINDOW + 7]),
-    st.sampled_from([core._ALONE - 1, core._ALONE, core._ALONE + 1, LARGEST_WINDOW + 1]),
+    st.sampled_from(
+        [all_streams._ALONE - 1, all_streams._ALONE, all_streams._ALONE + 1, LARGEST_WINDOW + 1]
+    ),
 )
 PATTERN = bytes(range(251)) * (LARGEST_WINDOW // 251 + 2)
 
@@ -445,7 +440,7 @@ def test_credit_is_never_overdrawn_by_more_than_a_message(
             heard.read()
         allowed += sum(frame.credit for frame in pair.move(pair.answering))
         assert allowed == answered.allowed == asked.granted
-        assert asked.granted - answered.received <= core._MOST_ALLOWED
+        assert asked.granted - answered.received <= one_stream._MOST_ALLOWED
     assert heard.messages == [message_of(size, number) for number, size in enumerate(sizes)]
 
 
@@ -727,7 +722,7 @@ def test_all_windows_of_a_connection_together_are_bounded(pair: Pair) -> None:
         answers.append(answered)
     grown = [answered.window > WINDOW for answered in answers]
     assert grown == [True] * 8 + [False] * 4
-    assert pair.answering.grown <= core._MOST_WINDOWS
+    assert pair.answering.grown <= one_stream._MOST_WINDOWS
     answers[0].finish(StatusCode.OK)
     asked, answered = pair.opened()
     asked.send(b"x" * MIB)
@@ -786,7 +781,7 @@ def test_a_gateway_that_breaks_a_rule_ends_one_stream(
 ) -> None:
     pair = Pair(message_limit=1_000_000, reads=False)
     # A large message whose window grows with it would be the credit for the next one.
-    pair.answering.grown = core._MOST_WINDOWS if "allowed" in words else 0
+    pair.answering.grown = one_stream._MOST_WINDOWS if "allowed" in words else 0
     code, reason = broken(pair, *map(heard_as, frames))
     assert code is StatusCode.RESOURCE_EXHAUSTED
     assert words in reason
@@ -880,7 +875,7 @@ def test_large_messages_of_all_streams_are_held_within_one_budget(frame_limit: i
 
 def test_what_cannot_come_in_pieces_needs_no_room_beside_the_window() -> None:
     pair = Pair(reads=False, most_held=0)
-    pair.answering.grown = core._MOST_WINDOWS  # no window grows
+    pair.answering.grown = one_stream._MOST_WINDOWS  # no window grows
     asked, _ = pair.opened()
     asked.send(b"x" * (WINDOW - 1000))
     asked.send(b"y" * min(TURN, 16_000))
@@ -909,7 +904,7 @@ def test_small_pieces_are_kept_together(pair: Pair) -> None:
         missing -= 2
         pair.answering.receive(StreamFrame(stream_id=1, piece=piece(b"xy", missing)))
         pair.answering.receive(StreamFrame(stream_id=1, piece=piece(b"", missing)))
-    assert len(answered._parts) <= 20_000 // core._SMALL_PIECE + 1
+    assert len(answered._parts) <= 20_000 // one_stream._SMALL_PIECE + 1
     assert answered.held == 100_000 + OVERHEAD
 
 
@@ -1051,7 +1046,7 @@ def test_what_follows_a_refused_opening_is_nobodys() -> None:
 
 
 def test_who_has_no_id_left_is_full(pair: Pair) -> None:
-    pair.asking._last_id = core.LAST_ID - 1
+    pair.asking._last_id = all_streams.LAST_ID - 1
     assert not pair.asking.is_full
     assert pair.ask().id == 2**32 - 1
     assert pair.asking.is_full

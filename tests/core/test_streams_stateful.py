@@ -8,9 +8,10 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from revconn.core import streams as core
+from revconn.core import stream as one_stream
 from revconn.core.status import StatusCode
-from revconn.core.streams import TURN, WINDOW, Stream, Streams
+from revconn.core.stream import WINDOW, Stream
+from revconn.core.streams import TURN, Streams
 from tests.core.test_streams import Heard, Pair, message_of
 
 SIZES = st.sampled_from([0, 1, 1000, 5000, 30_000, TURN + 1, 2 * WINDOW, 300_000])
@@ -125,7 +126,7 @@ class TwoEnds(RuleBasedStateMachine):
                 if stream.id in other:
                     assert stream.granted <= other[stream.id].allowed
                     assert other[stream.id].received <= stream._sent
-                assert stream.granted - stream._sent <= core._LARGEST_WINDOW
+                assert stream.granted - stream._sent <= one_stream._LARGEST_WINDOW
 
     @invariant()
     def what_came_is_what_was_sent_in_its_order(self) -> None:
