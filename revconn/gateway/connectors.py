@@ -10,11 +10,9 @@ import contextlib
 import math
 import time
 import uuid
-from typing import NamedTuple
 
 from revconn._proto.registry_pb2 import (
     ConnectionMessage,
-    ConnectionRegister,
     ForwardResponse,
     StreamFrame,
 )
@@ -26,7 +24,7 @@ from revconn.core.status import ProtocolError, StatusCode
 from revconn.core.stream import Large
 from revconn.core.streams import Streams
 from revconn.gateway.deadlines import Timeouts
-from revconn.gateway.keys import INTROSPECTION, ApiKeys
+from revconn.gateway.keys import Registration, check_registration
 from revconn.gateway.refusals import STOPPING, Refused, over_limit
 from revconn.gateway.routes import Connection
 from revconn.gateway.rpcs import Method, Rpc, code_of
@@ -38,16 +36,10 @@ from revconn.http2.requests import RequestHead
 from revconn.http2.streams import ErrorCode, Stream
 from revconn.logger import get_logger
 
-__all__ = [
-    "ConnectorStream",
-    "ConnectorStreams",
-    "Registration",
-    "check_registration",
-]
+__all__ = ["ConnectorStream", "ConnectorStreams"]
 
 logger = get_logger(__name__)
 
-_MOST_STREAMING = 10_000  # methods of one connector
 FLUSH_TIMEOUT = 5.0  # seconds a leaving connector has to read what is still queued for it
 
 
@@ -56,38 +48,6 @@ _FEATURES = FEATURES_HEADER.encode()
 # Bytes that a registered connector may send: in a frame, and before it is given more.
 LONGEST_FRAME = 256 << 10
 STREAM_WINDOW = 2 << 20
-
-
-class Registration(NamedTuple):
-    """Who registered what: the number of the API key, and the services' names, each once.
-
-    Then the paths of methods that stream, the services of whose methods that is not known, and
-    those by which a connector tells of itself.
-    """
-
-    key: int
-    services: tuple[str, ...]
-    streaming: frozenset[str] = frozenset()
-    mixed: frozenset[str] = frozenset()
-    introspection: frozenset[str] = frozenset()
-
-
-def check_registration(register: ConnectionRegister, keys: ApiKeys) -> Registration:
-    """Check a ``register``: its key, and what that may register. Raises :class:`Refused`."""
-    key = keys.identify(register.api_key)
-    if key is None:
-        raise Refused(StatusCode.UNAUTHENTICATED, "Invalid token")
-    services = keys.check_services(key, register.services)
-    served = frozenset(services)
-    # What it does not serve changes nothing; and each name takes some memory.
-    streaming = frozenset(
-        path
-        for path in register.streaming_methods[:_MOST_STREAMING]
-        if path[1:].rpartition("/")[0] in served
-    )
-    mixed = served.intersection(register.mixed_services)
-    own = INTROSPECTION.intersection(register.mixed_services)
-    return Registration(key, services, streaming, mixed, own)
 
 
 class ConnectorStreams:

@@ -9,13 +9,22 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Union
 
+from revconn._proto.registry_pb2 import ConnectionRegister
 from revconn.core.routing import LONGEST_SERVICE
 from revconn.core.status import StatusCode
 from revconn.gateway.refusals import Refused
 from revconn.logger import Mask
 from revconn.settings.checks import refuse, require_api_key
 
-__all__ = ["PATTERN_REMEDY", "UNCHECKED", "ApiKeys", "ApiKeysGiven", "is_pattern"]
+__all__ = [
+    "PATTERN_REMEDY",
+    "UNCHECKED",
+    "ApiKeys",
+    "ApiKeysGiven",
+    "Registration",
+    "check_registration",
+    "is_pattern",
+]
 
 ApiKeysGiven = Union[str, Iterable[str], Mapping[str, Union[Iterable[str], None]], None]
 
@@ -26,6 +35,7 @@ PATTERN_REMEDY = (
 )
 
 _MOST_SERVICES = 10_000  # looking at more would hold up everybody else
+_MOST_STREAMING = 10_000  # methods of one connector
 _NAME = r"[A-Za-z_][A-Za-z0-9_]*"
 _PATTERN = re.compile(rf"(?:{_NAME}\.)*(?:{_NAME}|\*)")
 # A type of events may be any text. One with a space or a comma in it could not be written in a file
@@ -271,3 +281,35 @@ def _sorted_out(patterns: tuple[str, ...]) -> _Patterns:
         prefix, separator, rest = pattern.partition(":")
         behind[prefix if separator else ""].append(rest if separator else pattern)
     return _Patterns(*(tuple(each) for each in behind.values()))
+
+
+class Registration(NamedTuple):
+    """Who registered what: the number of the API key, and the services' names, each once.
+
+    Then the paths of methods that stream, the services of whose methods that is not known, and
+    those by which a connector tells of itself.
+    """
+
+    key: int
+    services: tuple[str, ...]
+    streaming: frozenset[str] = frozenset()
+    mixed: frozenset[str] = frozenset()
+    introspection: frozenset[str] = frozenset()
+
+
+def check_registration(register: ConnectionRegister, keys: ApiKeys) -> Registration:
+    """Check a ``register``: its key, and what that may register. Raises :class:`Refused`."""
+    key = keys.identify(register.api_key)
+    if key is None:
+        raise Refused(StatusCode.UNAUTHENTICATED, "Invalid token")
+    services = keys.check_services(key, register.services)
+    served = frozenset(services)
+    # What it does not serve changes nothing; and each name takes some memory.
+    streaming = frozenset(
+        path
+        for path in register.streaming_methods[:_MOST_STREAMING]
+        if path[1:].rpartition("/")[0] in served
+    )
+    mixed = served.intersection(register.mixed_services)
+    own = INTROSPECTION.intersection(register.mixed_services)
+    return Registration(key, services, streaming, mixed, own)

@@ -26,8 +26,7 @@ from revconn.core.metadata import metadata_from_headers, truncate_message
 from revconn.core.requests import split_request
 from revconn.core.routing import Routes
 from revconn.core.status import ProtocolError, decode_message, response_code
-from revconn.gateway.connectors import check_registration
-from revconn.gateway.keys import ApiKeys
+from revconn.gateway.keys import ApiKeys, check_registration
 from revconn.gateway.refusals import Refused
 from revconn.http2.frames import FrameSplitter, parse_window_update, unpad
 from revconn.http2.grpc import (

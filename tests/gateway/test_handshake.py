@@ -4,8 +4,7 @@ import pytest
 
 from revconn._proto.registry_pb2 import ConnectionRegister
 from revconn.core.status import StatusCode
-from revconn.gateway.connectors import Registration, check_registration
-from revconn.gateway.keys import ApiKeys
+from revconn.gateway.keys import ApiKeys, Registration, check_registration
 from revconn.gateway.refusals import Refused
 
 KEYS = ApiKeys(["first", "second"])
