@@ -68,6 +68,7 @@ def test_a_name_that_is_looked_up_again_keeps_its_connection(
     connector = connector_to(new_connector, gateway.port)
     connector.start(block=False)
     gateway.accept_ready("id-1")
+    connector.wait_ready(TIMEOUT)
     eventually(lambda: names.asked.count(NAME) >= 4)
     assert connector.stats()["connections"] == 1
     assert connector.state is State.READY
