@@ -21,13 +21,14 @@ def main() -> None:
             "fuzzing needs atheris, which is made for Linux and Python 3.9 to 3.13:"
             " pip install 'revconn[fuzz]'"
         )
-    with atheris.instrument_imports(include=["revconn", "hpack"]):
+    with atheris.instrument_imports(include=["revconn", "hpack", "h11"]):
         from tests.fuzz.decoders import decode_all
         from tests.fuzz.endpoints import decode_blocks, serve
         from tests.fuzz.gateways import Gateways
         from tests.fuzz.target import converse
+        from tests.fuzz.webs import WebGateways
 
-    gateways = Gateways()
+    gateways, web_gateways = Gateways(), WebGateways()
 
     def run(data: bytes) -> None:
         converse(data)  # libFuzzer wants nothing back
@@ -37,6 +38,7 @@ def main() -> None:
         decode_blocks(choices)
         serve(choices)
         gateways.converse(choices)
+        web_gateways.converse(choices)
 
     logging.getLogger().addHandler(logging.NullHandler())  # the gateway must log no error
     found = tempfile.mkdtemp(prefix="revconn-fuzz-")

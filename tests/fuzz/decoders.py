@@ -26,6 +26,7 @@ from revconn.core.metadata import metadata_from_headers, truncate_message
 from revconn.core.requests import split_request
 from revconn.core.routing import Routes
 from revconn.core.status import ProtocolError, decode_message, response_code
+from revconn.core.web import body_parts, read_request_part, read_response_part, travelling
 from revconn.gateway.keys import ApiKeys, check_registration
 from revconn.gateway.refusals import Refused
 from revconn.http2.frames import FrameSplitter, parse_window_update, unpad
@@ -39,6 +40,7 @@ from revconn.http2.grpc import (
 from revconn.logger import presentable
 from revconn.messages import received
 from revconn.serving.replies import Replies
+from revconn.serving.wsgi import _environ
 from revconn.settings.proxy import Proxy
 from revconn.transport import dial
 from revconn.transport.grpcio import explain
@@ -159,6 +161,32 @@ def _payload(data: bytes) -> None:
         assert len(unframe(data, "gzip", _LIMIT)) <= max(len(data), _LIMIT)
 
 
+def _web_parts(data: bytes) -> None:
+    """What a gateway says of a request, and a service of its response."""
+    parts = list(body_parts(data))
+    assert b"".join(read_request_part(part) for part in parts) == data
+    for read in (read_request_part, read_response_part):
+        with contextlib.suppress(*OWN_ERRORS):
+            part = read(data)
+            if hasattr(part, "headers"):
+                _check_travelling([(line.name, line.value) for line in part.headers])
+    head = read_request_part(data)
+    if hasattr(head, "authority"):
+        assert all(isinstance(v, str) for k, v in _environ(head, None, "").items() if k.isupper())
+
+
+def _check_travelling(lines: list[tuple[bytes, bytes]]) -> None:
+    for name, value in travelling(lines):
+        assert name == name.lower()
+        assert not set(value) & set(b"\0\r\n")
+
+
+def _web_headers(data: bytes) -> None:
+    """Names and values by turns, a null byte after each."""
+    words = data.split(b"\0")
+    _check_travelling(list(zip(words[::2], words[1::2])))
+
+
 def _text(data: bytes) -> None:
     text = data.decode("utf-8", "replace")
     assert presentable(text).isprintable()
@@ -178,6 +206,8 @@ DECODERS: dict[str, Callable[[bytes], object]] = {
     "headers and trailers": _headers,
     "the connection": _connection,
     "payloads": _payload,
+    "HTTP in parts": _web_parts,
+    "HTTP's headers": _web_headers,
     "texts": _text,
     "a proxy's answer": lambda data: dial._check(data, _PROXY),
     "registrations": _registration,

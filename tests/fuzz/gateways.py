@@ -45,11 +45,11 @@ from tests.fuzz.said import Said
 from tests.fuzz.tape import Tape
 from tests.support.quick_loop import QuickLoop, QuickSocket
 
-__all__ = ["Gateways"]
+__all__ = ["KEY", "LIMITS", "Gateways"]
 
-_KEY = "key"
+KEY = "key"
 _SERVICE = "echo.Echo"
-_LIMITS = Limits(
+LIMITS = Limits(
     max_pending=30,
     max_pending_per_connection=20,
     max_connections=20,
@@ -134,11 +134,14 @@ class Gateways:
         self._left = _AGAIN
 
         async def begin() -> None:
-            keys = ApiKeys({_KEY: ["echo.*", "publish:*", "subscribe:*"]})
-            settings = Settings(keys, _LIMITS, dial_backends=False, reconnect_grace=0.5)
-            self._serving = Serving(settings)
+            self._serving = Serving(self.settings())
 
         loop.run_until_complete(begin())
+
+    def settings(self) -> Settings:
+        """What each of them is made with."""
+        keys = ApiKeys({KEY: ["echo.*", "publish:*", "subscribe:*"]})
+        return Settings(keys, LIMITS, dial_backends=False, reconnect_grace=0.5)
 
     async def _run(self, tape: Tape) -> None:
         peers = [self._connect(tape, number) for number in range(1 + tape.number(2))]
@@ -156,11 +159,8 @@ class Gateways:
         await self._part(peers)
 
     def _connect(self, tape: Tape, number: int) -> _Peer:
-        self._number += 1
-        assert self._loop is not None
-        sock = QuickSocket(self._number, self._loop)
+        sock = self._accept()
         said = Said(tape, lambda: self._message(tape))
-        self._serving.listener._take_in(sock)  # type: ignore[arg-type]
         if number == 0:
             sock.sent = self._registered(tape)
             said.opened = 1
@@ -168,15 +168,20 @@ class Gateways:
             sock.sent = said.begin()
         return _Peer(sock, said)
 
+    def _accept(self) -> QuickSocket:
+        self._number += 1
+        assert self._loop is not None
+        sock = QuickSocket(self._number, self._loop)
+        self._serving.listener._take_in(sock)  # type: ignore[arg-type]
+        return sock
+
     @staticmethod
     def _registered(tape: Tape) -> bytes:
         path = "/registry.RegistryService/EstablishConnection"
         features = {"revconn-features": "cancel,chunks,drain,metadata,streams"}
         head = encode_fields(request_headers("http", "gateway", path, features))
         streaming = ["/echo.Echo/Say"] if tape.one_in(2) else []
-        register = ConnectionRegister(
-            api_key=_KEY, services=[_SERVICE], streaming_methods=streaming
-        )
+        register = ConnectionRegister(api_key=KEY, services=[_SERVICE], streaming_methods=streaming)
         said = prefix(ConnectionMessage(register=register).SerializeToString())
         return b"".join(
             (
@@ -187,7 +192,7 @@ class Gateways:
             )
         )
 
-    async def _turn(self, peers: list[_Peer]) -> None:
+    async def _turn(self, peers: list[Any]) -> None:
         """What a loop would do with the sockets, until there is nothing to do."""
         for _ in range(100):
             did = [peer.sock.serve() for peer in peers]
@@ -203,7 +208,7 @@ class Gateways:
         serving.listener.receiving.relieve_line()
         serving.shared.rerouting.relieve_stalled()
 
-    async def _part(self, peers: list[_Peer]) -> None:
+    async def _part(self, peers: list[Any]) -> None:
         """All go; some without a word, some read all that there is before."""
         serving, shared = self._serving, self._serving.shared
         for number, peer in enumerate(peers):
@@ -262,7 +267,7 @@ class Gateways:
             return bytes(asked.SerializeToString())
         if choice == 2:
             register = RegisterRequest(
-                api_key=tape.of((_KEY, "wrong")),
+                api_key=tape.of((KEY, "wrong")),
                 address=tape.of(("127.0.0.1:1", "[::1]:2", "nowhere", "")),
                 services=[tape.of(_TEXTS)],
             )
@@ -297,7 +302,7 @@ class Gateways:
             return ConnectionMessage(status=status)
         if choice == 9:
             names = [tape.of(_TEXTS) for _ in range(tape.number(3))]
-            key = tape.of((_KEY, "wrong", ""))
+            key = tape.of((KEY, "wrong", ""))
             return ConnectionMessage(register=ConnectionRegister(api_key=key, services=names))
         return ConnectionMessage(
             heartbeat=Heartbeat(timestamp=tape.of(_NUMBERS), connection_id=tape.of(_TEXTS))

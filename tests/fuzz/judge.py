@@ -6,6 +6,8 @@ conversation: hyperframe reads the frames, hpack the headers, and the order is l
 
 from __future__ import annotations
 
+import re
+
 import hpack
 from hyperframe.frame import (
     ContinuationFrame,
@@ -19,10 +21,13 @@ from hyperframe.frame import (
     WindowUpdateFrame,
 )
 
-__all__ = ["Broken", "Judge", "require"]
+__all__ = ["Broken", "Judge", "http1_answers", "require"]
 
 _HEADER = 9
 _LARGEST = (1 << 31) - 1
+_RESPONSE = re.compile(rb"(\d{3}) [ -~]*\r\n((?:[!-9;-~]+: [^\0\r\n]*\r\n)*)\r\n")
+_LENGTH = re.compile(rb"(?im)^content-length: (\d+)\r$")
+_CHUNK = re.compile(rb"([0-9a-f]{1,6})\r\n")
 
 
 class Broken(AssertionError):
@@ -118,3 +123,55 @@ class Judge:
     def _close(self, stream_id: int) -> None:
         del self._open[stream_id]
         self._closed.add(stream_id)
+
+
+def http1_answers(heard: bytes) -> int:
+    """How many responses of HTTP/1.1 these are, the last of which may be cut short.
+
+    Interim ones do not count. No body has the beginning of a response in it.
+    """
+    before, *responses = heard.split(b"HTTP/1.1 ")
+    require(not before, "something that is no response")
+    count = 0
+    for number, rest in enumerate(responses, 1):
+        response = _RESPONSE.match(rest)
+        require(response is not None or number == len(responses), f"a head: {rest[:200]!r}")
+        if response is None:
+            require(b"\r\n\r\n" not in rest, f"a head: {rest[:200]!r}")
+            continue
+        status, headers = response.groups()
+        body = rest[response.end() :]
+        if status == b"100":
+            require(not body, "a body of what has none")
+            continue
+        count += 1
+        _look_at_body(status, headers.lower(), body, is_last=number == len(responses))
+    return count
+
+
+def _look_at_body(status: bytes, headers: bytes, body: bytes, *, is_last: bool) -> None:
+    lengths = _LENGTH.findall(headers)
+    is_chunked = b"transfer-encoding: chunked\r\n" in headers
+    require(len(lengths) + is_chunked <= 1, f"a response of two lengths: {headers!r}")
+    if not body:  # as that to HEAD is
+        return
+    require(status not in (b"204", b"304"), "a body of what has none")
+    if lengths:
+        size = int(lengths[0])
+        require(len(body) == size or (is_last and len(body) < size), "a body of another length")
+    elif is_chunked:
+        require(_ends_its_chunks(body) or is_last, "chunks without end")
+    else:
+        require(is_last, "a response without length in the midst of others")
+
+
+def _ends_its_chunks(body: bytes) -> bool:
+    at = 0
+    while chunk := _CHUNK.match(body, at):
+        size = int(chunk[1], 16)
+        at = chunk.end() + size + 2
+        require(at > len(body) or body[at - 2 : at] == b"\r\n", "a chunk that goes on")
+        if not size:
+            require(at >= len(body), "something behind the last chunk")
+            return at == len(body)
+    return False

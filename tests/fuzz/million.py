@@ -15,11 +15,13 @@ import traceback
 
 from tests.fuzz.endpoints import decode_blocks, serve
 from tests.fuzz.gateways import Gateways
+from tests.fuzz.webs import WebGateways
 
 TARGETS = {
     "decoder": lambda: decode_blocks,
     "endpoint": lambda: serve,
     "gateway": lambda: Gateways().converse,
+    "web": lambda: WebGateways().converse,
 }
 
 

@@ -17,6 +17,8 @@ from revconn._proto.registry_pb2 import (
     ForwardResponse,
     ResponseStreamInfo,
 )
+from revconn._proto.web_pb2 import Header, RequestPart, ResponseHead, ResponsePart
+from revconn._proto.web_pb2 import RequestHead as WebRequestHead
 from revconn.core.framing import frame
 from tests.fuzz.decoders import DECODERS, OWN_ERRORS, decode_all
 
@@ -60,6 +62,23 @@ MESSAGES = st.one_of(
     ),
 ).map(ConnectionMessage.SerializeToString)
 
+NAMES = st.sampled_from([b"host", b"content-length", b"connection", b"proxy"]) | st.binary()
+LINES = st.lists(st.builds(Header, name=NAMES, value=st.binary(max_size=20)), max_size=4)
+WEB = st.one_of(
+    st.builds(
+        WebRequestHead,
+        method=TEXTS,
+        target=st.binary(),
+        scheme=TEXTS,
+        authority=TEXTS,
+        version=TEXTS,
+        headers=LINES,
+    ).map(lambda head: RequestPart(head=head)),
+    st.builds(ResponseHead, status=NUMBERS, headers=LINES).map(
+        lambda head: ResponsePart(head=head)
+    ),
+).map(lambda part: part.SerializeToString())
+
 WORDS = st.sampled_from(
     [
         b":status\x00200\x00content-type\x00application/grpc\x00",
@@ -71,7 +90,7 @@ WORDS = st.sampled_from(
         b"HTTP/1.1 407 \r\n\r\n",
     ]
 )
-PLAIN = st.binary(max_size=300) | MESSAGES | TEXTS.map(str.encode)
+PLAIN = st.binary(max_size=300) | MESSAGES | WEB | TEXTS.map(str.encode)
 ANYTHING = st.one_of(
     PLAIN,
     st.lists(WORDS | st.binary(max_size=20)).map(b"".join),

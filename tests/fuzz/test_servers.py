@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 from tests.fuzz.endpoints import decode_blocks, serve
 from tests.fuzz.gateways import Gateways
-from tests.fuzz.judge import Broken, Judge
+from tests.fuzz.judge import Broken, Judge, http1_answers
 from tests.fuzz.million import made
+from tests.fuzz.webs import WebGateways
 
 INPUTS = st.one_of(st.binary(max_size=400), st.integers(0, 10**9).map(lambda seed: made(seed, 900)))
 
@@ -25,6 +26,13 @@ FOUND = ((3149, 600), (1_001_419, 2_500), (1_015_080, 2_500), (8, 1_000))
 @pytest.fixture(scope="module")
 def gateways() -> Iterator[Gateways]:
     made_up = Gateways()
+    yield made_up
+    made_up.close()
+
+
+@pytest.fixture(scope="module")
+def web_gateways() -> Iterator[WebGateways]:
+    made_up = WebGateways()
     yield made_up
     made_up.close()
 
@@ -46,6 +54,13 @@ def test_whatever_peers_say_a_gateway_logs_no_error_and_keeps_nothing(
     gateways.converse(data)
 
 
+@given(data=INPUTS)
+def test_whatever_callers_say_in_http1_they_are_answered_or_told_that_it_ends(
+    web_gateways: WebGateways, data: bytes
+) -> None:
+    web_gateways.converse(data)
+
+
 @pytest.mark.parametrize(("seed", "longest"), FOUND)
 def test_what_was_found_is_no_more(gateways: Gateways, seed: int, longest: int) -> None:
     serve(made(seed, longest))
@@ -63,6 +78,22 @@ def test_the_judge_hears_what_is_no_http2() -> None:
     ):
         with pytest.raises(Broken):
             Judge().hear(wrong, 1, 16_384)
+
+
+def test_the_judge_hears_what_is_no_http1() -> None:
+    whole = b"HTTP/1.1 200 OK\r\ncontent-length: 1\r\n\r\nx"
+    assert http1_answers(b"HTTP/1.1 100 \r\n\r\n" + whole + whole[:-1]) == 2
+    for wrong in (
+        b"x" + whole,
+        whole + b"x",
+        whole.replace(b" OK", b" O\0K"),
+        b"HTTP/1.1 200 OK\r\n\r\nx" + whole,  # nobody could tell where it ends
+        b"HTTP/1.1 204 \r\n\r\nx",
+        b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n1\r\nxx" + whole,
+        b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\ncontent-length: 1\r\n\r\n",
+    ):
+        with pytest.raises(Broken):
+            http1_answers(wrong)
 
 
 def test_many_inputs_can_be_run_by_their_numbers() -> None:

@@ -71,6 +71,7 @@ class QuickSocket:
         self.reads = 1 << 30  # bytes that it takes before it reads no more
         self.heard = bytearray()
         self.is_closed = self.has_ended = False
+        self.is_shut = False  # the gateway says nothing more
 
     def fileno(self) -> int:
         return self._number
@@ -117,8 +118,9 @@ class QuickSocket:
 
     def shutdown(self, how: int) -> None:
         """The gateway says nothing more."""
+        self.is_shut = True
 
     def close(self) -> None:
         assert self._number not in self._loop.readers
         assert self._number not in self._loop.writers
-        self.is_closed = True
+        self.is_closed = self.is_shut = True
