@@ -19,6 +19,7 @@ from revconn.gateway.wires import Turn, Wire
 from revconn.http2.bytestreams import ByteStream
 from revconn.http2.endpoint import Endpoint
 from revconn.http2.frames import PREFACE
+from revconn.http2.grpc import is_grpc_content
 from revconn.http2.headers import Field
 from revconn.http2.requests import RequestHead, RequestHeads, not_grpc
 from revconn.http2.streams import ErrorCode, Receiver, Stream
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
 __all__ = ["Exchange", "Peer", "PeerOwner", "address_of"]
 
 _TELLING = PREFACE[:3]  # with which no request of HTTP/1.1 begins
-_CALLS = b"application/grpc"
 _PLAIN_TIMEOUT = 10.0  # seconds that a request may take which is no call
 
 
@@ -261,7 +261,8 @@ class Peer(Wire):
 
 def _is_plain(fields: list[Field]) -> bool:
     """Whether nothing in these headers says that it is a call."""
-    return not any(each.value.startswith(_CALLS) for each in fields if each.name == b"content-type")
+    types = [each.value.decode("latin-1") for each in fields if each.name == b"content-type"]
+    return not any(map(is_grpc_content, types))
 
 
 def address_of(sock: socket.socket) -> str:

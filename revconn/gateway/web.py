@@ -123,6 +123,9 @@ class WebRequest:
         lines = [(each.name, each.value) for each in head.fields if each.name not in _OF_A_HOP]
         if head.content_length >= 0:
             lines.append((b"content-length", b"%d" % head.content_length))
+        # Of no meaning to the gateway here, but to who serves gRPC-Web.
+        told = (b"grpc-timeout", head.timeout), (b"grpc-encoding", head.encoding)
+        lines += [line for line in told if line[1]]
         cookies = [value for name, value in lines if name == b"cookie"]
         if len(cookies) > 1:  # HTTP/2 divides what is one line elsewhere (RFC 9113, section 8.2.3)
             lines = [line for line in lines if line[0] != b"cookie"]

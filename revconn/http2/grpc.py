@@ -32,6 +32,7 @@ __all__ = [
     "end_of_messages",
     "error_name",
     "frame_all",
+    "is_grpc_content",
     "parse_goaway",
     "refusal",
     "request_headers",
@@ -55,7 +56,7 @@ _RUN = 64 << 10  # bytes: how far small pieces run together before another run b
 _GOAWAY_HEAD = struct.Struct(">II")  # RFC 9113, section 6.8
 _ID_MASK = 0x7FFFFFFF
 
-_GRPC_CONTENT = re.compile(r"application/grpc(?:[+;].*)?")
+_GRPC_CONTENT = re.compile(r"application/grpc(?:[+;].*|[ \t]+;.*)?")
 
 # What stands in a gateway's place answers with HTTP alone: gRPC's http-grpc-status-mapping. Any
 # other status is UNKNOWN.
@@ -273,9 +274,14 @@ def error_name(code: int) -> str:
     return _ERROR_NAMES[code] if code < len(_ERROR_NAMES) else f"code {code:#x}"
 
 
+def is_grpc_content(content_type: str) -> bool:
+    """Whether this is gRPC's; that of gRPC-Web begins alike, and is framed in another way."""
+    return _GRPC_CONTENT.fullmatch(content_type) is not None
+
+
 def _is_grpc(headers: Mapping[str, str | bytes]) -> bool:
     content_type = str(headers.get("content-type", ""))
-    return _number(headers.get(":status")) == 200 and bool(_GRPC_CONTENT.fullmatch(content_type))
+    return _number(headers.get(":status")) == 200 and is_grpc_content(content_type)
 
 
 def _number(value: str | bytes | None) -> int:

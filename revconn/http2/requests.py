@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from revconn.core.deadline import parse_grpc_timeout
 from revconn.core.metadata import Metadata, encode_extension, encode_header
 from revconn.core.status import StatusCode, encode_message
-from revconn.http2.grpc import decode_pairs, encode_pairs
+from revconn.http2.grpc import decode_pairs, encode_pairs, is_grpc_content
 from revconn.http2.headers import Field, FieldKind, encode_fields
 
 __all__ = [
@@ -80,7 +80,7 @@ class RequestHead:
         self.method_path = self.path.decode("utf-8", "replace")
         if not (self.method and self.path and b":scheme" in pseudo):
             self.problem = self.problem or "no :method, :scheme or :path"
-        self.is_grpc = self.method == b"POST" and content_type.startswith(b"application/grpc")
+        self.is_grpc = self.method == b"POST" and is_grpc_content(content_type.decode("latin-1"))
 
     def _take_special(self, name: bytes, value: bytes) -> None:
         if name == b"grpc-timeout":

@@ -452,3 +452,13 @@ def test_a_gateway_without_http_refuses_it(resources: Any) -> None:
     caller.say("GET / HTTP/1.1\r\nHost: a\r\n\r\n")
     assert b"HTTP/1.1" not in caller.hears_rest()
     assert web.http2().ask("GET", "/").status == 405
+
+
+@pytest.mark.parametrize("content_type", ["application/grpc-web", "application/grpc-web-text"])
+def test_a_gateway_without_http_says_that_grpc_web_is_no_grpc(
+    resources: Any, content_type: str
+) -> None:
+    web = Web(resources.enter_context(Gateway(api_keys="key")), resources)
+    reply = web.http2().ask("POST", "/a.B/Do", [("content-type", content_type)], b"\0\0\0\0\0")
+    assert reply.status == 415
+    assert b"application/grpc\n" in reply.body

@@ -93,6 +93,39 @@ def test_headers_of_a_connection_do_not_travel(web: Web, call: Call, serve: Any)
     assert not reply.get_all("keep-alive")
 
 
+GRPC_WEB = ("application/grpc-web", "application/grpc-web-text", "application/grpc-web+proto")
+
+
+@pytest.mark.parametrize("content_type", GRPC_WEB)
+def test_grpc_web_is_for_the_application_with_all_its_headers(
+    web: Web, call: Call, content_type: str
+) -> None:
+    seen: list[Any] = []
+    headers = [("Content-Type", content_type)]
+    web.serve("wsgi", answering(seen, "200 OK", headers, b"\0\0\0\0\2ok"))
+    asked = [*headers, ("grpc-timeout", "5S"), ("grpc-encoding", "gzip"), ("x-grpc-web", "1")]
+    reply = call(web).ask("POST", "/a.B/Do", asked, b"\0\0\0\0\2hi")
+    assert (reply.status, reply.body) == (200, b"\0\0\0\0\2ok")
+    assert reply.get("content-type") == content_type
+    (environ,) = seen
+    assert environ["body"] == b"\0\0\0\0\2hi"
+    assert environ["CONTENT_TYPE"] == content_type
+    assert (environ["HTTP_GRPC_TIMEOUT"], environ["HTTP_GRPC_ENCODING"]) == ("5S", "gzip")
+
+
+GRPC = ("application/grpc", "application/grpc+proto", "application/grpc;x=y", "application/grpc ;x")
+
+
+@pytest.mark.parametrize("content_type", GRPC)
+def test_what_is_grpc_is_a_call_and_not_for_the_application(
+    web: Web, serve: Any, content_type: str
+) -> None:
+    seen = serve(web)
+    reply = web.http2().ask("POST", "/a.B/Do", [("content-type", content_type)], b"")
+    assert reply.get("grpc-status") == "14"  # nobody serves it
+    assert not seen
+
+
 @pytest.mark.parametrize("status", [204, 304])
 def test_a_response_without_a_body_has_none(web: Web, call: Call, serve: Any, status: int) -> None:
     serve(web, status, [("ETag", '"a"')], b"this is too much")
