@@ -85,6 +85,10 @@ _LIMITS = {
         "hold calls of a service whose last connector has left for so long, in case one comes"
         " back; 0 refuses them at once",
     ),
+    "http_send_timeout": (
+        "SECONDS",
+        "end an HTTP request whose caller has read nothing of the answer for so long",
+    ),
     "max_pending": ("N", "calls that may wait for an answer at once"),
     "max_pending_per_connection": ("N", "of those, how many may wait for one connector"),
     "max_connections": ("N", "connectors that may be connected"),

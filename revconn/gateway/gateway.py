@@ -64,6 +64,9 @@ class Gateway:
         that a connector serves with :meth:`Connector.add_wsgi` or :meth:`Connector.add_asgi`. Or a
         dict of such services by the host that is asked for, ``"*"`` being any other. ``None``: what
         is not gRPC is refused. Needs ``revconn[http]``.
+    :param http_send_timeout: seconds that such a caller may read nothing of its answer while there
+        is something to read (60: as nginx has it); then its call is ended, and the connector's
+        worker is free. ``None``: for ever, as gRPC's callers may.
     :param heartbeat_timeout: seconds without a heartbeat after which a connection is ended.
     :param request_timeout: seconds a unary call may take at most, whatever its caller would allow.
         What a service that is dialled may stream has as long to begin its answer.
@@ -146,6 +149,7 @@ class Gateway:
         api_keys: ApiKeysGiven = None,
         tls: ServerTLS | ssl.SSLContext | None = None,
         http: str | Mapping[str, str] | None = None,
+        http_send_timeout: float | None = 60.0,
         heartbeat_timeout: float = 120.0,
         request_timeout: float = 30.0,
         reconnect_grace: float = 2.0,
@@ -194,6 +198,7 @@ class Gateway:
             keys=self._keys,
             tls=tls,
             http=parse_hosts(http),
+            http_send_timeout=_optional_seconds("http_send_timeout", http_send_timeout),
             heartbeat_timeout=require_seconds("heartbeat_timeout", heartbeat_timeout),
             request_timeout=require_seconds("request_timeout", request_timeout),
             reconnect_grace=require_seconds("reconnect_grace", reconnect_grace, zero=True),

@@ -29,6 +29,7 @@ from revconn.logger import Reminder, get_logger
 
 if TYPE_CHECKING:
     from revconn.gateway.introspection import Introspection
+    from revconn.gateway.web import Unread
 
 __all__ = ["Serving"]
 
@@ -49,10 +50,13 @@ class Serving:
         self.registry = shared.registry
         streaming = StreamingCalls(shared)
         serve_http = None
+        self._unread: Unread | None = None
         if settings.http:
             from revconn.gateway.web import WebCalls
 
-            serve_http = WebCalls(shared, streaming, settings.http).serve
+            send_timeout = settings.http_send_timeout or math.inf
+            web = WebCalls(shared, streaming, settings.http, send_timeout)
+            serve_http, self._unread = web.serve, web.unread
         self.listener = Listener(settings, shared, self._serve, serve_http)
         self._callers = Callers(shared, self.listener.turn, streaming)
         self._connectors = ConnectorStreams(shared, self.listener.turn)
@@ -162,6 +166,7 @@ class Serving:
         steps = (
             lambda: shared.backends.expire(time.monotonic(), timeout),
             lambda: shared.journal.tick(time.monotonic()),
+            self._expire_unread,
             self.listener.expire_answers,
             shared.rerouting.relieve_stalled,
         )
@@ -171,6 +176,10 @@ class Serving:
             _repeat(interval, steps),
             _repeat(_SHORT_INTERVAL, (self._callers.expire, self.listener.receiving.relieve_line)),
         )
+
+    def _expire_unread(self) -> None:
+        if self._unread is not None:
+            self._unread.expire(time.monotonic())
 
     def _expire_connections(self) -> None:
         now = time.monotonic()

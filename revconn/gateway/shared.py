@@ -62,6 +62,7 @@ class Settings:
     max_connection_age: float | None = None
     max_connection_age_grace: float = 30.0
     http: Mapping[str, str] = field(default_factory=dict)  # the service that answers each host
+    http_send_timeout: float | None = 60.0
     hooks: Hooks | None = None
 
 

@@ -32,9 +32,12 @@ from revconn.gateway.streaming import StreamingCall, StreamingCalls
 from revconn.http2.headers import field
 from revconn.http2.requests import RequestHead
 from revconn.http2.streams import ErrorCode, Stream
+from revconn.logger import get_logger
 from revconn.settings.checks import refuse, require_service_name
 
-__all__ = ["ANY_HOST", "WebCalls", "parse_hosts"]
+__all__ = ["ANY_HOST", "Unread", "WebCalls", "parse_hosts"]
+
+logger = get_logger("revconn.gateway.proxy")  # the name that calls are logged by
 
 ANY_HOST = "*"
 
@@ -51,9 +54,17 @@ class WebCalls:
     """Takes the HTTP requests.
 
     :param hosts: the service that answers each host, :data:`ANY_HOST` being all others.
+    :ivar unread: those of them whose callers have something to read.
     """
 
-    def __init__(self, shared: Shared, streaming: StreamingCalls, hosts: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        shared: Shared,
+        streaming: StreamingCalls,
+        hosts: Mapping[str, str],
+        send_timeout: float,
+    ) -> None:
+        self.unread = Unread(send_timeout)
         self._shared = shared
         self._streaming = streaming
         self._calls = {host: _call_of(service) for host, service in hosts.items()}
@@ -62,14 +73,15 @@ class WebCalls:
         """Have a request answered."""
         asked = WebRequest(stream, head, peer)
         host = _host_of(asked.authority)
-        call_head = self._calls.get(host) or self._calls.get(ANY_HOST) or head
-        call = WebCall(asked, call_head.with_timeout(b"", head.size), self._streaming)
+        served = self._calls.get(host) or self._calls.get(ANY_HOST)
+        call_head = (served or head).with_timeout(b"", head.size)
+        call = WebCall(asked, call_head, self._streaming, self.unread)
         if head.size > self._shared.limits.max_metadata_bytes:
             problem = self._shared.too_much_metadata(head.size).message
             call.refuse_with(431, problem)
         elif problem := asked.problem:
             call.refuse_with(501 if head.method == b"CONNECT" else 400, problem)
-        elif call_head is head:
+        elif served is None:
             call.refuse_with(404, f"no service answers {host[:100] or 'requests without a host'}")
         else:
             try:
@@ -79,6 +91,37 @@ class WebCalls:
             else:
                 return
         peer.endpoint.charge(2)
+
+
+class Unread:
+    """Calls whose callers have not read all that there is.
+
+    :param timeout: seconds that each may read nothing of it: the worker that answers waits.
+    """
+
+    def __init__(self, timeout: float) -> None:
+        self._timeout = timeout
+        # How far each had come when it was last found to have moved, and when that was.
+        self._calls: dict[WebCall, tuple[object, float]] = {}
+
+    def add(self, call: WebCall) -> None:
+        """Something waits for its caller."""
+        self._calls.setdefault(call, (None, 0.0))
+
+    def discard(self, call: WebCall) -> None:
+        """It is over, or nothing waits."""
+        self._calls.pop(call, None)
+
+    def expire(self, now: float) -> None:
+        """End those that have not moved for so long. To be called now and then."""
+        for call, (before, since) in tuple(self._calls.items()):
+            if call not in self._calls:  # it ended with another
+                continue
+            progress = call.progress
+            if progress != before:
+                self._calls[call] = progress, now
+            elif now - since >= self._timeout:
+                call.stall(self._timeout)
 
 
 class WebRequest:
@@ -108,6 +151,11 @@ class WebRequest:
         if not _AUTHORITY.fullmatch(self.authority) or any(v != self.authority for v in hosts):
             return "the host is none, or not the same everywhere"
         return ""
+
+    @property
+    def target(self) -> bytes:
+        """Path and query, as they were sent."""
+        return self._head.path
 
     @property
     def expects_continue(self) -> bool:
@@ -145,15 +193,21 @@ class WebRequest:
 class WebCall(StreamingCall):
     """One request and its response."""
 
-    __slots__ = ("_asked", "_exchange", "_is_answered", "_is_bodiless", "_left")
+    __slots__ = (
+        "_asked", "_exchange", "_is_answered", "_is_bodiless", "_left", "_of_unread", "_written",
+    )  # fmt: skip
 
-    def __init__(self, asked: WebRequest, head: RequestHead, calls: StreamingCalls) -> None:
+    def __init__(
+        self, asked: WebRequest, head: RequestHead, calls: StreamingCalls, unread: Unread
+    ) -> None:
         super().__init__(cast(Stream, asked.exchange), head, asked.peer.address, calls)
         self._asked = asked
         self._exchange = asked.exchange
         self._is_answered = False  # the head of the response was sent
         self._is_bodiless = asked.method == b"HEAD"
         self._left = -1  # of the body of the response, if it was said how long it is
+        self._of_unread = unread
+        self._written = 0  # bytes of the body
 
     def start(self) -> None:
         """Find who answers it, and tell it of the request. Raises :class:`Refused`."""
@@ -217,7 +271,34 @@ class WebCall(StreamingCall):
             if self._left < 0:
                 raise ProtocolError("a body longer than its content-length")
         if len(part):
+            self._written += len(part)
             self._exchange.write(part)
+
+    @property
+    def progress(self) -> tuple[int, int]:
+        """Another one, whenever its caller has read something."""
+        # What has left its window may wait for the network, in which nothing is told apart.
+        return self._written - self._exchange.unsent_bytes, self._asked.peer.behind_bytes
+
+    def stall(self, seconds: float) -> None:
+        """Its caller has read nothing for so long."""
+        target = self._asked.target
+        logger.debug("%.200r from %s: not read for %g s, ended", target, self.peer, seconds)
+        problem = f"nothing of the answer was read for {seconds:g} s"
+        self.turn_away(Refused(StatusCode.DEADLINE_EXCEEDED, problem))
+
+    def _account(self, stream: Stream) -> None:
+        super()._account(stream)
+        self._of_unread.add(self)
+
+    def resume(self) -> None:
+        """The caller has read what there was."""
+        self._of_unread.discard(self)
+        super().resume()
+
+    def _forget(self) -> None:
+        self._of_unread.discard(self)
+        super()._forget()
 
     def finish(
         self,

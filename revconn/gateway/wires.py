@@ -395,6 +395,11 @@ class Wire(Acceptor):
         """Whether the network has not taken all that was to be written."""
         return self._left is not None
 
+    @property
+    def behind_bytes(self) -> int:
+        """How much that is."""
+        return sum(map(len, self._left or ()))
+
     def _writable(self) -> None:
         left, self._left = self._left, None
         self._loop.remove_writer(self._fd)

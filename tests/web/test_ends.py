@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import http.client
 import signal
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from http.client import IncompleteRead
 from typing import Any, Callable
 
 import pytest
 
-from revconn import State
+from revconn import Connector, State
+from revconn.gateway.web import Unread
 from tests.support.waiting import eventually
 from tests.support.web_applications import wsgi
-from tests.web.conftest import Web
+from tests.web.conftest import Clock, Web
 
 TIMEOUT = 60.0
 
@@ -48,6 +49,88 @@ def test_a_body_that_nobody_is_to_get_need_not_come_to_its_end(web: Web, version
     assert caller.ask("HEAD", "/endless").status == 200
     assert closed.wait(TIMEOUT)
     assert caller.ask("GET", "/").body == b"ok"
+
+
+@pytest.fixture
+def patient(clock: Clock, run_web: Callable[..., Web]) -> Web:
+    """A gateway that misses no heartbeat, however fast the clock goes."""
+    return run_web(heartbeat_timeout=1e6, http_send_timeout=60.0)
+
+
+@pytest.mark.parametrize("version", ["http1", "http2"])
+def test_a_caller_that_reads_nothing_is_not_waited_for_and_a_call_of_grpc_is(
+    patient: Web, clock: Clock, version: str
+) -> None:
+    closed, poured = threading.Event(), threading.Event()
+
+    def pour(request: Any) -> Iterator[bytes]:
+        try:
+            while True:
+                yield b"x" * 1000
+        finally:
+            poured.set()
+
+    connector = Connector(patient.gateway.address, api_key="key")
+    connector.add_wsgi(endless(closed), service="web.App")
+    connector.add_method("/a.B/Pour", pour, kind="server_streaming")
+    patient.stack.enter_context(connector)
+    connector.wait_ready(TIMEOUT)
+    grpc = patient.http2()
+    headers = [("content-type", "application/grpc"), ("te", "trailers")]
+    call = grpc.begin("POST", "/a.B/Pour", headers, ended=False)
+    grpc.send(call, b"\0\0\0\0\0", ended=True)
+    while not grpc.replies[call].body:
+        grpc.hear()
+    caller = getattr(patient, version)()
+    caller.begin("GET", "/endless")
+    eventually(lambda: patient.gateway.stats()["calls"] == 2, TIMEOUT)
+
+    def pass_time() -> bool:
+        clock.advance(30)  # what moves meanwhile has not stalled
+        return closed.is_set()
+
+    eventually(pass_time, TIMEOUT)
+    assert not poured.is_set()
+    assert patient.http1().ask("GET", "/").body == b"ok"
+    if version == "http2":
+        assert caller.reply(1).reset is not None
+    else:
+        with pytest.raises((http.client.IncompleteRead, ConnectionResetError)):
+            caller.http.getresponse().read()
+
+
+def test_who_reads_a_little_now_and_then_is_waited_for() -> None:
+    unread, call = Unread(60.0), SlowCall()
+    unread.add(call)
+    for now in range(0, 600, 50):
+        call.progress += 1
+        unread.expire(now)
+    unread.expire(609)
+    assert not call.stalled
+    unread.expire(610)
+    assert call.stalled == [60.0]
+
+
+def test_who_has_read_all_may_wait_for_more_for_ever() -> None:
+    unread, call = Unread(60.0), SlowCall()
+    unread.add(call)
+    unread.expire(0)
+    unread.discard(call)
+    unread.expire(100)
+    unread.add(call)  # what waits from now on has its own time
+    unread.expire(110)
+    assert not call.stalled
+
+
+class SlowCall:
+    """In the place of a call whose caller reads when it is told to."""
+
+    def __init__(self) -> None:
+        self.progress: Any = 0
+        self.stalled: list[float] = []
+
+    def stall(self, seconds: float) -> None:
+        self.stalled.append(seconds)
 
 
 def test_an_answer_that_breaks_off_does_not_look_complete_by_http_1_0(
@@ -141,7 +224,7 @@ def test_a_connector_that_is_lost_breaks_a_response_off(web: Web) -> None:
     while not second.replies[stream_id].body:
         second.hear()
     connector.abort()
-    with pytest.raises(IncompleteRead):
+    with pytest.raises(http.client.IncompleteRead):
         response.read()
     assert second.reply(stream_id).reset is not None
     go_on.set()
