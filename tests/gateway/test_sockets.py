@@ -195,6 +195,50 @@ def test_an_answer_that_waits_makes_room_for_one_of_who_has_far_less(
     assert serving.shared.counters.refused["max_unread_bytes"] == 1
 
 
+# What is written, and not read
+
+
+def test_what_one_that_reads_nothing_holds_is_bounded_and_the_rest_is_counted(
+    serving: Serving, loop: QuickLoop
+) -> None:
+    answers = serving.shared.answers
+    sock = connect(serving, loop, INITIAL_WINDOW_SIZE=(1 << 31) - 1)
+    (peer,) = serving.listener._peers
+    sock.reads = len(sock.heard)
+    window = b"\0\0\4\x08\0\0\0\0\0" + struct.pack(">I", 1 << 30)
+    ids = range(1, 81, 2)
+    sock.sent = window + b"".join(call(ESTABLISH, stream_id) for stream_id in ids)
+    turn(loop, sock)
+    for stream_id in ids:
+        stream = peer.endpoint.streams[stream_id]
+        stream.respond(b"\x88", bytes(300_000), b"\x88")
+        if stream.unsent_bytes:
+            answers.add(stream, 1e9)
+        turn(loop, sock)
+    written = peer.behind_bytes + peer.endpoint.out_bytes
+    assert 1 << 20 < written < (2 << 20) + (64 << 10)
+    assert answers._budget.used >= 40 * 300_000 - written
+    answers.expire(2e9)
+    assert not peer.endpoint.streams
+    assert not answers._budget.used
+    assert peer.behind_bytes + peer.endpoint.out_bytes < (2 << 20) + (64 << 10)
+
+
+def test_what_was_written_and_is_not_read_goes_with_its_connection(
+    serving: Serving, loop: QuickLoop
+) -> None:
+    sock = connect(serving, loop)
+    (peer,) = serving.listener._peers
+    sock.reads = len(sock.heard)
+    sock.sent = call("/nobody.Serves/It", 1)
+    turn(loop, sock)
+    assert peer.behind_bytes
+    assert not peer.endpoint.streams
+    serving.listener.look(peer.idle_since + 301.0)
+    wait(loop, 6.0)
+    assert sock.is_closed
+
+
 # Failures
 
 
