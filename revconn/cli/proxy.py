@@ -14,10 +14,11 @@ import grpc
 from revconn.cli.logs import add_log_format, add_log_level, set_up_logging
 from revconn.cli.serve import serve_connector
 from revconn.connector import Connector
-from revconn.exceptions import ConnectionLost, RevconnError
+from revconn.exceptions import ConfigurationError, ConnectionLost, RevconnError
 from revconn.logger import get_logger
 from revconn.serving.sidecar import Sidecar
 from revconn.settings.checks import refuse, require_service_name
+from revconn.settings.target import Target as Address
 
 __all__ = ["add_parser", "run"]
 
@@ -116,7 +117,7 @@ def _connector(arguments: argparse.Namespace) -> Connector:
     connector = Connector.from_env(**overrides)
     added: set[str] = set()
     for target in arguments.targets:
-        sidecar = Sidecar(target.address, credentials)
+        sidecar = Sidecar(_require_address(target.address), credentials)
         services = target.services
         if not services:
             if not arguments.discover:
@@ -134,6 +135,15 @@ def _connector(arguments: argparse.Namespace) -> Connector:
                 added.add(name)
                 connector._add_sidecar(name, sidecar)
     return connector
+
+
+def _require_address(given: str) -> str:
+    # gRPC takes anything: it looks up a URL as a host, and dials port 443 where there is none.
+    try:
+        return Address.parse(given).address
+    except ConfigurationError as error:
+        remedy = 'write host:port, such as "localhost:50052", or unix:/path'
+        refuse("--to", given, error.problem, remedy)
 
 
 def _credentials(arguments: argparse.Namespace) -> grpc.ChannelCredentials | None:

@@ -46,7 +46,7 @@ class Target:
         # Of a file or a variable there is a newline at the end, most often; none belongs inside.
         address = text.strip() if isinstance(text, str) else ""
         if not address or not address.isprintable():
-            refuse("targets", text, "not a gateway's address", _TARGET_REMEDY)
+            refuse("targets", text, "not an address", _TARGET_REMEDY)
         # A socket has no name that a certificate could hold, so it goes by this machine's.
         if address.startswith("unix:") and len(address) > len("unix:"):
             return cls(address, "localhost", None)

@@ -194,6 +194,10 @@ def test_it_ends_as_serve_does(target: str, proxy: Proxy) -> None:
     [
         ([], "--to"),
         (["--to", "127.0.0.1:1"], "no service of it is named"),
+        (["--to", "localhost", "--service", "a.B"], "--to: not host:port"),
+        (["--to", "http://localhost:1", "--service", "a.B"], "--to: a URL, not an address"),
+        (["--to", "localhost:99999", "--service", "a.B"], "--to: port 99999 does not exist"),
+        (["--to", "", "--service", "a.B"], "--to: not an address"),
         (["--service", "a.B"], "comes behind the --to of its server"),
         (["--to", "127.0.0.1:1", "--service", "a B"], "--service"),
         (["--to", "127.0.0.1:1", "--service", "a.B", "--ca", "/missing"], "--ca: cannot be read"),
