@@ -345,7 +345,9 @@ def _tls(arguments: argparse.Namespace) -> ServerTLS | None:
 def _http(given: Sequence[str] | None) -> dict[str, str] | None:
     hosts: dict[str, str] = {}
     for each in given or ():
-        host, _, service = each.rpartition("=")
+        host, given_host, service = each.rpartition("=")
+        if given_host and not host:  # a variable that was not set, say: that is not every host
+            raise ConfigurationError("--http", each, "has no host", 'write "*", or no "="')
         host = host or "*"
         if host in hosts:
             raise ConfigurationError("--http", each, "is a second one", "give each host once")

@@ -152,6 +152,7 @@ def test_the_log_says_no_more_than_asked_for(run, connect) -> None:
         (("--address", "a:1", "--address", "b:2"), "argument --address: given twice"),
         (("--api-key", "k", "--api-key", "k"), "--api-key: gives a key again"),
         (("--api-key", " "), "--api-key: is empty"),
+        (("--api-key", "k", "--http", "=web.Shop"), "--http: has no host (got '=web.Shop')"),
         (("--tls-cert", "", "--tls-key", ""), "--tls-cert: cannot be read: No such"),
     ],
 )
