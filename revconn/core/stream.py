@@ -383,7 +383,8 @@ class Stream:
         if size > streams.message_limit:
             return f"sent a message of {size:,} bytes; {streams.message_limit:,} may be"
         if not streams.has_room_for(self, size):
-            return f"sent more than the {streams.most_held:,} bytes that all may hold"
+            limit = f" ({streams.held_option})" if streams.held_option else ""
+            return f"sent more than the {streams.most_held:,} bytes that all may hold{limit}"
         self._take_cost(size + OVERHEAD)
         self._grow(size)
         return ""

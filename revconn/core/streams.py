@@ -53,6 +53,7 @@ class Streams:
     :param message_limit: bytes of the largest message that is taken.
     :param most_streams: that may be open at once.
     :param most_held: bytes that large messages of all streams may hold together.
+    :param held_option: which option of this end's says so, for words.
     :param frame_limit: bytes of the largest message of the connection that the other end takes.
     :ivar held: what came and was not consumed.
     :ivar small: bytes of a message up to which only its stream's credit limits it.
@@ -69,6 +70,7 @@ class Streams:
         message_limit: int,
         most_streams: int,
         most_held: int,
+        held_option: str = "",
         frame_limit: int = 1 << 30,
     ) -> None:
         self._on_ready = on_ready
@@ -76,6 +78,7 @@ class Streams:
         self.message_limit = message_limit
         self.most_streams = most_streams
         self.most_held = most_held
+        self.held_option = held_option
         self.small = min(LARGE_BYTES, message_limit)
         # A frame holds at most so much, one message of a turn, and what is neither.
         self._alone = max(_LEAST, min(_ALONE, frame_limit // 2))

@@ -237,6 +237,7 @@ class ConnectorStream(Rpc):
                 message_limit=min(shared.limits.max_response_bytes, limit),
                 most_streams=shared.limits.max_streaming_calls_per_connection,
                 most_held=shared.limits.max_queued_bytes,
+                held_option="the gateway's max_queued_bytes",
                 frame_limit=connection.max_message_bytes,
             )
         self._wishes = Wishes(shared, connection, self._streams.loop)

@@ -6,6 +6,8 @@ metadata, deadlines and statuses.
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,7 +15,7 @@ import grpc
 
 from revconn.core.metadata import Metadata, application_metadata
 from revconn.core.status import StatusCode, http_status
-from revconn.logger import get_logger
+from revconn.logger import Reminders, get_logger
 from revconn.messages import Request, Response
 from revconn.serving.stream_requests import Behavior, EndCall, Ending, StreamRequest
 from revconn.serving.streaming_handlers import Opener
@@ -48,6 +50,8 @@ class Sidecar(Opener):
         # Not before the first call: a channel that was made before a fork is of no use after it.
         self._credentials = credentials
         self._channels: dict[str, grpc.Channel] = {}
+        self._lock = threading.Lock()  # guards _reminders
+        self._reminders = Reminders()
 
     @property
     def channel(self) -> grpc.Channel:
@@ -85,10 +89,26 @@ class Sidecar(Opener):
         """Pass on a streaming call."""
         return _Forwarded(self, request)
 
+    def _note(self, details: str) -> None:
+        """Tell the operator, now and then, that the target does not answer."""
+        with self._lock:
+            count = self._reminders.count(StatusCode.UNAVAILABLE, time.monotonic())
+        if count > 1:
+            logger.warning(
+                "%s: UNAVAILABLE, %d calls since the last such line: %s",
+                self.target,
+                count,
+                details,
+            )
+        elif count:
+            logger.warning("%s: UNAVAILABLE: %s", self.target, details)
+        else:
+            logger.debug("%s: UNAVAILABLE: %s", self.target, details)
+
     def _ending(self, call: Any) -> Ending:
         code, details = StatusCode(call.code().value[0]), call.details() or ""
         if code is StatusCode.UNAVAILABLE:
-            logger.debug("%s: %s", self.target, details)
+            self._note(details)
         return code, details, _carried(call.trailing_metadata())
 
 

@@ -123,6 +123,7 @@ class StreamCalls:
             message_limit=LARGEST_MESSAGE,
             most_streams=_MOST_OPEN,
             most_held=self._most_held,
+            held_option="the service's max_in_flight_bytes",
             frame_limit=frame_limit,
         )
         with self._lock:

@@ -134,6 +134,19 @@ def test_a_server_that_is_slow_to_take_a_connection_is_waited_for(scene: Scene) 
     assert say(b"hi", timeout=TIMEOUT) == b"hi"
 
 
+def test_a_server_that_is_gone_has_one_line_for_the_operator(
+    scene: Scene, caplog: pytest.LogCaptureFixture
+) -> None:
+    say = scene.channel.unary_unary("/a.B/Say")
+    scene.server.stop(0).wait()
+    for _ in range(5):
+        with pytest.raises(grpc.RpcError):
+            say(b"hi", timeout=TIMEOUT)
+    (line,) = (each for each in caplog.records if each.name == "revconn.serving.sidecar")
+    assert line.levelname == "WARNING"
+    assert line.getMessage().startswith(f"{scene.proxy.address}: UNAVAILABLE: ")
+
+
 def calls_that_grpc_keeps() -> int:
     """Of all channels of the process."""
     gc.collect()
