@@ -369,6 +369,8 @@ class Calls:
         call.dial(self._get_loop().create_task(exchange))
 
     def _take_outcome(self, call: Call, request: ForwardRequest, outcome: Outcome) -> None:
+        if call.state is _SETTLED:  # given up in the turn in which the time to connect ran out
+            return
         # What may have been sent goes nowhere else: a backend may have acted upon it.
         is_unsent = isinstance(outcome, Unreachable) and outcome.is_unsent
         is_for_connectors = is_unsent and self._registry.expects(call.wanted)
