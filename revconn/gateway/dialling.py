@@ -111,6 +111,7 @@ class Dialled:
         self._address = address
         self._dialler = dialler
         self._client: Client | None = None
+        self._is_closed = False
         # One for all calls that come meanwhile.
         self._dialling: asyncio.Task[None] | None = None
         self._failure = ""  # of the last attempt
@@ -163,7 +164,8 @@ class Dialled:
             try:
                 self._client = await self._dialler.open(self._address, found)
             except OSError:
-                self._wait()
+                if not self._is_closed:  # in the turn in which the time to connect ran out
+                    self._wait()
                 raise
             self._failure = ""
             self._delay = _FIRST_DELAY
@@ -191,6 +193,7 @@ class Dialled:
 
     def close(self) -> None:
         """Dial no more, and end the connection once what was asked on it is answered."""
+        self._is_closed = True
         self._stop_waiting()
         if self._dialling is not None:
             self._dialling.cancel()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from typing import Any
 
 import pytest
@@ -13,7 +13,7 @@ import pytest
 from revconn.gateway import dialling
 from revconn.gateway.addresses import Address
 from revconn.gateway.backends import BackendRequest, Outcome, _Backend
-from revconn.gateway.dialling import Dialler
+from revconn.gateway.dialling import Dialled, Dialler
 from revconn.gateway.limits import Limits, Watch
 from tests.gateway import test_calls
 
@@ -96,5 +96,21 @@ def test_a_call_that_is_given_up_as_its_time_to_connect_runs_out_ends_once(
         outcomes = await others()
         assert [each for each in outcomes if isinstance(each, Exception)] == []
         assert asked.outcomes == []
+
+    asyncio.run(run())
+
+
+def test_what_is_closed_as_its_time_to_answer_runs_out_is_not_dialled_again(
+    watches, address, dialler
+) -> None:
+    async def run() -> None:
+        dialled = Dialled(address, dialler)
+        calling = asyncio.ensure_future(dialled.connect(60.0))
+        await made(watches, 3)  # of the call, of the connection, and of the answer on it
+        watches[2].ring()
+        dialled.close()
+        with suppress(OSError, asyncio.CancelledError):
+            await calling
+        assert dialled._retry is None
 
     asyncio.run(run())
