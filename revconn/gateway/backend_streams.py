@@ -83,7 +83,7 @@ class BackendStream(Asker):
         self._kept_bytes = 0
         self._has_ended = False
         self._is_open = False  # whether what is said is sent
-        self._is_begun = False  # whether a message of the answer has come
+        self._is_begun = False  # whether something of the answer has come
         self.is_over = False
 
     def dial(self, listener: BackendListener, timeout: float) -> None:
@@ -192,12 +192,12 @@ class BackendStream(Asker):
     def take_initial(self, metadata: Metadata) -> None:
         """The answer has begun: the call is this backend's."""
         self._kept = None
+        self._is_begun = True
         if not self.is_over and self._listener is not None:
             self._listener.take_initial(metadata)
 
     def take(self, messages: list[Data]) -> None:
         """Messages have come."""
-        self._is_begun = True
         if not self.is_over and self._listener is not None:
             self._listener.take(list(messages), ended=False)
 

@@ -257,6 +257,13 @@ def test_a_connection_that_breaks_in_mid_stream_ends_the_call(begin, talk) -> No
     assert asked.end == (grpc.StatusCode.UNAVAILABLE, "the backend's connection ended")
 
 
+def test_a_connection_that_breaks_before_the_first_message_had_been_reached(begin, talk) -> None:
+    asked, peer = begin(talk(b"1", b"2"))
+    peer.accept_stream()
+    peer.hang_up()
+    assert asked.end == (grpc.StatusCode.UNAVAILABLE, "the backend's connection ended")
+
+
 def test_a_reset_in_mid_stream_is_an_end(begin, talk) -> None:
     asked, peer = begin(talk(b"1", b"2"))
     peer.accept_stream()
