@@ -187,9 +187,12 @@ class ClientCall(Receiver):
         headers = decode_metadata((each.name, each.value) for each in fields)
         if str(headers.get(":status")).startswith("1") and not ended:
             return  # there is more to come
-        if ended and "grpc-status" in headers:
-            self._take_trailers(fields)
-            return
+        if "grpc-status" in headers:
+            # In headers that are not the end OK ends nothing: messages may follow. A failure does.
+            if ended or end_by_trailers(headers).code:
+                self._take_trailers(fields)
+                return
+            del headers["grpc-status"]
         end = refusal(headers)
         if end is not None:
             self._end(Lost(end.details, is_unsent=False))

@@ -145,6 +145,20 @@ def test_an_answer_without_a_message_says_why(begin) -> None:
     assert outcome(pending) == (grpc.StatusCode.NOT_FOUND, "größer")
 
 
+def test_a_failure_in_headers_that_are_not_the_end_is_the_answer(begin) -> None:
+    pending, peer = begin()
+    peer.accept_stream(("grpc-status", "5"), ("grpc-message", "no such thing"))
+    assert outcome(pending) == (grpc.StatusCode.NOT_FOUND, "no such thing")
+
+
+def test_a_success_in_headers_that_are_not_the_end_ends_nothing(begin) -> None:
+    pending, peer = begin()
+    peer.accept_stream(("grpc-status", "0"))
+    peer.send(b"x")
+    peer.trailers(("grpc-status", "0"))
+    assert pending.result() == b"x"
+
+
 def test_headers_that_announce_others_are_passed_over(begin) -> None:
     pending, peer = begin()
     peer.say(peer.headers_frame([(":status", "103"), ("link", "x")]))
