@@ -168,6 +168,7 @@ class ConnectorConnection(Connection):
     message to send and raise :class:`ProtocolError` when this is not the moment for them.
 
     :param token: what it answers probes with: 32 letters and digits, unique everywhere.
+    :ivar is_dismissed: whether it ended with the gateway's DISCONNECTED.
     """
 
     transitions: ClassVar[Transitions] = {
@@ -187,6 +188,7 @@ class ConnectorConnection(Connection):
         self._mask = Mask("")
         self._ignored = Reminders()
         self._now = 0.0
+        self.is_dismissed = False
         # Logging runs the application's handlers, which may write to a disk, or wait for a thread
         # that wants the session's lock. Any thread appends; whoever has the one turn takes.
         self._lines: deque[tuple[SafeLogger, int, str, tuple[object, ...]]] = deque()
@@ -478,6 +480,7 @@ class ConnectorConnection(Connection):
         if status.status == ConnectionStatus.CONNECTED:
             self._receive_connected(status, inbound)
         elif status.status == ConnectionStatus.DISCONNECTED:
+            self.is_dismissed = True
             said = f"the gateway said DISCONNECTED: {self._quote(status.message)}"
             self._end(inbound, Step.DISMISS, said)
         elif status.status != ConnectionStatus.ERROR:

@@ -212,7 +212,10 @@ class GatewayConnection(Connection):
         return self._status(ConnectionStatus.ERROR, problem)
 
     def dismiss(self, reason: str) -> bytes:
-        """DISCONNECTED, the last message: the connector is sent away."""
+        """DISCONNECTED, the last message: the connector is sent away.
+
+        Only once nothing that it was sent waits for an answer: that is what it takes it to say.
+        """
         self._take(Step.DISMISS)
         return self._status(ConnectionStatus.DISCONNECTED, reason)
 

@@ -375,7 +375,8 @@ class Session:
         self._alarms.put(True)
         # The line before the stream: what it has not sent, and what may not have arrived unless
         # all is settled, goes back to the replies, for the next session to send.
-        self._line.close(settled=settled)
+        dismissed = self._connection.is_dismissed and self.drains
+        self._line.close(settled=settled, dismissed=dismissed)
         self._stream.close()
         self._stream.join(_JOIN_TIMEOUT)
         if self._timer.ident is not None:

@@ -28,6 +28,7 @@ class Line(SenderQueue):
     Only control messages (the registration, heartbeats, the goodbye) leave until
     :meth:`let_answers_through` and after :meth:`withhold_answers`; nothing does after
     :meth:`close`. Answers that may not have arrived by then go out again on another line.
+    ``has_only_its_own``: whether all that it has carried answers what came on its own stream.
     Guarded by the lock of the replies; ``blocked`` and ``control_left_at``
     (:func:`~revconn.runtime.clock.with_suspend`) may be read without.
     """
@@ -38,6 +39,7 @@ class Line(SenderQueue):
         self.streams: Streams | None = None  # where its gateway knows them
         self._has_frames = False  # taken by the sender, which is sending them
         self.outbound = outbound
+        self.has_only_its_own = False
         self._sent = sent
         self._carries_answers = False
         self._limit = 0
@@ -114,10 +116,11 @@ class Line(SenderQueue):
             with self._lock:
                 self._replies.changed.wait_for(lambda: self._closed or not self.blocked)
 
-    def close(self, *, settled: bool = False) -> None:
+    def close(self, *, settled: bool = False, dismissed: bool = False) -> None:
         """Nothing more goes out on this stream; its sender ends. Idempotent.
 
-        ``settled`` says that the peer had all it waited for when it ended the stream.
+        ``settled`` says that the peer had all it waited for when it ended the stream;
+        ``dismissed``, that it had all it waited for of what it had sent on this stream.
         """
         with self._lock:
             if self._closed:
@@ -127,6 +130,11 @@ class Line(SenderQueue):
                 self.streams.lose("the connection ended")
                 self.streams = None  # nor is another one heard of here
             self._control.clear()  # heartbeats and a goodbye say nothing on another stream
+            if dismissed and self.has_only_its_own:
+                # Those that left arrived, or their callers were told of a failure. No copy of them
+                # went elsewhere, and nobody waits for them.
+                settled = True
+                self._taken, self._sending, self._begun = [], (), []
             doubtful = [] if settled else self._sent.take(clock.with_suspend())
             self._give_up_answers(doubtful, settled)
             self.unpark()

@@ -104,6 +104,8 @@ class Replies:
         """A line for a new stream."""
         line = Line(self, Outbound(self.refused.append), Sent(self._doubt, self._replay_bytes))
         with self._lock:
+            others = self._lines or self.opening
+            line.has_only_its_own = not (others or self._holds or self.in_flight)
             self.opening.append(line)
         return line
 
@@ -272,6 +274,8 @@ class Replies:
             self.undelivered += self._held.drop_expired(clock.with_suspend())
             line.outbound.put_back(self._held.take_all())
         self.opening.remove(line)
+        for other in self._lines + self.opening:  # what comes here may be answered there
+            other.has_only_its_own = False
         self._lines.append(line)
         self._count_lines()
         self.measure()

@@ -56,6 +56,33 @@ def connect(new_connector, handler) -> Callable[..., Connector]:
     return connect
 
 
+def deliver(handler: Handler, connector: Connector, peer: Peer) -> None:
+    """Have a request answered that its caller could wait for long."""
+    handler.let_go.set()
+    peer.request("answered", timeout_seconds=3600)
+    assert peer.hears("response").request_id == "answered"
+    peer.status(ConnectionStatus.DISCONNECTED, "id-1", "stopping")
+    peer.end()
+    eventually(lambda: not connector.links[0].connection_id)
+
+
+def test_no_answer_waits_for_another_stream_that_a_gateway_which_leaves_has_had(
+    connect, handler, gateway
+) -> None:
+    gateway.announces = {"revconn-features": "drain"}
+    connector, (peer,) = connect(gateway, backoff=Backoff(**NEVER))
+    deliver(handler, connector, peer)
+    assert connector._supervisor.links[0].wait_flushed(0.0)
+
+
+def test_what_a_gateway_that_does_not_drain_may_not_have_had_waits_for_another_stream(
+    connect, handler, gateway
+) -> None:
+    connector, (peer,) = connect(gateway, backoff=Backoff(**NEVER))
+    deliver(handler, connector, peer)
+    assert not connector._supervisor.links[0].wait_flushed(0.0)
+
+
 def test_the_goodbye_is_said_at_once_and_what_is_in_flight_is_answered_after_it(
     connect, handler, gateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import random
 import threading
 from typing import Callable
+from unittest import mock
 
 import pytest
 
@@ -252,6 +253,64 @@ def test_a_large_answer_that_leaves_on_both_streams_does_not_begin_anew_on_the_s
         for chunk in chunks
     ]
     assert indexes == [0, 1, 2]
+
+
+def opened_beside_another(replies: Replies) -> Line:
+    other = open_line(replies)
+    line = open_line(replies)
+    other.close()
+    return line
+
+
+def opened_before_another(replies: Replies) -> Line:
+    line = open_line(replies)
+    open_line(replies).close()
+    return line
+
+
+def opened_before_one_that_fails(replies: Replies) -> Line:
+    line = open_line(replies)
+    replies.open_line().close()
+    return line
+
+
+def opened_with_an_answer_held_back(replies: Replies) -> Line:
+    put(replies, b"held")
+    line = open_line(replies)
+    line.take()
+    return line
+
+
+def opened_with_a_request_under_way(replies: Replies) -> Line:
+    replies.in_flight["r"] = mock.Mock()
+    line = open_line(replies)
+    replies.in_flight.clear()
+    return line
+
+
+@pytest.mark.parametrize(
+    ("opened", "waits"),
+    [
+        (open_line, False),
+        (opened_before_one_that_fails, False),
+        (opened_beside_another, True),
+        (opened_before_another, True),
+        (opened_with_an_answer_held_back, True),
+        (opened_with_a_request_under_way, True),
+    ],
+)
+@pytest.mark.parametrize("came_back", [True, False])
+def test_a_gateways_dismissal_settles_only_what_it_can_have_asked_for(
+    replies: Replies, opened: Callable[[Replies], Line], waits: bool, came_back: bool
+) -> None:
+    line = opened(replies)
+    put(replies, b"a1", deadline=clock.with_suspend() + 1e6)
+    line.take()
+    if came_back:
+        line.nudge()
+        line.take()
+    line.close(dismissed=True)
+    assert replies.wait_flushed(0) is not waits
 
 
 def test_without_another_stream_what_is_withheld_waits_for_the_next(replies: Replies) -> None:

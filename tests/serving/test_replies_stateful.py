@@ -35,6 +35,7 @@ class RepliesMachine(RuleBasedStateMachine):
         self.left: list[Answer] = []
         self.control: list[bytes] = []
         self.undelivered = 0
+        self.has_only_its_own = False
 
     def teardown(self) -> None:
         self.small_batches.stop()
@@ -61,8 +62,29 @@ class RepliesMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.line is None)
     @rule()
     def a_stream_opens(self) -> None:
+        self.has_only_its_own = not (self.waiting or self.replies.in_flight)
         self.line = self.replies.open_line()
         self.answering = self.nudged = False
+
+    @rule()
+    def a_request_comes_or_is_answered_elsewhere(self) -> None:
+        if self.replies.in_flight:
+            self.replies.in_flight.clear()
+        else:
+            self.replies.in_flight["r"] = mock.Mock()
+
+    @precondition(lambda self: self.line)
+    @rule()
+    def another_stream_is_tried_in_vain(self) -> None:
+        self.replies.open_line().close()
+
+    @precondition(lambda self: self.line and self.answering)
+    @rule()
+    def another_stream_serves_for_a_while(self) -> None:
+        other = self.replies.open_line()
+        let_answers_through(other)
+        other.close()
+        self.has_only_its_own = False
 
     @precondition(lambda self: self.line)
     @rule()
@@ -99,6 +121,17 @@ class RepliesMachine(RuleBasedStateMachine):
     @rule()
     def the_stream_breaks(self) -> None:
         self.line.close()
+        self.it_has_ended()
+
+    @precondition(lambda self: self.line)
+    @rule()
+    def the_gateway_has_all_that_it_waited_for(self) -> None:
+        self.line.close(dismissed=True)
+        if self.has_only_its_own:
+            self.left, self.taken = [], []
+        self.it_has_ended()
+
+    def it_has_ended(self) -> None:
         assert self.line.take() is None
         self.old_lines.append(self.line)
         doubtful = [each for each in self.left if each[1] != PAST]
