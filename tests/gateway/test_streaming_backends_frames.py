@@ -375,8 +375,7 @@ def test_a_large_request_that_comes_slowly_is_none_that_streams(gateway: Gateway
         block = caller.request_block(CHAT)
         caller.say(HeadersFrame(1, block, flags=["END_HEADERS"]), DataFrame(1, body[:600]))
         serving = gateway._thread._serving
-        eventually(lambda: serving._callers.receiving == 1)
-        (incoming,) = serving._callers._incoming
+        (incoming,) = eventually(lambda: tuple(serving._callers._incoming))
         eventually(lambda: incoming._looks or incoming.stream.is_mid_message)
         gateway._thread._loop.call_soon_threadsafe(incoming.consider)
         caller.ping()
