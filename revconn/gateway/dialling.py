@@ -167,6 +167,8 @@ class Dialled:
                 if not self._is_closed:  # in the turn in which the time to connect ran out
                     self._wait()
                 raise
+            if self._is_closed:  # in the turn in which the time for another address ran out
+                self._client.ask_to_go()
             self._failure = ""
             self._delay = _FIRST_DELAY
         except OSError as error:

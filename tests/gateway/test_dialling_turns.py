@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import socket
 from collections.abc import Iterator
 from contextlib import closing, suppress
@@ -15,6 +16,7 @@ from revconn.gateway.addresses import Address
 from revconn.gateway.backends import BackendRequest, Outcome, _Backend
 from revconn.gateway.dialling import Dialled, Dialler
 from revconn.gateway.limits import Limits, Watch
+from revconn.settings.target import IPAddress
 from tests.gateway import test_calls
 
 
@@ -114,3 +116,50 @@ def test_what_is_closed_as_its_time_to_answer_runs_out_is_not_dialled_again(
         assert dialled._retry is None
 
     asyncio.run(run())
+
+
+async def greet(listening: socket.socket) -> None:
+    """Take one connection, begin to speak HTTP/2, and wait for its end."""
+    loop = asyncio.get_running_loop()
+    connection, _ = await loop.sock_accept(listening)
+    with connection:
+        await loop.sock_sendall(connection, b"\0\0\0\4\0\0\0\0\0")
+        while await loop.sock_recv(connection, 1000):
+            pass
+
+
+def test_what_is_closed_as_the_time_for_one_address_runs_out_keeps_no_connection_to_another(
+    watches, dialler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def run(listening: socket.socket) -> None:
+        listening.setblocking(False)
+        greeting = asyncio.ensure_future(greet(listening))
+        address = Address.parse(f"backend.example:{listening.getsockname()[1]}")
+        assert address is not None
+        loop: Any = asyncio.get_running_loop()
+        connect = loop.sock_connect
+
+        async def connect_to_one(sock: socket.socket, at: tuple[str, int]) -> None:
+            if at[0] == "192.0.2.1":
+                await asyncio.Event().wait()
+            await connect(sock, at)
+
+        async def look_up(_: Address) -> tuple[IPAddress, ...]:
+            return ipaddress.ip_address("192.0.2.1"), ipaddress.ip_address("127.0.0.1")
+
+        monkeypatch.setattr(loop, "sock_connect", connect_to_one)
+        monkeypatch.setattr(dialler, "look_up", look_up)
+        dialled = Dialled(address, dialler)
+        calling = asyncio.ensure_future(dialled.connect(60.0))
+        await made(watches, 2)  # of the call, and of the first address
+        watches[1].ring()
+        dialled.close()
+        with suppress(OSError, asyncio.CancelledError):
+            await calling
+        assert not any(each.is_usable for each in dialler._clients)
+        await greeting
+        while dialler._clients:
+            await asyncio.sleep(0)
+
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        asyncio.run(run(listening))
