@@ -105,7 +105,8 @@ class Replies:
         line = Line(self, Outbound(self.refused.append), Sent(self._doubt, self._replay_bytes))
         with self._lock:
             others = self._lines or self.opening
-            line.has_only_its_own = not (others or self._holds or self.in_flight)
+            unanswered = self.arriving or self.in_flight
+            line.has_only_its_own = not (others or self._holds or unanswered)
             self.opening.append(line)
         return line
 

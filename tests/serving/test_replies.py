@@ -288,6 +288,15 @@ def opened_with_a_request_under_way(replies: Replies) -> Line:
     return line
 
 
+def opened_with_a_batch_coming_in(replies: Replies) -> Line:
+    other = open_line(replies)
+    other.close()
+    replies.arriving[other] = 0.0
+    line = open_line(replies)
+    replies.arriving.clear()
+    return line
+
+
 @pytest.mark.parametrize(
     ("opened", "waits"),
     [
@@ -297,6 +306,7 @@ def opened_with_a_request_under_way(replies: Replies) -> Line:
         (opened_before_another, True),
         (opened_with_an_answer_held_back, True),
         (opened_with_a_request_under_way, True),
+        (opened_with_a_batch_coming_in, True),
     ],
 )
 @pytest.mark.parametrize("came_back", [True, False])
