@@ -47,6 +47,7 @@ _TARGET = re.compile(rb"/[\x21-\x7e]*|\*")
 _AUTHORITY = re.compile(rb"[\w.~!$&'()*+,;=:%\[\]-]*")  # RFC 3986, without a user's name
 _LENGTH = re.compile(rb"[0-9]{1,18}")
 _OF_A_HOP = frozenset((b"host", b"expect"))  # the first is the authority, the second was obeyed
+_NOT_SEEN = -1, -1  # the progress of a call that nobody has looked at
 _LARGEST_PROBLEM = 500  # characters of a refusal that are told
 
 
@@ -102,11 +103,11 @@ class Unread:
     def __init__(self, timeout: float) -> None:
         self._timeout = timeout
         # How far each had come when it was last found to have moved, and when that was.
-        self._calls: dict[WebCall, tuple[object, float]] = {}
+        self._calls: dict[WebCall, tuple[tuple[int, int], float]] = {}
 
     def add(self, call: WebCall) -> None:
         """Something waits for its caller."""
-        self._calls.setdefault(call, (None, 0.0))
+        self._calls.setdefault(call, (_NOT_SEEN, 0.0))
 
     def discard(self, call: WebCall) -> None:
         """It is over, or nothing waits."""
@@ -117,9 +118,10 @@ class Unread:
         for call, (before, since) in tuple(self._calls.items()):
             if call not in self._calls:  # it ended with another
                 continue
-            progress = call.progress
-            if progress != before:
-                self._calls[call] = progress, now
+            sent, behind = call.progress
+            # Less is sent than before where only more was written, with HTTP/1.1's frame around it.
+            if sent > before[0] or behind != before[1]:
+                self._calls[call] = (sent, behind), now
             elif now - since >= self._timeout:
                 call.stall(self._timeout)
 
@@ -276,7 +278,7 @@ class WebCall(StreamingCall):
 
     @property
     def progress(self) -> tuple[int, int]:
-        """Another one, whenever its caller has read something."""
+        """How much was sent, and is still to be written: either moves as its caller reads."""
         # What has left its window may wait for the network, in which nothing is told apart.
         return self._written - self._exchange.unsent_bytes, self._asked.peer.behind_bytes
 

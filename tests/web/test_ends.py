@@ -103,11 +103,20 @@ def test_who_reads_a_little_now_and_then_is_waited_for() -> None:
     unread, call = Unread(60.0), SlowCall()
     unread.add(call)
     for now in range(0, 600, 50):
-        call.progress += 1
+        call.sent += 1
         unread.expire(now)
     unread.expire(609)
     assert not call.stalled
     unread.expire(610)
+    assert call.stalled == [60.0]
+
+
+def test_what_is_written_for_a_caller_that_reads_nothing_is_no_reading() -> None:
+    unread, call = Unread(60.0), SlowCall()
+    unread.add(call)
+    for now in range(0, 61, 5):
+        call.sent -= 5  # what HTTP/1.1 puts around a part of the body
+        unread.expire(now)
     assert call.stalled == [60.0]
 
 
@@ -126,8 +135,12 @@ class SlowCall:
     """In the place of a call whose caller reads when it is told to."""
 
     def __init__(self) -> None:
-        self.progress: Any = 0
+        self.sent = 0
         self.stalled: list[float] = []
+
+    @property
+    def progress(self) -> tuple[int, int]:
+        return self.sent, 100
 
     def stall(self, seconds: float) -> None:
         self.stalled.append(seconds)
