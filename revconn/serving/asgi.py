@@ -128,7 +128,10 @@ class ASGIHandler(Opener):
             while not ending.done():
                 with contextlib.suppress(SystemExit, KeyboardInterrupt):  # of one that is cancelled
                     loop.run_until_complete(ending)
-        loop.run_until_complete(loop.shutdown_default_executor())
+        # Python 3.12 starts no thread to wait in when the interpreter exits; but then there is
+        # nothing to wait for.
+        with contextlib.suppress(RuntimeError):
+            loop.run_until_complete(loop.shutdown_default_executor())
 
     def _give_up(self) -> None:
         """Answer what the application will not: its loop has ended."""

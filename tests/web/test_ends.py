@@ -305,3 +305,28 @@ def test_a_start_up_that_hangs_ends_with_ctrl_c() -> None:
         finally:
             process.kill()
     assert "KeyboardInterrupt" in said
+
+
+EXITS = """
+import asyncio
+from revconn import Connector
+
+async def app(scope, receive, send):
+    await receive()
+    await asyncio.get_running_loop().run_in_executor(None, print, "works")
+    await send({"type": "lifespan.startup.complete"})
+    await receive()
+    await send({"type": "lifespan.shutdown.complete"})
+
+connector = Connector("127.0.0.1:9", api_key="key")
+connector.add_asgi(app, service="web.App")
+connector.start(block=False)
+"""
+
+
+def test_an_application_that_has_used_threads_ends_with_the_interpreter_without_a_word() -> None:
+    ended = subprocess.run(
+        [sys.executable, "-c", EXITS], capture_output=True, text=True, timeout=TIMEOUT, check=True
+    )
+    assert ended.stdout == "works\n"
+    assert "revconn-asgi" not in ended.stderr
