@@ -6,6 +6,7 @@ metadata, deadlines and statuses.
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Iterator
@@ -15,7 +16,7 @@ import grpc
 
 from revconn.core.metadata import Metadata, application_metadata
 from revconn.core.status import StatusCode, http_status
-from revconn.logger import Reminders, get_logger
+from revconn.logger import Reminders, get_logger, presentable
 from revconn.messages import Request, Response
 from revconn.serving.stream_requests import Behavior, EndCall, Ending, StreamRequest
 from revconn.serving.streaming_handlers import Opener
@@ -93,17 +94,9 @@ class Sidecar(Opener):
         """Tell the operator, now and then, that the target does not answer."""
         with self._lock:
             count = self._reminders.count(StatusCode.UNAVAILABLE, time.monotonic())
-        if count > 1:
-            logger.warning(
-                "%s: UNAVAILABLE, %d calls since the last such line: %s",
-                self.target,
-                count,
-                details,
-            )
-        elif count:
-            logger.warning("%s: UNAVAILABLE: %s", self.target, details)
-        else:
-            logger.debug("%s: UNAVAILABLE: %s", self.target, details)
+        level = logging.WARNING if count else logging.DEBUG
+        often = f", {count:,} calls since the last such line" if count > 1 else ""
+        logger.log(level, "%s: UNAVAILABLE%s: %s", self.target, often, presentable(details))
 
     def _ending(self, call: Any) -> Ending:
         code, details = StatusCode(call.code().value[0]), call.details() or ""

@@ -20,6 +20,7 @@ from revconn.testing import FaultProxy
 from tests.support.waiting import eventually
 
 TIMEOUT = 30.0
+WORDS = "leaving\nERROR:root:" + "x" * 2_000
 
 
 class Recorded:
@@ -44,6 +45,7 @@ class Scene:
         methods = {
             "Down": grpc.unary_stream_rpc_method_handler(self.down),
             "Hold": grpc.unary_stream_rpc_method_handler(self.hold),
+            "Leave": grpc.unary_unary_rpc_method_handler(self.leave),
             "Say": grpc.unary_unary_rpc_method_handler(self.say),
             "Echo": grpc.stream_stream_rpc_method_handler(self.echo),
         }
@@ -68,6 +70,10 @@ class Scene:
     def down(self, request: bytes, context: Any) -> Iterator[bytes]:
         for number in range(int(request)):
             yield b"%d" % number
+
+    def leave(self, request: bytes, context: Any) -> bytes:
+        context.abort(grpc.StatusCode.UNAVAILABLE, WORDS)
+        raise AssertionError
 
     def hold(self, request: bytes, context: Any) -> Iterator[bytes]:
         context.add_callback(self.may_end.set)
@@ -145,6 +151,18 @@ def test_a_server_that_is_gone_has_one_line_for_the_operator(
     (line,) = (each for each in caplog.records if each.name == "revconn.serving.sidecar")
     assert line.levelname == "WARNING"
     assert line.getMessage().startswith(f"{scene.proxy.address}: UNAVAILABLE: ")
+
+
+def test_what_a_server_says_is_one_line_of_the_log_and_no_long_one(
+    scene: Scene, caplog: pytest.LogCaptureFixture
+) -> None:
+    with pytest.raises(grpc.RpcError) as raised:
+        scene.channel.unary_unary("/a.B/Leave")(b"", timeout=TIMEOUT)
+    assert raised.value.details() == WORDS
+    (line,) = (each for each in caplog.records if each.name == "revconn.serving.sidecar")
+    message = line.getMessage()
+    assert "\n" not in message
+    assert len(message) < len(WORDS)
 
 
 def calls_that_grpc_keeps() -> int:
