@@ -20,21 +20,18 @@ from __future__ import annotations
 import enum
 import time
 import uuid
-from collections import deque
 from collections.abc import Iterable
-from contextvars import Context
 from functools import partial
 from typing import TYPE_CHECKING, Any, Callable
 
-from revconn._proto.registry_pb2 import ForwardRequest, StreamFrame, StreamOpening
-from revconn.core.metadata import Metadata, headers_from_metadata, pairs_of
+from revconn._proto.registry_pb2 import StreamFrame, StreamOpening
+from revconn.core.metadata import Metadata
 from revconn.core.requests import LargeAlone
 from revconn.core.status import StatusCode
 from revconn.core.stream import OVERHEAD, Large, Listener, Received, Stream
 from revconn.core.streams import Streams
 from revconn.logger import get_logger
 from revconn.messages import Request
-from revconn.runtime import clock
 from revconn.runtime.threads import BinarySemaphore
 from revconn.serving.handlers import run_frames
 from revconn.serving.line import Line
@@ -143,36 +140,8 @@ class StreamCalls:
             logger.debug("ignored %s", problem)
 
     def _accept(self, line: Line, token: str, stream: Stream, opening: StreamOpening) -> None:
-        request: StreamRequest = object.__new__(StreamRequest)
-        replies = line.replies
-        now = clock.with_suspend()
-        timeout = opening.timeout_microseconds
-        message = ForwardRequest(peer=opening.peer, metadata=opening.metadata)
-        request.request_id = f"{stream.id}@{token}"
-        request.method = opening.method_path
-        request.framed = False
-        request._replies = replies
-        request._in_flight = replies.in_flight
-        request._callbacks = ()
-        request._packed = None
-        request._payload = b""
-        request._headers = headers_from_metadata(pairs_of(opening.metadata))
-        request._message = message
-        request._arrived = request._since = time.monotonic()
-        request._cost = 0
-        request._due = now + timeout / 1e6 if timeout else None
-        request._stream = stream
-        request._owner = self
-        request._inbox = deque()
-        request._has_ended = request._is_reading = request._is_aside = request._awaits = False
-        request._is_over = False
-        request._why = StatusCode.CANCELLED, "the call is over"
-        request._unreturned = 0
-        request._reader = BinarySemaphore()
-        request._responses = request._room = None
-        request._behavior = None
-        request._decode = bytes
-        request._context = Context()
+        request_id = f"{stream.id}@{token}"
+        request = StreamRequest.opened(self, line.replies, request_id, stream, opening)
         stream.listener = _Heard(self, request)
         self._enter(request)
         self._schedule(request)

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Iterator
 from contextvars import Context
 from typing import TYPE_CHECKING, Any, Callable
 
-from revconn.core.metadata import Metadata
+from revconn._proto.registry_pb2 import ForwardRequest, StreamOpening
+from revconn.core.metadata import Metadata, headers_from_metadata, pairs_of
 from revconn.core.status import StatusCode
 from revconn.core.stream import OVERHEAD, WINDOW, Stream
 from revconn.messages import Request
+from revconn.runtime import clock
 from revconn.runtime.threads import BinarySemaphore
 
 if TYPE_CHECKING:
+    from revconn.serving.replies import Replies
     from revconn.serving.stream_calls import StreamCalls
 
 __all__ = ["RETURNED", "Behavior", "EndCall", "Ending", "StreamRequest"]
@@ -111,6 +115,45 @@ class StreamRequest(Request):
     _why: tuple[StatusCode, str]  # it is over, unless it was answered
 
     _is_streaming = True
+
+    @classmethod
+    def opened(
+        cls,
+        owner: StreamCalls,
+        replies: Replies,
+        request_id: str,
+        stream: Stream,
+        opening: StreamOpening,
+    ) -> StreamRequest:
+        """The call that a gateway opens with this."""
+        request: StreamRequest = object.__new__(cls)
+        timeout = opening.timeout_microseconds
+        request.request_id = request_id
+        request.method = opening.method_path
+        request.framed = False
+        request._replies = replies
+        request._in_flight = replies.in_flight
+        request._callbacks = ()
+        request._packed = None
+        request._payload = b""
+        request._headers = headers_from_metadata(pairs_of(opening.metadata))
+        request._message = ForwardRequest(peer=opening.peer, metadata=opening.metadata)
+        request._arrived = request._since = time.monotonic()
+        request._cost = 0
+        request._due = clock.with_suspend() + timeout / 1e6 if timeout else None
+        request._stream = stream
+        request._owner = owner
+        request._inbox = deque()
+        request._has_ended = request._is_reading = request._is_aside = request._awaits = False
+        request._is_over = False
+        request._why = StatusCode.CANCELLED, "the call is over"
+        request._unreturned = 0
+        request._reader = BinarySemaphore()
+        request._responses = request._room = None
+        request._behavior = None
+        request._decode = bytes
+        request._context = Context()
+        return request
 
     def messages(self) -> Iterator[bytes]:
         """The caller's messages, one after the other; waits for each.

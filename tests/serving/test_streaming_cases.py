@@ -15,7 +15,7 @@ import pytest
 from revconn import Connector, Request, RequestError, StatusCode
 from revconn.gateway import Gateway
 from tests.support.connectors import TRANSPORTS
-from tests.support.waiting import eventually
+from tests.support.waiting import eventually, stands_still
 
 TIMEOUT = 30.0
 DOWN, UP, ECHO, SAY = (f"/a.B/{name}" for name in ("Down", "Up", "Echo", "Say"))
@@ -308,8 +308,7 @@ def test_a_handler_that_does_not_read_holds_its_caller_back(scene: Callable[...,
             yield b"x" * 50_000
 
     call = here.channel.stream_unary("/a.B/Slow").future(requests(), timeout=TIMEOUT)
-    pause = threading.Event()
-    pause.wait(1.0)  # nothing tells that nothing more is sent
+    stands_still(lambda: sent)
     assert sent < 200
     here.may_end.set()
     assert call.result(TIMEOUT) == b"400"

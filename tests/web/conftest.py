@@ -63,6 +63,20 @@ class Web:
         connector.wait_ready(60)
         return connector
 
+    def ask_and_leave(self, version: str) -> None:
+        """Ask for a page, and leave when some of it has come."""
+        if version == "1.1":
+            caller = self.raw()
+            caller.say("GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+            caller.hears(1)
+            caller.close()
+        else:
+            second = self.http2()
+            stream_id = second.begin("GET", "/")
+            while not second.replies[stream_id].body:
+                second.hear()
+            second.give_up(stream_id)
+
 
 @pytest.fixture
 def run_web(resources: ExitStack) -> Callable[..., Web]:  # noqa: F811

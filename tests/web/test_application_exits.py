@@ -15,6 +15,7 @@ from revconn.core.status import StatusCode
 from revconn.serving import asgi
 from revconn.serving.asgi import ASGIHandler
 from revconn.serving.stream_requests import EndCall
+from tests.support.threads import in_thread
 from tests.support.waiting import eventually
 from tests.web.conftest import SERVICE, Web
 
@@ -82,16 +83,12 @@ def test_an_application_that_exits_fails_the_connector_and_answers_what_is_in_fl
 ) -> None:
     app = App(where, error)
     connector = web.serve("asgi", app)
-    caller = call(web)
-    replies: list[Any] = []
-    asking = threading.Thread(target=lambda: replies.append(caller.ask("GET", "/")))
-    asking.start()
+    asked = in_thread(call(web).ask, "GET", "/")
     assert app.has_request.wait(TIMEOUT)
     app.exit()
     with pytest.raises(RevconnError, match="the ASGI application's event loop ended") as raised:
         connector.wait(TIMEOUT)
-    asking.join(TIMEOUT)
-    assert replies[0].status == 503
+    assert asked.result(TIMEOUT).status == 503
     assert raised.value.__cause__ is error
     told = [each for each in caplog.messages if "cannot go on" in each]
     assert told == [f"the connector cannot go on, and leaves: {raised.value}"]
@@ -132,16 +129,12 @@ def test_a_task_that_will_not_end_with_the_loop_holds_up_neither_answers_nor_the
         app.tasks.append(asyncio.ensure_future(work(ended[0])))
 
     app.loop.call_soon_threadsafe(begin)
-    caller = call(web)
-    replies: list[Any] = []
-    asking = threading.Thread(target=lambda: replies.append(caller.ask("GET", "/")))
-    asking.start()
+    asked = in_thread(call(web).ask, "GET", "/")
     assert app.has_request.wait(TIMEOUT)
     app.exit()
     with pytest.raises(RevconnError, match="event loop ended"):
         connector.wait(TIMEOUT)
-    asking.join(TIMEOUT)
-    assert replies[0].status == 503
+    assert asked.result(TIMEOUT).status == 503
     app.look_back()
     caplog.clear()
 

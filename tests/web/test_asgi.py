@@ -12,7 +12,7 @@ import pytest
 
 from revconn import Connector, Request, RevconnError
 from revconn.serving import asgi
-from tests.support.waiting import eventually
+from tests.support.waiting import eventually, stands_still
 from tests.support.web_applications import http
 from tests.web.conftest import SERVICE, Web
 
@@ -299,17 +299,7 @@ def test_a_caller_that_gives_up_is_a_disconnect(web: Web, version: str) -> None:
             raised.append(error)
 
     web.serve("asgi", http(serve))
-    if version == "1.1":
-        caller = web.raw()
-        caller.say("GET / HTTP/1.1\r\nHost: a\r\n\r\n")
-        caller.hears(1)
-        caller.close()
-    else:
-        second = web.http2()
-        stream_id = second.begin("GET", "/")
-        while not second.replies[stream_id].body:
-            second.hear()
-        second.give_up(stream_id)
+    web.ask_and_leave(version)
     eventually(lambda: raised)
     assert heard == [{"type": "http.disconnect"}]
 
@@ -321,7 +311,7 @@ def test_work_goes_on_behind_the_answer(web: Web, call: Call) -> None:
         await receive()
         await answer(send, b"ok")
         heard.append(await receive())
-        await asyncio.get_running_loop().run_in_executor(None, go_on.wait)
+        await asyncio.get_running_loop().run_in_executor(None, go_on.wait, TIMEOUT)
         heard.append("done")
 
     connector = web.serve("asgi", http(serve))
@@ -350,10 +340,7 @@ def test_a_caller_that_does_not_read_stops_the_application(web: Web) -> None:
     stream_id = caller.begin("GET", "/")
     while len(caller.replies[stream_id].body) < 60_000:
         caller.hear()
-    before = -1
-    while before != sent:
-        before = sent
-        threading.Event().wait(0.5)
+    stands_still(lambda: sent)
     assert sent < 1_000
     caller.opens_windows = True
     caller.h2.acknowledge_received_data(60_000, stream_id)

@@ -10,7 +10,7 @@ from typing import Any, Callable
 
 import pytest
 
-from tests.support.waiting import eventually
+from tests.support.waiting import eventually, stands_still
 from tests.support.web_applications import Body, http, wsgi
 from tests.web.conftest import Web
 
@@ -43,17 +43,6 @@ def test_who_writes_waits_for_a_caller_that_does_not_read(web: Web) -> None:
     assert len(written) < 5_000
     caller.give_up(stream_id)
     eventually(lambda: errors)
-
-
-def stands_still(count: Callable[[], int]) -> None:
-    """Wait until it has begun and does not grow any more."""
-    eventually(count)
-    unchanged, before = 0, -1
-    while unchanged < 10:
-        threading.Event().wait(0.05)
-        now = count()
-        unchanged = unchanged + 1 if now == before else 0
-        before = now
 
 
 def test_to_read_beyond_the_end_of_a_body_is_to_read_nothing(web: Web, call: Call) -> None:
@@ -155,16 +144,7 @@ def test_a_caller_that_gives_up_ends_a_response(web: Web, version: str) -> None:
             closed.set()
 
     web.serve("wsgi", wsgi(lambda environ: parts()))
-    if version == "1.1":
-        caller = web.raw()
-        caller.say("GET / HTTP/1.1\r\nHost: a\r\n\r\n")
-        caller.hears(1)
-        caller.close()
-    else:
-        second = web.http2()
-        stream_id = second.begin("GET", "/")
-        second.hear()
-        second.give_up(stream_id)
+    web.ask_and_leave(version)
     assert closed.wait(TIMEOUT)
 
 

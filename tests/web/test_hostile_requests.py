@@ -18,6 +18,7 @@ from tests.support.waiting import eventually
 from tests.web.conftest import Clock, Web
 
 TIMED_OUT = (TimeoutError, socket.timeout)
+TIMEOUT = 60.0
 SMUGGLED = "GET /smuggled HTTP/1.1\r\nHost: a\r\n\r\n"
 
 
@@ -129,7 +130,7 @@ def test_a_chunk_that_is_none_breaks_the_request_off(web: Web, chunk: str) -> No
     web.serve("wsgi", app)
     caller = web.raw()
     caller.say(f"{POST}Transfer-Encoding: chunked\r\n\r\n")
-    begun.wait()
+    assert begun.wait(TIMEOUT)
     caller.say(f"{chunk}0\r\n\r\n")
     assert caller.hears_rest().startswith(b"HTTP/1.1 400 ")
     eventually(lambda: errors)
